@@ -1,0 +1,1 @@
+"""Boxes, masks, crops, augmentation and paste-back on plain tensors."""

@@ -1,0 +1,75 @@
+"""Masks (B, H, W), 1 = the hole, where the subject goes: shapes, sizes, batches, checks in user's words."""
+
+import torch
+import torch.nn.functional as F
+
+from .boxes import Box, bounding_box
+
+
+def binarize(mask: torch.Tensor) -> torch.Tensor:
+    """1 where the mask is above 0.5, else 0, in the mask's own dtype: the host's `mask.round()` on [0, 1]."""
+    return (mask > 0.5).to(mask.dtype)
+
+
+def fill_box(box: Box, height: int, width: int) -> torch.Tensor:
+    """A mask (1, H, W) that is 1 inside the box; the box may reach over the border."""
+    mask = torch.zeros(1, height, width)
+    rows, columns = box.clamp(height, width).slices
+    mask[:, rows, columns] = 1.0
+    return mask
+
+
+def box_mask(mask: torch.Tensor) -> torch.Tensor:
+    """Each sample's bounding box, filled (B, H, W): DreamCom's training hole (sec. 3.2).
+
+    Raises ValueError when a sample is empty.
+    """
+    return torch.cat([fill_box(bounding_box(m), *m.shape) for m in mask]).to(mask)
+
+
+def resize_mask(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Binary mask (B, H, W) on another grid: a pixel is masked when it touches a masked pixel of the old one.
+
+    So shrinking never loses a thin subject, and the same size changes nothing.
+    """
+    return F.adaptive_max_pool2d(binarize(mask)[:, None], (height, width))[:, 0]
+
+
+def match_batch(**batches: torch.Tensor) -> list[torch.Tensor]:
+    """The named tensors (b, ...), every batch of one expanded to the largest batch.
+
+    Raises ValueError, naming the input, when a batch is neither one nor the largest.
+    """
+    largest = max(batches, key=lambda name: len(batches[name]))
+    batch = len(batches[largest])
+    for name, tensor in batches.items():
+        if len(tensor) not in (1, batch):
+            raise ValueError(
+                f"{name}: there are {len(tensor)} in the batch but {batch} in {largest};"
+                " give one for all of them, or one for each."
+            )
+    return [tensor.expand(batch, *tensor.shape[1:]) for tensor in batches.values()]
+
+
+def check_mask(image: torch.Tensor, mask: torch.Tensor, name: str = "mask") -> None:
+    """Raises ValueError unless `mask` (B, H, W) has the size of `image` (B, H, W, C) and holds numbers."""
+    (height, width), (rows, columns) = image.shape[1:3], mask.shape[-2:]
+    if (height, width) != (rows, columns):
+        raise ValueError(
+            f"{name}: it is {columns}x{rows} pixels but the image is {width}x{height};"
+            " draw the mask on that image or resize it to the same size."
+        )
+    if not mask.sum(dtype=torch.float32).isfinite():  # one pass over a large mask, and no copy of it
+        raise ValueError(f"{name}: it holds NaN or infinite values; make the mask again.")
+
+
+def check_not_empty(mask: torch.Tensor, name: str = "mask") -> None:
+    """Raises ValueError when a mask of the batch (B, H, W) has nothing above 0.5."""
+    if not (mask > 0.5).flatten(1).any(1).all():
+        raise ValueError(f"{name}: it is empty (nothing above 0.5); paint where the subject goes.")
+
+
+def check_not_full(mask: torch.Tensor, name: str = "mask") -> None:
+    """Raises ValueError when a mask of the batch (B, H, W) is above 0.5 everywhere."""
+    if (mask > 0.5).flatten(1).all(1).any():
+        raise ValueError(f"{name}: it covers the whole image; leave the background unpainted.")

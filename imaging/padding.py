@@ -1,0 +1,37 @@
+"""Odd sizes: padded at the bottom and right to a model's grid, cropped back exactly, never cut or resized."""
+
+import torch
+
+GRIDS = (8, 16, 32)  # pixels per latent pixel of the autoencoders about
+
+
+def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """The smallest multiples that hold the picture."""
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def pad_to_multiple(picture: torch.Tensor, multiple: int) -> torch.Tensor:
+    """IMAGE (B, H, W, C) or MASK (B, H, W) grown to `padded_size` by repeating its last row and column.
+
+    A mask that touches the border grows with it, so no pixel of the hole is repeated as background.
+    """
+    height, width = picture.shape[1:3]
+    rows, columns = (
+        torch.arange(padded, device=picture.device).clamp(max=length - 1)
+        for padded, length in zip(padded_size(height, width, multiple), (height, width), strict=True)
+    )
+    return picture[:, rows[:, None], columns]
+
+
+def crop_back(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The (B, height, width, ...) picture that was padded to one of the `GRIDS`, or `picture` itself.
+
+    Raises ValueError for any other size: nothing is resized silently.
+    """
+    rows, columns = picture.shape[1:3]
+    if (rows, columns) not in {(height, width), *(padded_size(height, width, grid) for grid in GRIDS)}:
+        raise ValueError(
+            f"generated: it is {columns}x{rows} pixels but the original is {width}x{height};"
+            " connect the picture that was generated from this original, or resize it to that size first."
+        )
+    return picture[:, :height, :width]

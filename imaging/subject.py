@@ -1,0 +1,79 @@
+"""The object as an encoder sees it: cut out, on one colour, in the middle of a square."""
+
+import torch
+import torch.nn.functional as F
+
+from .boxes import Box, bounding_box
+from .masks import check_mask
+
+COLOURS = {"black": 0.0, "white": 1.0, "grey": 0.5}
+ORIGINAL = "original"
+FEWEST = 8  # pixels of the longer side that an object needs to be one
+
+
+def subject_picture(
+    image: torch.Tensor,
+    mask: torch.Tensor | None,
+    side: int,
+    background: str = "black",
+    margin: float = 0.1,
+    name: str = "masks",
+) -> torch.Tensor:
+    """The object of one picture as a square (1, side, side, 3) in [0, 1], never stretched out of shape.
+
+    image (1, H, W, C >= 3) in [0, 1]; mask (1, H, W), 1 on the object, soft values are mixed. The square is
+    the mask's box with `margin` of its longer side around it; what lies outside the mask, and outside the
+    picture, has the background's colour. background `original` keeps the surroundings and repeats the
+    picture's border; only then the mask may be None, and the whole picture is the object.
+    Raises ValueError, naming `name`, for a mask that is empty, of another size, or of a few pixels.
+    """
+    image = image[..., :3]
+    if mask is None:
+        if background != ORIGINAL:
+            raise ValueError(
+                f"{name}: there is neither a mask nor an alpha channel; paint over the object, or choose the"
+                " background 'original' to show the whole picture."
+            )
+        mask = image.new_ones(image.shape[:3])
+    box = _square(object_box(image, mask, name), margin)
+    if background != ORIGINAL:
+        alpha = mask.to(image)[..., None]
+        image = image * alpha + COLOURS[background] * (1 - alpha)
+    square = _window(image, box, None if background == ORIGINAL else COLOURS[background])
+    resized = F.interpolate(
+        square.movedim(-1, 1), (side, side), mode="bicubic", antialias=True, align_corners=False
+    )
+    return resized.clamp(0, 1).movedim(1, -1)
+
+
+def object_box(image: torch.Tensor, mask: torch.Tensor, name: str) -> Box:
+    """The box of the object in mask (1, H, W). Raises ValueError when there is none to speak of."""
+    check_mask(image, mask, name)
+    if not (mask > 0.5).any():
+        raise ValueError(f"{name}: it is empty (nothing above 0.5); paint over the object.")
+    box = bounding_box(mask[0])
+    if max(box.height, box.width) < FEWEST:
+        raise ValueError(
+            f"{name}: the object is only {box.width}x{box.height} pixels, too small to recognise; give a"
+            " larger picture of it."
+        )
+    return box
+
+
+def _square(box: Box, margin: float) -> Box:
+    """The square about the box's middle with a margin of its longer side; may reach outside the picture."""
+    side = max(1, round(max(box.height, box.width) * (1 + 2 * margin)))
+    top, left = (box.top + box.bottom - side) // 2, (box.left + box.right - side) // 2
+    return Box(top, left, top + side, left + side)
+
+
+def _window(image: torch.Tensor, box: Box, fill: float | None) -> torch.Tensor:
+    """The box of image (1, H, W, C), which may reach outside: `fill` there, or the border repeated."""
+    height, width = image.shape[1:3]
+    rows = torch.arange(box.top, box.bottom, device=image.device)
+    columns = torch.arange(box.left, box.right, device=image.device)
+    window = image[:, rows.clamp(0, height - 1)[:, None], columns.clamp(0, width - 1)]
+    if fill is None:
+        return window
+    inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
+    return torch.where(inside[..., None], window, fill)

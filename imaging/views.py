@@ -1,0 +1,95 @@
+"""Views: a part of a picture, and the size at which a model works on it."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .boxes import Box
+from .masks import resize_mask
+from .padding import padded_size
+
+LEVELS = 64  # pixels per cell of a UNet's coarsest grid: 8 of the autoencoder times three halvings
+MOST_ZOOM = 8  # a close-up enlarges no further; there is nothing left to see
+
+
+@dataclass(frozen=True)
+class View:
+    """`box`, which lies inside the picture, shown at (height, width)."""
+
+    box: Box
+    height: int
+    width: int
+
+    def image(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) -> (B, height, width, C); only the box is read."""
+        rows, columns = self.box.slices
+        return resize_image(image[:, rows, columns], self.height, self.width)
+
+    def mask(self, mask: torch.Tensor) -> torch.Tensor:
+        """(B, H, W) -> (B, height, width) of zeros and ones, see `resize_mask`."""
+        rows, columns = self.box.slices
+        return resize_mask(mask[:, rows, columns], self.height, self.width)
+
+    def restore(self, picture: torch.Tensor) -> torch.Tensor:
+        """(B, height, width, C) -> (B, h, w, C) at the box's own size."""
+        return resize_image(picture, self.box.height, self.box.width)
+
+    def window(self, height: int, width: int, grid: int) -> tuple[float, float, float, float]:
+        """(top, left, bottom, right) in fractions of a (height, width) picture, padded to `grid`."""
+        padded_height, padded_width = padded_size(self.height, self.width, grid)
+        return (
+            self.box.top / height,
+            self.box.left / width,
+            (self.box.top + self.box.height * padded_height / self.height) / height,
+            (self.box.left + self.box.width * padded_width / self.width) / width,
+        )
+
+
+def close_up(
+    box: Box, height: int, width: int, side: int, context: float = 1.5, edge: int = 0, least: float = 0.0
+) -> View:
+    """DreamMix's local patch (sec. 3.2, Crop): a square about the mask's box, shown at the model's size.
+
+    Its side, in pixels of the (height, width) picture, is the largest of: `context` times the box's longer
+    side; the box and `edge` pixels around it; the share `least` of the picture's longer side; side /
+    MOST_ZOOM. Shown at side * side pixels, or at the same area where the picture is too narrow for a square.
+    """
+    longest = max(box.height, box.width)
+    reach = max(context * longest, longest + 2 * edge, least * max(height, width), side / MOST_ZOOM)
+    part = box.square(math.ceil(reach), height, width)
+    multiple = LEVELS if side % LEVELS == 0 else 8
+    return View(part, *_fit_area(part.height, part.width, side * side, multiple))
+
+
+def surroundings(box: Box, height: int, width: int, side: int, area: float, edge: int = 0) -> View:
+    """The bounded window on which the close-up is harmonised: twice as wide as the box, or `side` if wider.
+
+    Shown as it is, or shrunk to `area` pixels where it holds more. Holds `edge` pixels around the box.
+    """
+    longest = max(box.height, box.width)
+    reach = max(2 * longest, longest + 2 * edge, side)
+    part = box.square(-(-reach // LEVELS) * LEVELS, height, width)
+    if part.area <= area:
+        return View(part, part.height, part.width)
+    return View(part, *_fit_area(part.height, part.width, area, 8))
+
+
+def whole_picture(height: int, width: int) -> View:
+    return View(Box(0, 0, height, width), height, width)
+
+
+def resize_image(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(B, H, W, C) in [0, 1] at another size, bicubic without aliasing; the same tensor at the same size."""
+    if image.shape[1:3] == (height, width):
+        return image
+    resized = F.interpolate(image.movedim(-1, 1), (height, width), mode="bicubic", antialias=True)
+    return resized.movedim(1, -1).clamp(0, 1)
+
+
+def _fit_area(height: int, width: int, area: float, multiple: int) -> tuple[int, int]:
+    """The shape of about that area with sides that are multiples, closest to (height, width)'s shape."""
+    scale = math.sqrt(area / (height * width))
+    rows, columns = (max(1, round(length * scale / multiple)) * multiple for length in (height, width))
+    return rows, columns
