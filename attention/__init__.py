@@ -1,0 +1,1 @@
+"""Regions on token grids, masked attention, the layer map, and the patch on a MODEL."""

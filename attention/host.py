@@ -1,0 +1,147 @@
+"""The host's side of masked attention: the patch on a MODEL, and what happens once per sampling step.
+
+Everything that would cost a synchronisation or break a compiled graph (is this step in range, which tokens
+are inside) is settled here, before the UNet runs; the replacements in the layers only look it up.
+"""
+
+from collections.abc import Collection, Sequence
+
+import comfy.ldm.modules.attention
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from .layers import unet_layers
+from .patch import CONDITIONAL, PLAN, Masking, choose_masking, row_masks, with_replacements
+from .regions import WHOLE_IMAGE, RegionPlan, halved, region_labels
+
+KEY = "inlay_masked_attention"
+WINDOW = "inlay_window"
+COMPILED = "torch.compile"  # the host's key for the wrapper that runs a compiled model
+
+
+def mask_attention(
+    model: ModelPatcher,
+    masks: Sequence[Tensor],
+    *,
+    cross_strength: float = 1.0,
+    self_layers: str = "paper",
+    self_strength: float = 1.0,
+    operator: str = "paper",
+    text: Sequence[Collection[int] | None] | None = None,
+    released: bool = False,
+    percent: tuple[float, float] = (0.0, 1.0),
+    apply_to: str = "both",
+) -> ModelPatcher:
+    """A clone of a MODEL that masks its attention while it samples.
+
+    masks: one (N,H,W) per subject, N = 1 or the batch size. percent: start and end, in shares of the noise
+    schedule. The other options as in `region_options`. A second call masks what the first one leaves: both
+    regions must agree for a query to see a key.
+    """
+    unet = _unet(model)
+    masking = choose_masking(unet, cross_strength, self_layers, self_strength, operator, _free_plan(model))
+    with torch.inference_mode(False):
+        labels = region_labels(masks)
+    model = model.clone()
+    if masking.cross_layers or masking.self_layers:
+        options = model.model_options["transformer_options"]
+        model.model_options["transformer_options"] = with_replacements(options, masking, _attend)
+        depths = 1 + max(layer.depth for layer in unet_layers(unet))
+        step = StepRegions(masking, labels, text, released, percent, apply_to, depths)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, step)
+    return model
+
+
+def _attend(*args, **kwargs) -> Tensor:
+    """The host's attention of the moment: packs exchange it, so it is looked up at every call."""
+    return comfy.ldm.modules.attention.optimized_attention(*args, **kwargs)
+
+
+def _unet(model: ModelPatcher):
+    unet = model.get_model_object("diffusion_model")
+    if not hasattr(unet, "input_blocks"):
+        raise ValueError(
+            f"Masked attention cannot mask {type(model.model).__name__} models yet: "
+            "connect a UNet model (SD 1.5, SD 2, SDXL or their inpainting variants)."
+        )
+    return unet
+
+
+def _free_plan(model: ModelPatcher) -> str:
+    """A place in transformer_options for the plan of one more patch on this model."""
+    return f"{PLAN}.{len(model.get_wrappers(WrappersMP.APPLY_MODEL, KEY))}"
+
+
+class StepRegions:
+    """Wraps the host's `apply_model`: puts the plan of the step into transformer_options, or leaves it out.
+
+    Outside the percent range no plan is there, and every layer runs what it would run without us.
+    """
+
+    def __init__(self, masking: Masking, labels, text, released, percent, apply_to, depths: int):
+        self.masking = masking
+        self.labels = labels
+        self.text = text
+        self.released = released
+        self.percent = percent
+        self.apply_to = apply_to
+        self.depths = depths
+        self.plans: dict[tuple, RegionPlan] = {}
+
+    def __call__(
+        self,
+        executor,
+        x,
+        t,
+        c_concat=None,
+        c_crossattn=None,
+        control=None,
+        transformer_options=None,
+        **kwargs,
+    ):
+        options = transformer_options or {}
+        if self._in_range(executor.class_obj.model_sampling, options.get("sigmas", t)):
+            plan = self._plan(x, c_crossattn, options)
+            options = {**options, self.masking.plan: plan}
+            if COMPILED in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
+                kwargs[self._graph_name(plan)] = True
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def _in_range(self, sampling, sigmas: Tensor) -> bool:
+        if self.percent == (0.0, 1.0):
+            return True
+        start, end = (sampling.percent_to_sigma(percent) for percent in self.percent)
+        return start >= float(sigmas.max()) >= end
+
+    def _plan(self, x: Tensor, context: Tensor | None, options: dict) -> RegionPlan:
+        chunks = options.get("cond_or_uncond", [CONDITIONAL])
+        window = tuple(options.get(WINDOW, WHOLE_IMAGE))
+        key = (x.shape, tuple(chunks), window, x.device, context.shape[1] if context is not None else 0)
+        if key not in self.plans:
+            if len(self.plans) >= 32:  # a close-up that wanders should not fill the memory
+                self.plans.clear()
+            self.plans[key] = self._new_plan(x, context, chunks, window)
+        return self.plans[key]
+
+    def _new_plan(self, x, context, chunks, window) -> RegionPlan:
+        rows = row_masks(self.labels.shape[0], x.shape[0] // len(chunks), chunks, self.apply_to)
+        with torch.inference_mode(False):
+            plan = RegionPlan(self.labels, rows, self.text, self.released, x.device, window)
+            for grid in halved(x.shape[-2:], self.depths):
+                plan.at(tuple(x.shape[-2:]), grid)
+            if context is not None:
+                plan.text_keys(context.shape[1])
+        return plan
+
+    def _graph_name(self, plan: RegionPlan) -> str:
+        """A keyword (the UNet takes any) that makes a compiled UNet keep a graph per masking and token count.
+
+        The host compiles with the guards on transformer_options left out, so a graph traced without a mask,
+        or for another number of tokens, would be taken for this one.
+        """
+        tokens = [group.tokens for regions in plan.grids for group in regions.groups]
+        counts = [tuple(map(len, group)) for group in tokens]
+        texts = [None if keys is None else len(keys) for text in plan.texts.values() for keys in text]
+        return f"{KEY}_{hash((self.masking, *counts, *texts, *plan.row_masks))}"

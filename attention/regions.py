@@ -1,0 +1,221 @@
+"""Regions of an image on token grids: which tokens lie inside which mask.
+
+A mask is thresholded at 0.5 at its own size, goes to the latent grid by nearest neighbour and from there
+to a layer's grid by nearest neighbour (DreamCom). Nearest means torch's: token i of n looks at pixel
+floor(i * size / n). A region too small for a grid keeps the token that holds its centre.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Size = tuple[int, int]
+Window = tuple[float, float, float, float]
+
+WHOLE_IMAGE: Window = (0.0, 0.0, 1.0, 1.0)
+OPEN = 255  # the label of every token in a batch row that no mask applies to
+
+
+def region_labels(masks: Sequence[Tensor]) -> Tensor:
+    """Number the regions of K masks: (N,H,W) uint8, 0 = background, k = inside the k-th mask.
+
+    masks: K tensors (N,H,W) or (H,W) in [0,1], of one size, with batches of 1 or N. Where masks overlap, the
+    first one wins. Raises ValueError for a mask of another rank, with NaN, with nothing above 0.5, or of a
+    batch or size that does not fit the others.
+    """
+    masks = [_checked(mask) for mask in masks]
+    batch = max(mask.shape[0] for mask in masks)
+    size = masks[0].shape[1:]
+    labels = torch.zeros(batch, *size, dtype=torch.uint8)
+    for number, mask in reversed(list(enumerate(masks, start=1))):
+        if mask.shape[1:] != size:
+            raise ValueError(
+                f"The masks of several subjects must have one size, but one is {tuple(mask.shape[1:])} and "
+                f"another {tuple(size)}: resize them first."
+            )
+        if mask.shape[0] not in (1, batch):
+            raise ValueError(
+                f"The masks of several subjects must come in batches of 1 or {batch}, not {mask.shape[0]}."
+            )
+        labels[mask.expand(batch, -1, -1)] = number
+    return labels
+
+
+def _checked(mask: Tensor) -> Tensor:
+    if mask.ndim not in (2, 3):
+        raise ValueError(
+            f"The mask must have the shape (batch, height, width), but it has {mask.ndim} dimensions: "
+            f"{tuple(mask.shape)}."
+        )
+    mask = mask.detach().reshape(-1, *mask.shape[-2:]).cpu()
+    if torch.isnan(mask).any():
+        raise ValueError("The mask holds NaN values: check the node that made it.")
+    inside = mask >= 0.5
+    if not inside.flatten(1).any(1).all():
+        raise ValueError("The mask is empty (nothing reaches 0.5): paint the place where the subject goes.")
+    return inside
+
+
+def token_labels(
+    labels: Tensor, latent: Size, grid: Size, window: Window = WHOLE_IMAGE
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Regions at a layer's grid: (N,h,w) uint8 labels, and the (image, region) pairs that had vanished.
+
+    labels: (N,H,W) of `region_labels`. latent, grid: (height, width) of the latent and of the layer's
+    tokens. window: (top, left, bottom, right), the part of the image that the latent shows, in fractions of
+    the image. A region in the window that no token of the grid samples keeps the token that holds its centre.
+    """
+    top, left, bottom, right = window
+    height, width = labels.shape[1:]
+    rows = _nearest(grid[0], latent[0], 0.0, 1.0)
+    columns = _nearest(grid[1], latent[1], 0.0, 1.0)
+    rows = _nearest(latent[0], height, top, bottom)[rows]
+    columns = _nearest(latent[1], width, left, right)[columns]
+    tokens = labels[:, rows][:, :, columns]
+    vanished = []
+    for image, region, (y, x) in _centres(labels, window):
+        if not (tokens[image] == region).any():
+            tokens[image, min(int(y * grid[0]), grid[0] - 1), min(int(x * grid[1]), grid[1] - 1)] = region
+            vanished.append((image, region))
+    return tokens, vanished
+
+
+def _nearest(count: int, size: int, start: float, end: float) -> Tensor:
+    """The pixels (of `size`) that `count` samples of the span from start to end (fractions) look at."""
+    # The small term keeps exact positions from falling to the pixel before by rounding.
+    samples = [int((start + (end - start) * i / count) * size + 1e-6) for i in range(count)]
+    return torch.tensor(samples).clamp_(0, size - 1)
+
+
+def _centres(labels: Tensor, window: Window):
+    """Every (image, region, centre) with a pixel in the window; the centre in fractions of the window."""
+    top, left, bottom, right = window
+    height, width = labels.shape[1:]
+    y0, x0 = int(top * height), int(left * width)
+    seen = labels[:, y0 : max(y0 + 1, round(bottom * height)), x0 : max(x0 + 1, round(right * width))]
+    for image, picture in enumerate(seen):
+        for region in picture.unique().tolist():
+            if region:
+                y, x = (picture == region).nonzero().double().add(0.5).mean(0).tolist()
+                y = ((y + y0) / height - top) / (bottom - top)
+                x = ((x + x0) / width - left) / (right - left)
+                yield image, region, (max(y, 0.0), max(x, 0.0))
+
+
+def halved(size: Sequence[int], depths: int) -> list[Size]:
+    """The grids of a UNet from a latent's (height, width) down: the host's downsampling rounds up."""
+    grids = [(size[0], size[1])]
+    while len(grids) < depths:
+        grids.append(((grids[-1][0] + 1) // 2, (grids[-1][1] + 1) // 2))
+    return grids
+
+
+class RowGroup(NamedTuple):
+    """Batch rows that share one map of regions.
+
+    rows: (n,) indices into the batch, or None for the whole batch.
+    tokens: index 0 the tokens of the background, index k those of region k, each (count,), possibly empty;
+    an empty tuple for rows that no mask applies to.
+    """
+
+    rows: Tensor | None
+    tokens: tuple[Tensor, ...]
+
+
+class GridRegions(NamedTuple):
+    """The regions of a batch on one grid.
+
+    labels: (rows, tokens) uint8, OPEN in rows that no mask applies to. groups: the same as indices.
+    """
+
+    latent: Size
+    grid: Size
+    labels: Tensor
+    groups: tuple[RowGroup, ...]
+
+    def present(self) -> list[int]:
+        """The regions (0 the background) that hold a token in any row."""
+        maps = [group.tokens for group in self.groups if group.tokens]
+        return [k for k, _ in enumerate(maps[0]) if any(len(tokens[k]) for tokens in maps)] if maps else []
+
+
+class RegionPlan:
+    """The regions of one batch on every grid, as index tensors on the batch's device.
+
+    Indices of a data-dependent length cost a synchronisation on an accelerator and a break in a compiled
+    graph, so they are made once per grid and kept: `at` only looks them up.
+
+    labels: (N,H,W) of `region_labels`. row_masks: for every row of the batch the image of `labels` that
+    applies to it, or None. text, released: for every region its text tokens, see `text_positions`.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,
+        row_masks: Sequence[int | None],
+        text: Sequence[Collection[int] | None] | None = None,
+        released: bool = False,
+        device: torch.device | None = None,
+        window: Window = WHOLE_IMAGE,
+    ):
+        self.labels = labels
+        self.row_masks = list(row_masks)
+        self.text = text or [None] * int(labels.max())
+        self.released = released
+        self.device = device
+        self.window = window
+        self.grids: list[GridRegions] = []
+        self.texts: dict[int, list[Tensor | None]] = {}
+        self.unmasked: set[tuple] = set()  # blocks that could not be masked, to say so once
+
+    def at(self, latent: Size, grid: Size) -> GridRegions:
+        """The regions on a grid (height, width) of a latent (height, width)."""
+        for regions in self.grids:
+            if regions.latent == latent and regions.grid == grid:
+                return regions
+        self.grids.append(self._make(latent, grid))
+        return self.grids[-1]
+
+    def text_keys(self, length: int) -> list[Tensor | None]:
+        """What each region sees of a text of `length` tokens, background (nothing) first; None for all."""
+        if length not in self.texts:
+            regions = [text_positions(length, tokens, self.released) for tokens in self.text]
+            self.texts[length] = [
+                None if positions is None else torch.tensor(positions, dtype=torch.long).to(self.device)
+                for positions in [[], *regions]
+            ]
+        return self.texts[length]
+
+    def _make(self, latent: Size, grid: Size) -> GridRegions:
+        tokens = token_labels(self.labels, latent, grid, self.window)[0].flatten(1)
+        outside = torch.full_like(tokens[0], OPEN)
+        rows = torch.stack([outside if mask is None else tokens[mask] for mask in self.row_masks])
+        alike: dict[bytes, list[int]] = {}
+        for row, labels in enumerate(rows):
+            alike.setdefault(labels.numpy().tobytes(), []).append(row)
+        groups = tuple(self._group(rows, members) for members in alike.values())
+        return GridRegions(latent, grid, rows.to(self.device), groups)
+
+    def _group(self, rows: Tensor, members: list[int]) -> RowGroup:
+        labels = rows[members[0]]
+        which = None if len(members) == len(rows) else torch.tensor(members, device=self.device)
+        if labels[0] == OPEN:
+            return RowGroup(which, ())
+        tokens = tuple((labels == k).nonzero().flatten().to(self.device) for k in range(len(self.text) + 1))
+        return RowGroup(which, tokens)
+
+
+def text_positions(
+    length: int, tokens: Collection[int] | None = None, released: bool = False
+) -> list[int] | None:
+    """The positions of a text of `length` tokens that a subject sees, None for all of them.
+
+    tokens: the subject's own, None for all. released: without token 0 (the start) and tokens 39-76 of every
+    77, which DreamCom's published code hides from every query.
+    """
+    positions = [t for t in range(length) if tokens is None or t in tokens]
+    if released:
+        positions = [t for t in positions if 1 <= t % 77 <= 38]
+    return None if len(positions) == length else positions
