@@ -1,0 +1,1 @@
+"""What the UNet is told besides noise: inpainting conditions."""

@@ -1,0 +1,89 @@
+"""Fooocus' inpaint patch for SDXL (lllyasviel/fooocus_inpaint), as Acly's pack hands it on: INPAINT_PATCH.
+
+An INPAINT_PATCH is (head, deltas): a module whose `head` (320, 5, 3, 3) looks at mask and masked latent, and
+a dict `diffusion_model.*` -> (uint8 tensor, min, max) of differences to SDXL's weights. The host's side.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from comfy.weight_adapter import WeightAdapterBase
+from torch import Tensor
+
+
+class InpaintPatch(NamedTuple):
+    head: torch.nn.Module
+    deltas: dict[str, tuple[Tensor, Tensor, Tensor]]
+
+
+class InpaintHead(torch.nn.Module):
+    """Carries the weights of the head; `InpaintHead()(cat([mask, masked latent], 1))` is its feature."""
+
+    def __init__(self, head: Tensor):
+        super().__init__()
+        self.head = torch.nn.Parameter(head, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return head_feature(self.head, x)
+
+
+class QuantizedDelta(WeightAdapterBase):
+    """delta = w / 255 * (max - min) + min, w a byte: turned into floats only while it is added."""
+
+    name = "fooocus"
+
+    def __init__(self, key: str, weights: tuple[Tensor, Tensor, Tensor]):
+        self.loaded_keys = {key}
+        self.weights = list(weights)
+
+    def calculate_weight(
+        self, weight, key, strength, strength_model, offset, function,
+        intermediate_dtype=torch.float32, original_weight=None,
+    ):  # fmt: skip
+        w, low, high = (part.to(device=weight.device, dtype=torch.float32) for part in self.weights)
+        delta = w / 255 * (high - low) + low
+        weight += function(strength * delta.to(weight.dtype))
+        return weight
+
+
+def head_feature(head: Tensor, x: Tensor) -> Tensor:
+    """A 3x3 convolution (320, 5, 3, 3) without bias over x (B, 5, h, w), the border repeated."""
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), "replicate"), head.to(x))
+
+
+def patch_weights(model: ModelPatcher, patch: InpaintPatch) -> ModelPatcher:
+    """A clone of the MODEL with the differences added to its weights.
+
+    Raises ValueError when the weights have other names or shapes: the patch is made for SDXL.
+    """
+    weights = model.model_state_dict("diffusion_model.")
+    fitting = {
+        key: QuantizedDelta(key, delta)
+        for key, delta in patch.deltas.items()
+        if key in weights and weights[key].shape == delta[0].shape
+    }
+    if len(fitting) < len(patch.deltas) / 2:
+        raise ValueError(
+            f"inpaint_patch: it fits {len(fitting)} of {len(patch.deltas)} weights of this"
+            f" {type(model.model.model_config).__name__} model; Fooocus' patch is made for SDXL, load one."
+        )
+    model = model.clone()
+    model.add_patches(fitting)
+    return model
+
+
+def block_patch(patch: InpaintPatch, mask: Tensor, masked: Tensor):
+    """The host's `input_block_patch` that adds the head's feature to the output of the first convolution.
+
+    mask (B, 1, h, w) of zeros and ones; masked (B, 4, h, w), the masked picture's latent as UNets see it.
+    """
+    feature = head_feature(patch.head.get_parameter("head"), torch.cat([mask.to(masked), masked], 1))
+
+    def add_feature(h: Tensor, transformer_options: dict) -> Tensor:
+        if transformer_options["block"] != ("input", 0):
+            return h
+        return h + feature.to(h).repeat(h.shape[0] // feature.shape[0], 1, 1, 1)
+
+    return add_feature

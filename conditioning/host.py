@@ -1,0 +1,29 @@
+"""The host's side of conditions: CONDITIONING, and which channels a MODEL reads in which order."""
+
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+CHANNELS = "concat_keys"  # the host's list of what a model reads beside the noisy latent
+# background's latent, 1 - mask: ObjectStitch and Paint-by-Example; the host's own order is mask, background
+OBJECT_FIRST = ("masked_image", "mask_inverted")
+
+
+def as_conditioning(context: Tensor) -> list:
+    """Context rows (B, N, C) as the host's CONDITIONING."""
+    return [[context, {"pooled_output": None}]]
+
+
+def read_object_first(model: ModelPatcher) -> ModelPatcher:
+    """A clone of an inpainting MODEL that reads (noisy latent, background's latent, 1 - mask).
+
+    Raises ValueError for a model of other than 9 channels.
+    """
+    channels = model.model.model_config.unet_config.get("in_channels")
+    if channels != 9:
+        raise ValueError(
+            f"model: it reads {channels} channels; load the checkpoint of ObjectStitch or Paint-by-Example"
+            " (9 channels)."
+        )
+    model = model.clone()
+    model.add_object_patch(CHANNELS, OBJECT_FIRST)
+    return model
