@@ -1,0 +1,81 @@
+"""Batches of pictures, and several masks in one picture: who is painted with whom."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..imaging.boxes import find_box
+from ..imaging.masks import match_batch
+from .schedule import split_schedule
+from .stages import Hole, Options, PaintView, inpaint
+
+EACH, IN_TURN, TOGETHER = "one image each", "one after another", "together"
+SEVERAL_MASKS = (EACH, IN_TURN, TOGETHER)
+
+
+class Job(NamedTuple):
+    """Pictures of the batch that one run of the sampler can paint, for their masks are the same."""
+
+    rows: range
+    turns: list[list[Hole]]  # the holes of a turn are painted together, turns one after another
+
+
+def plan_jobs(image: Tensor, mask: Tensor, several: str) -> tuple[Tensor, list[Job]]:
+    """The pictures (B, H, W, C) to return, and who is painted how; rows with empty masks have no job.
+
+    EACH: image and mask are batches, one of which may be 1. IN_TURN, TOGETHER: every mask goes into every
+    image. Raises ValueError when the batches do not fit.
+    """
+    boxes = [find_box(m) for m in mask]
+    holes = [None if box is None else Hole(mask[i : i + 1], box) for i, box in enumerate(boxes)]
+    found, everyone = [hole for hole in holes if hole], range(len(image))
+    if several == IN_TURN:
+        return image, [Job(everyone, [[hole] for hole in found])] if found else []
+    if several == TOGETHER or len(mask) == 1:
+        return image, [Job(everyone, [found])] if found else []
+    image, _ = match_batch(image=image, mask=mask)
+    return image, [Job(range(i, i + 1), [[hole]]) for i, hole in enumerate(holes) if hole]
+
+
+def count_steps(jobs: Sequence[Job], sigmas: Tensor, share: float) -> int:
+    """Steps of the sampler over all runs."""
+    local, rest = (max(len(part) - 1, 0) for part in split_schedule(sigmas, share))
+    return sum(len(masks) * local + rest for job in jobs for masks in job.turns)
+
+
+class Result(NamedTuple):
+    image: Tensor  # (B, H, W, C)
+    close_up: Tensor  # (N, h, w, 3), one for each mask and picture
+    latent: dict  # the host's LATENT of the last runs
+
+
+def inpaint_batch(
+    image: Tensor,
+    jobs: Sequence[Job],
+    sigmas: Tensor,
+    options: Options,
+    runs: Callable[[range], PaintView],
+) -> Result:
+    """Run the jobs, at least one, on a copy of image (B, H, W, C); channels past the third stay as they are.
+
+    Close-ups and latents of other sizes are stretched to the first one's, as the host does in batches.
+    """
+    finished, close_ups, latents = image.clone(), [], []
+    for job in jobs:
+        paint, latent = runs(job.rows), {}
+        for holes in job.turns:
+            picture = finished[job.rows.start : job.rows.stop, ..., :3]
+            shown, latent = inpaint(picture, holes, sigmas, options, paint)
+            close_ups += shown
+        latents.append({key: part.expand(len(job.rows), -1, -1, -1) for key, part in latent.items()})
+    latent = {key: _stack([each[key] for each in latents]) for key in latents[0]}
+    return Result(finished, _stack([c.movedim(-1, 1) for c in close_ups]).movedim(1, -1), latent)
+
+
+def _stack(parts: Sequence[Tensor]) -> Tensor:
+    """(b, C, h, w) tensors as one batch of the first one's size."""
+    size = parts[0].shape[-2:]
+    return torch.cat([p if p.shape[-2:] == size else F.interpolate(p, size, mode="bilinear") for p in parts])

@@ -1,0 +1,136 @@
+"""What a prompt says about places, seen through a window: its area, its mask, its ControlNet's picture.
+
+The host stretches masks and hints over whatever is sampled, and counts areas from its corner. Here they are
+made for a part of the picture first.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..imaging.views import resize_image
+
+AREA_PIXEL = 8  # pixels of the picture in one step of an area that is not in percent
+Window = tuple[float, float, float, float]
+
+
+class Place(NamedTuple):
+    """Which part of which pictures is sampled."""
+
+    window: Window  # top, left, bottom, right in fractions of the picture; past 1 where it is padded
+    picture: tuple[int, int]  # height and width
+    shown: tuple[int, int]  # height and width of the window as the autoencoder sees it
+    rows: Sequence[int] = (0,)  # the pictures of the batch
+
+
+def crop_conditions(conditions: Mapping[str, Sequence[dict]], place: Place) -> dict[str, list[dict]]:
+    """The conditions of a guider ("positive", "negative", ...) for a place; those that miss it are left out.
+
+    Raises ValueError where all of a kind miss it.
+    """
+    controls: dict[int, object] = {}
+    cropped = {}
+    for kind, conds in conditions.items():
+        parts = (_crop_condition(cond, place, controls) for cond in conds)
+        cropped[kind] = [part for part in parts if part is not None]
+        if conds and not cropped[kind]:
+            raise ValueError(
+                f"{kind}: none of its areas and masks reaches the place that is painted; add a prompt for the"
+                " whole picture."
+            )
+    return cropped
+
+
+def _crop_condition(cond: dict, place: Place, controls: dict) -> dict | None:
+    cond = dict(cond)
+    if "mask" in cond:
+        cond["mask"] = cond["mask"].reshape(-1, *cond["mask"].shape[-2:])
+    for key in ("cross_attn", "pooled_output", "mask"):
+        if cond.get(key) is not None:
+            cond[key] = only_rows(cond[key], place.rows)
+    if "area" in cond:
+        cond["area"] = crop_area(cond["area"], place.window, *place.picture)
+        if cond["area"] is None:
+            return None
+    if "mask" in cond:
+        cond["mask"] = crop_part(cond["mask"], place.window)
+        if not cond["mask"].any():
+            return None
+    if "control" in cond:
+        cond["control"] = _crop_control(cond["control"], place, controls)
+    return cond
+
+
+def only_rows(batch: Tensor, rows: Sequence[int]) -> Tensor:
+    """Those rows of a batch that has one for every picture; any other batch as it is."""
+    return batch[list(rows)] if len(batch) > max(1, len(rows), *rows) else batch
+
+
+def crop_area(area: Sequence, window: Window, height: int, width: int) -> tuple | None:
+    """The host's area (height, width, top, left) of a (height, width) picture, in percent of the window.
+
+    None where the two do not meet. An area that ends at the picture's border holds its padding too.
+    """
+    sizes = (height, width, height, width)
+    steps = (
+        area[1:]
+        if area[0] == "percentage"
+        else [AREA_PIXEL * a / n for a, n in zip(area, sizes, strict=True)]
+    )
+    tall, wide, top, left = steps
+    down, first_row = _overlap(top, tall, window[0], window[2])
+    across, first_column = _overlap(left, wide, window[1], window[3])
+    return ("percentage", down, across, first_row, first_column) if down > 0 and across > 0 else None
+
+
+def _overlap(start: float, length: float, low: float, high: float) -> tuple[float, float]:
+    """(length, start) of an interval inside another, in shares of that."""
+    end = high if start + length > 1 - 1e-6 else min(start + length, high)
+    start = max(start, low)
+    return (end - start) / (high - low), (start - low) / (high - low)
+
+
+def crop_part(picture: Tensor, window: Window) -> Tensor:
+    """The window of a picture (..., h, w) of any size, to its pixel; past the border the last one repeats."""
+    (top, left, bottom, right), (height, width) = window, picture.shape[-2:]
+    rows, columns = _pixels(top, bottom, height), _pixels(left, right, width)
+    if rows.stop <= height and columns.stop <= width:
+        return picture[..., rows.start : rows.stop, columns.start : columns.stop]
+    down, across = (
+        torch.arange(part.start, part.stop, device=picture.device).clamp(max=length - 1)
+        for part, length in ((rows, height), (columns, width))
+    )
+    return picture[..., down[:, None], across]
+
+
+def _pixels(low: float, high: float, length: int) -> range:
+    first = min(round(low * length), length - 1)
+    return range(first, max(round(high * length), first + 1))
+
+
+def _crop_control(control, place: Place, controls: dict):
+    """A copy of a ControlNet, and of those chained before it, that looks at the window of its hint.
+
+    One copy for each, so that the host still runs prompts that share a ControlNet in one batch.
+    """
+    if control is None:
+        return None
+    if id(control) not in controls:
+        part = control.copy()
+        part.set_previous_controlnet(_crop_control(control.previous_controlnet, place, controls))
+        if part.cond_hint_original is not None:
+            hint = crop_part(_fitted(only_rows(part.cond_hint_original, place.rows), place), place.window)
+            part.cond_hint_original = resize_image(hint.movedim(1, -1), *place.shown).movedim(-1, 1)
+        part.extra_concat_orig = [crop_part(_fitted(c, place), place.window) for c in part.extra_concat_orig]
+        controls[id(control)] = part
+    return controls[id(control)]
+
+
+def _fitted(hint: Tensor, place: Place) -> Tensor:
+    """The middle of a hint (B, C, h, w), in the picture's proportions: the part that the host looks at."""
+    (height, width), (rows, columns) = place.picture, hint.shape[-2:]
+    top = max(0, round((rows - columns * height / width) / 2))
+    left = max(0, round((columns - rows * width / height) / 2))
+    return hint[..., top : rows - top, left : columns - left]
