@@ -1,0 +1,1 @@
+"""References to a stored subject: latents, objective, adapter, loop."""

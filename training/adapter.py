@@ -1,0 +1,140 @@
+"""What is trained: a PEFT adapter or the weights themselves, and the tensors that carry it elsewhere."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .recipes import Adapter
+
+Name = Callable[[str], str]  # a module's path in the UNet -> its key in a LoRA file
+
+
+class LoraAdapter:
+    """A low-rank adapter on the linear layers whose path ends with one of `spec.targets` (Hu et al. 2021)."""
+
+    def __init__(self, unet: nn.Module, spec: Adapter, dtype: torch.dtype, seed: int):
+        from peft import LoraConfig, inject_adapter_in_model  # slow to import, so not before somebody trains
+
+        config = LoraConfig(
+            r=spec.rank,
+            lora_alpha=spec.rank if spec.alpha is None else spec.alpha,  # type: ignore[arg-type]
+            target_modules=list(spec.targets),
+            init_lora_weights="gaussian" if spec.init == "gaussian" else True,
+            use_dora=spec.dora,
+            use_rslora=spec.rslora,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, unet)
+        self.layers: dict[str, Any] = {
+            path: layer for path, layer in unet.named_modules() if hasattr(layer, "lora_A")
+        }
+        self.parameters = [p for p in unet.parameters() if p.requires_grad]
+        for p in self.parameters:
+            p.data = p.data.to(dtype)
+
+    def export(self, name: Name) -> dict[str, Tensor]:
+        """kohya's keys, which the host, diffusers and kohya's own tools all read: down, up, alpha."""
+        tensors = {}
+        for path, layer in self.layers.items():
+            key = name(path)
+            down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            tensors[f"{key}.lora_down.weight"] = _stored(down)
+            tensors[f"{key}.lora_up.weight"] = _stored(up)
+            # Readers scale by alpha / rank; writing scale * rank holds for rsLoRA too.
+            tensors[f"{key}.alpha"] = torch.tensor(float(layer.scaling["default"] * down.shape[0]))
+            if layer.use_dora["default"]:
+                tensors[f"{key}.dora_scale"] = _stored(layer.lora_magnitude_vector["default"].weight)[:, None]
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor], name: Name) -> None:
+        """Go on from what `export` gave; a file of another alpha keeps its strength."""
+        for path, layer in self.layers.items():
+            key = name(path)
+            down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            scale = tensors[f"{key}.alpha"] / down.shape[0] / layer.scaling["default"]
+            down.data.copy_(tensors[f"{key}.lora_down.weight"])
+            up.data.copy_(tensors[f"{key}.lora_up.weight"] * scale)
+            if layer.use_dora["default"]:
+                magnitude = layer.lora_magnitude_vector["default"].weight
+                magnitude.data.copy_(tensors[f"{key}.dora_scale"][:, 0])
+
+
+class FullAdapter:
+    """Every weight of the UNet, kept as a difference so that it can be applied and removed like a LoRA."""
+
+    def __init__(self, unet: nn.Module, dtype: torch.dtype):
+        self.base = dict(unet.named_parameters())
+        for path, weight in self.base.items():
+            owner, _, leaf = path.rpartition(".")
+            setattr(unet.get_submodule(owner), leaf, nn.Parameter(weight.detach().to(dtype, copy=True)))
+        self.trained = dict(unet.named_parameters())
+        self.parameters = list(self.trained.values())
+
+    def export(self, name: Name) -> dict[str, Tensor]:
+        """`<layer>.diff` and `<layer>.diff_b`, as the host's LoRA loader reads them."""
+        return {
+            _difference(path, name): _stored(weight.float() - self.base[path].float())
+            for path, weight in self.trained.items()
+        }
+
+    def load(self, tensors: dict[str, Tensor], name: Name) -> None:
+        """Go on from what `export` gave."""
+        for path, weight in self.trained.items():
+            weight.data.copy_(self.base[path].float() + tensors[_difference(path, name)].to(weight.device))
+
+
+def attach(unet: nn.Module, spec: Adapter, dtype: torch.dtype, seed: int) -> LoraAdapter | FullAdapter:
+    """Make `unet` trainable in place, as `spec` says; its other weights stay frozen.
+
+    `dtype` is that of the network's arithmetic, so no layer has to cast. `seed` draws a LoRA's first weights.
+    Raises ValueError as `lora_layers` does.
+    """
+    if spec.kind == "full":
+        return FullAdapter(unet, dtype)
+    lora_layers(unet, spec)
+    return LoraAdapter(unet, spec, dtype, seed)
+
+
+def lora_layers(unet: nn.Module, spec: Adapter) -> dict[str, nn.Linear]:
+    """The layers a LoRA goes on, by path. Raises ValueError for none, or for one that is too small."""
+    layers: dict[str, Any] = {
+        path: layer
+        for path, layer in unet.named_modules()
+        if any(path == end or path.endswith(f".{end}") for end in spec.targets)
+    }
+    if not layers:
+        raise ValueError(f"The model has no layers called {', '.join(spec.targets)} to put a LoRA on.")
+    smallest = min(min(layer.in_features, layer.out_features) for layer in layers.values())
+    if spec.rank > smallest:
+        raise ValueError(
+            f"rank: {spec.rank} is larger than the model's smallest layer ({smallest});"
+            f" choose {smallest} or less."
+        )
+    return layers
+
+
+def exported_shapes(unet: nn.Module, spec: Adapter, name: Name) -> dict[str, tuple[int, ...]]:
+    """The keys and shapes that `export` will give, known before anything is attached."""
+    if spec.kind == "full":
+        return {_difference(path, name): tuple(weight.shape) for path, weight in unet.named_parameters()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, layer in lora_layers(unet, spec).items():
+        key = name(path)
+        shapes[f"{key}.lora_down.weight"] = (spec.rank, layer.in_features)
+        shapes[f"{key}.lora_up.weight"] = (layer.out_features, spec.rank)
+        shapes[f"{key}.alpha"] = ()
+        if spec.dora:
+            shapes[f"{key}.dora_scale"] = (layer.out_features, 1)
+    return shapes
+
+
+def _difference(path: str, name: Name) -> str:
+    layer, _, leaf = path.rpartition(".")
+    return f"{name(layer)}.{'diff' if leaf == 'weight' else 'diff_b'}"
+
+
+def _stored(weight: Tensor) -> Tensor:
+    return weight.detach().float().cpu().contiguous()

@@ -1,0 +1,90 @@
+"""Teach a model a subject without a graph: the engine and the store of the node Subject Finetune.
+
+    python -m inlay finetune --config finetune.toml
+    accelerate launch --num_processes 4 -m inlay finetune --config finetune.toml
+
+The file says what to teach and to which model; workflows/finetune.toml shows every key. Under `accelerate
+launch` each process takes its share of every batch, on its own accelerator; one process with the same batch
+gets the same result up to rounding. Stopped or killed, the same command goes on where it was. The subject's
+LoRA and its facts are printed as one line of JSON, progress goes to stderr.
+
+Exit codes: 0 done, 1 the training failed, 2 what was asked for is wrong, 3 no host, 130 stopped.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+from ..headless.errors import HostError
+from ..headless.in_process import open_host
+from .config import read_config
+from .processes import close_group, on_cpu, open_group
+
+DONE, FAILED, WRONG, NO_HOST, STOPPED = 0, 1, 2, 3, 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--config", type=Path, required=True, metavar="FILE", help="what to teach, in TOML")
+    add("--comfyui", type=Path, metavar="DIR", help="the host (default: COMFYUI_PATH, or the one around us)")
+
+
+def main(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        config = read_config(options.config)
+        group = open_group()
+        open_host(options.comfyui, cpu=on_cpu())
+        from .from_config import learn  # the host can be imported from here on
+        from .loop import Diverged
+    except ValueError as error:
+        return end(WRONG, str(error))
+    except HostError as error:
+        return end(NO_HOST, str(error))
+    first = group.number == 0
+    begun = time.monotonic()
+    try:
+        subject, path = learn(config, group, tell(config.recipe.steps) if first else lambda *_: None)
+    except Diverged as error:
+        return end(FAILED, str(error))
+    except ValueError as error:
+        return end(WRONG, str(error))
+    except KeyboardInterrupt:
+        return end(STOPPED, "Stopped; the same command goes on from here.")
+    close_group(group)
+    if first:
+        facts = {"lora": str(path), "words": subject.words, "recipe": subject.recipe, "steps": subject.steps}
+        print(json.dumps(facts | {"loss": subject.losses[-1], "seconds": round(time.monotonic() - begun, 1)}))
+    return DONE
+
+
+def stop(*_) -> None:
+    """A machine that is taken back says SIGTERM: keep what is learned, as on Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def tell(steps: int):
+    """Prints step, loss and time left: every step on a terminal, every tenth of the way in a file."""
+    start: list[tuple[int, float]] = []
+
+    def show(step: int, loss: float) -> None:
+        now = time.monotonic()
+        start[:] = start or [(step, now)]
+        done, spent = step - start[0][0], now - start[0][1]
+        left = spent / done * (steps - step) if done else 0.0
+        line = f"step {step} of {steps}, loss {loss:.4f}, {left:.0f} s left"
+        if sys.stderr.isatty():
+            print(f"\r{line:<60}", end="\n" if step == steps else "", file=sys.stderr, flush=True)
+        elif step % max(steps // 10, 1) == 0 or step == steps:
+            print(line, file=sys.stderr, flush=True)
+
+    return show
+
+
+def end(code: int, message: str) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,69 @@
+"""LoRAs that diffusers wrote, in the names that the host and kohya's tools read.
+
+DreamMix's `pytorch_lora_weights.safetensors` says `unet.<path>.lora.down.weight`, PEFT and newer diffusers
+say `unet.<path>.lora_A.weight`, and before diffusers 0.22 it was `<path>.processor.to_k_lora.down.weight`.
+The host's loader reads the last of these alone, and leaves the others out with a warning.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+PARTS = {
+    "lora_A": "lora_down.weight",
+    "lora_B": "lora_up.weight",
+    "lora.down": "lora_down.weight",
+    "lora.up": "lora_up.weight",
+    "lora_linear_layer.down": "lora_down.weight",
+    "lora_linear_layer.up": "lora_up.weight",
+    "lora_magnitude_vector": "dora_scale",
+}
+PART = "|".join(map(re.escape, PARTS))
+KEY = re.compile(rf"(?:unet\.)?((?:down|mid|up)_blocks?\..+?)[._]({PART})(?:\.default)?(?:\.weight)?")
+
+
+def read_lora_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a LoRA file, with diffusers' names turned into kohya's, and its metadata.
+
+    Raises ValueError when it is no safetensors file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ValueError(f"lora_name: {path.name} is no safetensors file or damaged ({error}).") from error
+    return as_kohya(tensors, json.loads(metadata.get("lora_adapter_metadata", "{}"))), metadata
+
+
+def as_kohya(tensors: Mapping[str, Tensor], config: Mapping) -> dict[str, Tensor]:
+    """The tensors under kohya's keys; names that are not diffusers' stay as they are.
+
+    `config`: PEFT's settings as newer diffusers write them into the file, "unet.lora_alpha" and so on;
+    without them the scale alpha / rank is 1, as diffusers has it.
+    """
+    renamed = {}
+    for key, tensor in tensors.items():
+        match = KEY.fullmatch(key)
+        if not match:
+            renamed[key] = tensor
+            continue
+        path = re.sub(r"to_out$", "to_out.0", match[1].replace(".processor", ""))
+        name, part = "lora_unet_" + path.replace(".", "_"), PARTS[match[2]]
+        renamed[f"{name}.{part}"] = tensor[:, None] if part == "dora_scale" and tensor.ndim == 1 else tensor
+        if part == "lora_down.weight" and config.get("unet.lora_alpha") is not None:
+            renamed[f"{name}.alpha"] = torch.tensor(_alpha(path, tensor.shape[0], config))
+    return renamed
+
+
+def _alpha(path: str, rank: int, config: Mapping) -> float:
+    """kohya's scale is alpha / rank; rank-stabilised LoRA's is alpha / sqrt(rank)."""
+    own = config.get("unet.alpha_pattern") or {}
+    alpha = next((a for end, a in own.items() if f".{path}".endswith(f".{end}")), config["unet.lora_alpha"])
+    return float(alpha) * (math.sqrt(rank) if config.get("unet.use_rslora") else 1.0)

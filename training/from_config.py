@@ -1,0 +1,95 @@
+"""What a `Config` names, opened: the models by the host's own loader, the pictures from their folders."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import folder_paths
+import torch
+
+from ..imaging.references import list_references, read_reference
+from .checks import check_model, crop_size
+from .config import Config
+from .data import Material, Reference, check_references
+from .engine import Group
+from .memory import PRESETS, with_preset
+from .optimisers import eight_bit_installed
+from .processes import shared_out
+from .regular import group_by_prompt, list_regular
+from .store import Store, read_lora
+from .subject import Subject
+from .teach import Lesson, Manner, Previous, Wired, caption_of, teach
+
+
+@torch.inference_mode()
+def learn(config: Config, group: Group, on_step: Callable[[int, float], None]) -> tuple[Subject, Path]:
+    """The subject that the config describes and where its LoRA is, trained now unless it was before.
+
+    Raises ValueError in the user's words.
+    """
+    folder = config.out or Path(folder_paths.get_folder_paths("loras")[0]) / "inlay"
+    store, preset = Store(folder), PRESETS[config.memory]
+    recipe = shared_out(with_preset(config.recipe, preset, eight_bit_installed()), group.size)
+    words = config.token.strip(), config.class_name.strip()
+    caption = caption_of(recipe, *words)
+    wired = open_checkpoint(config.checkpoint)
+    check_model(wired.model, recipe)
+    size = crop_size(wired.model, recipe)
+    lesson = Lesson(
+        *words,
+        recipe,
+        Material(caption, read_references(config.references, size)),
+        read_regular(config.regular, size) if config.regular and recipe.beta else [],
+        size,
+        config.seed,
+        open_previous(config.previous) if config.previous else None,
+        config.attributes,
+    )
+    manner = Manner(
+        checkpointing=preset.checkpointing,
+        save_every=config.save_every,
+        preview_every=config.preview_every,
+        on_step=on_step,
+        group=group,
+    )
+    subject = teach(wired, lesson, store, manner).subject
+    return subject, store.folder / Path(subject.lora).name
+
+
+def open_checkpoint(name: str) -> Wired:
+    """MODEL, CLIP and VAE of a file, or of a name in models/checkpoints."""
+    path = name if Path(name).is_file() else folder_paths.get_full_path("checkpoints", name)
+    if path is None:
+        raise ValueError(f"checkpoint: there is no file {name}, and none of that name in models/checkpoints.")
+    loaded: Any = comfy.sd.load_checkpoint_guess_config(
+        path, embedding_directory=folder_paths.get_folder_paths("embeddings")
+    )
+    if loaded is None or None in loaded[:3]:
+        raise ValueError(f"checkpoint: {name} lacks a UNet, a text encoder or a VAE; use a whole checkpoint.")
+    return Wired(*loaded[:3])
+
+
+def read_references(folder: Path, size: int) -> list[Reference]:
+    if not folder.is_dir():
+        raise ValueError(f"references: there is no folder {folder}.")
+    pairs = [read_reference(picture, mask) for picture, mask in list_references(folder)]
+    references = [Reference(image[0], mask[0]) for image, mask in pairs]
+    check_references(references, size, masked=False)
+    return references
+
+
+def read_regular(folder: Path, size: int) -> list[Material]:
+    files = list_regular(folder)
+    pairs = [read_reference(file.image, file.mask) for file in files]
+    references = [Reference(image[0], mask[0]) for image, mask in pairs]
+    check_references(references, size, masked=True)
+    return group_by_prompt(references, [file.prompt for file in files])
+
+
+def open_previous(name: str) -> Previous:
+    found = name if Path(name).is_file() else folder_paths.get_full_path("loras", name)
+    facts = Path(found).with_suffix(".json") if found else None
+    if facts is None or not facts.is_file():
+        raise ValueError(f"previous: there is no subject {name} with its JSON file in models/loras.")
+    return Previous(Subject.from_json(facts.read_text(encoding="utf-8")), read_lora(Path(str(found))))

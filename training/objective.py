@@ -1,0 +1,58 @@
+"""The objective of inpainting personalisation, on plain tensors.
+
+A diffusion model in the host's terms is a table of noise levels sigma_t. A clean latent z_0 noised to level
+sigma reaches the network as z_t = (z_0 + sigma * noise) / sqrt(1 + sigma^2), which is the usual
+sqrt(a) z_0 + sqrt(1 - a) noise with a = 1 / (1 + sigma^2).
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+Prediction = Literal["epsilon", "v"]
+
+
+def _per_row(sigma: Tensor) -> Tensor:
+    return sigma.view(-1, 1, 1, 1)
+
+
+def noised(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """The network's noisy input z_t (B,C,h,w) from `clean` and `noise` (B,C,h,w) at `sigma` (B,)."""
+    sigma = _per_row(sigma)
+    return (clean + sigma * noise) / (1 + sigma**2).sqrt()
+
+
+def target(clean: Tensor, noise: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
+    """What the network is asked for: the noise, or the velocity sqrt(a) noise - sqrt(1 - a) z_0
+    (Salimans & Ho 2022)."""
+    if prediction == "epsilon":
+        return noise
+    sigma = _per_row(sigma)
+    return (noise - sigma * clean) / (1 + sigma**2).sqrt()
+
+
+def region_weight(mask: Tensor, inside: float, outside: float, squared: bool = False) -> Tensor:
+    """tau 1 inside the hole and tau 2 outside (DreamMix eq. 7); `mask` (B,1,h,w), 1 = the hole.
+
+    `squared` is what DreamMix's code does: it weighs prediction and target before squaring their difference.
+    """
+    weight = inside * mask + outside * (1 - mask)
+    return weight**2 if squared else weight
+
+
+def reconstruction(predicted: Tensor, wanted: Tensor, valid: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error of each row (B,) over its valid pixels (DreamCom eq. 1), weighted (DreamMix eq. 7).
+
+    `predicted`, `wanted` (B,C,h,w); `valid` (B,1,h,w) is 0 on the padded ring, which is left out of the
+    mean altogether; `weight` (B,1,h,w) scales the error and is not normalised.
+    """
+    error = (predicted - wanted).square().mean(dim=1, keepdim=True)
+    if weight is not None:
+        error = error * weight
+    return (error * valid).sum(dim=(1, 2, 3)) / valid.sum(dim=(1, 2, 3)).clamp(min=1)
+
+
+def total(rows: Tensor, regular: Tensor | None = None, beta: float = 0.0) -> Tensor:
+    """L(subject) + beta * L(regular), each the mean over its rows (DreamMix eq. 8)."""
+    loss = rows.mean()
+    return loss if regular is None else loss + beta * regular.mean()

@@ -1,0 +1,44 @@
+"""The subject: what was learned, how, and where its weights are. It travels as INLAY_SUBJECT."""
+
+import json
+from dataclasses import asdict, dataclass, field
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One learned subject; also a JSON file of the same name beside its LoRA."""
+
+    token: str  # the rare word that stands for it, e.g. "sks"
+    class_name: str  # what it is, e.g. "cat"
+    caption: str  # the sentence it was learned with
+    lora: str  # its weights as LoRA loaders list them, e.g. "inlay/cat-dreamcom-0f3a.safetensors"
+    recipe: str
+    family: str  # the host's name of the model family, e.g. "SD15"
+    steps: int
+    seed: int
+    rank: int
+    attributes: dict[str, list[str]] = field(default_factory=dict)  # attribute kind -> words
+    losses: list[float] = field(default_factory=list)
+    version: int = VERSION
+    previous: str = ""  # the weights of the subject that the training went on from
+
+    @property
+    def words(self) -> str:
+        """How to name the subject in a prompt: "sks cat"."""
+        return f"{self.token} {self.class_name}"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Subject":
+        """Raises ValueError when the text is no subject of this or an earlier version."""
+        try:
+            subject = cls(**json.loads(text))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"The subject's JSON file cannot be read ({error}); train it again.") from error
+        if subject.version > VERSION:
+            raise ValueError("The subject was stored by a newer Inlay; update Inlay to load it.")
+        return subject
