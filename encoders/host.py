@@ -1,0 +1,167 @@
+"""The host's side of the encoders: its CLIP_VISION, ours in the same form, and adapters in its memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import comfy.clip_vision
+import comfy.model_management
+import comfy.ops
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from . import dinov2
+from .adapter import CLIP, DINOV2, AdapterConfig, Reading, thin, weigh
+from .layouts import Found, build, from_published
+from .optimizer import OptimizerConfig
+from .pixels import IMAGENET, as_pixels
+
+KINDS = {"dinov2": DINOV2, "clip_vision_model": CLIP}  # the host's model types that adapters were made for
+CLIP_SIZES = {768: "ViT-B", 1024: "ViT-L/14", 1280: "ViT-H/14", 1664: "ViT-bigG/14"}
+
+
+class DinoVision(comfy.clip_vision.ClipVisionModel):
+    """A DINOv2 of any size, with or without registers, where the host expects its CLIP_VISION.
+
+    Weights keep the file's precision, and arithmetic is float32: what adapters see is what they learned.
+    """
+
+    def __init__(self, config: dinov2.DinoConfig, state: dict[str, Tensor]):
+        self.image_size, (self.image_mean, self.image_std) = config.patch * config.grid, IMAGENET
+        self.model_type = "dinov2"
+        self.return_all_hidden_states = False
+        self.config = {"hidden_size": config.width, "num_register_tokens": config.registers}
+        self.load_device = comfy.model_management.text_encoder_device()
+        offload = comfy.model_management.text_encoder_offload_device()
+        self.dtype = state["layernorm.weight"].dtype
+        self.model = HostDino(config, self.dtype, offload, comfy.ops.manual_cast).eval()
+        self.model.load_state_dict(state)
+        self.patcher = ModelPatcher(self.model, load_device=self.load_device, offload_device=offload)
+
+
+class HostDino(dinov2.DinoV2):
+    """The same network by the host's signature: last, penultimate, pooled and projected states."""
+
+    def forward(self, pixel_values: Tensor, intermediate_output=None):
+        last, before = self.hidden_states(pixel_values)
+        return last, before, last[:, 0], None
+
+
+def load_vision(state: dict[str, Tensor], config: dinov2.DinoConfig | None = None):
+    """A CLIP_VISION of DINOv2 weights (transformers' keys or the published ones) or of what the host knows.
+
+    None when neither knows the weights.
+    """
+    if dinov2.is_facebook(state):
+        state, config = from_published(state)
+    if dinov2.is_transformers(state):
+        return DinoVision(config or dinov2.read_config(state), state)
+    published = "visual.transformer.resblocks.0.attn.in_proj_weight" in state
+    return comfy.clip_vision.load_clipvision_from_sd(
+        state, "visual." if published else "", convert_keys=published
+    )
+
+
+@dataclass(frozen=True)
+class IdentityAdapter:
+    """INLAY_ADAPTER: a content adapter or embedding optimizer the host can load and unload."""
+
+    name: str
+    layout: str
+    config: AdapterConfig | OptimizerConfig
+    patcher: ModelPatcher
+
+    @property
+    def reading(self) -> Reading:
+        return self.config.reading
+
+
+def load_adapter(found: Found, name: str) -> IdentityAdapter:
+    device = comfy.model_management.get_torch_device()
+    offload = comfy.model_management.unet_offload_device()
+    module = build(found.config, torch.float32, offload, comfy.ops.manual_cast)
+    module.load_state_dict(found.adapter)
+    patcher = ModelPatcher(module.eval(), load_device=device, offload_device=offload)
+    return IdentityAdapter(name, found.layout, found.config, patcher)
+
+
+def encoder_name(kind: str, width: int, registers: int) -> str:
+    """ "DINOv2 ViT-g/14 with registers", "CLIP ViT-L/14"."""
+    if kind == DINOV2:
+        size = f"ViT-{dinov2.SIZES[width]}/14" if width in dinov2.SIZES else f"of width {width}"
+        return f"DINOv2 {size} {'with' if registers else 'without'} registers"
+    if kind == CLIP:
+        return f"CLIP {CLIP_SIZES.get(width, f'of width {width}')}"
+    return f"{kind} of width {width}"
+
+
+def check_encoder(vision, adapter: IdentityAdapter) -> None:
+    """Raises ValueError, naming both, when the adapter was made for another encoder, or there is none."""
+    reads = adapter.reading
+    wanted = encoder_name(reads.encoder, reads.width, reads.registers)
+    if vision is None:
+        raise ValueError(
+            f"encoder: there is none in the adapter's file; load {wanted}, which {adapter.name} was made for."
+        )
+    registers = vision.config.get("num_register_tokens", 0)
+    kind, width = KINDS.get(vision.model_type, str(vision.model_type)), vision.config["hidden_size"]
+    if (kind, width, registers) != (reads.encoder, reads.width, reads.registers):
+        raise ValueError(
+            f"encoder: this is {encoder_name(kind, width, registers)}, but the adapter {adapter.name}"
+            f" was made for {wanted}; load that encoder."
+        )
+
+
+class Seen(NamedTuple):
+    """What the sampler is given: context (1, V * N, C) of the object, and of no object."""
+
+    context: Tensor
+    nothing: Tensor
+
+
+def encode_views(
+    vision,
+    adapter: IdentityAdapter,
+    pictures: Sequence[Tensor],
+    strength: float = 1.0,
+    count: int = 0,
+    raw: bool = False,
+) -> Seen:
+    """Square pictures (1, S, S, 3) in [0, 1], views of one object, to its context rows, view after view.
+
+    count: tokens a view keeps at most, 0 all. raw: pixels from 0 to 255 instead of normalised ones, as the
+    published training of the embedding optimizer had them.
+    """
+    check_encoder(vision, adapter)
+    reads = adapter.reading
+    batch = torch.cat(list(pictures))
+    tokens = _tokens(vision, reads, batch, raw)
+    empty = _tokens(vision, reads, torch.zeros_like(batch[:1]), raw) if reads.nothing == "picture" else None
+    comfy.model_management.load_model_gpu(adapter.patcher)
+    module: Any = adapter.patcher.model
+    device = adapter.patcher.load_device
+    context = module(tokens.to(device))
+    if reads.nothing == "learned":
+        nothing = module.nothing.to(context).expand(1, context.shape[1], -1)
+    elif empty is not None:
+        nothing = module(empty.to(device))
+    else:
+        nothing = torch.zeros_like(context[:1])
+    leading = reads.leading if reads.tokens != "pooled" else 1
+    context, nothing = thin(context, count, leading), thin(nothing, count, leading)
+    context = weigh(context, nothing.expand_as(context), strength)
+    out = comfy.model_management.intermediate_device()
+    views, _, width = context.shape
+    return Seen(context.reshape(1, -1, width).to(out), nothing.repeat(1, views, 1).to(out))
+
+
+def _tokens(vision, reads: Reading, pictures: Tensor, raw: bool) -> Tensor:
+    """The encoder's tokens (B, N, E) that the adapter reads."""
+    comfy.model_management.load_model_gpu(vision.patcher)
+    pictures = pictures.to(vision.load_device, torch.float32)
+    pixels = as_pixels(pictures, vision.image_mean, vision.image_std, raw)
+    tokens = vision.model(pixel_values=pixels, intermediate_output=-2)[0]
+    if reads.tokens in ("normed", "pooled"):
+        tokens = vision.model.vision_model.post_layernorm(tokens)
+    return tokens[:, :1] if reads.tokens == "pooled" else tokens
