@@ -1,0 +1,37 @@
+"""ComfyUI from a script: start a host, send a graph, follow it, fetch the pictures.
+
+with Server(Path("work")) as server:
+    client = Client(server.url)
+    name = client.upload("photo.png")
+    result = client.run(graph, on_progress=print)
+    png = result["9"].images[0]
+"""
+
+from .client import (
+    Client,
+    Graph,
+    HostGone,
+    Interrupted,
+    NodeFailed,
+    NodeOutput,
+    Progress,
+    PromptRefused,
+    Result,
+)
+from .errors import HostError
+from .server import HostDied, Server
+
+__all__ = [
+    "Client",
+    "Graph",
+    "HostDied",
+    "HostError",
+    "HostGone",
+    "Interrupted",
+    "NodeFailed",
+    "NodeOutput",
+    "Progress",
+    "PromptRefused",
+    "Result",
+    "Server",
+]

@@ -1,0 +1,205 @@
+"""Run a workflow from the command line, on a ComfyUI that runs already or one that is started for it.
+
+    python -m inlay run insert_subject.json --set SubjectFinetune.steps=200 --set LoadImage.image=photo.png
+    python -m inlay run insert_subject.json --each InlayLoadReferences.folder=subjects/ \\
+        --each LoadImage.image=rooms/ -o out/ --host http://gpu-1:8188 --host http://gpu-2:8188
+
+WORKFLOW is a file in UI or API form, or a picture that ComfyUI saved. NODE in NODE.input=value is a node's
+title, type or id. A picture or folder of this machine is brought to the host. With --each every combination
+is run, each into a folder of its own; what is there already is not run again, so that a batch that was
+stopped goes on. NAME.json beside a picture or folder NAME may hold its settings: {"NODE.input": value}.
+
+Exit codes: 0 done, 1 a run failed, 2 what was asked for is wrong, 3 no host, 130 stopped.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from .batch import Batch, Outcome
+from .client import Client, Graph, HostGone, Interrupted, NodeFailed
+from .errors import HostError, nearest
+from .jobs import Job, plan
+from .results import describe, save
+from .server import HostDied, Server
+from .terminal import Bars
+from .workflow import Setting, as_graph, read_workflow
+
+DONE, FAILED, WRONG, NO_HOST, STOPPED = 0, 1, 2, 3, 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("workflow", type=Path, metavar="WORKFLOW")
+    pair = {"action": "append", "default": [], "metavar": "NODE.input=VALUE"}
+    add("--set", dest="sets", help="a value in the workflow; may be given often", **pair)
+    add("--each", help="a value that varies: a folder of pictures, of folders, or a,b,c", **pair)
+    add("--benchmark", metavar="NAME", help="instead: a job for every case of it (see inlay evaluate)")
+    add("--data", type=Path, metavar="DIR", help="the benchmark's folder")
+    add("--subjects", type=Path, metavar="DIR", help="subjects, for a benchmark of backgrounds alone")
+    takers = "which input takes a case's references, background, box, class or prompt"
+    add("--take", action="append", default=[], metavar="FIELD=NODE.input", help=takers)
+    add("-o", "--out", type=Path, default=Path("out"), metavar="DIR", help="for the results (default: out)")
+    hosts = "a ComfyUI that runs; may be given often (default: start one)"
+    add("--host", dest="hosts", action="append", default=[], metavar="URL", help=hosts)
+    add("--comfyui", type=Path, metavar="DIR", help="the one to start (default: COMFYUI_PATH, or ours)")
+    add("--json", action="store_true", help="print one JSON object, and progress on stderr alone")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def start_host(comfyui: Path | None, stack: ExitStack) -> str:
+    """Starts ComfyUI as it is installed, other packs included, until `stack` closes; returns its URL.
+
+    Raises:
+        HostDied: when it does not start.
+    """
+    if comfyui and not (comfyui / "main.py").is_file():
+        raise HostDied(f"--comfyui {comfyui}: there is no main.py of a ComfyUI in it.")
+    try:
+        start = time.monotonic()
+        server = Server(comfyui=comfyui and comfyui.resolve(), other_packs=True)
+        stack.enter_context(server)
+    except HostError as error:
+        raise HostDied(str(error)) from error
+    say(f"ComfyUI is up in {time.monotonic() - start:.0f} s; its log is {server.log}")
+    return server.url
+
+
+def first_answer(hosts: list[str]) -> dict[str, Any]:
+    """The node definitions of the first host that answers.
+
+    Raises:
+        HostGone: when none does.
+    """
+    for url in hosts:
+        try:
+            return Client(url).object_info()
+        except HostGone as error:
+            say(str(error))
+    raise HostGone("No host answers.")
+
+
+def run_one(job: Job, url: str, out: Path) -> dict[str, Any]:
+    """Runs the job with a bar per node and saves its files in `out`."""
+    client = Client(url)
+    for upload in job.uploads:
+        upload.to(client)
+    start = time.monotonic()
+    result = client.run(job.graph, Bars(job.graph, sys.stderr))
+    files = save(result, job.graph, out)
+    facts = {"host": url, "seconds": round(time.monotonic() - start, 2), "folder": str(out)}
+    return {"status": "finished", **facts, **describe(result, job.graph, files)}
+
+
+def run_batch(jobs: list[Job], hosts: list[str], out: Path) -> dict[str, Any]:
+    """Runs what is left of the jobs and says how each ended."""
+    ended = Counter()
+
+    def tell(outcome: Outcome) -> None:
+        ended[outcome.state] += 1
+        if outcome.state != "kept":
+            name = " x ".join(outcome.job.labels)
+            what = outcome.error or f"{outcome.seconds:.1f} s"
+            say(f"  {ended.total()}/{len(jobs)}  {name}  {outcome.state}: {what}  ({outcome.host})")
+
+    outcomes = Batch(jobs, hosts, out, tell, say).run()
+    counts = Counter(outcome.state for outcome in outcomes)
+    status = "failed" if counts["failed"] else "incomplete" if counts["left"] else "finished"
+    return {"status": status, "counts": dict(counts), "folder": str(out), "jobs": [*map(row, outcomes)]}
+
+
+def row(outcome: Outcome) -> dict[str, Any]:
+    """One job of a batch as JSON."""
+    files = outcome.facts.get("files", [])
+    facts = {"labels": list(outcome.job.labels), "state": outcome.state, "files": files}
+    said = {"host": outcome.host, "seconds": round(outcome.seconds, 2), "error": outcome.error}
+    return facts | {name: value for name, value in said.items() if value}
+
+
+def benchmark_jobs(
+    options: argparse.Namespace, graph: Graph, sets: list[Setting], definitions: dict[str, Any]
+) -> list[Job]:
+    from ..evaluation.readers import READERS, read_cases  # brings torch
+    from .benchmark import plan_cases, read_takers
+
+    if options.benchmark not in READERS:
+        raise HostError(f"There is no benchmark {options.benchmark}: {nearest(options.benchmark, READERS)}")
+    if not options.data:
+        raise HostError("--benchmark: say where it is, with --data DIR.")
+    try:
+        cases = read_cases(options.benchmark, options.data, options.subjects)
+    except ValueError as error:
+        raise HostError(str(error)) from error
+    return plan_cases(graph, sets, cases, definitions, read_takers(options.take))
+
+
+def run(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """The exit code and what to say, for options of `add_arguments`."""
+    document = read_workflow(options.workflow)
+    sets, each = [list(map(Setting.parse, texts)) for texts in (options.sets, options.each)]
+    with ExitStack() as stack:
+        hosts = options.hosts or [start_host(options.comfyui, stack)]
+        definitions = first_answer(hosts)
+        graph = as_graph(document, definitions)
+        jobs = plan(graph, sets, each, definitions)
+        if options.benchmark:
+            jobs = benchmark_jobs(options, graph, sets, definitions)
+        elif not each:
+            return DONE, run_one(jobs[0], hosts[0], options.out)
+        report = run_batch(jobs, hosts, options.out)
+        code = {"finished": DONE, "failed": FAILED, "incomplete": NO_HOST}[report["status"]]
+        return code, report
+
+
+def tell_human(report: dict[str, Any]) -> None:
+    """Where the results are, on stdout."""
+    if "jobs" in report:
+        say(", ".join(f"{count} {state}" for state, count in report["counts"].items()))
+        print(report["folder"])
+    for name, lines in report.get("text", {}).items():
+        print(f"{name}: {' '.join(lines)}")
+    for file in report.get("files", []):
+        print(Path(report["folder"]) / file)
+
+
+def stop(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def attempt(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """`run`, with what can go wrong as an exit code and an "error"."""
+    try:
+        return run(options)
+    except KeyboardInterrupt:
+        code, error = STOPPED, "Stopped; give the same command to go on."
+    except (NodeFailed, Interrupted, OSError) as failure:
+        code, error = FAILED, str(failure)
+    except (HostGone, HostDied) as failure:
+        code, error = NO_HOST, str(failure)
+    except HostError as failure:
+        code, error = WRONG, str(failure)
+    return code, {"status": "stopped" if code == STOPPED else "failed", "code": code, "error": error}
+
+
+def main(options: argparse.Namespace) -> int:
+    """`python -m inlay run`; returns the exit code."""
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)  # a shell's background jobs are born deaf to it
+    code, report = attempt(options)
+    if "error" in report:
+        say(report["error"])
+    if options.json:
+        print(json.dumps(report, indent=1))
+    else:
+        tell_human(report)
+    return code

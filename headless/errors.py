@@ -1,0 +1,24 @@
+"""What can go wrong between us and the host; every message is one sentence for the user."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HostError(RuntimeError):
+    """Base of everything `headless` raises; `str(error)` can be shown as it is."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """The end of a sentence about a name that is not there: those most like it, whatever their case.
+
+    >>> nearest("ksampler", ["KSampler", "VAEDecode"])
+    'did you mean KSampler?'
+    """
+    by_fold = {other.casefold(): other for other in known}
+    close = get_close_matches(name.casefold(), by_fold, count, cutoff=0.4)
+    if close:
+        return f"did you mean {' or '.join(by_fold[other] for other in close)}?"
+    if not by_fold:
+        return "there is none at all."
+    listed = sorted(by_fold.values())
+    return f"there is {', '.join(listed[:12])}{' and more' * (len(listed) > 12)}."

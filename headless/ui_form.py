@@ -1,0 +1,127 @@
+"""A workflow as the front end saves it -> the graph that the host runs, as the front end would send it.
+
+Widgets are saved as a bare list of values, so their names come from the host's definitions; the front end
+adds values of its own to that list (what a seed does after a run, an upload button). Notes and muted nodes
+are left out; bypassed nodes and reroutes are followed through; primitive nodes give their value.
+"""
+
+from typing import Any
+
+from .client import Graph
+from .definitions import Definition, default, inputs_of, is_widget
+from .errors import HostError, nearest
+
+NOTES = ("Note", "MarkdownNote")
+MUTED, BYPASSED = 2, 4
+AFTER_A_RUN = ("fixed", "increment", "decrement", "randomize", "increment-wrap")
+UPLOAD_BUTTON = "image"
+
+
+def is_ui_form(document: dict[str, Any]) -> bool:
+    return isinstance(document.get("nodes"), list)
+
+
+def to_graph(document: dict[str, Any], definitions: dict[str, Definition]) -> Graph:
+    """The graph in API form.
+
+    Raises:
+        HostError: for a subgraph, or a node type that the host does not have.
+    """
+    return Converter(document, definitions).graph()
+
+
+class Converter:
+    """The nodes and links of one workflow file."""
+
+    def __init__(self, document: dict[str, Any], definitions: dict[str, Definition]):
+        self.nodes = {node["id"]: node for node in document["nodes"]}
+        self.links = dict(map(_origin, document.get("links", [])))
+        self.definitions = definitions
+        self.subgraphs = {
+            inner["id"]: inner["name"] for inner in document.get("definitions", {}).get("subgraphs", [])
+        }
+
+    def graph(self) -> Graph:
+        return {
+            str(key): {
+                "class_type": node["type"],
+                "_meta": {"title": node.get("title") or self._definition(node)["display_name"]},
+                "inputs": self._inputs(node),
+            }
+            for key, node in self.nodes.items()
+            if node.get("mode") not in (MUTED, BYPASSED)
+            and node["type"] not in (*NOTES, "Reroute", "PrimitiveNode")
+        }
+
+    def _definition(self, node: dict[str, Any]) -> Definition:
+        kind = node["type"]
+        if kind in self.subgraphs:
+            raise HostError(
+                f"The workflow holds a subgraph, {self.subgraphs[kind]}; unpack it in ComfyUI, or save with"
+                " File > Export (API), and give that file."
+            )
+        if kind not in self.definitions:
+            raise HostError(f"The host has no node {kind}: {nearest(kind, self.definitions)}")
+        return self.definitions[kind]
+
+    def _inputs(self, node: dict[str, Any]) -> dict[str, Any]:
+        inputs = widget_values(self._definition(node), node.get("widgets_values") or [])
+        for socket in node.get("inputs", []):
+            if socket.get("link") is None:
+                continue
+            source = self._source(socket["link"])
+            if source is not None:
+                inputs[socket["name"]] = source
+        return inputs
+
+    def _source(self, link: int) -> Any:
+        """What a link brings: [node, slot], a primitive's value, or None where it ends in a muted node."""
+        key, slot = self.links[link]
+        node = self.nodes[key]
+        if node["type"] == "PrimitiveNode":
+            return node["widgets_values"][0]
+        if node.get("mode") == MUTED:
+            return None
+        if node["type"] == "Reroute":
+            onward = node["inputs"][0].get("link")
+        elif node.get("mode") == BYPASSED:
+            onward = _bypass(node, slot)
+        else:
+            return [str(key), slot]
+        return None if onward is None else self._source(onward)
+
+
+def _origin(link: list | dict) -> tuple[int, tuple[int, int]]:
+    """(link, (node, slot)) in the schema's older and newer spelling."""
+    if isinstance(link, dict):
+        return link["id"], (link["origin_id"], link["origin_slot"])
+    return link[0], (link[1], link[2])
+
+
+def _bypass(node: dict[str, Any], slot: int) -> int | None:
+    """The link that a bypassed node hands on: its input in the output's place, else the first of its type."""
+    kind, inputs = node["outputs"][slot]["type"], node.get("inputs", [])
+    same = [socket for socket in inputs if socket["type"] == kind]
+    if slot < len(inputs) and inputs[slot]["type"] == kind:
+        return inputs[slot].get("link")
+    return same[0].get("link") if same else None
+
+
+def widget_values(definition: Definition, saved: list | dict[str, Any]) -> dict[str, Any]:
+    """Input -> value from a node's saved widgets; one added since the file was saved has its default."""
+    widgets = {
+        name: (kind, options)
+        for name, (kind, options) in inputs_of(definition).items()
+        if is_widget(kind, options)
+    }
+    defaults = {name: default(*widget) for name, widget in widgets.items()}
+    if isinstance(saved, dict):
+        return {name: saved.get(name, value) for name, value in defaults.items()}
+    values, left = {}, list(saved)
+    for name, (_, options) in widgets.items():
+        values[name] = left.pop(0) if left else defaults[name]
+        seed = options.get("control_after_generate") or name in ("seed", "noise_seed")
+        upload = any(key.endswith("_upload") and on for key, on in options.items())
+        if left and ((seed and left[0] in AFTER_A_RUN) or (upload and left[0] == UPLOAD_BUTTON)):
+            del left[0]
+    return values
