@@ -1,0 +1,10 @@
+"""Inlay: your subject, in your picture, inside ComfyUI."""
+
+WEB_DIRECTORY = "web"
+
+
+async def comfy_entrypoint():
+    """The host's door to the pack; nothing heavy is imported before a node runs."""
+    from .nodes import InlayExtension
+
+    return InlayExtension()

@@ -1,0 +1,274 @@
+"""DisentangledInpaintSampler: close up first, then in its surroundings."""
+
+import logging
+
+import comfy.samplers
+import torch
+from comfy_api.latest import io, ui
+from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+
+from ..conditioning.family import working_side
+from ..conditioning.fooocus import InpaintPatch, patch_weights
+from ..imaging.boxes import Box
+from ..imaging.masks import check_mask
+from ..imaging.padding import pad_to_multiple
+from ..sampling import host
+from ..sampling.batch import EACH, SEVERAL_MASKS, count_steps, inpaint_batch, plan_jobs
+from ..sampling.schedule import split_schedule
+from ..sampling.stages import Options
+
+EVERY_STEP, AT_THE_END = "every step", "at the end"
+InpaintPatchType = io.Custom("INPAINT_PATCH")
+
+
+def close_up_inputs() -> list[io.Input]:
+    """The inputs that both samplers share."""
+    return [
+        io.Float.Input(
+            "close_up_share",
+            default=0.7,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="Share of the steps spent on the close-up (DreamMix's lambda); the rest blends it with"
+            " its surroundings. 0: no close-up, plain inpainting of the surroundings. 1: the close-up alone.",
+        ),
+        io.Int.Input(
+            "soft_edge",
+            default=32,
+            min=0,
+            max=512,
+            tooltip="Width of the blend in pixels of the picture, outward from the mask. Every pixel further"
+            " away stays as it is, bit for bit.",
+        ),
+        io.Combo.Input(
+            "several_masks",
+            options=list(SEVERAL_MASKS),
+            default=EACH,
+            tooltip="What a batch of masks means. one image each: the n-th mask for the n-th image, one image"
+            " for all or one mask for all. one after another, together: every mask goes into every image,"
+            " with a close-up of its own; together harmonises all of them at once.",
+        ),
+        io.Int.Input(
+            "close_up_size",
+            default=0,
+            min=0,
+            max=4096,
+            step=8,
+            advanced=True,
+            tooltip="Side of the close-up in pixels, as the model sees it. 0: what the model was trained on"
+            " (SD 1.5 512, SD 2 512 or 768, others 1024).",
+        ),
+        io.Float.Input(
+            "context",
+            default=1.5,
+            min=1.0,
+            max=16.0,
+            step=0.05,
+            advanced=True,
+            tooltip="Side of the close-up's crop, in the longer side of the mask. DreamMix's code: 1.15.",
+        ),
+        io.Float.Input(
+            "least_share",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            advanced=True,
+            tooltip="The crop is at least this share of the picture's longer side. DreamMix's code: 0.5.",
+        ),
+        io.Int.Input(
+            "grow",
+            default=8,
+            min=0,
+            max=256,
+            advanced=True,
+            tooltip="The close-up may paint this much around the mask, in pixels of the close-up.",
+        ),
+        io.Float.Input(
+            "window_area",
+            default=2.0,
+            min=0.0,
+            max=64.0,
+            step=0.25,
+            advanced=True,
+            tooltip="Most pixels of the window that is harmonised, in close-ups; larger ones are shrunk."
+            " 0: the whole picture, whatever it costs.",
+        ),
+        io.Combo.Input(
+            "blend",
+            options=[EVERY_STEP, AT_THE_END],
+            default=EVERY_STEP,
+            advanced=True,
+            tooltip="When the known picture around the mask is blended in. at the end leaves it to an"
+            " inpainting model while it samples.",
+        ),
+        InpaintPatchType.Input(
+            "inpaint_patch",
+            optional=True,
+            tooltip="Fooocus' inpaint patch for a plain SDXL model, from Load Fooocus Inpaint.",
+        ),
+    ]
+
+
+def picture_inputs() -> list[io.Input]:
+    return [
+        io.Vae.Input("vae", tooltip="The VAE of the checkpoint."),
+        io.Image.Input("image", tooltip="The picture the subject goes into, of any size."),
+        io.Mask.Input(
+            "mask",
+            tooltip="1 where the subject goes; thresholded at 0.5, of the image's size. An empty mask leaves"
+            " the image as it is.",
+        ),
+    ]
+
+
+def sampler_outputs() -> list[io.Output]:
+    return [
+        io.Image.Output(display_name="image", tooltip="The finished picture, at the input's full size."),
+        io.Image.Output(display_name="close_up", tooltip="The close-up before it is harmonised."),
+        io.Latent.Output(display_name="latent", tooltip="The latent of the last window that was sampled."),
+    ]
+
+
+class DisentangledInpaintSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DisentangledInpaintSampler",
+            display_name="Disentangled Inpaint Sampler",
+            category="Inlay",
+            description="Inpaints small places in large pictures: first close up at the model's full size,"
+            " then blended with their surroundings (DreamMix). Nothing outside the mask's soft edge changes.",
+            search_aliases=[
+                "inpaint",
+                "crop and stitch",
+                "detailer",
+                "DreamMix",
+                "zoom",
+                "small object",
+                "ksampler",
+            ],
+            inputs=[
+                io.Model.Input("model", tooltip="An inpainting model, or a text-to-image one."),
+                io.Conditioning.Input("positive", tooltip="What to paint into the mask."),
+                io.Conditioning.Input("negative", tooltip="What to keep out of it."),
+                *picture_inputs(),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The noise's seed; the same seed gives the same picture.",
+                ),
+                io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Steps of both stages together."),
+                io.Float.Input(
+                    "cfg",
+                    default=4.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="How closely the prompt is followed.",
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    default="dpmpp_2m_sde",
+                    tooltip="Any of the host's samplers.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    default="karras",
+                    tooltip="Any of the host's schedulers.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of what is inside the mask is redone. 1: all of it.",
+                ),
+                *close_up_inputs(),
+            ],
+            outputs=sampler_outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, seed: int, steps: int,
+        cfg: float, sampler_name: str, scheduler: str, denoise: float = 1.0, **choices,
+    ) -> io.NodeOutput:  # fmt: skip
+        sigmas = host.sigmas_of(model, sampler_name, scheduler, steps, denoise)
+        guider = host.cfg_guider(model, positive, negative, cfg)
+        sampler = comfy.samplers.sampler_object(sampler_name)
+        return sample(guider, Noise_RandomNoise(seed), sampler, sigmas, vae, image, mask, **choices)
+
+
+def sample(
+    guider, noise, sampler, sigmas: torch.Tensor, vae, image: torch.Tensor, mask: torch.Tensor,
+    close_up_share: float = 0.7, soft_edge: int = 32, several_masks: str = EACH, close_up_size: int = 0,
+    context: float = 1.5, least_share: float = 0.0, grow: int = 8, window_area: float = 2.0,
+    blend: str = EVERY_STEP, inpaint_patch=None,
+) -> io.NodeOutput:  # fmt: skip
+    """What both samplers do once they have a guider and sigmas; `choices` as in `close_up_inputs`."""
+    model = guider.model_patcher
+    host.check_model(model)
+    check_mask(image, mask)
+    split_schedule(sigmas, close_up_share)  # says so when the share is none
+    options = Options(
+        close_up_size or working_side(model),
+        close_up_share,
+        context,
+        least_share,
+        grow,
+        soft_edge,
+        window_area,
+    )
+    image, jobs = plan_jobs(image, mask.to(image.device), several_masks)
+    if not jobs:
+        return _nothing_to_paint(vae, image, options.side)
+    patch = None if inpaint_patch is None else InpaintPatch(*inpaint_patch)
+    if patch is not None:
+        guider = host.with_model(guider, patch_weights(model, patch))
+    progress = host.Progress(model, count_steps(jobs, sigmas, close_up_share))
+    painted = inpaint_batch(
+        image,
+        jobs,
+        sigmas,
+        options,
+        lambda rows: host.Runs(
+            guider, noise, sampler, vae, progress, rows, image.shape[:3], blend == EVERY_STEP, patch
+        ),
+    )
+    text = _say_empty(len(image) - sum(len(job.rows) for job in jobs), len(image))
+    return io.NodeOutput(painted.image, painted.close_up, painted.latent, ui=_warn(text))
+
+
+def _nothing_to_paint(vae, image: torch.Tensor, side: int) -> io.NodeOutput:
+    """The image as it is; its middle stands in for close-up and latent."""
+    height, width = image.shape[1:3]
+    rows, columns = Box(0, 0, height, width).square(side, height, width).slices
+    middle = image[:, rows, columns, :3]
+    latent = {"samples": vae.encode(pad_to_multiple(middle, vae.spacial_compression_encode()))}
+    text = _say_empty(len(image), len(image))
+    return io.NodeOutput(image, middle, latent, ui=_warn(text))
+
+
+def _say_empty(empty: int, pictures: int) -> str | None:
+    if not empty:
+        return None
+    return (
+        f"mask: it is empty (nothing above 0.5) for {empty} of {pictures} images, which stay as they are;"
+        " paint where the subject goes."
+    )
+
+
+def _warn(text: str | None) -> dict:
+    if text is None:
+        return {}
+    logging.warning(text)
+    return ui.PreviewText(text).as_dict()

@@ -1,0 +1,308 @@
+"""SubjectFinetune: a few pictures of your subject in, a model that knows it out."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..training import host
+from ..training.attributes import parse_attributes
+from ..training.checks import check_model, crop_size
+from ..training.curve import as_tensor, draw_curve
+from ..training.data import Material, Reference, check_references, collect_references
+from ..training.memory import PRESETS, describe, with_preset
+from ..training.optimisers import eight_bit_installed
+from ..training.recipes import ADAFACTOR_RATE, RECIPES, Kind
+from ..training.regular import group_by_prompt
+from ..training.store import Store, read_lora
+from ..training.subject import Subject
+from ..training.teach import Lesson, Manner, Previous, Wired, caption_of, teach
+from .training_progress import Progress
+
+PRESET = "preset"  # as the memory preset says
+
+LoraType, LossType = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")
+SubjectType = io.Custom("INLAY_SUBJECT")
+
+
+class SubjectFinetune(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SubjectFinetune",
+            display_name="Subject Finetune",
+            category="Inlay",
+            description="Teach an inpainting model your subject from a few pictures (DreamCom, DreamMix). The"
+            " result is stored under models/loras/inlay; the same inputs are never trained twice.",
+            search_aliases=[
+                "train lora",
+                "dreambooth",
+                "dreamcom",
+                "dreammix",
+                "personalise",
+                "subject",
+                "inlay",
+            ],
+            is_input_list=True,
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The inpainting model to teach (SD 1.5, 2, SDXL; 9 channels); it is not changed.",
+                ),
+                io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
+                io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
+                io.Image.Input(
+                    "images",
+                    tooltip="Three to five pictures of the subject: a batch, or a list of different sizes."
+                    " A fourth channel is taken as the subject's mask.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="One mask per picture, 1 on the subject, of the picture's size. Not wired: the"
+                    " images' alpha; without one, the whole picture is the subject.",
+                ),
+                io.String.Input(
+                    "class_name",
+                    default="",
+                    tooltip="What the subject is, in a word or two: cat, coffee mug.",
+                ),
+                io.String.Input(
+                    "token",
+                    default="sks",
+                    tooltip='A rare word that will stand for your subject in prompts: "a photo of sks cat".',
+                ),
+                io.Combo.Input(
+                    "recipe",
+                    options=list(RECIPES),
+                    tooltip="Whose training. DreamCom: box holes, words kept inside them. DreamMix: free-form"
+                    " holes, the subject weighed higher.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=100000,
+                    tooltip="Training steps; 0 = the recipe's own (DreamCom 400, DreamMix 1000).",
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip="Rank of the LoRA; 0 = the recipe's own (DreamCom 16, DreamMix 4).",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    round=1e-7,
+                    tooltip="0 = the recipe's own (LoRA 1e-4, full UNet 5e-6).",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=0,
+                    min=0,
+                    max=256,
+                    tooltip="Pictures per step; 0 = the recipe's own (1).",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The same seed on the same machine gives the same weights.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=8,
+                    advanced=True,
+                    tooltip="Side of the square crops it trains on, in pixels; 0 = the model's own (SD 1.5"
+                    " 512, SD 2 512 or 768, SDXL 1024).",
+                ),
+                io.Image.Input(
+                    "regular_images",
+                    optional=True,
+                    tooltip="Other pictures of the class, which keep the model from forgetting what it knew"
+                    " (DreamMix eq. 8). Only recipes with a beta use them.",
+                ),
+                io.Mask.Input(
+                    "regular_masks", optional=True, tooltip="One mask per regular picture, as for the images."
+                ),
+                io.String.Input(
+                    "regular_prompt",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip='What the regular pictures show; empty = "a" and the class name. A list: one for'
+                    " each of them.",
+                ),
+                SubjectType.Input(
+                    "previous",
+                    optional=True,
+                    tooltip="A subject to go on from: the training starts with its weights. Wire the model it"
+                    " was trained on, and the same recipe and rank.",
+                ),
+                io.Int.Input(
+                    "preview_every",
+                    default=100,
+                    min=0,
+                    max=100000,
+                    optional=True,
+                    tooltip="Every so many steps, fill the first hole with what is learned so far: on the"
+                    " node while it trains, and in the picture it gives. 0 = never. Changes no weight.",
+                ),
+                io.Combo.Input(
+                    "memory",
+                    options=list(PRESETS),
+                    default="recipe",
+                    optional=True,
+                    tooltip="For a graphics card of that size. "
+                    + " ".join(f"{name}: {describe(preset)}." for name, preset in PRESETS.items()),
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=[PRESET, "fp32", "bf16", "fp16"],
+                    default=PRESET,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of the network's arithmetic, over the preset. The trained weights are float32 in"
+                    " any case; fp16 scales its loss.",
+                ),
+                io.Combo.Input(
+                    "optimiser",
+                    options=[PRESET, *get_args(Kind)],
+                    default=PRESET,
+                    optional=True,
+                    advanced=True,
+                    tooltip="AdamW, with its moments in 8 bits (needs bitsandbytes), or Adafactor, which"
+                    f" keeps least; its own learning rate is {ADAFACTOR_RATE:g}, of each weight's size.",
+                ),
+                io.Combo.Input(
+                    "gradient_checkpointing",
+                    options=[PRESET, "on", "off"],
+                    default=PRESET,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Compute each block twice instead of keeping what it computed: less memory, about"
+                    " a third more time, the same weights.",
+                ),
+                io.Float.Input(
+                    "ema_decay",
+                    default=0.0,
+                    min=0.0,
+                    max=0.9999,
+                    step=0.0001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Give the running mean of the weights instead of the last ones, which is"
+                    " smoother: 0.99 is a mean over about 100 steps. 0 = off.",
+                ),
+                io.String.Input(
+                    "attributes",
+                    default="",
+                    optional=True,
+                    multiline=True,
+                    tooltip="What the subject looks like, as Attribute Dictionary gives it or typed: colour:"
+                    " brown; material: clay. It goes into the subject, for Attribute Substitution Encode;"
+                    " it changes no weight.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The wired-in model with the LoRA applied."),
+                LoraType.Output(display_name="lora", tooltip="For Save LoRA and Load LoRA Model."),
+                LossType.Output(display_name="loss", tooltip="For Plot Loss Graph."),
+                SubjectType.Output(
+                    display_name="subject",
+                    tooltip="The subject's words, weights and history, for Inlay's other nodes.",
+                ),
+                io.Image.Output(display_name="curve", tooltip="The loss and samples over the steps."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, clip, vae, images, class_name, token, recipe, steps, rank, learning_rate, batch_size,
+        seed, resolution=(0,), masks=None, regular_images=None, regular_masks=None, regular_prompt=("",),
+        previous=(None,), preview_every=(0,), memory=("recipe",), precision=(PRESET,), optimiser=(PRESET,),
+        gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",),
+    ):  # fmt: skip
+        wired = Wired(model[0], clip[0], vae[0])
+        preset = PRESETS[memory[0]]
+        chosen = RECIPES[recipe[0]].with_choices(
+            steps=steps[0],
+            rank=rank[0],
+            learning_rate=learning_rate[0],
+            batch_size=batch_size[0],
+            resolution=resolution[0],
+            optimiser=None if optimiser[0] == PRESET else optimiser[0],
+            precision=None if precision[0] == PRESET else precision[0],
+            ema_decay=ema_decay[0],
+        )
+        chosen = with_preset(chosen, preset, eight_bit_installed())
+        lesson, notes = _lesson(
+            wired, chosen, token[0].strip(), class_name[0].strip(), images, masks, regular_images,
+            regular_masks, regular_prompt, seed[0], previous[0],
+        )  # fmt: skip
+        lesson = replace(lesson, attributes=parse_attributes(attributes[0]))
+        progress = Progress(chosen.steps, cls.hidden.unique_id, notes)
+        wanted = {PRESET: preset.checkpointing, "on": True, "off": False}
+        manner = Manner(
+            checkpointing=wanted[gradient_checkpointing[0]],
+            preview_every=preview_every[0],
+            on_step=progress,
+            on_picture=progress.show,
+        )
+        store = Store(Path(folder_paths.get_folder_paths("loras")[0]) / "inlay")
+        with progress:
+            subject, lora, strip = teach(wired, lesson, store, manner)
+        title = f"{subject.words}, {subject.recipe}, {len(subject.losses)} steps"
+        curve = draw_curve(subject.losses, title, notes=notes)
+        if strip:
+            curve = torch.cat([curve, as_tensor(strip)], dim=1)
+        patched = host.apply(wired.model, lora)
+        return io.NodeOutput(patched, lora, {"loss": subject.losses}, subject, curve)
+
+
+def _lesson(
+    wired: Wired, recipe, token, class_name, images, masks, regular_images, regular_masks, regular_prompt,
+    seed: int, previous: Subject | None,
+) -> tuple[Lesson, list[str]]:  # fmt: skip
+    """What was wired, checked, and what the user should be warned of."""
+    caption = caption_of(recipe, token, class_name)
+    check_model(wired.model, recipe)
+    size = crop_size(wired.model, recipe)
+    references, notes = _references(images, masks, size)
+    regular = []
+    if regular_images and recipe.beta:
+        prompts = [prompt.strip() or f"a {class_name}" for prompt in regular_prompt]
+        others, _ = _references(regular_images, regular_masks, size)
+        regular = group_by_prompt(others, prompts)
+    start = previous and _with_weights(previous)
+    material = Material(caption, references)
+    return Lesson(token, class_name, recipe, material, regular, size, seed, start), notes
+
+
+def _references(images, masks, size: int) -> tuple[list[Reference], list[str]]:
+    references = collect_references(images, masks)
+    return references, check_references(references, size, masked=masks is not None)
+
+
+def _with_weights(subject: Subject) -> Previous:
+    path = folder_paths.get_full_path("loras", subject.lora)
+    if path is None:
+        raise ValueError(
+            f"previous: its weights, {subject.lora}, are not in models/loras any more; put them back or train"
+            " it again."
+        )
+    return Previous(subject, read_lora(Path(path)))

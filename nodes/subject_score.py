@@ -1,0 +1,103 @@
+"""InlaySubjectScore: is it the subject? The likeness of pictures to references, in an encoder's eyes."""
+
+import torch
+import torch.nn.functional as F
+from comfy_api.latest import io, ui
+
+from ..encoders.host import KINDS, encoder_name
+from ..evaluation.crops import subject_crops
+from ..evaluation.tables import Mean
+from ..imaging.masks import check_mask
+from ..training.data import Reference, collect_references
+
+REGIONS = ["subject", "whole picture"]
+
+
+class InlaySubjectScore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlaySubjectScore",
+            display_name="Subject Score (Inlay)",
+            category="Inlay",
+            description="How like its references a painted subject is: the mean cosine of their embeddings"
+            " (CLIP-I with a CLIP, DINO with a DINOv2). For choosing seeds and comparing settings.",
+            search_aliases=["clip-i", "dino score", "similarity", "identity", "evaluate", "metric"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[
+                io.ClipVision.Input(
+                    "clip_vision",
+                    tooltip="The encoder to compare with; DINOv2 tells one thing from its like better than"
+                    " CLIP does.",
+                ),
+                io.Image.Input("images", tooltip="The pictures to judge: a batch, or a list of any sizes."),
+                io.Image.Input("references", tooltip="The subject's own pictures, as for Subject Finetune."),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="1 where the subject was painted: one mask for all pictures, or one for each."
+                    " Not wired: the alpha channel, else the whole picture.",
+                ),
+                io.Mask.Input(
+                    "reference_masks",
+                    optional=True,
+                    tooltip="1 on the subject, one per reference. Not wired: the alpha channel, else the"
+                    " whole picture.",
+                ),
+                io.Combo.Input(
+                    "region",
+                    options=REGIONS,
+                    default=REGIONS[0],
+                    tooltip="What the encoder sees: the subject alone on grey, or whole pictures with their"
+                    " background, as in DreamBooth's tables.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Float.Output(display_name="score", tooltip="The mean over all pictures, from -1 to 1."),
+                io.Float.Output(
+                    display_name="scores", is_output_list=True, tooltip="Each picture's own, in their order."
+                ),
+                io.String.Output(display_name="text", tooltip="Mean, standard error, number and encoder."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, clip_vision, images, references, masks=None, reference_masks=None, region=("subject",)
+    ) -> io.NodeOutput:
+        vision, whole = clip_vision[0], region[0] != REGIONS[0]
+        known = embed(vision, collect_references(references, reference_masks), whole, "reference_masks")
+        pictures = collect_references(images, masks and for_each(masks, images))
+        seen = embed(vision, pictures, whole, "masks")
+        scores = (seen @ known.T).mean(1).tolist()
+        mean = Mean.of(scores)
+        text = f"{mean.text()} (n = {mean.n}), {name_of(vision)}, {region[0]}"
+        return io.NodeOutput(mean.mean, scores, text, ui=ui.PreviewText(text))
+
+
+def embed(vision, pictures: list[Reference], whole: bool, name: str) -> torch.Tensor:
+    """Unit-norm embeddings (N, D) of what the pictures show inside their masks; `name` is for errors."""
+    crops = []
+    for number, (image, mask) in enumerate(pictures, 1):
+        shown = torch.ones(image.shape[:2]) if whole else mask
+        check_mask(image[None], shown[None], f"{name}: mask {number}")
+        if not (shown > 0.5).any():
+            raise ValueError(
+                f"{name}: mask {number} is empty; paint over the subject, or judge whole pictures."
+            )
+        crops.append(subject_crops(image.movedim(-1, 0)[None], shown[None], vision.image_size))
+    seen = vision.encode_image(torch.cat(crops).movedim(1, -1), crop=False)
+    return F.normalize(seen["image_embeds"].float(), dim=-1)
+
+
+def name_of(vision) -> str:
+    kind = KINDS.get(vision.model_type, str(vision.model_type))
+    return encoder_name(kind, vision.config["hidden_size"], vision.config.get("num_register_tokens", 0))
+
+
+def for_each(masks: list[torch.Tensor], images: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The masks, a single one repeated for every picture."""
+    flat = [mask for batch in masks for mask in batch.reshape(-1, 1, *batch.shape[-2:])]
+    return flat * sum(map(len, images)) if len(flat) == 1 else flat

@@ -1,0 +1,91 @@
+"""What a user sees while something trains."""
+
+import base64
+import io
+import logging
+import time
+from collections.abc import Sequence
+
+import comfy.utils
+import latent_preview
+from aiohttp import web
+from comfy.model_management import InterruptProcessingException
+from PIL import Image
+from server import PromptServer
+from torch import Tensor
+
+from ..training import live
+
+EVENT, ROUTE = "inlay.training", "/inlay/training"
+THUMBNAIL = 128  # pixels of a sample's longer side on the strip
+
+
+def add_route() -> None:
+    """Lets a page that is opened half-way ask what is being trained."""
+    if not hasattr(PromptServer, "instance"):  # the host's modules without its server, as in tests
+        return
+
+    @PromptServer.instance.routes.get(ROUTE)
+    async def trainings(request: web.Request) -> web.Response:
+        return web.json_response(live.runs())
+
+
+class Progress:
+    """Step, loss and time left: on the node's bar, text and chart in the browser, and every tenth in the log.
+
+    `notes` are warnings, which stay under the text. As a context it tells the chart how the training ended.
+    """
+
+    def __init__(self, steps: int, node_id: str | None, notes: Sequence[str] = ()):
+        self.steps, self.node_id, self.notes = steps, node_id, notes
+        self.bar = comfy.utils.ProgressBar(steps, node_id=node_id)
+        self.run: live.Run | None = None  # nothing is shown of a training that was done before
+        self.first: tuple[int, float] | None = None
+        self.told = 0.0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if self.run:
+            stopped = isinstance(error, InterruptProcessingException)
+            self.run.state = "stopped" if stopped else "failed" if error else "finished"
+            self._tell(self.run)
+
+    def __call__(self, step: int, loss: float) -> None:
+        now = time.monotonic()
+        self.first = self.first or (step, now)
+        done, spent = step - self.first[0], now - self.first[1]
+        left = spent / done * (self.steps - step) if done else 0.0
+        line = f"step {step} of {self.steps}, loss {loss:.4f}, {left:.0f} s left"
+        self.bar.update_absolute(step, self.steps)
+        if self.node_id:
+            self.run = self.run or live.begin(self.node_id, self.steps)
+            self.run.add(step, loss)
+            if now - self.told > 0.25 or step == self.steps:
+                PromptServer.instance.send_progress_text("\n".join([line, *self.notes]), self.node_id)
+                self._tell(self.run)
+                self.told = now
+        if step % max(self.steps // 10, 1) == 0:
+            logging.info(f"Inlay finetune: {line}")
+
+    def show(self, step: int, picture: Tensor) -> None:
+        """A sample (H,W,3) in bytes on the node, at that step."""
+        image = Image.fromarray(picture.numpy())
+        preview = ("JPEG", image, latent_preview.MAX_PREVIEW_RESOLUTION)
+        self.bar.update_absolute(step, self.steps, preview)
+        if self.run:
+            self.run.add_sample(step, data_url(image))
+            self._tell(self.run, sample=True)
+
+    def _tell(self, run: live.Run, sample: bool = False) -> None:
+        """To every page that is open, whoever queued the graph."""
+        PromptServer.instance.send_sync(EVENT, run.news(sample))
+
+
+def data_url(image: Image.Image) -> str:
+    """A small JPEG as a page can show it."""
+    small, file = image.convert("RGB"), io.BytesIO()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
