@@ -1,0 +1,1 @@
+"""The tiny world: renderer, captions, the tiny models and their ablation tables."""

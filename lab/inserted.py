@@ -1,0 +1,96 @@
+"""Insertions without a mask: held-out scenes, where something new stands, and whether it is right."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..evaluation import metrics
+from ..imaging.boxes import bounding_box
+from ..imaging.masks import fill_box
+from . import world
+from .judge import Judge, Verdict
+from .object_bank import COVERED, another_look, covered, outlines, shown
+from .quality import HELD_OUT, to_image
+from .seer import Numbers
+
+CHANGED = 0.08  # mean absolute difference of a pixel's channels, after a blur of 3 pixels
+SMALLEST = 60  # pixels that have to change, together, for something to be there
+HIDDEN = 0.1  # of what stood there already, at most, where a place was free
+HELD = "right class in a free place"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture (H, W, 3) in [0, 1], how the object was shown, and how it may look with it inside."""
+
+    thing: world.Thing
+    shown: Tensor
+    source: Tensor
+    truth: Tensor
+    truth_mask: Tensor
+    others: Tensor  # (H, W), 1 where something stands already
+
+
+def held_out_scene(index: int) -> Scene:
+    """Scene number `index`: classes take turns, one or two things stand about, and there is a free place."""
+    rng = np.random.default_rng([HELD_OUT, 6, index])
+    kind = world.CLASSES[index % len(world.CLASSES)]
+    while True:
+        thing = world.sample_thing(rng, kind=kind)
+        scene = world.sample_scene(rng, subject=thing, others=1 + index % 2, scale=(0.35, 0.65))
+        box = world.render(scene).box
+        if box and min(box[2] - box[0], box[3] - box[1]) >= 12 and covered(scene) <= COVERED:
+            break
+    truth, empty = world.render(scene), world.render(replace(scene, subject=None))
+    mask, others = (torch.from_numpy(part).float() for part in outlines(scene))
+    seen = shown(*another_look(rng, thing))
+    return Scene(thing, seen, to_image(empty), to_image(truth), mask, others)
+
+
+def found(result: Tensor, source: Tensor) -> Tensor | None:
+    """The largest connected patch (H, W) in which two pictures (H, W, 3) differ; None where it is small."""
+    from scipy.ndimage import label, uniform_filter
+
+    changed = uniform_filter((result - source).abs().mean(-1).numpy(), 3) > CHANGED
+    labelled: Any = label(changed)
+    patches, count = labelled
+    if not count:
+        return None
+    sizes = np.bincount(patches.ravel())[1:]
+    largest = torch.from_numpy(patches == 1 + sizes.argmax())
+    return largest.float() if sizes.max() >= SMALLEST else None
+
+
+def measured(judge: Judge, scene: Scene, result: Tensor, source: Tensor) -> dict[str, float]:
+    """One picture's numbers; `source` is the picture as the autoencoder gives it back."""
+    patch = found(result, source)
+    if patch is None:
+        return {HELD: 0.0, "there": 0.0, "class": 0.0, "colour": 0.0, "free": 0.0, "kept": 1.0}
+    verdict = said(judge, result, patch)
+    right, colour = (
+        float(getattr(verdict, field) == getattr(scene.thing, field)) for field in ("kind", "colour")
+    )
+    free = float((patch * scene.others).sum() <= HIDDEN * scene.others.sum())
+    box = fill_box(bounding_box(patch).expand(3).clamp(*patch.shape), *patch.shape)
+    pictures, sources = result.movedim(-1, 0)[None], source.movedim(-1, 0)[None]
+    kept = float(metrics.background_ssim(pictures, sources, box))
+    error = metrics.colour_error(
+        pictures, patch[None], scene.truth.movedim(-1, 0)[None], scene.truth_mask[None]
+    )
+    return {
+        HELD: right * free, "there": 1.0, "class": right, "colour": colour, "free": free, "kept": kept,
+        "dE00": float(error),
+    }  # fmt: skip
+
+
+def said(judge: Judge, result: Tensor, patch: Tensor) -> Verdict:
+    """What the judge sees in the patch's box."""
+    return judge.describe(result.movedim(-1, 0)[None], fill_box(bounding_box(patch), *patch.shape))[0]
+
+
+def true_numbers(judge: Judge, count: int) -> Numbers:
+    scenes = [held_out_scene(index) for index in range(count)]
+    return [measured(judge, scene, scene.truth, scene.source) for scene in scenes]

@@ -1,0 +1,37 @@
+"""A small world to learn in: things on tables in lit rooms, each picture with its caption, mask and box."""
+
+from .render import SIZE, Picture, render
+from .scene import (
+    ACCESSORIES,
+    CLASSES,
+    COLOURS,
+    PATTERNS,
+    TRIMS,
+    Room,
+    Scene,
+    Thing,
+    caption,
+    phrase,
+    sample_room,
+    sample_scene,
+    sample_thing,
+)
+
+__all__ = [
+    "ACCESSORIES",
+    "CLASSES",
+    "COLOURS",
+    "PATTERNS",
+    "SIZE",
+    "TRIMS",
+    "Picture",
+    "Room",
+    "Scene",
+    "Thing",
+    "caption",
+    "phrase",
+    "render",
+    "sample_room",
+    "sample_scene",
+    "sample_thing",
+]
