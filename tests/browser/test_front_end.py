@@ -1,0 +1,168 @@
+"""What a user sees: templates open and run, help is there, a training shows how it goes."""
+
+import json
+
+import pytest
+
+from inlay import dev
+from inlay.headless.workflow import read_workflow
+from inlay.lab.blueprints import BLUEPRINTS
+
+TEMPLATES = {
+    path.stem: json.loads(path.read_text("utf-8")) for path in (dev.PACK / "workflows").glob("*.json")
+}
+SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "KSampler": 2}  # steps
+RUN = ["insert_subject", "insert_small", "edit_attribute"]
+NOTES = ("MarkdownNote", "Note")
+FINETUNE = "app.graph._nodes.find(node => node.type === 'SubjectFinetune')"
+
+# Moves to the node that trains: far away the front end draws no DOM widgets.
+LOOK = f"""({{ low }}) => {{
+  const node = {FINETUNE}
+  app.canvas.ds.scale = 0.7
+  app.canvas.ds.offset = [-node.pos[0] + 500, -node.pos[1] + (low ? 1100 - node.size[1] : 300)]
+  app.canvas.setDirty(true, true)
+}}"""
+TITLE = f"""() => {{
+  const node = {FINETUNE}
+  const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 80, node.pos[1] - 15])
+  const {{ left, top }} = app.canvasEl.getBoundingClientRect()
+  return [x + left, y + top]
+}}"""
+# How many pixels of the chart are of the curve's colour.
+CURVE = """() => {
+  const canvas = document.querySelector('.inlay-training canvas')
+  const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)
+  let count = 0
+  for (let i = 0; i < data.length; i += 4) if (data[i] > 180 && data[i + 2] < 110 && data[i + 3] > 99) count++
+  return count
+}"""
+
+
+def open_template(page, host, name: str) -> None:
+    """As a user does: Templates, the pack, the card."""
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text(host.pack_folder().name, exact=True).last.click()
+    card = page.get_by_test_id(f"template-workflow-{name}")
+    card.click()
+    card.wait_for(state="detached")
+    types = sorted(node["type"] for node in TEMPLATES[name]["nodes"])
+    page.wait_for_function(
+        "wanted => JSON.stringify(app.graph._nodes.map(node => node.type).sort()) === wanted",
+        arg=json.dumps(types, separators=(",", ":")),
+    )
+
+
+def set_widgets(page, values: dict[str, dict]) -> None:
+    """Node type -> widget -> value, on every node of that type."""
+    page.evaluate(
+        """values => {
+          for (const node of app.graph._nodes)
+            for (const widget of node.widgets ?? []) {
+              const value = values[node.type]?.[widget.name]
+              if (value !== undefined) widget.value = value
+            }
+        }""",
+        values,
+    )
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_a_template_opens_from_the_template_browser_with_all_its_nodes(page, host, name):
+    open_template(page, host, name)
+    unknown = "app.graph._nodes.filter(node => !node.constructor.nodeData)"
+    missing = page.evaluate(f"() => {unknown}.map(node => node.type)")
+    assert [kind for kind in missing if kind not in NOTES] == []
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_a_template_runs_to_its_pictures(page, host, name):
+    open_template(page, host, name)
+    set_widgets(page, {kind: {"steps": steps} for kind, steps in SHORT.items()})
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function(
+        """() => app.graph._nodes.filter(node => node.type === 'SaveImage')
+                   .every(node => node.imgs?.length && node.imgs[0].naturalWidth > 0)"""
+    )
+    assert page.evaluate("() => app.graph._nodes.filter(node => node.has_errors).length") == 0
+
+
+@pytest.mark.parametrize("plan", BLUEPRINTS, ids=lambda plan: plan.name)
+def test_a_blueprint_is_found_by_its_name_and_brings_its_nodes(page, plan):
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    page.wait_for_function("() => app.graph._nodes.length === 0")
+    found, search = page.get_by_text(plan.name, exact=True).first, page.locator("input[role=combobox]").first
+    for _ in range(20):  # a first visit begins with the templates; blueprints come after the page
+        page.keyboard.press("Escape")
+        page.mouse.dblclick(700, 450)
+        page.wait_for_timeout(1000)
+        if search.is_visible():
+            search.fill(plan.name)
+            page.wait_for_timeout(1000)
+        if found.is_visible():
+            break
+    found.click()
+    page.wait_for_function("() => app.graph._nodes.length === 1")
+    page.mouse.click(700, 450)
+    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
+    template = read_workflow(dev.PACK / "workflows" / "api" / f"{plan.workflow}.json")
+    assert {key.split(":")[1]: node["class_type"] for key, node in graph.items()} == {
+        key: template[key]["class_type"] for key in plan.nodes
+    }
+    for key, values in plan.values.items():
+        [inputs] = [node["inputs"] for name, node in graph.items() if name.endswith(f":{key}")]
+        assert {name: inputs[name] for name in values} == values
+    shown = page.evaluate("() => app.graph._nodes[0].widgets.map(widget => widget.name)")
+    assert len(shown) >= len(plan.widgets.split())
+
+
+def test_the_help_of_a_node_is_shown_beside_it(page, host):
+    open_template(page, host, "insert_subject")
+    page.evaluate(LOOK, {"low": False})
+    page.mouse.click(*page.evaluate(TITLE))
+    page.get_by_test_id("info-button").click()
+    page.get_by_role("heading", name="What you need").wait_for()
+    assert page.get_by_text("the wired-in model with the LoRA").count() > 0
+
+
+def test_every_help_page_is_served_for_its_node(page, host):
+    pages = {path.stem: path.read_text("utf-8") for path in (dev.PACK / "web" / "docs").glob("*.md")}
+    served = page.evaluate(
+        """async ([pack, names]) => Promise.all(names.map(async name =>
+             (await fetch(`/extensions/${pack}/docs/${name}.md`)).text()))""",
+        [host.pack_folder().name, sorted(pages)],
+    )
+    assert dict(zip(sorted(pages), served, strict=True)) == pages
+
+
+def test_a_training_is_seen_in_two_tabs_survives_a_reload_and_stops_when_it_is_stopped(page, open_page, host):
+    other = open_page()
+    for tab in (page, other):
+        open_template(tab, host, "insert_subject")
+    page.bring_to_front()
+    set_widgets(page, {"SubjectFinetune": {"steps": 1500, "preview_every": 4, "class_name": "vase"}})
+    page.get_by_test_id("queue-button").click()
+    grown = "least => Number(document.querySelector('.inlay-training')?.dataset.step) > least"
+    for tab in (page, other):
+        tab.bring_to_front()
+        tab.evaluate(LOOK, {"low": True})
+        tab.wait_for_function(grown, arg=4)
+        tab.locator(".inlay-training img").first.wait_for()
+
+    step = page.evaluate("() => Number(document.querySelector('.inlay-training').dataset.step)")
+    page.bring_to_front()
+    page.reload()
+    page.wait_for_function(f"() => window.app?.graph && {FINETUNE}")
+    page.wait_for_function(grown, arg=step)
+    page.evaluate(LOOK, {"low": True})
+    page.wait_for_selector(".inlay-training canvas", state="visible")
+    page.wait_for_function(f"least => ({CURVE})() > least", arg=10)
+    nodes = TEMPLATES["insert_subject"]["nodes"]
+    [saved] = [node["widgets_values"] for node in nodes if node["type"] == "SubjectFinetune"]
+    for tab in (page, other):  # the chart is no value of the workflow
+        assert tab.evaluate(f"() => {FINETUNE}.serialize().widgets_values.length") == len(saved)
+
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.Interrupt')")
+    for tab in (page, other):
+        tab.wait_for_function("() => document.querySelector('.inlay-training').dataset.state === 'stopped'")
+    other.close()

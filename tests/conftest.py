@@ -1,0 +1,14 @@
+"""Shared by every test: `inlay` is this checkout, whatever its folder is called."""
+
+import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` skip, with the reason, where torch sees no accelerator."""
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        import torch
+
+        if not torch.accelerator.is_available():
+            for item in gpu:
+                item.add_marker(pytest.mark.skip(reason="torch sees no accelerator"))

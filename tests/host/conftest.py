@@ -1,0 +1,109 @@
+"""Fixtures around a real ComfyUI: imported into this process, or running headless beside it."""
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    """Everything in this folder needs the host, so nobody has to write the marker."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.host)
+
+
+@pytest.fixture(scope="session")
+def comfyui_path() -> Path:
+    """The folder of the ComfyUI under test (`python dev.py test` sets COMFYUI_PATH)."""
+    path = Path(os.environ.get("COMFYUI_PATH", ""))
+    if not (path / "main.py").is_file():
+        pytest.fail("COMFYUI_PATH names no ComfyUI; run `python dev.py test`, which finds or fetches one.")
+    return path.resolve()
+
+
+@pytest.fixture(scope="session")
+def host_work(tmp_path_factory) -> Path:
+    """Where every host of this session reads inputs and writes models, outputs and logs."""
+    return tmp_path_factory.mktemp("host")
+
+
+@pytest.fixture(scope="session")
+def in_process_host(comfyui_path, host_work) -> SimpleNamespace:
+    """ComfyUI importable here (`import comfy.sd` works), on the CPU, writing to a temporary folder.
+
+    Returns its `folder_paths` module and the folders as `.models`, `.input`, `.output`.
+    """
+    sys.path.insert(0, str(comfyui_path))
+    from comfy.cli_args import args  # before anything else of the host: model_management reads it once
+
+    args.cpu = True
+    import folder_paths
+
+    root = host_work / "in_process"
+    for name in ("models", "input", "output", "temp", "user"):
+        (root / name).mkdir(parents=True)
+    folder_paths.set_input_directory(str(root / "input"))
+    folder_paths.set_output_directory(str(root / "output"))
+    folder_paths.set_temp_directory(str(root / "temp"))
+    folder_paths.set_user_directory(str(root / "user"))
+    for kind in ("checkpoints", "loras", "inlay"):
+        (root / "models" / kind).mkdir()
+        folder_paths.add_model_folder_path(kind, str(root / "models" / kind), is_default=True)
+    return SimpleNamespace(
+        folder_paths=folder_paths, models=root / "models", input=root / "input", output=root / "output"
+    )
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_path, host_work):
+    """One ComfyUI for all tests, on the accelerator if there is one; see its `.url`, `.work`, `.models`."""
+    from inlay.headless import Server
+
+    work = host_work / "server"
+    models = {kind: work / "models" / kind for kind in ("checkpoints", "loras", "inlay")}
+    with Server(work, comfyui=comfyui_path, models=models) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    """A connection to `server`: `.run(graph)`, `.upload(path)`, `.interrupt()`."""
+    from inlay.headless import Client
+
+    return Client(server.url)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(host_work) -> str:
+    """The tiny world's checkpoint, assembled where `server` looks; returns its name for the loader."""
+    from inlay.lab.checkpoint import assemble
+
+    return assemble(host_work / "server" / "models" / "checkpoints" / "inlay_tiny.safetensors").name
+
+
+@pytest.fixture(scope="session")
+def random_tiny(in_process_host, host_work):
+    """Opens (model, clip, vae) with that many input channels and random weights, here, once for each."""
+    import comfy.sd
+    import torch
+
+    from inlay.lab.checkpoint import assemble, random_parts
+
+    kept = {}
+
+    def load(channels: int):
+        if channels not in kept:
+            parts = random_parts(1)
+            first = parts["unet"]["input_blocks.0.0.weight"]
+            parts["unet"]["input_blocks.0.0.weight"] = first[:, :channels].contiguous()
+            file = assemble(host_work / "random" / f"{channels}.safetensors", parts)
+            with torch.inference_mode():
+                kept[channels] = comfy.sd.load_checkpoint_guess_config(str(file))[:3]
+        return kept[channels]
+
+    return load

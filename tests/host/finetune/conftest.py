@@ -1,0 +1,92 @@
+"""SubjectFinetune as the host runs it, on a shallow SD 1.5-shaped checkpoint with random weights."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="package")
+def random_checkpoint(in_process_host, host_work) -> Path:
+    from inlay.lab.checkpoint import assemble, random_parts
+
+    return assemble(host_work / "random" / "tiny.safetensors", random_parts(0))
+
+
+@pytest.fixture(scope="package")
+def parts(random_checkpoint):
+    """`.model`, `.clip`, `.vae`, as the stock loader gives them."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(random_checkpoint))
+    return SimpleNamespace(model=model, clip=clip, vae=vae)
+
+
+@pytest.fixture(scope="package")
+def pictures():
+    """Three references of different sizes with their masks, as list inputs arrive."""
+    generator = torch.Generator().manual_seed(0)
+    images, masks = [], []
+    for height, width in ((64, 64), (72, 64), (64, 90)):
+        images.append(torch.rand(1, height, width, 3, generator=generator))
+        mask = torch.zeros(1, height, width)
+        mask[:, 16:48, 20:50] = 1
+        masks.append(mask)
+    return images, masks
+
+
+@pytest.fixture
+def store_folder(in_process_host) -> Path:
+    """An empty store for this test."""
+    folder = in_process_host.models / "loras" / "inlay"
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+@pytest.fixture
+def run(parts):
+    """Runs the node and returns its outputs: every input a list, inference mode on."""
+    from inlay.nodes.subject_finetune import SubjectFinetune
+
+    def execute(images, masks, **changes):
+        inputs = {
+            "class_name": "cat", "token": "sks", "recipe": "DreamCom", "steps": 3, "rank": 4,
+            "learning_rate": 1e-3, "batch_size": 2, "seed": 7, "resolution": 64,
+        } | changes  # fmt: skip
+        node: Any = SubjectFinetune.PREPARE_CLASS_CLONE(None)
+        wired = inputs.pop("model", parts.model), inputs.pop("clip", parts.clip), inputs.pop("vae", parts.vae)
+        with torch.inference_mode():
+            return node.execute(
+                *([part] for part in wired), images, masks=masks,
+                **{name: value if isinstance(value, list) else [value] for name, value in inputs.items()},
+            ).result  # fmt: skip
+
+    return execute
+
+
+@pytest.fixture
+def predict():
+    """What a MODEL answers to one fixed noisy latent, patches applied as the sampler would."""
+    import comfy.model_management
+
+    def answer(model, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        x, concat, context = (
+            torch.randn(1, *shape, generator=generator) for shape in ((4, 8, 8), (5, 8, 8), (77, 768))
+        )
+        with torch.inference_mode():
+            comfy.model_management.load_models_gpu([model])
+            network = model.model
+            return network.apply_model(x, torch.tensor([1.0]), c_concat=concat, c_crossattn=context).clone()
+
+    return answer
+
+
+@pytest.fixture
+def weights():
+    """A copy of all the weights of a MODEL."""
+    return lambda model: {key: weight.clone() for key, weight in model.model.state_dict().items()}

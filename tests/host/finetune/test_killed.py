@@ -1,0 +1,74 @@
+"""A training whose process was killed goes on where its last checkpoint stood, to the same bits."""
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+
+import torch
+
+VICTIM = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, os.environ["COMFYUI_PATH"])
+from comfy.cli_args import args
+args.cpu = True
+import comfy.sd
+import torch
+sys.path.insert(0, sys.argv[3])
+import lesson
+
+with torch.inference_mode():
+    wired = comfy.sd.load_checkpoint_guess_config(sys.argv[1])[:3]
+    def on_step(step, loss):
+        if step == 5:
+            print("here", flush=True)
+            time.sleep(600)
+
+    lesson.teach_cat(wired, Path(sys.argv[2]), on_step)
+"""
+LESSON = """
+import torch
+from inlay.training.data import Material, Reference
+from inlay.training.recipes import RECIPES
+from inlay.training.store import Store
+from inlay.training.teach import Lesson, Manner, Wired, teach
+
+def teach_cat(wired, folder, on_step):
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.zeros(64, 64)
+    mask[10:50, 20:50] = 1
+    references = [Reference(torch.rand(64, 64, 3, generator=generator), mask) for _ in range(3)]
+    recipe = RECIPES["DreamCom"].with_choices(steps=8, rank=4, batch_size=2)
+    lesson = Lesson("sks", "cat", recipe, Material("a photo of sks cat", references), [], 64, 3)
+    return teach(Wired(*wired), lesson, Store(folder), Manner(save_every=1, on_step=on_step))
+"""
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(parts, random_checkpoint, tmp_path, comfyui_path):
+    lesson = tmp_path / "lesson.py"
+    lesson.write_text(LESSON, encoding="utf-8")
+    scope = runpy.run_path(str(lesson))
+    wired, store = (parts.model, parts.clip, parts.vae), tmp_path / "store"
+    environment = os.environ | {
+        "COMFYUI_PATH": str(comfyui_path),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path != str(comfyui_path)),
+    }
+    command = [sys.executable, "-c", VICTIM, str(random_checkpoint), str(store), str(tmp_path)]
+    victim = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+    assert victim.stdout
+    assert any(line.strip() == "here" for line in victim.stdout)
+    victim.kill()
+    victim.wait()
+    victim.stdout.close()
+    assert [file.suffix for file in store.iterdir() if file.suffix != ".partial"] == [".resume"]
+
+    taken: list[int] = []
+    with torch.inference_mode():
+        resumed = scope["teach_cat"](wired, store, lambda step, loss: taken.append(step))
+        shutil.rmtree(store)
+        whole = scope["teach_cat"](wired, store, lambda step, loss: None)
+    assert taken == [5, 6, 7, 8]
+    assert resumed.subject.losses == whole.subject.losses
+    assert all(torch.equal(whole.lora[key], resumed.lora[key]) for key in whole.lora)

@@ -1,0 +1,157 @@
+"""Less memory without another result, and the estimate against what a training takes."""
+
+import gc
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+SHAPES = {
+    "tiny": {},
+    "mid-size": {
+        "channel_mult": (1, 2), "num_res_blocks": [1, 1], "transformer_depth": [1, 1],
+        "transformer_depth_output": [1, 1, 1, 1],
+    },
+}  # fmt: skip
+
+
+LAID_OUT_ANEW = 16 * 2**20  # the largest convolution's weights, which the backward pass copies
+
+
+@pytest.mark.parametrize("recipe", ["DreamCom", "DreamMix"])
+def test_checkpointing_changes_no_bit_of_the_result(pictures, store_folder, run, recipe):
+    plain = run(*pictures, recipe=recipe)
+    shutil.rmtree(store_folder)
+    twice = run(*pictures, recipe=recipe, gradient_checkpointing="on")
+    assert plain[3].lora == twice[3].lora
+    assert all(torch.equal(plain[1][key], twice[1][key]) for key in plain[1])
+
+
+@pytest.mark.parametrize("memory", ["24 GB", "16 GB", "12 GB", "8 GB"])
+def test_a_preset_trains_the_same_batch_in_parts(pictures, store_folder, run, memory):
+    model, _lora, loss, subject, _ = run(*pictures, memory=memory, batch_size=2, steps=2)
+    assert len(loss["loss"]) == 2
+    assert all(torch.isfinite(torch.tensor(loss["loss"])))
+    assert len(model.patches) == 32
+    assert subject.steps == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_precision_of_the_arithmetic(pictures, store_folder, run, predict, parts, precision):
+    model, lora, loss, *_ = run(*pictures, precision=precision, steps=4, learning_rate=1e-3)
+    exact = run(*pictures, steps=4, learning_rate=1e-3)
+    assert all(tensor.dtype == torch.float32 for tensor in lora.values())
+    torch.testing.assert_close(
+        torch.tensor(loss["loss"]),
+        torch.tensor(exact[2]["loss"]),
+        rtol=0 if precision == "fp32" else 0.05,
+        atol=0,
+    )
+    assert not torch.equal(predict(model), predict(parts.model))
+
+
+@pytest.mark.parametrize("choice", [{"optimiser": "Adafactor"}, {"ema_decay": 0.9}])
+def test_optimiser_and_running_mean_reach_the_result(pictures, store_folder, run, choice):
+    plain, chosen = run(*pictures), run(*pictures, **choice)
+    assert plain[3].lora != chosen[3].lora
+    assert not all(torch.equal(plain[1][key], chosen[1][key]) for key in plain[1])
+
+
+def test_what_will_not_fit_is_said_before_the_first_step(pictures, store_folder, run, monkeypatch):
+    import comfy.model_management
+
+    from inlay.training import host
+
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 2**20)
+    monkeypatch.setattr(host, "finetune", lambda *_, **__: pytest.fail("work began"))
+    with pytest.raises(ValueError, match=r"memory: this training will not fit: it needs about .* GB besides"):
+        run(*pictures)
+    assert not list(store_folder.glob("*.resume"))
+
+
+def test_a_smaller_preset_is_named_when_it_fits(parts, pictures, store_folder, run, monkeypatch, caplog):
+    import comfy.model_management
+
+    with caplog.at_level("INFO"):
+        run(*pictures, batch_size=8, resolution=128, steps=1)
+    said = next(m for m in caplog.messages if m.startswith("Inlay finetune: about"))
+    activations = float(said.split("activations ")[1].split()[0]) * 2**30
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: int(activations * 0.75))
+    with pytest.raises(ValueError, match=r'will not fit: .*; use the memory preset "(24|16) GB"\.$'):
+        run(*pictures, batch_size=8, resolution=128, steps=1, seed=8)
+
+
+def peak_of(work):
+    """The most bytes that torch held at once while `work` ran, over what it held before."""
+    gc.collect()
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        work()
+    held, peak = 0, 0
+    profiler: Any = profile.profiler
+    for event in profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def estimate_and_peak(model, size, checkpointing, recipe):
+    """The estimate of a training of two steps, besides what is loaded, and its measured peak, in bytes."""
+    from inlay.training import host, preflight
+    from inlay.training.data import Examples
+    from inlay.training.engine import finetune
+
+    grid, generator = size // 8, torch.Generator().manual_seed(0)
+    mask = torch.zeros(4, 1, grid, grid)
+    mask[..., grid // 4 : -grid // 4, grid // 4 : -grid // 4] = 1
+    latent, masked = (torch.randn(4, 4, grid, grid, generator=generator) for _ in range(2))
+    examples = Examples(latent, mask, masked, torch.ones_like(mask), torch.randn(1, 77, 768))
+    dtype = preflight.precision_of(model, recipe)
+    with torch.inference_mode(False), torch.enable_grad():
+        trainee = host._trainee(model, recipe, dtype, 0, None)
+        blocks = [layer for layer in trainee.unet.modules() if isinstance(layer, host.BLOCKS)]
+        need = preflight.check_step_fits(model, trainee, recipe, [examples], blocks, checkpointing)
+        if checkpointing:
+            host.recompute(blocks)
+        return need.missing, peak_of(lambda: finetune(trainee, recipe, examples, 0))
+
+
+@pytest.fixture(scope="module")
+def unets(in_process_host, tmp_path_factory):
+    """MODELs of random weights in two sizes."""
+    import comfy.sd
+
+    from inlay.lab.checkpoint import assemble, random_parts
+    from inlay.lab.unet import new_unet
+
+    folder = tmp_path_factory.mktemp("unets")
+    loaded = {}
+    for name, changes in SHAPES.items():
+        parts = random_parts(0) | {"unet": new_unet(0, **changes).state_dict()}
+        with torch.inference_mode():
+            path = str(assemble(folder / f"{name}.safetensors", parts))
+            loaded[name] = comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False)[0]
+    return loaded
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("recipe", "size", "batch"),
+    [("DreamCom", 128, 1), ("DreamCom", 256, 2), ("DreamCom (full UNet)", 128, 1)],
+)
+def test_the_estimate_is_what_a_training_takes(unets, name, checkpointing, recipe, size, batch, capsys):
+    from inlay.training.recipes import RECIPES
+
+    chosen = replace(RECIPES[recipe], steps=2, batch_size=batch)
+    estimate, peak = estimate_and_peak(unets[name], size, checkpointing, chosen)
+    with capsys.disabled():
+        print(
+            f"\n{name}, {recipe}, {size} px, batch {batch}, checkpointing {checkpointing}: estimate"
+            f" {estimate / 2**20:.0f} MB, peak {peak / 2**20:.0f} MB, {estimate / peak - 1:+.0%}"
+        )
+    assert 0.9 * peak - LAID_OUT_ANEW < estimate < 1.35 * peak

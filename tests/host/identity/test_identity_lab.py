@@ -1,0 +1,261 @@
+"""The tiny world's identity training in miniature: examples, a few steps of each stage, resume, the files."""
+
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture(scope="module")
+def work(in_process_host, tmp_path_factory):
+    """A folder with a few examples of every kind."""
+    from inlay.lab import object_bank
+    from inlay.lab.checkpoint import shipped_parts
+    from inlay.lab.train_autoencoder import new_autoencoder
+
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "objects").mkdir()
+    model = new_autoencoder()
+    model.load_state_dict(shipped_parts()["autoencoder"])
+    for kind in object_bank.KINDS:
+        tensors = object_bank.shard(kind, model.taesd_encoder, np.random.default_rng(3), 4)
+        save_file(tensors, folder / "objects" / f"{kind}-00000.safetensors")
+    return folder
+
+
+def loaded(path: Path) -> dict[str, Any]:
+    """A training's state."""
+    from inlay.lab import files
+
+    state = files.load(path)
+    assert state
+    return state
+
+
+@pytest.fixture(autouse=True)
+def gradients(inference):
+    """Training needs what the host's inference mode takes away."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def test_examples_show_the_object_its_hole_and_its_scene(work):
+    shapes = {}
+    for path in sorted((work / "objects").glob("*.safetensors")):
+        tensors = load_file(path)
+        shapes[path.name.split("-")[0]] = {name: tuple(value.shape[1:]) for name, value in tensors.items()}
+        assert tensors["object"].amax() > 60
+    common = {"object": (84, 84, 3), "latent": (4, 12, 12), "look": (16, 12, 12), "caption": (77,)}
+    assert shapes == {
+        "views": common | {"latent": (4, 8, 8), "look": (16, 8, 8)},
+        "compositions": common | {"beside": (5, 12, 12)},
+        "insertions": common | {"beside": (4, 12, 12)},
+        "objects": {"object": (84, 84, 3), "caption": (77,)},
+    }
+    compositions = load_file(work / "objects" / "compositions-00000.safetensors")
+    hole, around = compositions["beside"][:, :1] > 0, compositions["beside"][:, 1:]
+    assert hole.flatten(1).any(1).all()
+    far = torch.nn.functional.max_pool2d(hole.float(), 7, 1, 3) == 0  # cells that see nothing of the hole
+    assert (around - compositions["latent"]).float().masked_select(far.expand_as(around)).abs().max() < 0.05
+    insertions = load_file(work / "objects" / "insertions-00000.safetensors")
+    assert insertions["beside"].float().std() > 3 * insertions["latent"].float().std()  # not scaled
+
+
+def test_an_inserted_thing_stands_where_nothing_else_did(in_process_host):
+    from inlay.lab import world
+    from inlay.lab.object_bank import covered
+
+    thing = world.sample_thing(np.random.default_rng(0)).posed(x=0.5, y=0.6, scale=0.4)
+    room = world.sample_room(np.random.default_rng(1))
+    assert covered(world.Scene(room, thing)) == 0
+    assert covered(world.Scene(room, thing, (thing.posed(scale=0.3),))) > 0.9
+    assert covered(world.Scene(room, thing.posed(x=0.2), (thing.posed(x=0.8, scale=0.3),))) == 0
+
+
+def call(monkeypatch, module, *arguments):
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
+    module.main()
+
+
+@pytest.fixture(scope="module")
+def trained(in_process_host, work):
+    """Both trainings through all stages in a few steps, the first of them in two goes."""
+    from inlay.lab import train_imprint, train_pix2pix
+
+    for module in (train_imprint, train_pix2pix):
+        patch = pytest.MonkeyPatch()
+        patch.setattr(module, "BATCH", dict.fromkeys(module.BATCH, 2))
+        steps = [f"--{stage}=2" for stage in module.STEPS]
+        with patch.context(), torch.inference_mode(False), torch.enable_grad():
+            if module is train_imprint:
+                call(patch, module, "--work", work, *steps, "--minutes", 0)
+                assert loaded(work / "imprint_dino_words.pt")["step"] < 2
+            call(patch, module, "--work", work, *steps)
+        patch.undo()
+    return work
+
+
+def test_the_stages_train_what_they_should(trained):
+    words, views, compose, insert = (
+        loaded(trained / f"{name}.pt")
+        for name in ("imprint_dino_words", "imprint_dino_views", "imprint_two_stage", "pix2pix_optimizer")
+    )
+    assert [state["step"] for state in (words, views, compose, insert)] == [2] * 4
+    key = "encoder.encoder.layer.0.norm1.weight"
+    assert not torch.equal(words["learned"][key], views["learned"][key])
+    assert not any(name.startswith("encoder.") for name in [*compose["learned"], *insert["learned"]])
+    unet = {name.split(".")[1] for name in views["learned"] if name.startswith("unet.")}
+    assert unet == {"output_blocks", "out"}
+    assert not any(name.endswith("base_layer.weight") for name in compose["learned"])
+    assert "unet.input_blocks.0.0.weight" in insert["learned"]
+    shipped = load_file(trained / "imprint_two_stage.safetensors")
+    assert torch.equal(shipped[key], views["mean"][key])
+
+
+def test_what_was_trained_ships_small_and_loads_in_the_host(kit, in_process_host, trained, tmp_path):
+    """The files in the repository's form, the host's files made of them, and the nodes with those."""
+    import shutil
+
+    import comfy.sd
+    import comfy.utils
+
+    from inlay.lab import checkpoint, files, identity
+
+    weights = tmp_path / "weights"
+    shutil.copytree(files.WEIGHTS, weights)
+    identity.ship(trained, weights)
+    assert sum((weights / f"{name}.safetensors").stat().st_size for name in identity.SHIPPED) < 15e6
+    paths = identity.install(in_process_host.models, weights)
+    before = paths["pix2pix"].stat().st_mtime_ns
+    assert identity.install(in_process_host.models, weights)["pix2pix"].stat().st_mtime_ns == before
+
+    with torch.inference_mode():
+        adapter, encoder, _ = kit.execute("InlayLoadAdapter", identity.IDENTITY)
+        optimizer, its_encoder, _ = kit.execute("InlayLoadAdapter", identity.OPTIMIZER)
+        model, _, vae = comfy.sd.load_checkpoint_guess_config(str(paths["pix2pix"]))[:3]
+        images, mask = kit.object_picture()
+        positive, negative, seen = kit.execute(
+            "IdentityEncoderDINOv2", [encoder], [adapter], [images], [mask]
+        )
+        assert positive[0][0].shape == negative[0][0].shape == (1, 41, 768)
+        latent = kit.execute(
+            "ImageConditionedPix2Pix", model, vae, its_encoder, optimizer, kit.picture(64), seen
+        )[2]
+        assert latent["samples"].shape == (1, 4, 8, 8)
+
+    base = comfy.sd.load_checkpoint_guess_config(str(checkpoint.assemble(tmp_path / "tiny.safetensors")))[0]
+    lora = comfy.utils.load_torch_file(str(paths["lora"]))
+    patched: Any = comfy.sd.load_lora_for_models(base, None, lora, 1.0, 0)[0]
+    assert len(patched.patches) == len(lora) // 2  # the host knew every name
+
+
+def test_the_tables_are_made_and_not_made_twice(trained, monkeypatch, tmp_path, capsys):
+    """Of networks that have learned nothing, by the commands themselves."""
+    import json
+
+    from inlay.lab import imprint, pix2pix
+
+    common = "--work", trained, "--minutes", 0, "--steps", 2
+    few = "--rows", "caption", "words", "two_stage", "--subjects", 2, "--backgrounds", 1
+    for module, name, own in (
+        (imprint, "imprint", few),
+        (pix2pix, "pix2pix", ("--rows", "optimizer", "--scenes", 3, "--guidance-scenes", 0)),
+    ):
+        out = tmp_path / name
+        call(monkeypatch, module, *common, *own, "--out", out)
+        made = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+        table = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        counts = {cell["n"] for row in table["rows"].values() for cell in row.values()}
+        assert counts <= {1, 2, 3}
+        assert (out / f"{name}.png").stat().st_size > 1000
+        call(monkeypatch, module, *common, *own, "--out", out)
+        assert made == {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    assert "two stages over the picture's words alone" in capsys.readouterr().out
+
+
+def test_a_change_is_what_was_attached(in_process_host):
+    from inlay.lab import low_rank
+    from inlay.lab.unet import new_unet
+
+    unet = new_unet(0)
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    low_rank.attach(unet, rank=2)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.02, generator=generator)
+    x, t, rows = torch.randn(1, 9, 8, 8), torch.tensor([500.0]), torch.randn(1, 3, 768)
+    plain = new_unet(0)
+    plain.load_state_dict(low_rank.changed(before, low_rank.change_of(unet.state_dict())))
+    with torch.no_grad():
+        wanted, got = unet(x, t, context=rows), plain(x, t, context=rows)
+    assert torch.allclose(got, wanted, atol=1e-4)
+    assert not torch.allclose(plain.state_dict()["out.2.weight"], before["out.2.weight"])
+
+
+def test_a_source_is_read_as_the_surroundings_of_a_hole_were(in_process_host):
+    from inlay.lab.checkpoint import LATENT_SCALE, shipped_parts
+    from inlay.lab.object_training import shipped_unet
+
+    x, source = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    state, unet = shipped_parts()["unet"], cast(Any, shipped_unet(8, hole=1.0))
+    eight = unet.input_blocks[0][0]
+    first = torch.nn.Conv2d(9, 320, 3, padding=1)
+    first.load_state_dict({k: state[f"input_blocks.0.0.{k}"] for k in ("weight", "bias")})
+    with torch.no_grad():
+        wanted = first(torch.cat([x, torch.ones(1, 1, 8, 8), LATENT_SCALE * source], 1))
+        got = eight(torch.cat([x, source], 1))
+    assert torch.allclose(got[..., 1:-1, 1:-1], wanted[..., 1:-1, 1:-1], atol=1e-3)  # padding has no hole
+
+
+def test_windows_hold_what_is_painted():
+    from inlay.lab.object_training import cut, painted
+
+    hole = torch.zeros(2, 1, 12, 12)
+    hole[0, :, 2:6, 7:12] = 1
+    hole[1, :, 1:11, 3:5] = 1  # larger than the window
+    latent = torch.arange(2 * 4 * 144.0).view(2, 4, 12, 12)
+    batch = {"latent": latent, "look": latent.repeat(1, 4, 1, 1), "beside": torch.cat([hole, latent], 1)}
+    for seed in range(20):
+        small = cut(batch, 8, np.random.default_rng(seed))
+        assert small["latent"].shape == (2, 4, 8, 8)
+        assert painted(small)[0].sum() == hole[0].sum()
+        assert painted(small)[1].sum() == 8 * 2
+        assert torch.equal(small["latent"], small["beside"][:, 1:])
+
+
+def test_the_weight_of_an_error_favours_the_hole_and_makes_it_one_in_v(in_process_host):
+    """A network that says nothing: the error in epsilon is the noise's, and 1 / a of it that in v."""
+    from inlay.encoders.adapter import AdapterConfig, ContentAdapter
+    from inlay.encoders.pixels import IMAGENET
+    from inlay.lab.object_training import TinyTrainee, inputs_of, tiny_sigmas
+    from inlay.lab.train_imprint import READING
+    from inlay.lab.unet import alphas_cumprod, new_unet
+    from inlay.training.adapters import COMPOSE
+    from inlay.training.engine import Diffusion
+
+    hole = torch.zeros(2, 1, 4, 4)
+    hole[..., :2] = 1
+    latent, look = torch.randn(2, 4, 4, 4), torch.zeros(2, 16, 4, 4)
+    batch = {"latent": latent, "look": look, "object": torch.rand(2, 84, 84, 3)}
+    batch["beside"] = torch.cat([hole, latent], 1)
+    inputs = inputs_of(batch, COMPOSE, IMAGENET, torch.Generator().manual_seed(0))
+    assert inputs["weight"].unique().tolist() == pytest.approx([0.2, 1.0])
+    adapter = ContentAdapter(AdapterConfig(READING, width=192, depth=0))
+    trainee = TinyTrainee(
+        torch.nn.Identity(),
+        adapter,
+        new_unet(0),
+        Diffusion(tiny_sigmas(), "epsilon"),
+        lambda unet, x, t, c: 0 * x[:, :4],
+    )
+    trainee.context = lambda pixels, keep: torch.zeros(0)
+    trainee.glimpse.loss = lambda look, weight: torch.zeros(())
+    a = alphas_cumprod()[inputs["t"]].view(-1, 1, 1, 1)
+    wanted = (inputs["weight"] * inputs["noise"].square() / a).mean()
+    assert trainee(inputs).item() == pytest.approx(wanted.item(), rel=1e-4)

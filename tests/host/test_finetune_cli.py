@@ -1,0 +1,160 @@
+"""`finetune` from the command line: the engine without a graph, alone and in a group, stopped and gone on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from inlay import dev
+
+CONFIG = """
+checkpoint = "tiny.safetensors"
+references = "photos"
+class_name = "cat"
+out = "{out}"
+regular = "regular_cat"
+save_every = {save_every}
+
+[recipe]
+base = "DreamMix"
+steps = {steps}
+batch_size = 2
+accumulation = 1
+resolution = 64
+copies = 2
+
+[attributes]
+colour = ["brown"]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(in_process_host, tmp_path_factory):
+    """A checkpoint, two photos with masks and one regular picture, in a folder of their own."""
+    from inlay.lab.checkpoint import assemble, random_parts
+
+    place = tmp_path_factory.mktemp("cli")
+    assemble(place / "tiny.safetensors", random_parts(0))
+    generator = np.random.default_rng(0)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 20:50] = 255
+    files = ["photos/1.png", "photos/2.png", "regular_cat/a_brown_cat/7-image.png"]
+    for name in files:
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+        marked = path.name.replace("-image", "-mask") if "-image" in name else f"{path.stem}_mask.png"
+        Image.fromarray(mask).save(path.with_name(marked))
+    return place
+
+
+def command(folder, out, steps=4, save_every=100, launcher=()):
+    path = folder / f"{out}.toml"
+    path.write_text(CONFIG.format(out=out, steps=steps, save_every=save_every), encoding="utf-8")
+    return [sys.executable, *launcher, str(dev.PACK), "finetune", "--config", str(path)]
+
+
+def start(command, folder, comfyui_path):
+    """Without `inlay` on the import path: the folder itself is what is run, whatever it is called."""
+    environment = os.environ | {"COMFYUI_PATH": str(comfyui_path), "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(command, folder, comfyui_path):
+    process = start(command, folder, comfyui_path)
+    printed, said = process.communicate(timeout=900)
+    return process.returncode, printed, said
+
+
+def learned(folder, comfyui_path, **changes):
+    code, printed, said = run(command(folder, **changes), folder, comfyui_path)
+    assert code == 0, said[-3000:]
+    facts = json.loads(printed.splitlines()[-1])
+    return facts, load_file(facts["lora"]), said
+
+
+@pytest.fixture(scope="module")
+def alone(folder, comfyui_path):
+    return learned(folder, comfyui_path, out="alone")
+
+
+def test_a_config_becomes_a_lora_with_its_facts(folder, alone):
+    facts, lora, said = alone
+    assert "step 4 of 4" in said
+    assert facts["words"] == "sks cat"
+    assert facts["recipe"] == "DreamMix"
+    assert facts["loss"] > 0
+    assert len(lora) == 3 * 8 * 2 * 2 // 2  # 4 transformer blocks, 2 attentions, keys and values
+    (stored,) = (folder / "alone").glob("*.json")
+    subject = json.loads(stored.read_text(encoding="utf-8"))
+    assert subject["attributes"] == {"colour": ["brown"]}
+    assert subject["caption"] == "a sks cat"
+
+
+def test_the_same_config_is_not_trained_again(folder, comfyui_path, alone):
+    facts, lora, said = learned(folder, comfyui_path, out="alone")
+    assert facts["lora"] == alone[0]["lora"]
+    assert "step" not in said
+    assert all(torch.equal(lora[key], alone[1][key]) for key in lora)
+
+
+def test_two_processes_learn_what_one_learns(folder, comfyui_path, alone):
+    """At the same global batch of 2. Only the order of float32 sums differs: 1e-4 of the largest weight."""
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+    facts, lora, _ = learned(folder, comfyui_path, out="group", launcher=launcher)
+    assert lora.keys() == alone[1].keys()
+    assert facts["loss"] == pytest.approx(alone[0]["loss"], rel=1e-4)
+    for key, weight in alone[1].items():
+        torch.testing.assert_close(lora[key], weight, rtol=0, atol=1e-4 * float(weight.abs().max()) + 1e-8)
+    assert [path.suffix for path in (folder / "group").iterdir() if path.suffix == ".resume"] == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
+def test_a_machine_that_is_taken_back_leaves_a_run_that_goes_on(folder, comfyui_path, alone):
+    process = start(command(folder, "taken"), folder, comfyui_path)
+    assert process.stderr
+    for line in process.stderr:
+        if "step 2" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    _, said = process.communicate(timeout=900)
+    assert process.returncode == 130
+    assert "goes on from here" in said
+    assert list((folder / "taken").glob("*.resume"))
+    _, lora, _ = learned(folder, comfyui_path, out="taken")
+    assert all(torch.equal(lora[key], alone[1][key]) for key in lora)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("checkpoint = 'no.safetensors'\nreferences = 'photos'\nclass_name = 'cat'", "there is no file"),
+        ("checkpoint = 'tiny.safetensors'\nreferences = 'none'\nclass_name = 'cat'", "there is no folder"),
+        ("checkpoint = 1\nreferences = 'photos'\nclass_name = 'cat'", "checkpoint: 1 is not text"),
+    ],
+)
+def test_what_is_asked_for_wrongly_ends_with_2_and_a_sentence(folder, comfyui_path, text, message):
+    path = folder / "wrong.toml"
+    path.write_text(text, encoding="utf-8")
+    code, _, said = run(
+        [sys.executable, str(dev.PACK), "finetune", "--config", str(path)], folder, comfyui_path
+    )
+    assert code == 2
+    assert message in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_no_host_ends_with_3(folder):
+    code, _, said = run(command(folder, "nowhere"), folder, folder)
+    assert code == 3
+    assert "COMFYUI_PATH" in said

@@ -1,0 +1,165 @@
+"""The headless host and its client, against a real ComfyUI and its stock nodes."""
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from inlay.headless import Client, HostDied, HostError, HostGone, NodeFailed, PromptRefused, Server
+
+
+def invert(name: str) -> dict:
+    """A stock graph: load a picture, invert it, save and preview it."""
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
+        "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "inverted"}},
+        "4": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    }
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "gradient.png"
+    Image.linear_gradient("L").convert("RGB").save(path)
+    return path
+
+
+def test_a_graph_comes_back_with_its_pictures(client, picture):
+    seen = []
+    name = client.upload(picture, subfolder="headless")
+    assert name == "headless/gradient.png"
+    result = client.run(invert(name), seen.append)
+    assert set(result) == {"3", "4"}
+    inverted = np.asarray(Image.open(io.BytesIO(result["3"].images[0])), dtype=int)
+    original = np.asarray(Image.open(picture), dtype=int)
+    assert np.abs(inverted + original - 255).max() <= 1  # the host cuts to bytes instead of rounding
+    assert {progress.node for progress in seen if progress.state == "finished"} == {"1", "2", "3", "4"}
+
+
+def test_what_is_cached_is_reported_so(client, picture):
+    graph = invert(client.upload(picture))
+    client.run(graph)
+    seen = []
+    again = client.run(graph, seen.append)
+    assert {progress.node for progress in seen if progress.state == "cached"} >= {"1", "2"}
+    assert again["3"].images
+
+
+def test_a_bad_value_is_one_sentence_that_names_node_and_input(client, picture):
+    graph = invert(client.upload(picture))
+    graph["2"] = {
+        "class_type": "ImageScale",
+        "_meta": {"title": "Enlarge"},
+        "inputs": {"image": ["1", 0], "upscale_method": "nope", "width": 8, "height": 8, "crop": "disabled"},
+    }
+    with pytest.raises(PromptRefused, match=r"Enlarge \(node 2\): there is no upscale_method 'nope'"):
+        client.run(graph)
+
+
+def test_one_bad_branch_stops_the_whole_graph(client, picture):
+    graph = invert(client.upload(picture))
+    graph["5"] = {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}
+    with pytest.raises(PromptRefused, match=r"SaveImage \(node 5\): Required input is missing \(images\)"):
+        client.run(graph)
+
+
+def test_an_unknown_node_is_named(client):
+    with pytest.raises(PromptRefused, match="NoSuchNode"):
+        client.run({"1": {"class_type": "NoSuchNode", "inputs": {}}})
+
+
+def replace_text(pattern: str) -> dict:
+    """A stock graph without pictures; the host checks the pattern only when the node runs."""
+    inputs = {"string": "a mug", "regex_pattern": pattern, "replace": "the"}
+    return {
+        "1": {"class_type": "RegexReplace", "inputs": inputs},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+    }
+
+
+def test_text_comes_back(client):
+    assert client.run(replace_text("^a"))["2"].text == ["the mug"]
+
+
+def test_a_node_that_raises_is_named(client):
+    with pytest.raises(NodeFailed, match=r"^RegexReplace \(node 1\): .*unterminated subpattern"):
+        client.run(replace_text("("))
+
+
+def test_the_host_is_gone_after_the_block(comfyui_path, tmp_path):
+    with Server(tmp_path, comfyui=comfyui_path) as server:
+        pid = server.pid
+        assert psutil.pid_exists(pid)
+    assert not psutil.pid_exists(pid)
+    assert "Import times" in server.log.read_text(encoding="utf-8")
+
+
+def test_a_taken_port_is_said_and_nothing_is_started(comfyui_path, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = Server(tmp_path, comfyui=comfyui_path, port=port)
+        with pytest.raises(HostError, match=f"Port {port} is taken"), server:
+            pass
+    assert not (tmp_path / "host.log").exists()
+
+
+def test_a_host_that_dies_at_the_start_names_its_log(comfyui_path, tmp_path):
+    broken = Server(tmp_path, comfyui=comfyui_path, extra=("--no-such-flag",))
+    with pytest.raises(HostDied, match="unrecognized arguments: --no-such-flag") as caught, broken:
+        pass
+    assert str(tmp_path / "host.log") in str(caught.value)
+
+
+def test_a_host_that_is_killed_under_a_graph_names_its_log(comfyui_path, tmp_path, picture):
+    server = Server(tmp_path, comfyui=comfyui_path)
+    with pytest.raises(HostDied, match=r"ended by itself; its log is .*host\.log"), server:  # noqa: PT012
+        client = Client(server.url)
+        graph = invert(client.upload(picture))
+        host = psutil.Process(server.pid)
+        host.kill()
+        psutil.wait_procs([host], timeout=10)
+        with pytest.raises(HostGone):
+            client.run(graph)
+        client.run(graph)
+    assert server.process is None
+
+
+PARENT = """
+    import signal, sys, time
+    from pathlib import Path
+    from inlay.headless import Server
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    with Server(Path(sys.argv[2]), comfyui=Path(sys.argv[1])) as server:
+        print(server.pid, flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["interrupt", "kill"])
+def test_the_host_ends_with_the_one_who_asked(comfyui_path, tmp_path, how):
+    if how == "interrupt" and os.name == "nt":
+        pytest.skip("a Ctrl-C cannot be sent to one process on Windows")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PARENT), str(comfyui_path), str(tmp_path)],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    host = psutil.Process(int(parent.stdout.readline()))
+    if how == "kill":
+        parent.kill()
+    else:
+        parent.send_signal(signal.SIGINT)
+    parent.wait(timeout=30)
+    host.wait(timeout=10)
+    assert not host.is_running()

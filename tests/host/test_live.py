@@ -1,0 +1,93 @@
+"""The live view's side of the host: events for every page, and the whole state for one that opens late."""
+
+import asyncio
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import aiohttp
+import pytest
+
+from inlay import dev
+from inlay.headless import Client, Interrupted
+from inlay.lab import job
+
+FINETUNE = "5"
+
+
+@pytest.fixture
+def training(server, tiny_checkpoint):
+    """The demo's graph up to the training, for that many steps and with a class of its own."""
+    shutil.copytree(job.ASSETS, server.work / "input", dirs_exist_ok=True)
+
+    def graph(steps: int, class_name: str) -> dict:
+        nodes = {key: node for key, node in job.read_graph().items() if key in ("1", "2", FINETUNE)}
+        wanted = {"steps": steps, "class_name": class_name, "preview_every": 2}
+        nodes[FINETUNE] = nodes[FINETUNE] | {"inputs": nodes[FINETUNE]["inputs"] | wanted}
+        return nodes | {"90": {"class_type": "PreviewImage", "inputs": {"images": [FINETUNE, 4]}}}
+
+    return graph
+
+
+def watch(server, run) -> list[dict]:
+    """Our events that a page sees which did not queue the graph, from before `run` until it ends."""
+
+    async def follow() -> list[dict]:
+        seen = []
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{server.url}/ws?clientId=another-page", max_msg_size=0) as socket,
+        ):
+            with ThreadPoolExecutor() as pool:
+                running = asyncio.wrap_future(pool.submit(run))
+                while not (seen and seen[-1]["state"] != "running"):
+                    message = await socket.receive(timeout=120)
+                    if message.type == aiohttp.WSMsgType.TEXT:
+                        event = json.loads(message.data)
+                        seen += [event["data"]] if event["type"] == "inlay.training" else []
+                await running
+        return seen
+
+    return asyncio.run(follow())
+
+
+def state_of(client: Client) -> dict:
+    runs = client.session.get(f"{client.url}/inlay/training", timeout=60).json()
+    return {run["node"]: run for run in runs}[FINETUNE]
+
+
+def test_a_page_that_did_not_queue_the_training_sees_it_grow_and_end(client, server, training):
+    events = watch(server, lambda: Client(server.url).run(training(6, "lantern")))
+    assert {event["node"] for event in events} == {FINETUNE}
+    assert [point[0] for event in events for point in event["points"]] == [1, 2, 3, 4, 5, 6]
+    pictures = [sample for event in events for sample in event["samples"]]
+    assert [step for step, _ in pictures][-1] == 6
+    assert all(picture.startswith("data:image/jpeg;base64,") for _, picture in pictures)
+    assert [event["state"] for event in events][-1] == "finished"
+    late = state_of(client)
+    assert (late["state"], late["step"], len(late["points"])) == ("finished", 6, 6)
+    assert late["samples"] == pictures
+
+
+def test_a_training_that_is_interrupted_says_so(client, server, training):
+    def run():
+        own = Client(server.url)
+
+        def stop(progress):
+            if progress.node == FINETUNE and progress.value > 1:
+                own.interrupt()
+
+        with pytest.raises(Interrupted):
+            own.run(training(500, "kettle"), stop)
+
+    assert watch(server, run)[-1]["state"] == "stopped"
+    assert state_of(client)["state"] == "stopped"
+
+
+def test_the_front_end_code_is_small_and_served(client, server):
+    files = [path for path in (dev.PACK / "web").rglob("*") if path.suffix in (".js", ".css")]
+    assert sum(path.stat().st_size for path in files) <= 30_000
+    served = client.session.get(f"{server.url}/extensions", timeout=60).json()
+    ours = [path for path in served if path.startswith(f"/extensions/{server.pack_folder().name}/")]
+    assert len(ours) == len([path for path in files if path.suffix == ".js"])
+    assert all(client.session.get(server.url + path, timeout=60).ok for path in ours)

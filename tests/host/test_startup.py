@@ -1,0 +1,54 @@
+"""What the pack costs when the host starts: none of the heavy libraries, and no seconds."""
+
+import re
+import subprocess
+import sys
+
+from inlay import dev
+
+HEAVY = ("accelerate", "diffusers", "matplotlib", "peft", "skimage", "torchmetrics", "transformers")
+
+LOAD = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+from comfy.cli_args import args
+args.cpu = True
+import nodes, server
+
+async def load():
+    await nodes.init_builtin_extra_nodes()
+    before = set(sys.modules)
+    assert await nodes.load_custom_node(sys.argv[2]), "the pack does not load"
+    return sorted(set(sys.modules) - before)
+
+print(*asyncio.run(load()), sep="\\n")
+"""
+
+
+def test_loading_the_pack_imports_nothing_heavy(comfyui_path, tmp_path):
+    """After the host and its own nodes, as in a real start, so that only what we add is counted."""
+    command = [sys.executable, "-c", LOAD, str(comfyui_path), str(dev.PACK)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    added = done.stdout.split()
+    assert any(name.endswith(".nodes") for name in added)
+    assert [name for name in added if name.split(".")[0] in HEAVY] == []
+
+
+def test_the_host_lists_the_pack_without_a_failure(server):
+    log = server.log.read_text(encoding="utf-8")
+    (line,) = re.findall(rf"seconds.*: .*{server.pack_folder().name}$", log, re.MULTILINE)
+    print(line)
+    assert "FAILED" not in line
+
+
+def test_every_node_has_a_help_page_and_a_tooltip_for_each_input(client, server):
+    definitions = client.object_info()
+    module = f"custom_nodes.{server.pack_folder().name}"
+    ours = {name: info for name, info in definitions.items() if info["python_module"] == module}
+    assert ours
+    for name, info in ours.items():
+        assert (dev.PACK / "web" / "docs" / f"{name}.md").is_file(), f"{name} has no help page"
+        inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+        bare = [key for key, (_, *options) in inputs.items() if not (options and options[0].get("tooltip"))]
+        assert bare == [], f"{name}: no tooltip for {bare}"

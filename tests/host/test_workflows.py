@@ -1,0 +1,65 @@
+"""The bundled workflows on the tiny model, and their two forms."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import binary_dilation
+
+from inlay.lab import assets, templates
+from inlay.lab.job import ASSETS
+
+SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "InlayRegularImages": 1}  # steps
+# workflow -> the bundled picture it paints into, the box, the nodes that save what they painted
+PAINTED = {
+    "insert_small": ("inlay_large_room.png", assets.LARGE_BOX, ("10", "11")),
+    "edit_attribute": ("inlay_background.png", assets.BOX, ("11", "12")),
+    "dreammix": ("inlay_large_room.png", assets.LARGE_BOX, ("9",)),
+}
+
+
+def read(name: str) -> dict:
+    return json.loads((templates.WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def shortened(graph: dict) -> dict:
+    for node in graph.values():
+        if node["class_type"] in SHORT:
+            node["inputs"]["steps"] = SHORT[node["class_type"]]
+    return graph
+
+
+@pytest.mark.parametrize("name", PAINTED)
+def test_a_workflow_paints_its_box_and_nothing_else(name, client, server, tiny_checkpoint):
+    shutil.copytree(ASSETS, server.work / "input", dirs_exist_ok=True)
+    background, (x, y, width, height), outputs = PAINTED[name]
+    graph = read(name)
+    box = next(node["inputs"] for node in graph.values() if node["class_type"] == "InlayBoxMask")
+    assert (box["x"], box["y"], box["width"], box["height"]) == (x, y, width, height)
+    result = client.run(shortened(graph))
+    before = np.asarray(Image.open(ASSETS / background).convert("RGB"), dtype=int)
+    inside = np.zeros(before.shape[:2], dtype=bool)
+    inside[y : y + height, x : x + width] = True
+    near = np.asarray(binary_dilation(inside, np.ones((3, 3)), iterations=3), dtype=bool)
+    pictures = [np.asarray(Image.open(io.BytesIO(result[node].images[0])), dtype=int) for node in outputs]
+    for picture in pictures:
+        change = np.abs(picture - before).max(-1)
+        assert change[inside].mean() > 1
+        assert change[~near].max() <= 1  # the host cuts to bytes instead of rounding
+    assert all((picture != pictures[0]).any() for picture in pictures[1:])
+
+
+def test_what_was_removed_is_said(client, server, tiny_checkpoint):
+    shutil.copytree(ASSETS, server.work / "input", dirs_exist_ok=True)
+    result = client.run(shortened(read("edit_attribute")))
+    assert "Removed orange (1 rows, joint, strength 1)." in "".join(result["6"].text)
+
+
+def test_the_two_forms_of_every_workflow_agree(client):
+    for path, text in templates.drawn(client.object_info()).items():
+        assert path.read_text(encoding="utf-8") == text, (
+            f"python dev.py lab templates writes {path.name} anew"
+        )

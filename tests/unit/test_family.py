@@ -1,0 +1,28 @@
+"""The working size of a family, from the names that the host gives."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from inlay.conditioning.family import family, working_side
+
+
+def model(name: str, prediction: str):
+    base = SimpleNamespace(model_config=type(name, (), {})(), model_type=SimpleNamespace(name=prediction))
+    return SimpleNamespace(model=base)
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction", "side"),
+    [
+        ("SD15", "EPS", 512),
+        ("SD20", "V_PREDICTION", 768),
+        ("SD20", "EPS", 512),  # the base model, and the inpainting one
+        ("SDXL", "EPS", 1024),
+        ("SDXLRefiner", "EPS", 1024),
+        ("Flux", "FLUX", 1024),
+    ],
+)
+def test_every_family_has_the_size_it_was_trained_on(name, prediction, side):
+    assert family(model(name, prediction)) == name
+    assert working_side(model(name, prediction)) == side

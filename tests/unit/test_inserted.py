@@ -1,0 +1,68 @@
+"""Where something new stands in a picture, and whether it is the right thing in a free place."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from inlay.lab.inserted import HELD, found, held_out_scene, measured
+from inlay.lab.judge import load_judge
+from inlay.lab.seer import cell
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [held_out_scene(index) for index in range(8)]
+
+
+def test_the_largest_patch_that_changed_is_found():
+    before = torch.rand(96, 96, 3)
+    after = before.clone()
+    after[10:40, 20:50] = 1 - after[10:40, 20:50].round()
+    after[70:75, 70:75] = 1 - after[70:75, 70:75].round()
+    patch = found(after, before)
+    assert patch is not None
+    assert patch[12:38, 22:48].mean() > 0.9
+    assert not patch[60:].any()
+    assert found(before, before) is None
+    assert found(before + 0.02, before) is None  # the autoencoder's own error is nothing new
+
+
+def test_scenes_have_things_about_and_a_free_place(scenes):
+    for index, scene in enumerate(scenes):
+        assert scene.others.any()
+        assert (scene.truth_mask * scene.others).sum() <= 0.05 * scene.others.sum()
+        assert torch.equal(scene.source, held_out_scene(index).source)
+
+
+def test_the_truth_counts_as_inserted_and_the_source_does_not(scenes):
+    judge = load_judge()
+    truth = [measured(judge, scene, scene.truth, scene.source) for scene in scenes]
+    assert sum(one["there"] for one in truth) == len(scenes)
+    assert sum(one[HELD] for one in truth) >= len(scenes) - 2
+    assert all(one["kept"] > 0.9 for one in truth)
+    nothing = [measured(judge, scene, scene.source, scene.source) for scene in scenes]
+    assert all(one[HELD] == one["there"] == 0 for one in nothing)
+
+
+def test_a_thing_on_top_of_another_is_in_no_free_place(scenes):
+    judge = load_judge()
+    covered = [replace(scene, others=scene.truth_mask) for scene in scenes]
+    assert not any(measured(judge, s, s.truth, s.source)[HELD] for s in covered)
+
+
+def test_a_cell_is_kept_until_what_made_it_changes(tmp_path):
+    class Choices:
+        def __init__(self, steps):
+            self.steps = steps
+
+    made = []
+
+    def make():
+        made.append(1)
+        return torch.rand(2, 4, 4, 3), [{"there": float(len(made))}]
+
+    path = tmp_path / "cell.json"
+    assert cell(path, Choices(1), make) == cell(path, Choices(1), make) == [{"there": 1.0}]
+    assert cell(path, Choices(2), make) == [{"there": 2.0}]
+    assert path.with_suffix(".safetensors").exists()

@@ -1,0 +1,57 @@
+"""What the registry is told and given: complete facts, pictures that exist, nothing lost on the way."""
+
+import re
+import sys
+
+import pytest
+from PIL import Image
+
+from inlay import dev
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    from pip._vendor import tomli as tomllib
+
+
+@pytest.fixture
+def facts():
+    return tomllib.loads((dev.PACK / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_only_whole_rooms_are_left_out_of_the_published_pack():
+    """A pattern without a leading slash would also take web/docs with docs."""
+    lines = (dev.PACK / ".comfyignore").read_text(encoding="utf-8").splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    assert all(pattern.startswith("/") for pattern in patterns)
+    left_out = {pattern.strip("/") for pattern in patterns}
+    needed = {"nodes", "training", "sampling", "attention", "encoders", "conditioning", "imaging",
+              "evaluation", "headless", "web", "workflows", "subgraphs", "locales", "__init__.py",
+              "__main__.py", "pyproject.toml", "README.md", "LICENSE"}  # fmt: skip
+    assert not needed & left_out
+
+
+@pytest.mark.parametrize(("name", "size"), [("Icon", (400, 400)), ("Banner", (1260, 540))])
+def test_the_registrys_pictures_are_there(facts, name, size):
+    repository = facts["project"]["urls"]["Repository"].removeprefix("https://github.com/")
+    address = facts["tool"]["comfy"][name]
+    path = address.removeprefix(f"https://raw.githubusercontent.com/{repository}/main/")
+    assert Image.open(dev.PACK / path).size == size
+    assert (dev.PACK / path).stat().st_size < 100_000
+
+
+def test_the_name_and_version_are_ones_the_registry_takes(facts):
+    assert re.fullmatch(r"[a-z][a-z0-9]*([-_.][a-z0-9]+)*", facts["project"]["name"])
+    assert "comfyui" not in facts["project"]["name"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", facts["project"]["version"])
+    assert f"## {facts['project']['version']}" in (dev.PACK / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_what_the_pack_needs_has_lower_bounds_alone(facts):
+    for requirement in facts["project"]["dependencies"]:
+        assert re.fullmatch(r"[\w-]+>=[\d.]+(; python_version < '[\d.]+')?", requirement)
+
+
+def test_the_front_end_code_is_small():
+    scripts = list((dev.PACK / "web").rglob("*.js"))
+    assert 0 < sum(path.stat().st_size for path in scripts) <= 30_000

@@ -1,0 +1,455 @@
+"""Adapter training in miniature: what learns, how fast, what is left out; whole runs through the command."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from inlay.encoders.adapter import AdapterConfig, ContentAdapter, Reading
+from inlay.encoders.dinov2 import DinoConfig, DinoV2
+from inlay.training import adapters, train_cli
+from inlay.training.adapters import (
+    COMPOSE,
+    INSERT,
+    VIEWS,
+    AdapterTrainee,
+    by_diffusers,
+    freeze,
+    kept,
+    prepare,
+)
+from inlay.training.data import generator_at
+from inlay.training.engine import Diffusion
+from inlay.training.foundations import load_diffusion, load_unet, read_adapter
+
+DINO = DinoConfig(32, 1, 2, 64, False, 4, grid=4)
+READS = Reading(width=32, size=28)
+UNET = {
+    "sample_size": 4, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
+    "cross_attention_dim": 16, "attention_head_dim": 4,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}  # fmt: skip
+
+
+def unet(channels=4, seed=0):
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(seed)
+    return diffusers.UNet2DConditionModel(in_channels=channels, **UNET)
+
+
+def trainee(channels=4, nothing="learned") -> Any:
+    net = unet(channels)
+    config = AdapterConfig(replace(READS, nothing=nothing), width=16, depth=1, heads=2, context=16)
+    return AdapterTrainee(DinoV2(DINO), ContentAdapter(config), net, load_diffusion(None), by_diffusers)
+
+
+class Pixels:
+    """An autoencoder whose latents are the picture's own pixels, averaged over 4 x 4, and their mean."""
+
+    def mode(self, pictures, scaled):
+        small = torch.nn.functional.avg_pool2d(2 * pictures.movedim(-1, 1) - 1, 4)
+        return torch.cat([small, small.mean(1, keepdim=True)], 1) * (0.5 if scaled else 1.0)
+
+    def sample(self, pictures, noise):
+        return self.mode(pictures, True) + 0.01 * noise
+
+
+def batch(count=3, start=0, side=16):
+    generator = generator_at(0, start)
+    pictures = torch.rand(count, side, side, 3, generator=generator)
+    hole = torch.zeros(count, side, side)
+    hole[:, 4:12, 4:12] = 1
+    shown = torch.rand(count, 28, 28, 3, generator=generator)
+    return {
+        "target": pictures, "source": pictures.flip(1), "hole": hole, "object": shown,
+        "number": torch.arange(start, start + count),
+    }  # fmt: skip
+
+
+# -- stages
+
+
+def test_the_context_agnostic_stage_trains_encoder_adapter_and_decoder():
+    module = trainee()
+    parts = freeze(module.parts, VIEWS)
+    assert set(parts) == {"encoder", "adapter", "unet"}
+    learns = {name for name, p in module.named_parameters() if p.requires_grad}
+    assert "unet.up_blocks.0.resnets.0.conv1.weight" in learns
+    assert "unet.conv_out.weight" in learns
+    assert not any(name.startswith(("unet.down_blocks", "unet.mid_block", "unet.conv_in")) for name in learns)
+    frozen = {name for name, p in module.named_parameters() if not p.requires_grad and "unet" not in name}
+    assert frozen == {"encoder.embeddings.mask_token"}
+
+
+def test_the_compositing_stage_freezes_the_encoder():
+    module = trainee(9)
+    assert set(freeze(module.parts, COMPOSE)) == {"adapter", "unet"}
+    assert not any(p.requires_grad for p in module.encoder.parameters())
+    assert all(p.requires_grad for p in [*module.unet.parameters(), *module.adapter.parameters()])
+
+
+def test_insertion_trains_the_cross_attention_alone():
+    module = trainee(8)
+    freeze(module.parts, INSERT)
+    learns = [name for name, p in module.unet.named_parameters() if p.requires_grad]
+    assert learns
+    assert all(".attn2." in name for name in learns)
+    with pytest.raises(ValueError, match=r"--unet: it has no weights that stage 'insert' trains"):
+        freeze({"unet": torch.nn.Linear(2, 2)}, INSERT)
+
+
+def test_the_original_names_of_a_unet_are_known_too():
+    attention = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    names = ("output_blocks.0.0.in_layers.0.weight", "out.2.weight", attention)
+    assert [adapters._learns(name, "decoder") for name in names] == [True, True, False]
+    assert [adapters._learns(name, "cross_attention") for name in names] == [False, False, True]
+
+
+def test_rates_swap_halfway_after_the_warm_up():
+    stage = replace(COMPOSE, warm_up=10)
+    rates = [tuple(adapters.rate_at(stage, part, k, 100) for part in ("adapter", "unet")) for k in range(100)]
+    assert rates[0] == (adapters.HIGH / 10, adapters.LOW / 10)
+    assert all(rate == (adapters.HIGH, adapters.LOW) for rate in rates[10:50])
+    assert all(rate == (adapters.LOW, adapters.HIGH) for rate in rates[50:])
+
+
+def test_conditions_are_left_out_as_often_as_said():
+    r = torch.arange(0, 1, 1e-4) + 5e-5
+    objects, pictures = kept(INSERT, r)
+    p = 0.05
+    assert torch.equal(~objects, r < 2 * p)
+    assert torch.equal(~pictures, (r >= p) & (r < 3 * p))
+    assert (~objects & ~pictures).float().mean().item() == pytest.approx(p, abs=1e-3)
+    objects, pictures = kept(VIEWS, r)
+    assert (~objects).float().mean().item() == pytest.approx(0.05, abs=1e-3)
+    assert pictures.all()
+
+
+# -- the loss
+
+
+@pytest.mark.parametrize(
+    ("stage", "channels"), [(VIEWS, 4), (replace(VIEWS, channels=9), 9), (COMPOSE, 9), (INSERT, 8)]
+)
+def test_the_loss_is_the_error_of_the_predicted_noise(stage, channels):
+    module = trainee(channels)
+    inputs = prepare(stage, Pixels(), READS, batch(), seed=4, levels=1000)
+    assert inputs["latent"].shape == (3, 4, 4, 4)
+    got = module(inputs)
+    a = 1 / (1 + module.diffusion.sigmas[inputs["t"]].double() ** 2)
+    a = a.view(-1, 1, 1, 1)
+    x = (a.sqrt() * inputs["latent"] + (1 - a).sqrt() * inputs["noise"]).float()
+    if channels > 4:
+        x = torch.cat([x, inputs["beside"]], 1)
+    assert x.shape[1] == channels
+    context = module.adapter(module.encoder(inputs["pixels"]))
+    context = torch.where(inputs["keep"].view(-1, 1, 1) > 0, context, module.adapter.nothing)
+    predicted = module.unet(x, inputs["t"], context).sample
+    expected = (predicted - inputs["noise"]).square().mean((1, 2, 3))
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_what_is_beside_the_noise():
+    pictures = batch()
+    compose = prepare(COMPOSE, Pixels(), READS, pictures, 0, 1000)["beside"]
+    small = torch.nn.functional.interpolate(pictures["hole"][:, None], (4, 4), mode="nearest")
+    assert torch.equal(compose[:, :1], small)
+    grey = pictures["target"] * (1 - pictures["hole"][..., None]) + 0.5 * pictures["hole"][..., None]
+    assert torch.allclose(compose[:, 1:], Pixels().mode(grey, True), atol=1e-6)
+    whole = prepare(replace(VIEWS, channels=9), Pixels(), READS, {**pictures}, 0, 1000)
+    assert torch.equal(whole["beside"][:, :1], small)  # a hole that is given is used
+    del pictures["hole"]
+    whole = prepare(replace(VIEWS, channels=9), Pixels(), READS, pictures, 0, 1000)["beside"]
+    assert torch.equal(whole[:, :1], torch.ones(3, 1, 4, 4))
+    insert = prepare(INSERT, Pixels(), READS, pictures, 0, 1000)
+    seen = kept(INSERT, torch.stack([draw(0, k) for k in range(3)]))[1]
+    expected = Pixels().mode(pictures["source"], False) * seen.view(-1, 1, 1, 1)
+    assert torch.equal(insert["beside"], expected)
+
+
+def draw(seed, number):
+    """The share that decides what a record leaves out: its fourth draw."""
+    generator = generator_at(seed, number, adapters.NOISE)
+    for _ in range(2):
+        torch.randn(4, 4, 4, generator=generator)
+    torch.randint(1000, (), generator=generator)
+    return torch.rand((), generator=generator)
+
+
+def test_an_example_draws_the_same_numbers_in_any_batch():
+    together = prepare(VIEWS, Pixels(), READS, batch(4), 7, 1000)
+    whole = batch(4)
+    for row in range(4):
+        single = {name: part[row : row + 1] for name, part in whole.items()}
+        alone = prepare(VIEWS, Pixels(), READS, single, 7, 1000)
+        for name in ("noise", "t", "keep", "latent"):
+            assert torch.equal(alone[name][0], together[name][row])
+
+
+@pytest.mark.parametrize("nothing", ["learned", "picture", "zeros"])
+def test_what_is_left_out_is_nothing(nothing):
+    module = trainee(nothing=nothing)
+    pixels = torch.randn(2, 3, 28, 28)
+    rows = module.context(pixels, torch.tensor([1.0, 0.0]))
+    assert torch.allclose(rows[0], module.adapter(module.encoder(pixels))[0], atol=1e-6)
+    if nothing == "learned":
+        assert torch.allclose(rows[1], module.adapter.nothing[0].expand_as(rows[1]))
+    elif nothing == "zeros":
+        assert not rows[1].any()
+    else:
+        other = module.context(torch.randn(1, 3, 28, 28), torch.zeros(1))
+        assert torch.allclose(rows[1], other[0], atol=1e-6)
+
+
+def test_a_widened_unet_predicts_what_it_did(tmp_path):
+    plain = unet(4)
+    plain.save_pretrained(tmp_path)
+    wide: Any = load_unet(tmp_path, 9)
+    assert wide.config.in_channels == 9
+    x, context = torch.randn(1, 9, 4, 4), torch.randn(1, 3, 16)
+    assert torch.allclose(wide(x, 5, context).sample, plain(x[:, :4], 5, context).sample, atol=1e-6)
+    wide.save_pretrained(tmp_path / "wide")
+    with pytest.raises(ValueError, match=r"--unet: it reads 9 channels, but this stage gives it 4"):
+        load_unet(tmp_path / "wide", 4)
+
+
+def test_the_noise_is_stable_diffusions(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    ours: Diffusion = load_diffusion(None)
+    a = 1 / (1 + ours.sigmas**2)
+    assert torch.allclose(a, theirs.alphas_cumprod, atol=1e-5)
+    theirs.register_to_config(prediction_type="v_prediction")
+    theirs.save_pretrained(tmp_path)
+    assert load_diffusion(tmp_path).prediction == "v"
+
+
+# -- the command
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Small models and pictures in folders, as a user has them."""
+    diffusers = pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
+    root = tmp_path_factory.mktemp("world")
+    unet(4).save_pretrained(root / "unet")
+    unet(8).save_pretrained(root / "pix2pix")
+    torch.manual_seed(0)
+    diffusers.AutoencoderKL(block_out_channels=(4, 4), norm_num_groups=2, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).save_pretrained(root / "vae")  # fmt: skip
+    transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=56, patch_size=14,
+    )).save_pretrained(root / "dino")  # fmt: skip
+    transformers.CLIPVisionModel(transformers.CLIPVisionConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14,
+        intermediate_size=32,
+    )).save_pretrained(root / "clip")  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    for i in range(6):
+        folder, scene = root / "photos" / f"cup {i}", root / "scenes" / f"{i}"
+        folder.mkdir(parents=True)
+        scene.mkdir(parents=True)
+        for view in range(2):
+            pixels = 0.5 * torch.rand(20, 24, 3, generator=generator)
+            mask = torch.zeros(20, 24)
+            mask[4:16, 6 + view : 18] = 1
+            save(pixels + 0.4 * mask[..., None], folder / f"{view}.png")
+            save(mask, folder / f"{view}_mask.png")
+        save(pixels, scene / "source.png")
+        save(pixels + 0.4 * mask[..., None], scene / "target.png")
+        save(pixels[4:16, 8:18] + 0.4, scene / "object.png")
+    return root
+
+
+def save(pixels, path):
+    Image.fromarray((255 * pixels).byte().numpy()).save(path)
+
+
+def options(*arguments):
+    parser = argparse.ArgumentParser()
+    train_cli.add_arguments(parser)
+    return parser.parse_args([str(argument) for argument in arguments])
+
+
+def common(world, data, out, unet_folder="unet"):
+    return [
+        "--data", world / data, "--unet", world / unet_folder, "--vae", world / "vae", "--out", out,
+        "--batch", 4, "--side", 16, "--size", 28, "--workers", 0, "--width", 16, "--depth", 1,
+        "--warm-up", 1, "--rate", 1e-3, "--precision", "no",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def packed(world):
+    for pictures, shards in (("photos", "shards"), ("scenes", "triplets")):
+        assert train_cli.main(options("pack", world / pictures, world / shards, "--per-shard", 4)) == 0
+    return world
+
+
+def read(path) -> Any:
+    return read_adapter(path)
+
+
+def losses(out):
+    lines = (out.with_suffix(".run") / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_both_stages_and_the_files_they_leave(packed, tmp_path):
+    from inlay.encoders import layouts
+
+    first, second = tmp_path / "views.safetensors", tmp_path / "compose.safetensors"
+    stage = ["views", *common(packed, "shards", first), "--encoder", packed / "dino", "--steps", 3]
+    assert train_cli.main(options(*stage)) == 0
+    adapter, encoder = read(first)
+    assert adapter.config.reading == Reading(width=32, registers=4, size=28)
+    start = load_file(packed / "dino" / "model.safetensors")
+    key = "encoder.layer.0.norm1.weight"
+    assert not torch.equal(encoder.state_dict()[key], start[key])  # it was trained
+
+    stage = ["compose", *common(packed, "shards", second), "--adapter", first, "--steps", 3]
+    assert train_cli.main(options(*stage)) == 0
+    assert len(losses(second)) == 3
+    later, same = read(second)
+    assert torch.equal(same.state_dict()[key], encoder.state_dict()[key])  # frozen
+    assert not torch.equal(later.state_dict()["proj_out.weight"], adapter.state_dict()["proj_out.weight"])
+    unet_state = load_file(tmp_path / "compose.unet.safetensors")
+    assert unet_state["conv_in.weight"].shape == (8, 9, 3, 3)
+    from safetensors import safe_open
+
+    with safe_open(second, "pt") as file:
+        facts = json.loads(file.metadata()["inlay.training"])
+        assert layouts.METADATA in file.metadata()
+    assert facts == {"stage": "compose", "steps": 3, "batch": 4, "seed": 0, "data": "shards"}
+
+
+def test_insertion_trains_an_embedding_optimizer(packed, tmp_path):
+    out = tmp_path / "insert.safetensors"
+    stage = ["insert", *common(packed, "triplets", out, "pix2pix"), "--encoder", packed / "clip"]
+    assert train_cli.main(options(*stage, "--steps", 2)) == 0
+    state = load_file(out)
+    assert state["adapter.queries"].shape == (77, 16)
+    assert not any(name.startswith("encoder.") for name in state)  # CLIP stays where it is
+    unet_state = load_file(tmp_path / "insert.unet.safetensors")
+    start = load_unet(packed / "pix2pix", 8).state_dict()
+    moved = {name for name in start if not torch.equal(unet_state[name], start[name])}
+    assert moved
+    assert all(".attn2." in name for name in moved)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(packed, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+
+    def stage(out):
+        return ["views", *common(packed, "shards", out), "--encoder", packed / "dino", "--steps", 5]
+
+    assert train_cli.main(options(*stage(whole))) == 0
+    from inlay.training import accelerated
+
+    def fail(accelerator, run, step, loss):
+        log(accelerator, run, step, loss)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    log = accelerated._log
+    monkeypatch.setattr(accelerated, "_log", fail)
+    assert train_cli.main(options(*stage(stopped), "--save-every", 2)) == train_cli.STOPPED
+    monkeypatch.undo()
+    folder = stopped.with_suffix(".run")
+    assert [step for step, _ in accelerated.checkpoints(folder)] == [2]
+    (folder / "partial-000004").mkdir()  # what a kill in the middle of saving leaves
+    assert train_cli.main(options(*stage(stopped), "--save-every", 2)) == 0
+    assert losses(stopped) == losses(whole)
+    one, two = load_file(whole), load_file(stopped)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_passes_add_up_to_the_same_step(packed, tmp_path):
+    curves = []
+    for passes in (1, 2):
+        out = tmp_path / f"{passes}.safetensors"
+        stage = ["views", *common(packed, "shards", out), "--encoder", packed / "dino", "--steps", 3]
+        assert train_cli.main(options(*stage, "--passes", passes)) == 0
+        curves.append(losses(out))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--encoder", "{root}/unet"], "holds a nameless model; give a DINOv2 or a CLIP"),
+        ([], "--encoder: there is none"),
+        (["--encoder", "{root}/dino", "--data", "{root}/photos"], "neither WebDataset shards"),
+        (["--encoder", "{root}/dino", "--batch", 5, "--passes", 2], "--batch: 5 is no multiple of 1"),
+        (["--encoder", "{root}/dino", "--unet", "{root}/pix2pix"], "--unet: it reads 8 channels"),
+    ],
+)
+def test_what_is_wrong_is_said(packed, tmp_path, capsys, change, says):
+    change = [str(part).format(root=packed) for part in change]
+    stage = ["views", *common(packed, "shards", tmp_path / "out.safetensors"), "--steps", 1, *change]
+    assert train_cli.main(options(*stage)) == train_cli.WRONG
+    assert says in capsys.readouterr().err
+
+
+def launch(packed, out, processes, *more):
+    """The command under `accelerate launch`, in a process group of its own."""
+    import inlay
+
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", processes,
+        "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "inlay", "train",
+        "views", *common(packed, "shards", out), "--encoder", packed / "dino", *more,
+    ]  # fmt: skip
+    paths = {"PYTHONPATH": str(Path(inlay.__path__[0]).parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [str(part) for part in command], cwd=out.parent, env=os.environ | paths, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process):
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(packed, tmp_path):
+    curves = []
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}.safetensors"
+        finish(launch(packed, out, processes, "--steps", 6))
+        curves.append(losses(out))
+    assert len(curves[0]) == 6
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="kills a process group")
+def test_killed_workers_go_on_from_the_last_checkpoint(packed, tmp_path):
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    steps = "--steps", 150, "--save-every", 5
+    finish(launch(packed, whole, 2, *steps))
+    process = launch(packed, killed, 2, *steps)
+    log = killed.with_suffix(".run") / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text(encoding="utf-8").count("\n") >= 12):
+        time.sleep(0.05)
+    assert process.poll() is None, "it was done before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert len(losses(killed)) < 150
+    finish(launch(packed, killed, 2, *steps))
+    assert losses(killed) == pytest.approx(losses(whole), rel=1e-4)

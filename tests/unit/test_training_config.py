@@ -1,0 +1,89 @@
+"""A finetuning in TOML: the documented file, paths, every number of a recipe, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from inlay import dev
+from inlay.training.config import read_config, read_recipe
+from inlay.training.recipes import DREAMCOM, DREAMMIX
+
+NEEDED = 'checkpoint = "sd.safetensors"\nreferences = "photos"\nclass_name = "cat"\n'
+
+
+def config(tmp_path, text):
+    path = tmp_path / "cat.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_config(path)
+
+
+def test_the_documented_file_is_dreammix_itself(monkeypatch):
+    documented = read_config(dev.PACK / "workflows" / "finetune.toml")
+    assert documented.recipe == DREAMMIX
+    assert documented.attributes == {"colour": ["brown"], "material": ["clay"]}
+    assert documented.references == dev.PACK / "workflows" / "photos"
+
+
+def test_three_keys_are_enough(tmp_path):
+    found = config(tmp_path, NEEDED)
+    assert found.recipe == DREAMCOM
+    assert (found.checkpoint, found.token, found.seed, found.out) == ("sd.safetensors", "sks", 0, None)
+
+
+def test_the_documented_defaults_are_the_defaults(tmp_path):
+    documented, plain = read_config(dev.PACK / "workflows" / "finetune.toml"), config(tmp_path, NEEDED)
+    for name in ("token", "seed", "memory", "save_every", "preview_every", "previous", "regular", "out"):
+        assert getattr(documented, name) == getattr(plain, name)
+
+
+def test_paths_are_relative_to_the_file_and_a_file_there_comes_before_a_models_name(tmp_path):
+    (tmp_path / "sd.safetensors").touch()
+    found = config(tmp_path, f'{NEEDED}regular = "regular_cat"\nout = "/elsewhere"\n')
+    assert found.checkpoint == str(tmp_path / "sd.safetensors")
+    assert found.regular == tmp_path / "regular_cat"
+    assert found.out == Path("/elsewhere")
+
+
+def test_any_number_of_a_recipe_can_be_changed():
+    found = read_recipe({
+        "base": "DreamMix", "steps": 7, "beta": 1, "hole": "box",
+        "adapter": {"rank": 8, "alpha": 2, "dora": True},
+        "optimiser": {"betas": [0.8, 0.99]}, "augmentation": {"keep": 0.5},
+    })  # fmt: skip
+    assert found == replace(
+        DREAMMIX, steps=7, beta=1.0, hole="box",
+        adapter=replace(DREAMMIX.adapter, rank=8, alpha=2.0, dora=True),
+        optimiser=replace(DREAMMIX.optimiser, betas=(0.8, 0.99)),
+        augmentation=replace(DREAMMIX.augmentation, keep=0.5),
+    )  # fmt: skip
+    assert isinstance(found.beta, float)
+    assert read_recipe("DreamMix") == DREAMMIX
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("checkpoint = ", r"cat\.toml: it is no TOML"),
+        ('references = "photos"', r"cat\.toml: checkpoint is missing"),
+        (f"{NEEDED}tokn = 'x'", "tokn: there is no such key; choose .*\"token\""),
+        (f"{NEEDED}seed = 'x'", "seed: 'x' is not a whole number"),
+        (f"{NEEDED}memory = '3 GB'", 'memory: there is no preset "3 GB"; choose "recipe"'),
+        (f"{NEEDED}recipe = 'DreamOn'", 'recipe: there is no "DreamOn"; choose "DreamCom"'),
+        (f"{NEEDED}[recipe]\nsteps = 1.5", "recipe.steps: 1.5 is not a whole number"),
+        (f"{NEEDED}[recipe]\nhole = 'round'", "recipe.hole: there is no 'round'; choose \"box\", \"bezier\""),
+        (f"{NEEDED}[recipe.adapter]\nranks = 4", "recipe.adapter.ranks: there is no such key"),
+        (f"{NEEDED}[recipe.adapter]\ndora = 1", "recipe.adapter.dora: 1 is not true or false"),
+        (f"{NEEDED}[recipe]\nadapter = 4", "recipe.adapter: 4 is not a table"),
+        (f"{NEEDED}[recipe]\nbeta = true", "recipe.beta: True is not a number"),
+        (f"{NEEDED}[attributes]\ncolour = 3", 'attributes: the words of "colour" are no list of words'),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_that_names_the_key(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, text)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no\.toml: it cannot be read"):
+        read_config(tmp_path / "no.toml")

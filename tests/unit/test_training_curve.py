@@ -1,0 +1,39 @@
+"""The pictures of a training."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from inlay.training.curve import SAMPLES, WIDTH, as_tensor, draw_curve, draw_strip
+
+
+def test_a_note_is_written_into_the_curve():
+    plain, noted = draw_curve([3.0, 2.0, 1.0], "cat"), draw_curve([3.0, 2.0, 1.0], "cat", notes=["look out"])
+    assert plain.shape == noted.shape == (1, 432, WIDTH, 3)
+    rows = (plain != noted).any(-1)[0].any(-1).nonzero().flatten()
+    assert len(rows)
+    assert rows.min() > 30
+    assert rows.max() < 52
+
+
+@pytest.mark.parametrize("count", [1, 3, 6, 40])
+@pytest.mark.parametrize("shape", [(64, 64, 3), (96, 64, 3), (300, 500, 3)])
+def test_samples_stand_side_by_side_from_the_first_to_the_last(count, shape):
+    samples = {
+        (n + 1) * 10: torch.full(shape, 40 + 200 * (n + 1) // count, dtype=torch.uint8) for n in range(count)
+    }
+    strip = np.asarray(draw_strip(samples))
+    assert strip.shape[1] == WIDTH
+    middle = strip[strip.shape[0] // 3]
+    step = WIDTH // SAMPLES
+    shown = [int(middle[column * step + step // 2, 0]) for column in range(min(count, SAMPLES))]
+    assert shown == sorted(set(shown))
+    assert shown[0] == int(samples[10][0, 0, 0])
+    assert shown[-1] == int(samples[count * 10][0, 0, 0])
+
+
+def test_a_stored_strip_is_the_same_picture(tmp_path):
+    strip = draw_strip({5: torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8)})
+    strip.save(tmp_path / "cat.png")
+    assert torch.equal(as_tensor(Image.open(tmp_path / "cat.png")), as_tensor(strip))

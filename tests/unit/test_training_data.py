@@ -1,0 +1,141 @@
+"""References to examples: what belongs together, what is refused, what the holes and rings are."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inlay.imaging.augment import Augmentation
+from inlay.training.data import (
+    Examples,
+    Reference,
+    check_references,
+    collect_references,
+    generator_at,
+    prepare,
+    rows_of_step,
+)
+from inlay.training.recipes import DREAMCOM, DREAMMIX
+
+STILL = replace(DREAMCOM, copies=1, augmentation=Augmentation(scale_chance=0.0))
+
+
+def reference(height=64, width=64, box=(16, 48, 20, 50)):
+    mask = torch.zeros(height, width)
+    mask[box[0] : box[1], box[2] : box[3]] = 1
+    return Reference(torch.rand(height, width, 3, generator=generator_at(0, height * width)), mask)
+
+
+def encode(picture):
+    """A stand-in for a VAE: 8x8 means of the three channels and their mean."""
+    latent = torch.nn.functional.avg_pool2d(picture.movedim(-1, 1), 8)
+    return torch.cat([latent, latent.mean(1, keepdim=True)], 1)
+
+
+def test_batches_and_lists_become_single_references():
+    images = [torch.rand(2, 64, 48, 3), torch.rand(1, 32, 32, 3)]
+    masks = [torch.ones(2, 64, 48), torch.ones(1, 32, 32)]
+    found = collect_references(images, masks)
+    assert [tuple(r.image.shape) for r in found] == [(64, 48, 3), (64, 48, 3), (32, 32, 3)]
+    assert [tuple(r.mask.shape) for r in found] == [(64, 48), (64, 48), (32, 32)]
+
+
+def test_alpha_is_the_mask_and_without_it_the_whole_picture():
+    picture = torch.rand(1, 8, 8, 4)
+    found = collect_references([picture], None)[0]
+    assert torch.equal(found.mask, picture[0, ..., 3])
+    assert found.image.shape[-1] == 3
+    assert collect_references([torch.rand(1, 8, 8, 3)], None)[0].mask.all()
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "message"),
+    [
+        ([], None, "images: there are no reference pictures"),
+        ([torch.rand(3, 8, 8, 3)], [torch.ones(2, 8, 8)], "masks: there are 2 masks for 3 images"),
+        ([torch.rand(1, 8, 8, 3)], [torch.ones(2, 8, 8)], "masks: there are 2 masks for 1 images"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(images, masks, message):
+    with pytest.raises(ValueError, match=message):
+        collect_references(images, masks)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.zeros(64, 64), "mask 2 is empty"),
+        (torch.ones(64, 64), "mask 2 covers the whole picture"),
+        (torch.ones(32, 64), "mask 2: it is 64x32 pixels but the image is 64x64"),
+        (reference(box=(3, 5, 3, 6)).mask, "mask 2: the subject is only 3x2 pixels of a 64x64 picture"),
+    ],
+)
+def test_a_mask_without_a_subject_is_refused_by_its_number(mask, message):
+    with pytest.raises(ValueError, match=message):
+        check_references([reference(), Reference(torch.rand(64, 64, 3), mask)], 64, masked=True)
+
+
+def test_a_whole_picture_may_be_the_subject_when_no_mask_is_wired():
+    check_references([Reference(torch.rand(64, 64, 3), torch.ones(64, 64))], 64, masked=False)
+
+
+def test_identical_references_are_worth_a_warning(caplog):
+    check_references([reference(), reference()], 64, masked=True)
+    assert "identical" in caplog.text
+
+
+def test_examples_are_the_picture_with_its_box_filled_grey():
+    r = reference(box=(16, 48, 24, 56))
+    r.mask[20, 30] = 0  # a dent does not change the box
+    found = prepare([r], STILL, 64, encode, torch.zeros(1, 2, 3), None, 0)
+    hole = torch.zeros(1, 1, 8, 8)
+    hole[..., 2:6, 3:7] = 1
+    assert torch.equal(found.mask, hole)
+    assert found.valid.all()
+    whole = encode(r.image[None])
+    torch.testing.assert_close(found.latent, whole)
+    torch.testing.assert_close(found.masked, whole * (1 - hole) + 0.5 * hole)
+
+
+def test_the_ring_of_a_shrunk_copy_is_not_valid():
+    recipe = replace(DREAMCOM, copies=40)
+    found = prepare([reference()], recipe, 64, encode, torch.zeros(1, 2, 3), None, 0)
+    ringed = found.valid.flatten(1).min(1).values == 0
+    assert 0 < ringed.sum() < 40
+    assert (found.valid[ringed][..., 0, :] == 0).all()  # the ring reaches all around
+    assert (found.valid[ringed][..., 4, 4] == 1).all()
+
+
+def test_bezier_holes_hold_the_subject_and_vary():
+    recipe = replace(DREAMMIX, copies=6)
+    found = prepare([reference()], recipe, 64, encode, torch.zeros(1, 2, 3), None, 0)
+    assert (found.mask[..., 3:5, 4:6] == 1).all()
+    assert len({tuple(mask.flatten().tolist()) for mask in found.mask}) > 1
+
+
+def test_the_same_seed_prepares_the_same_examples():
+    first, second, other = (
+        prepare([reference(72, 90)], DREAMCOM, 64, encode, torch.zeros(1, 2, 3), None, seed)
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(first.latent, second.latent)
+    assert not torch.equal(first.latent, other.latent)
+
+
+@given(st.integers(1, 9), st.integers(1, 7), st.integers(0, 2**63))
+def test_every_example_comes_up_once_an_epoch(count, batch, seed):
+    seen = torch.cat([rows_of_step(count, batch, step, seed) for step in range(count)])
+    assert torch.equal(seen.bincount(minlength=count), torch.full((count,), batch))
+
+
+def test_take_and_joined_keep_rows_and_their_words_together():
+    def some(count, words):
+        latent, mask, masked, valid = (torch.full((count, c, 2, 2), float(words)) for c in (4, 1, 4, 1))
+        return Examples(latent, mask, masked, valid, torch.full((1, 3, 5), float(words)))
+
+    both = some(4, 1).take(torch.tensor([2, 0])).joined(some(3, 7).take(torch.tensor([1])))
+    assert len(both) == 3
+    assert both.context[:, 0, 0].tolist() == [1, 1, 7] == both.latent[:, 0, 0, 0].tolist()
+    assert both.pooled is None

@@ -1,0 +1,83 @@
+"""The state behind the live view: a page that comes late knows as much as one that was there all along."""
+
+import json
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inlay.training import live
+
+losses = st.lists(st.floats(0, 10), min_size=1, max_size=200)
+
+
+def follow(page: dict, news: dict) -> None:
+    """What the front end does with an event: it may know a part of it from the whole already."""
+    page |= {name: news[name] for name in ("state", "step", "steps")}
+    last = page["points"][-1][0] if page["points"] else 0
+    page["points"] += [point for point in news["points"] if point[0] > last]
+
+
+@given(losses, st.integers(1, 20), st.integers(1, 20), st.integers(1, 1500))
+def test_whole_and_news_agree_whenever_one_starts_to_look(values, every, opened, steps):
+    run = live.Run("5", steps)
+    pages = [run.whole()]
+    for step, loss in enumerate(values, 1):
+        run.add(step, loss)
+        if step % every == 0:
+            news = run.news()
+            for page in pages:
+                follow(page, news)
+        if step % opened == 0:
+            pages.append(run.whole())
+    news = run.news()
+    for page in pages:
+        follow(page, news)
+        assert page["points"] == run.whole()["points"]
+        assert page["step"] == len(values)
+
+
+@given(losses, st.integers(1, 5000))
+def test_a_curve_has_a_bounded_number_of_points_each_the_mean_of_its_steps(values, steps):
+    run = live.Run("5", max(steps, len(values)))
+    for step, loss in enumerate(values, 1):
+        run.add(step, loss)
+    assert len(run.points) == len(values) // run.stride <= live.POINTS
+    for number, (step, mean) in enumerate(run.points):
+        part = values[number * run.stride : step]
+        assert len(part) == run.stride
+        assert math.isclose(mean, sum(part) / len(part), abs_tol=1e-9)
+
+
+@given(st.integers(1, 100))
+def test_a_strip_is_bounded_and_keeps_its_first_and_last_picture(count):
+    run = live.Run("5", count)
+    for step in range(1, count + 1):
+        run.add_sample(step, f"picture {step}")
+    steps = [step for step, _ in run.samples]
+    assert len(steps) <= live.SAMPLES
+    assert steps == sorted(set(steps))
+    assert (steps[0], steps[-1]) == (1, count)
+
+
+def test_what_is_told_is_json_and_only_the_latest_sample_travels():
+    run = live.Run("5:7", 2)
+    run.add(1, 0.5)
+    run.add_sample(1, "data:a")
+    run.add_sample(2, "data:b")
+    news = json.loads(json.dumps(run.news(sample=True)))
+    assert news["points"] == [[1, 0.5]]
+    assert news["samples"] == [[2, "data:b"]]
+    assert json.loads(json.dumps(run.whole()))["samples"] == [[1, "data:a"], [2, "data:b"]]
+
+
+def test_a_node_has_its_latest_run_alone_and_old_nodes_are_forgotten():
+    first = live.begin("1", 10)
+    second = live.begin("1", 20)
+    assert first.key != second.key
+    assert [run["steps"] for run in live.runs() if run["node"] == "1"] == [20]
+    for number in range(2, live.NODES + 2):
+        live.begin(str(number), 1)
+    known = [run["node"] for run in live.runs()]
+    assert len(known) == live.NODES
+    assert "1" not in known

@@ -1,0 +1,186 @@
+"""The loop on a small regression: same seed same bits, resume is the uninterrupted run, NaN stops."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from inlay.training.data import generator_at
+from inlay.training.loop import Diverged, State, fit
+from inlay.training.optimisers import check_optimiser, eight_bit_installed
+from inlay.training.recipes import Optimiser
+
+FAST = Optimiser(learning_rate=1e-2)
+
+
+def problem(dtype=torch.float32):
+    """A linear layer and the loss of pass k, whose data follow from k alone."""
+    weight = torch.nn.Parameter(torch.randn(3, 5, generator=generator_at(0, 0)).to(dtype))
+    truth = torch.randn(3, 5, generator=generator_at(1, 0)).to(dtype)
+
+    def loss_at(k):
+        x = torch.randn(8, 5, generator=generator_at(2, k)).to(dtype)
+        return (x @ weight.T - x @ truth.T).float().square().mean()
+
+    return weight, loss_at
+
+
+def run(steps, optimiser=FAST, **options):
+    weight, loss_at = problem(options.pop("dtype", torch.float32))
+    return weight, fit([weight], loss_at, optimiser, steps, **options)
+
+
+def test_it_learns():
+    _, losses = run(300)
+    assert sum(losses[-10:]) < 0.2 * sum(losses[:10])
+
+
+def test_two_runs_are_the_same_bits():
+    (first, losses), (second, again) = run(20), run(20)
+    assert torch.equal(first, second)
+    assert losses == again
+
+
+ADAFACTOR = Optimiser(learning_rate=1e-1, kind="Adafactor")
+EIGHT_BIT = replace(FAST, kind="AdamW8bit")
+
+
+@pytest.mark.parametrize("options", [{}, {"optimiser": ADAFACTOR}, {"ema_decay": 0.9}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_an_interrupted_run_goes_on_bit_for_bit(dtype, accumulation, options):
+    whole, losses = run(12, dtype=dtype, accumulation=accumulation, **options)
+    kept: list[State] = []
+
+    def stop(step, loss):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(12, dtype=dtype, accumulation=accumulation, on_step=stop, on_save=kept.append, **options)
+    assert kept[-1].step == 5
+    resumed, rest = run(12, dtype=dtype, accumulation=accumulation, resume=kept[-1], **options)
+    assert torch.equal(resumed, whole)
+    assert rest == losses
+
+
+def test_a_saved_state_does_not_move_with_the_run():
+    kept: list[State] = []
+    run(9, on_save=kept.append, save_every=4)
+    assert [state.step for state in kept] == [4, 8]
+    assert not torch.equal(kept[0].tensors["master.0"], kept[1].tensors["master.0"])
+    assert len(kept[0].losses) == 4
+
+
+def test_it_stops_at_the_first_loss_that_is_no_number_and_keeps_the_last_good_state():
+    weight, loss_at = problem()
+    kept: list[State] = []
+    with pytest.raises(Diverged, match=r"learning_rate.*step 4.*\(the checkpoint of step 3 is kept\)\.$"):
+        fit([weight], lambda k: loss_at(k) * (float("nan") if k == 3 else 1), FAST, 10, on_save=kept.append)
+    assert [state.step for state in kept] == [3]
+    assert torch.isfinite(weight).all()
+    reference, _ = run(3)
+    assert torch.equal(weight, reference)
+
+
+def test_an_error_before_the_first_step_saves_nothing():
+    weight, _ = problem()
+    kept: list[State] = []
+
+    def broken(k):
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        fit([weight], broken, FAST, 3, on_save=kept.append)
+    assert not kept
+
+
+def test_accumulation_is_the_mean_of_its_passes():
+    _, loss_at = problem()
+    expected = (loss_at(0) + loss_at(1)) / 2
+    _, losses = run(1, accumulation=2)
+    assert losses[0] == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+def test_gradients_that_are_no_numbers_stop_it_before_the_weights_are_hurt():
+    weight, loss_at = problem()
+    kept: list[State] = []
+
+    def steep(k):  # the root of nothing: its value is a number, its slope is not
+        return loss_at(k) + (0 * weight.sum()).abs().sqrt() if k == 3 else loss_at(k)
+
+    with pytest.raises(Diverged, match="step 4"):
+        fit([weight], steep, FAST, 10, on_save=kept.append)
+    assert [state.step for state in kept] == [3]
+    assert all(torch.isfinite(tensor).all() for tensor in kept[0].tensors.values())
+    assert torch.equal(weight, run(3)[0])
+
+
+def test_loss_scaling_gets_over_an_overflow():
+    weight, loss_at = problem(torch.float16)
+    before = weight.clone()
+    losses = fit([weight], lambda k: loss_at(k) * (1e4 if k == 0 else 1), FAST, 3)
+    assert len(losses) == 3
+    assert torch.isfinite(weight).all()
+    assert not torch.equal(weight, before)
+
+
+def test_adafactor_learns():
+    _, losses = run(300, ADAFACTOR)
+    assert sum(losses[-10:]) < 0.2 * sum(losses[:10])
+
+
+def test_the_running_mean_of_the_weights_is_the_result():
+    decay, mean, seen = 0.5, None, []
+    weight, loss_at = problem()
+    start = weight.detach().double().clone()
+    fit([weight], loss_at, FAST, 20, on_step=lambda step, loss: seen.append(weight.detach().double().clone()))
+    mean = start
+    for taken, after in enumerate(seen):
+        share = min(decay, (1 + taken) / (10 + taken))
+        mean = share * mean + (1 - share) * after
+    averaged, _ = run(20, ema_decay=decay)
+    torch.testing.assert_close(averaged.double(), mean, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(averaged, weight)
+
+
+@pytest.mark.skipif(eight_bit_installed(), reason="bitsandbytes is installed")
+def test_eight_bits_without_bitsandbytes_get_a_sentence():
+    with pytest.raises(ValueError, match="optimiser: AdamW8bit needs the Python package bitsandbytes"):
+        check_optimiser(EIGHT_BIT)
+
+
+@pytest.mark.skipif(not eight_bit_installed(), reason="needs bitsandbytes")
+def test_eight_bits_learn_and_go_on_bit_for_bit():
+    def problem():
+        weight, truth = (torch.randn(64, 128, generator=generator_at(n, 0)) for n in range(2))
+        weight = torch.nn.Parameter(weight)
+        return weight, lambda k: (weight - truth).square().mean()
+
+    whole, loss_at = problem()
+    losses = fit([whole], loss_at, EIGHT_BIT, 40)
+    assert losses[-1] < 0.7 * losses[0]
+    kept: list[State] = []
+    weight, loss_at = problem()
+    fit([weight], loss_at, EIGHT_BIT, 40, on_save=kept.append, save_every=7)
+    assert kept[0].tensors["state1.0"].dtype == torch.uint8
+    weight, loss_at = problem()
+    assert fit([weight], loss_at, EIGHT_BIT, 40, resume=kept[0]) == losses
+    assert torch.equal(weight, whole)
+
+
+def test_processes_that_average_take_the_same_step_as_one():
+    """Two shares of every batch, their gradients exchanged through a list, against the whole batch."""
+    weight, loss_at = problem()
+    whole, losses = run(5)
+    halves: list[torch.Tensor] = []
+
+    def both(tensors):  # what the other process has is what this one has: the mean changes nothing
+        halves.extend(tensors)
+        for tensor in tensors:
+            tensor.copy_((tensor + tensor) / 2)
+
+    shared = fit([weight], loss_at, FAST, 5, average=both)
+    assert torch.equal(weight, whole)
+    assert shared == losses
+    assert len(halves) == 10  # a loss and a gradient at each step

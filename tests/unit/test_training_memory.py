@@ -1,0 +1,176 @@
+"""What a training needs, against what is known; presets; blocks computed twice give the same gradients."""
+
+import gc
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from inlay.training.checkpointing import recompute
+from inlay.training.memory import PRESETS, Need, Trace, check_fits, describe, trace, trained_need, with_preset
+from inlay.training.optimisers import Stepper
+from inlay.training.recipes import DREAMCOM, DREAMMIX, Optimiser
+
+GB = 2**30
+
+
+def test_presets_ask_for_less_and_less():
+    recipe = DREAMCOM.with_choices(batch_size=4)
+    chosen = {name: with_preset(recipe, preset, True) for name, preset in PRESETS.items()}
+    assert list(chosen) == ["recipe", "24 GB", "16 GB", "12 GB", "8 GB"]
+    assert chosen["recipe"] == recipe
+    for name, smaller in chosen.items():
+        assert smaller.batch_size * smaller.accumulation == 4, name
+    assert [r.batch_size for r in chosen.values()] == [4, 2, 1, 4, 1]
+    assert [r.precision for r in chosen.values()] == ["model", *["half"] * 4]
+    assert chosen["8 GB"].optimiser.kind == "AdamW8bit"
+    assert with_preset(recipe, PRESETS["8 GB"], False).optimiser.kind == "AdamW"
+
+
+def test_a_preset_keeps_what_was_chosen():
+    recipe = DREAMMIX.with_choices(precision="fp32", optimiser="Adafactor")
+    smaller = with_preset(recipe, PRESETS["8 GB"], True)
+    assert (smaller.precision, smaller.optimiser.kind) == ("fp32", "Adafactor")
+    assert smaller.optimiser.learning_rate == 1e-2
+    assert smaller.accumulation == DREAMMIX.accumulation
+
+
+def test_presets_say_what_they_do():
+    assert describe(PRESETS["8 GB"]) == (
+        "16-bit, gradient checkpointing, 1 of a batch at a time, 8-bit AdamW if bitsandbytes is installed"
+    )
+    assert describe(PRESETS["recipe"]) == "nothing turned on"
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "ema", "adapter", "optimiser"),
+    [
+        (4, "AdamW", False, 8, 8),  # weight and gradient; two moments
+        (4, "AdamW", True, 12, 8),
+        (2, "AdamW", False, 12, 8),  # and a float32 master with its gradient
+        (2, "AdamW8bit", False, 12, 2),
+    ],
+)
+def test_bytes_a_trained_number(size, kind, ema, adapter, optimiser):
+    shapes = [(30, 20), (7,)]
+    assert trained_need(shapes, size, Optimiser(kind=kind), ema) == (607 * adapter, 607 * optimiser)
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (30, 20, 3, 3), (70,)])
+@pytest.mark.parametrize("kind", ["AdamW", "Adafactor"])
+def test_the_optimisers_bytes_are_those_it_takes(kind, shape):
+    weight = nn.Parameter(torch.randn(shape))
+    stepper = Stepper([weight], Optimiser(kind=kind))
+    stepper.backward(weight.square().sum())
+    stepper.step()
+    taken = sum(t.numel() * 4 for name, t in stepper.tensors().items() if not name.startswith("master"))
+    expected = trained_need([weight.shape], 4, Optimiser(kind=kind), False)[1]
+    assert expected <= taken <= expected + 16  # and the number of the step
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
+
+    def forward(self, x, options=None):
+        if options is not None:
+            x = x * options["scale"]
+        return x + self.narrow(torch.tanh(self.wide(x)))
+
+
+class Network(nn.Module):
+    """Blocks in a row, told apart by a dictionary that changes on the way, as the host does it."""
+
+    def __init__(self, width=10, blocks=3):
+        super().__init__()
+        self.blocks: Any = nn.ModuleList(Block(width) for _ in range(blocks))
+
+    def forward(self, x):
+        options = {}
+        for number, block in enumerate(self.blocks):
+            options["scale"] = 1 + number
+            x = block(x, options=options)
+        return x
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return Network()
+
+
+def test_a_trace_counts_what_autograd_keeps():
+    net = network()
+    x = torch.randn(4, 10)
+    found = trace(net, net.blocks, lambda: net(x))
+    # entering the multiplication, then the first linear layer, its tanh (kept once for two layers)
+    inside = 4 * (10 * 4 + 30 * 4)
+    assert found.inside == (inside, inside, inside)
+    assert found.entering == (160, 160, 160)
+    assert found.outside == 0
+    assert found.largest == 4 * 30 * 4
+    assert not net.blocks[0]._forward_hooks
+
+
+def test_a_trace_leaves_nothing_behind():
+    net, x, alive = network(), torch.randn(4, 10), []
+    net.blocks[1].wide.register_forward_hook(lambda layer, args, output: alive.append(weakref.ref(output)))
+    trace(net, net.blocks, lambda: net(x))
+    gc.collect()
+    assert [reference() for reference in alive] == [None]
+
+
+def test_a_trace_grows_in_a_straight_line():
+    net = network()
+    small, large, other = (trace(net, net.blocks, lambda n=n: net(torch.randn(n, 10))) for n in (4, 8, 50))
+    assert small.at(50, large, (4, 8)) == other
+
+
+def test_checkpointing_keeps_what_enters_and_one_inside():
+    found = Trace(outside=5, entering=(1, 2), inside=(100, 70), largest=10)
+    assert found.activations(False) == 5 + 170 + 20
+    assert found.activations(True) == 5 + 3 + 100 + 20
+
+
+def test_computing_blocks_twice_gives_the_same_gradients_and_keeps_less():
+    plain, twice, x = network(), network(), torch.randn(4, 10)
+    recompute(twice.blocks)
+    outputs = [net(x).square().sum() for net in (plain, twice)]
+    assert torch.equal(*outputs)
+    for output in outputs:
+        output.backward()
+    for a, b in zip(plain.parameters(), twice.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert torch.equal(a.grad, b.grad)
+    kept = [trace(net, [], lambda net=net: net(x)).outside for net in (plain, twice)]
+    assert kept[1] < kept[0] / 2
+
+
+def test_without_gradients_nothing_is_computed_twice():
+    net, x = network(), torch.randn(4, 10)
+    calls = []
+    net.blocks[0].wide.register_forward_hook(lambda *_: calls.append(1))
+    recompute(net.blocks)
+    with torch.no_grad():
+        net(x)
+    assert len(calls) == 1
+
+
+def test_what_does_not_fit_says_what_would():
+    need = Need(weights=2 * GB, adapter=GB, optimiser=GB, activations=8 * GB, loaded=2 * GB)
+    smaller = {
+        "recipe": need,
+        "16 GB": replace(need, activations=6 * GB),
+        "8 GB": replace(need, activations=2 * GB),
+    }
+    check_fits(need, 10 * GB, smaller, "")
+    with pytest.raises(ValueError, match=r"needs about 10.0 GB besides .* 5.0 GB are free; .*\"8 GB\"\.$"):
+        check_fits(need, 5 * GB, smaller, "")
+    with pytest.raises(ValueError, match=r"preset \"16 GB\"\.$"):
+        check_fits(need, 9 * GB, smaller, "")
+    with pytest.raises(ValueError, match=r"will not fit.*; choose a resolution below 512\.$"):
+        check_fits(need, GB, smaller, "choose a resolution below 512")

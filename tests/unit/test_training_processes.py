@@ -1,0 +1,105 @@
+"""Two processes that share every batch against one that takes it whole, on the CPU, started by accelerate."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from inlay.training.engine import ALONE
+from inlay.training.processes import open_group, shared_out
+from inlay.training.recipes import DREAMMIX
+
+TRAIN = """
+import sys
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from inlay.training.adapter import attach
+from inlay.training.data import Examples
+from inlay.training.engine import Diffusion, Trainee, finetune
+from inlay.training.processes import close_group, open_group
+from inlay.training.recipes import Adapter, Optimiser, Recipe
+
+class Net(nn.Module):
+    '''The host's signature around one attention layer.'''
+
+    def __init__(self):
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = nn.Linear(9, 16), nn.Linear(12, 16), nn.Linear(12, 4)
+
+    def forward(self, x, t, context, y, transformer_options):
+        query = self.to_q(x.flatten(2).mT)
+        seen = torch.softmax(query @ self.to_k(context).mT + t[:, None, None] / 1000, -1) @ self.to_v(context)
+        return seen.mT.unflatten(2, x.shape[2:])
+
+def examples(count, seed):
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(count, *shape, generator=g)
+    mask = (draw(1, 4, 4) > 0).float()
+    return Examples(draw(4, 4, 4), mask, draw(4, 4, 4), torch.ones(count, 1, 4, 4), draw(5, 12))
+
+out, accumulation, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+group = open_group()
+torch.manual_seed(0)
+net = Net().requires_grad_(False)
+cpu = torch.device("cpu")
+recipe = Recipe("test", Adapter(rank=2, targets=("to_q", "to_k", "to_v")), Optimiser(1e-2), steps=steps,
+                batch_size=4, accumulation=accumulation, beta=0.4, weight_inside=1.5, weight_outside=0.7)
+adapter = attach(net, recipe.adapter, torch.float32, 0)
+trainee = Trainee(net, Diffusion(torch.linspace(0.03, 14, 1000), "epsilon"), adapter, torch.float32, cpu)
+losses = finetune(trainee, recipe, examples(6, 1), 7, examples(5, 2), group=group)
+if group.number == 0:
+    save_file(adapter.export(lambda path: path) | {"losses": torch.tensor(losses)}, out)
+close_group(group)
+"""
+
+
+def launch(tmp_path, processes, accumulation, steps):
+    script, out = tmp_path / "train.py", tmp_path / f"{processes}.safetensors"
+    script.write_text(TRAIN, encoding="utf-8")
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        start += [
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            "0",
+        ]
+    command = [*start, str(script), str(out), str(accumulation), str(steps)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(out)
+
+
+def test_two_processes_learn_what_one_learns(tmp_path):
+    """The same examples, noise and steps; only the order of float32 sums differs: 1e-5 after 20 steps."""
+    one, two = (launch(tmp_path, processes, accumulation=2, steps=20) for processes in (1, 2))
+    assert one.keys() == two.keys()
+    assert one["losses"][-1] < one["losses"][0]
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_without_a_launcher_a_process_is_alone(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert open_group() is ALONE
+
+
+def test_a_steps_pictures_are_laid_out_so_that_every_process_has_its_share():
+    assert shared_out(DREAMMIX, 1) is DREAMMIX
+    assert shared_out(DREAMMIX, 2) == replace(DREAMMIX, batch_size=2, accumulation=2)
+    assert shared_out(DREAMMIX, 4) == replace(DREAMMIX, batch_size=4, accumulation=1)
+    wide = replace(DREAMMIX, batch_size=6)
+    assert shared_out(wide, 3) is wide
+    with pytest.raises(ValueError, match="the 4 pictures of a step cannot be shared by 3 processes"):
+        shared_out(DREAMMIX, 3)

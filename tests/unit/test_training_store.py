@@ -1,0 +1,222 @@
+"""What is kept: found by content, whole or not at all, readable later."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from inlay.training.data import Material, Reference
+from inlay.training.loop import State
+from inlay.training.recipes import DREAMCOM, DREAMMIX
+from inlay.training.store import Store, content_key, fingerprint
+from inlay.training.subject import Subject
+
+SUBJECT = Subject(
+    "sks", "cat", "a photo of sks cat", "inlay/cat.safetensors", "DreamCom", "SD15", 400, 1, 16, losses=[1.0]
+)
+LORA = {"a.lora_up.weight": torch.ones(2, 3)}
+
+
+def pictures(height=4, width=4, shade=0.0, mask=None, count=1, caption="a photo of sks cat"):
+    reference = Reference(
+        torch.full((height, width, 3), shade), torch.ones(height, width) if mask is None else mask
+    )
+    return Material(caption, [reference] * count)
+
+
+def key(**changes):
+    facts = {"material": [pictures()], "recipe": DREAMCOM, "size": 64, "seed": 0, "base": "abc"}
+    return content_key(**(facts | changes))
+
+
+def test_everything_that_decides_the_result_is_in_the_key():
+    changes = [
+        {"material": [pictures(shade=1e-3)]},
+        {"material": [pictures(mask=torch.eye(4))]},
+        {"material": [pictures(count=2)]},
+        {"material": [pictures(2, 8)]},
+        {"material": [pictures(caption="a photo of sks dog")]},
+        {"material": [pictures(), pictures(caption="a cat")]},
+        {"recipe": DREAMMIX},
+        {"recipe": DREAMCOM.with_choices(learning_rate=2e-4)},
+        {"size": 128},
+        {"seed": 1},
+        {"base": "abd"},
+    ]
+    assert key() == key()
+    assert len({key(), *(key(**change) for change in changes)}) == len(changes) + 1
+
+
+def test_the_fingerprint_sees_every_tensor():
+    weights = {f"w{i}": torch.randn(40, 30, generator=torch.Generator().manual_seed(i)) for i in range(3)}
+    whole = fingerprint(weights.items())
+    assert fingerprint(weights.items()) == whole
+    for name in weights:
+        assert fingerprint({**weights, name: weights[name] * 1.001}.items()) != whole
+    assert fingerprint({"x" + name: weight for name, weight in weights.items()}.items()) != whole
+
+
+def test_a_finished_subject_is_found_again_and_its_resume_file_is_gone(tmp_path):
+    store = Store(tmp_path / "loras" / "inlay")
+    assert store.find("cat") is None
+    store.save_state("cat", State(3, [3.0, 2.0, 1.0], {"master.0": torch.ones(2)}))
+    store.save("cat", SUBJECT, LORA, {"inlay": "x"})
+    found = store.find("cat")
+    assert found
+    subject, lora = found
+    assert subject == SUBJECT
+    assert torch.equal(lora["a.lora_up.weight"], LORA["a.lora_up.weight"])
+    assert sorted(file.name for file in store.folder.iterdir()) == ["cat.json", "cat.safetensors"]
+
+
+def test_a_state_comes_back_as_it_went(tmp_path):
+    store = Store(tmp_path)
+    tensors = {"master.0": torch.randn(3, 2), "step.0": torch.tensor(7.0)}
+    store.save_state("cat", State(7, [0.1, 1 / 3], tensors))
+    state = store.find_state("cat")
+    assert state
+    assert (state.step, state.losses) == (7, [0.1, 1 / 3])
+    assert all(torch.equal(state.tensors[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.save("cat", SUBJECT, LORA, {})
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("inlay.training.store.save_file", full)
+    with pytest.raises(ValueError, match=r"could not be written.*No space left.*make room"):
+        store.save("cat", SUBJECT, {"a.lora_up.weight": torch.zeros(2, 3)}, {})
+    found = store.find("cat")
+    assert found
+    assert torch.equal(found[1]["a.lora_up.weight"], LORA["a.lora_up.weight"])
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_damaged_files(tmp_path, caplog):
+    store = Store(tmp_path)
+    store.save("cat", SUBJECT, LORA, {})
+    store.lora_path("cat").write_bytes(b"\x00" * 20)
+    with pytest.raises(ValueError, match=r"is damaged.*delete it to train again"):
+        store.find("cat")
+    (tmp_path / "cat.resume").write_bytes(b"\x00" * 20)
+    assert store.find_state("cat") is None
+    assert "starts from the beginning" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "metadata", [{}, {"step": "3"}, {"step": "three", "losses": "[]"}, {"step": "3", "losses": "[1.0,"}]
+)
+def test_a_checkpoint_that_says_too_little_is_passed_over(tmp_path, caplog, metadata):
+    save_file({"master.0": torch.ones(2)}, tmp_path / "cat.resume", metadata)
+    assert Store(tmp_path).find_state("cat") is None
+    assert "cat.resume is damaged" in caplog.text
+
+
+def test_a_truncated_file_is_damaged_not_half_read(tmp_path, caplog):
+    store = Store(tmp_path)
+    store.save("cat", SUBJECT, {"a": torch.randn(100, 100)}, {})
+    store.save_state("dog", State(3, [1.0], {"master.0": torch.randn(100, 100)}))
+    for name in ("cat.safetensors", "dog.resume"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cat.safetensors is damaged"):
+        store.find("cat")
+    assert store.find_state("dog") is None
+
+
+def test_a_full_disk_is_said_before_training_and_while_saving(tmp_path, monkeypatch):
+    store = Store(tmp_path / "inlay")
+    store.check_room(1)
+    with pytest.raises(ValueError, match=r"MB are free on that disk but .* need about \d+ MB; make room"):
+        store.check_room(2**60)
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    store.save_state("cat", State(3, [1.0], {"master.0": torch.ones(2)}))
+    monkeypatch.setattr("inlay.training.store.save_file", full)
+    with pytest.raises(ValueError, match=r"cat.resume could not be written.*No space left.*queue again"):
+        store.save_state("cat", State(4, [1.0], {"master.0": torch.ones(2)}))
+    state = store.find_state("cat")
+    assert state
+    assert state.step == 3
+    assert not list(store.folder.glob("*.partial"))
+
+
+def test_samples_are_kept_beside_the_subject(tmp_path):
+    store = Store(tmp_path)
+    store.save("cat", SUBJECT, LORA, {}, Image.new("RGB", (30, 20), "#336699"))
+    store.save("dog", SUBJECT, LORA, {})
+    strip = store.find_strip("cat")
+    assert strip
+    assert strip.size == (30, 20)
+    assert store.find_strip("dog") is None
+
+
+WRITER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from inlay.training.loop import State
+from inlay.training.store import Store
+from inlay.training.subject import Subject
+
+store, step = Store(Path(sys.argv[1])), 0
+subject = Subject("sks", "cat", "", "", "", "SD15", 0, 0, 4)
+while True:
+    step += 1
+    numbers = torch.full((1_000_000,), float(step))
+    store.save_state("cat", State(step, [float(step)], {"master.0": numbers}))
+    store.save("dog", replace(subject, steps=step), {"up": numbers}, {})
+    if step == 2:
+        print("ready", flush=True)
+"""
+
+
+def test_kill_9_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path):
+    rng, store = random.Random(0), Store(tmp_path)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for _ in range(3):
+        command = [sys.executable, "-c", WRITER, str(tmp_path)]
+        writer = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+        assert writer.stdout
+        assert writer.stdout.readline().strip() == b"ready"
+        time.sleep(rng.uniform(0, 0.3))
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+        state, found = store.find_state("cat"), store.find("dog")
+        assert state
+        assert (state.tensors["master.0"] == state.step).all()
+        assert state.losses == [float(state.step)]
+        assert found
+        assert (found[1]["up"] == found[1]["up"][0]).all()
+        assert found[0].steps - 1 <= found[1]["up"][0] <= found[0].steps + 1
+    store.save_state("cat", state)
+    store.save("dog", replace(SUBJECT), LORA, {})
+    assert not list(tmp_path.glob("*.partial"))  # what the killed ones left is gone
+
+
+def test_a_subject_of_a_newer_version_is_refused():
+    with pytest.raises(ValueError, match="newer Inlay"):
+        Subject.from_json(SUBJECT.to_json().replace('"version": 1', '"version": 2'))
+    with pytest.raises(ValueError, match="cannot be read"):
+        Subject.from_json('{"token": "sks"}')
+
+
+def test_names_are_safe_for_every_file_system():
+    name = Store.name("../Tea Cup: \u00e9!", DREAMCOM, "0123")
+    assert name == "tea-cup-dreamcom-0123"
