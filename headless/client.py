@@ -5,7 +5,8 @@ import json
 import struct
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ class Client:
         """
         prompt_id = prompt_id or str(uuid.uuid4())
         try:
-            asyncio.run(self._follow(graph, prompt_id, on_progress or (lambda progress: None)))
+            _complete(self._follow(graph, prompt_id, on_progress or (lambda progress: None)))
         except KeyboardInterrupt:
             self.interrupt(prompt_id)
             self._wait(prompt_id, seconds=20)
@@ -231,6 +232,20 @@ class Client:
         except aiohttp.ClientError as error:
             raise HostGone(f"The host at {self.url} does not answer.") from error
         raise HostGone(f"The host at {self.url} went away while the graph was running.")
+
+
+def _complete(work: Coroutine[Any, Any, None]) -> None:
+    """asyncio.run, also where a loop runs already, as in a notebook: then in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    thread = ThreadPoolExecutor(1)
+    try:
+        thread.submit(asyncio.run, work).result()
+    finally:
+        thread.shutdown(wait=False)  # Ctrl-C interrupts the host's job, which ends the work
 
 
 def read_message(message: aiohttp.WSMessage) -> tuple[str, dict[str, Any]]:

@@ -12,9 +12,10 @@ from ..conditioning.inpaint import inpaint_pictures
 from ..imaging.composite import paste_back
 from . import host
 
-# What the tiny model paints best with, chosen on prompts other than the held-out ones. On those class and colour
-# are right in .885; with --sampler dpmpp_2m --scheduler karras in .865 (lab quality). Fresh noise in every step
-# mends what the steps before got wrong, and equal steps of time leave many to the noise that hides shapes.
+# What the tiny model paints best with, chosen on prompts other than the held-out ones. On those, class and
+# colour are right in .885; with --sampler dpmpp_2m --scheduler karras in .865 (lab quality). Fresh noise in
+# every step mends what the steps before got wrong, and equal steps of time leave many to the noise that hides
+# shapes.
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.0, "dpmpp_2m_sde", "sgm_uniform"
 
 

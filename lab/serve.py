@@ -1,4 +1,4 @@
-"""Open ComfyUI with Inlay, the tiny model and the demo's pictures, in the foreground.
+"""Open ComfyUI with Inlay, the tiny models and the templates' pictures, in the foreground.
 
 python dev.py serve [--port 8188] [further arguments of ComfyUI]
 """
@@ -9,6 +9,7 @@ import signal
 import sys
 
 from ..headless import HostError, Server
+from . import identity
 from .demo import say, stop, tiny_checkpoint
 from .job import ASSETS, PACK
 
@@ -18,7 +19,8 @@ WORK = PACK / ".inlay" / "serve"
 def serve(port: int, extra: list[str]) -> None:
     server = Server(WORK, port=port, extra=tuple(extra))
     print("\nInlay in ComfyUI\n")
-    say("model", tiny_checkpoint(server.comfyui).name)
+    checkpoint, others = tiny_checkpoint(server.comfyui), identity.install(server.comfyui / "models")
+    say("models", ", ".join(sorted({path.name for path in (checkpoint, *others.values())})))
     shutil.copytree(ASSETS, WORK / "input", dirs_exist_ok=True)
     with server:
         say("open", server.url)

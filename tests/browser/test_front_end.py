@@ -118,9 +118,14 @@ def test_a_blueprint_is_found_by_its_name_and_brings_its_nodes(page, plan):
 
 def test_the_help_of_a_node_is_shown_beside_it(page, host):
     open_template(page, host, "insert_subject")
-    page.evaluate(LOOK, {"low": False})
-    page.mouse.click(*page.evaluate(TITLE))
-    page.get_by_test_id("info-button").click()
+    info = page.get_by_test_id("info-button")
+    for _ in range(20):  # the view is fitted to a template some time after its nodes are there
+        page.evaluate(LOOK, {"low": False})
+        page.mouse.click(*page.evaluate(TITLE))
+        page.wait_for_timeout(1000)
+        if info.is_visible():
+            break
+    info.click()
     page.get_by_role("heading", name="What you need").wait_for()
     assert page.get_by_text("the wired-in model with the LoRA").count() > 0
 

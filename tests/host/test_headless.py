@@ -1,5 +1,6 @@
 """The headless host and its client, against a real ComfyUI and its stock nodes."""
 
+import asyncio
 import io
 import os
 import signal
@@ -43,6 +44,15 @@ def test_a_graph_comes_back_with_its_pictures(client, picture):
     original = np.asarray(Image.open(picture), dtype=int)
     assert np.abs(inverted + original - 255).max() <= 1  # the host cuts to bytes instead of rounding
     assert {progress.node for progress in seen if progress.state == "finished"} == {"1", "2", "3", "4"}
+
+
+def test_a_notebook_whose_own_loop_runs_can_wait_for_a_graph(client, picture):
+    graph = invert(client.upload(picture))
+
+    async def cell():
+        return client.run(graph)
+
+    assert asyncio.run(cell())["3"].images
 
 
 def test_what_is_cached_is_reported_so(client, picture):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from inlay.lab import assets, templates
+from inlay.lab import assets, identity, templates
 from inlay.lab.job import ASSETS
 
 SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "InlayRegularImages": 1}  # steps
@@ -50,6 +50,23 @@ def test_a_workflow_paints_its_box_and_nothing_else(name, client, server, tiny_c
         assert change[inside].mean() > 1
         assert change[~near].max() <= 1  # the host cuts to bytes instead of rounding
     assert all((picture != pictures[0]).any() for picture in pictures[1:])
+
+
+@pytest.fixture(scope="module")
+def identity_models(server, tiny_checkpoint):
+    """The tiny models of one photo, where `server` looks."""
+    return identity.install(server.work / "models")
+
+
+@pytest.mark.parametrize("name", ["insert_one_photo", "insert_by_shape", "insert_without_mask"])
+def test_one_photo_changes_a_place_and_leaves_the_rest(name, client, server, identity_models):
+    shutil.copytree(ASSETS, server.work / "input", dirs_exist_ok=True)
+    graph = read(name)
+    [output] = [key for key, node in graph.items() if node["class_type"] == "SaveImage"]
+    before = np.asarray(Image.open(ASSETS / "inlay_background.png").convert("RGB"), dtype=int)
+    for picture in client.run(graph)[output].images:
+        change = np.abs(np.asarray(Image.open(io.BytesIO(picture)), dtype=int) - before).max(-1) > 30
+        assert 0.01 < change.mean() < 0.5
 
 
 def test_what_was_removed_is_said(client, server, tiny_checkpoint):
