@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.browser)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def chromium():
     """The browser; tests skip, with the reason, on a machine that has none."""
     with ExitStack() as opened:
@@ -40,7 +40,7 @@ def chromium():
         yield found
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def host(chromium, tmp_path_factory) -> Iterator[Server]:
     """A ComfyUI with the tiny model and the templates' pictures."""
     work = tmp_path_factory.mktemp("browser")
@@ -51,13 +51,13 @@ def host(chromium, tmp_path_factory) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def complaints() -> list[str]:
     """What the pages' consoles said against this pack since the last test."""
     return []
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def open_page(chromium, host, complaints):
     """Opens the front end in another tab of one window."""
     ours = f"/extensions/{host.pack_folder().name}/"
@@ -87,7 +87,7 @@ def open_page(chromium, host, complaints):
     window.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def tab(open_page):
     """The first tab: a page of the front end takes long to load, so the tests go on with the same one."""
     return open_page()

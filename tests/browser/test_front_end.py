@@ -128,6 +128,10 @@ def test_the_help_of_a_node_is_shown_beside_it(page, host):
     info.click()
     page.get_by_role("heading", name="What you need").wait_for()
     assert page.get_by_text("the wired-in model with the LoRA").count() > 0
+    page.wait_for_function(
+        """() => [...document.querySelectorAll('img')].some(
+             image => image.src.endsWith('/docs/SubjectFinetune.png') && image.naturalWidth > 0)"""
+    )
 
 
 def test_every_help_page_is_served_for_its_node(page, host):

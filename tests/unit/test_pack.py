@@ -52,6 +52,12 @@ def test_what_the_pack_needs_has_lower_bounds_alone(facts):
         assert re.fullmatch(r"[\w-]+>=[\d.]+(; python_version < '[\d.]+')?", requirement)
 
 
+def test_every_help_page_shows_its_node():
+    for page in (dev.PACK / "web" / "docs").glob("*.md"):
+        assert f"]({page.stem}.png)" in page.read_text(encoding="utf-8")
+        assert Image.open(page.with_suffix(".png")).width == 340
+
+
 def test_the_front_end_code_is_small():
     scripts = list((dev.PACK / "web").rglob("*.js"))
     assert 0 < sum(path.stat().st_size for path in scripts) <= 30_000
