@@ -24,7 +24,7 @@ from torch import Tensor
 from ..evaluation.tables import Table
 from ..imaging.boxes import Box
 from . import sheets, world
-from .dreamcom import fingerprint
+from .cells import fingerprint
 from .judge import Judge, load_judge
 from .painter import Painter
 from .quality import PACK, checkpoint_file, write_table

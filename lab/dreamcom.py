@@ -11,20 +11,17 @@ and dreamcom.png.
 """
 
 import argparse
-import json
-import os
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..evaluation import metrics
 from ..evaluation.tables import Table
 from . import sheets, world
+from .cells import cell, fingerprint, pictures_of
 from .judge import Judge, load_judge
 from .painter import Painter, add_sampling
 from .quality import HELD_OUT, PACK, SIZE, Task, checkpoint_file, new_task, stacked, to_image, write_table
@@ -82,18 +79,17 @@ def held_out_subject(index: int, references: int, backgrounds: int) -> Subject:
 
 
 def finetuned(painter: Painter, subject: Subject, recipe, seed: int):
-    """The painter's MODEL with the subject learned, and the seconds it took."""
+    """The painter's MODEL with the subject learned."""
     from ..training import host
     from ..training.data import Material, Reference
 
-    start = time.monotonic()
     references = [Reference(*pair) for pair in zip(subject.references, subject.reference_masks, strict=True)]
     caption = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
     material, model = Material(caption, references), painter.model
     with torch.inference_mode():
         examples = host.encode_examples(model, painter.clip, painter.vae, material, recipe, SIZE, seed)
         lora, _ = host.train(model, [examples], recipe, seed)
-        return host.apply(model, lora), time.monotonic() - start
+        return host.apply(model, lora)
 
 
 def paint_rows(painter, subject: Subject, tuned, recipe, seed: int, sampling: dict) -> Pictures:
@@ -139,35 +135,21 @@ def measured(judge: Judge, subject: Subject, images: Tensor) -> dict[str, float]
     return {LIKENESS: float(likeness.mean()), **right, **numbers}
 
 
-def kept_rows(path: Path, choices: Choices) -> Numbers | None:
-    """The numbers at `path` if there are any and the same choices made them."""
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return kept["rows"] if kept.get("choices") == vars(choices) else None
-
-
 def run_subject(
     painter: Painter, judge: Judge, index: int, choices: Choices, recipe, folder: Path
 ) -> Numbers:
     """One subject's numbers, row by row; read back when the same choices made them before."""
-    path = folder / f"{index:03d}.json"
-    if (kept := kept_rows(path, choices)) is not None:
-        return kept
-    subject = held_out_subject(index, choices.references, choices.backgrounds)
-    tuned, seconds = finetuned(painter, subject, recipe, seed=index)
-    sampling = {"steps": choices.sampling_steps, "cfg": choices.cfg}
-    sampling |= {"sampler": choices.sampler, "scheduler": choices.scheduler}
-    pictures = paint_rows(painter, subject, tuned, recipe, index, sampling)
-    pictures[CEILING] = stacked(subject.tasks, "truth")
-    rows = {row: measured(judge, subject, images) for row, images in pictures.items()}
-    small = {row: (images * 255).round().byte().contiguous() for row, images in pictures.items()}
-    save_file(small, path.with_suffix(".safetensors"))
-    record = {"choices": vars(choices), "thing": vars(subject.thing), "seconds": seconds, "rows": rows}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    os.replace(partial, path)
-    likeness = {row.strip(): round(values[LIKENESS], 3) for row, values in rows.items()}
-    print(f"{index}: {world.caption(subject.thing)}, trained in {seconds:.0f} s, {likeness}", flush=True)
-    return rows
+
+    def make():
+        subject = held_out_subject(index, choices.references, choices.backgrounds)
+        tuned = finetuned(painter, subject, recipe, seed=index)
+        sampling = {"steps": choices.sampling_steps, "cfg": choices.cfg}
+        sampling |= {"sampler": choices.sampler, "scheduler": choices.scheduler}
+        pictures = paint_rows(painter, subject, tuned, recipe, index, sampling)
+        pictures[CEILING] = stacked(subject.tasks, "truth")
+        return pictures, {row: measured(judge, subject, images) for row, images in pictures.items()}
+
+    return cell(folder / f"{index:03d}.json", choices, make)
 
 
 def dreamcom_table(results: list[Numbers], judge: Judge, choices: Choices) -> Table:
@@ -198,7 +180,7 @@ def dreamcom_sheet(folder: Path, count: int, choices: Choices, side: int = 128):
     cells = []
     for index in range(count):
         subject = held_out_subject(index, choices.references, choices.backgrounds)
-        pictures = {row: x.float() / 255 for row, x in load_file(folder / f"{index:03d}.safetensors").items()}
+        pictures = pictures_of(folder / f"{index:03d}.json")
         for number, task in list(enumerate(subject.tasks))[: 2 if index < 4 else 1]:
             panels = [sheets.shown(reference, side) for reference in subject.references[:2]]
             panels.append(sheets.shown(task.background, side, task.box))
@@ -206,16 +188,6 @@ def dreamcom_sheet(folder: Path, count: int, choices: Choices, side: int = 128):
             cells.append(sheets.Cell(panels, [world.caption(subject.thing).removeprefix("a photo of ")]))
     title = "two references | box | no finetuning | full caption | finetuned | + masked attention | truth"
     return sheets.grid(title, cells, 2)
-
-
-def fingerprint(path: Path) -> str:
-    """Names a checkpoint by its size and a few of its bytes."""
-    import hashlib
-
-    with path.open("rb") as file:
-        head = file.read(1 << 22)
-        file.seek(-(1 << 22), os.SEEK_END)
-        return hashlib.sha256(head + file.read()).hexdigest()[:16]
 
 
 def main():

@@ -12,21 +12,20 @@ One JSON file a cell under OUT/cells: an interrupted run goes on where it was. W
 """
 
 import argparse
+import functools
 import json
-import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..evaluation.tables import Mean, Table
 from ..imaging.boxes import Box
 from . import sheets, world
-from .dreamcom import finetuned, fingerprint, held_out_subject
+from .cells import cell, fingerprint, pictures_of
+from .dreamcom import finetuned, held_out_subject
 from .dreammix_cells import (
     CELLS,
     CLOSE,
@@ -45,10 +44,10 @@ from .dreammix_cells import (
     TRUTH,
     WHOLE,
     WINDOW,
+    Cell,
     Choices,
     Learned,
     Numbers,
-    Pictures,
     Wanted,
 )
 from .judge import Judge, load_judge
@@ -57,34 +56,31 @@ from .placed import held_out_case, other_colour, portraits
 from .quality import HELD_OUT, PACK, SIZE, checkpoint_file, write_table
 
 
-def cell_file(folder: Path, index: int, cell: str) -> Path:
-    return folder / f"{index:03d}-{cell.replace(' %', '')}.json"
+def cell_file(folder: Path, index: int, name: str) -> Path:
+    return folder / f"{index:03d}-{name.replace(' %', '')}.json"
 
 
 def run_subject(
     painter: Painter, judge: Judge, index: int, choices: Choices, recipe, folder: Path
 ) -> dict[str, Numbers]:
     """One subject's numbers by cell; cells that the same choices made before are read back."""
-    results, learned, start = {}, None, time.monotonic()
-    for cell, (side, run) in CELLS.items():
-        path = cell_file(folder, index, cell)
-        results[cell] = kept(path, choices)
-        if results[cell] is None:
-            learned = learned or learn(painter, index, choices, recipe)
-            things = learned.plain.thing, learned.edited.thing.colour
-            case = held_out_case(index, *things, side, choices.rooms, choices.canvas)
-            pictures, results[cell] = run(learned, judge, case)
-            keep(path, choices, pictures, results[cell])
-    if learned:
-        said = f"{index}: {world.caption(learned.plain.thing)} -> {learned.edited.thing.colour}"
-        print(f"{said}, {time.monotonic() - start:.0f} s", flush=True)
-    return results
+    learned = functools.cache(lambda: learn(painter, index, choices, recipe))
+
+    def make(side: float, run: Cell):
+        subject = learned()
+        things = subject.plain.thing, subject.edited.thing.colour
+        return run(subject, judge, held_out_case(index, *things, side, choices.rooms, choices.canvas))
+
+    return {
+        name: cell(cell_file(folder, index, name), choices, functools.partial(make, *how))
+        for name, how in CELLS.items()
+    }
 
 
 def learn(painter: Painter, index: int, choices: Choices, recipe) -> Learned:
     """Held-out subject number `index`, learned from its references."""
     subject = held_out_subject(index, choices.references, 0)
-    model, _ = finetuned(painter, subject, recipe, seed=index)
+    model = finetuned(painter, subject, recipe, seed=index)
     edited = subject.thing.posed(colour=new_colour(index, subject.thing))
     return Learned(
         Wanted(subject.thing, subject.references, subject.reference_masks),
@@ -95,21 +91,6 @@ def learn(painter: Painter, index: int, choices: Choices, recipe) -> Learned:
 
 def new_colour(index: int, thing: world.Thing) -> str:
     return other_colour(np.random.default_rng([HELD_OUT, 4, index]), thing)
-
-
-def kept(path: Path, choices: Choices) -> Numbers | None:
-    """The numbers at `path` if there are any and the same choices made them."""
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return stored["rows"] if stored.get("choices") == vars(choices) else None
-
-
-def keep(path: Path, choices: Choices, pictures: Pictures, rows: Numbers) -> None:
-    """The pictures as bytes beside the numbers; the numbers last, whole or not at all."""
-    small = {row: (images * 255).round().byte().contiguous() for row, images in pictures.items()}
-    save_file(small, path.with_suffix(".safetensors"))
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"choices": vars(choices), "rows": rows}, indent=1), encoding="utf-8")
-    os.replace(partial, path)
 
 
 def tabulated(results: Sequence[Numbers], title: str, notes: Sequence[str]) -> Table:
@@ -132,9 +113,9 @@ def box_table(results: Sequence[Mapping[str, Numbers]], judge: Judge, choices: C
         f" {choices.sampling_steps} steps, guidance {choices.cfg:g}.",
     ]
     tables = []
-    for cell in SIDES:
-        table = tabulated([result[cell] for result in results], f"Box of {cell} of the picture's side", [])
-        tables.append(replace(table, notes=[*gains(table), *(how if cell == list(SIDES)[-1] else [])]))
+    for name in SIDES:
+        table = tabulated([result[name] for result in results], f"Box of {name} of the picture's side", [])
+        tables.append(replace(table, notes=[*gains(table), *(how if name == list(SIDES)[-1] else [])]))
     return tables
 
 
@@ -165,14 +146,13 @@ def crops(images: Tensor, box: Box) -> Tensor:
     return images[:, rows, columns]
 
 
-def cell_cases(folder: Path, index: int, cell: str, choices: Choices):
+def cell_cases(folder: Path, index: int, name: str, choices: Choices):
     """A cell's case, and its pictures (B, S, S, 3) as floats."""
     thing = held_out_subject(index, choices.references, 0).thing
     case = held_out_case(
-        index, thing, new_colour(index, thing), CELLS[cell][0], choices.rooms, choices.canvas
+        index, thing, new_colour(index, thing), CELLS[name][0], choices.rooms, choices.canvas
     )
-    stored = load_file(cell_file(folder, index, cell).with_suffix(".safetensors"))
-    return case, {row: images.float() / 255 for row, images in stored.items()}
+    return case, pictures_of(cell_file(folder, index, name))
 
 
 def box_sheet(folder: Path, count: int, choices: Choices, side: int = 120):
@@ -180,13 +160,13 @@ def box_sheet(folder: Path, count: int, choices: Choices, side: int = 120):
     cells = []
     for index in range(count):
         subject = held_out_subject(index, choices.references, 0)
-        for cell in SIDES:
-            case, pictures = cell_cases(folder, index, cell, choices)
+        for name in SIDES:
+            case, pictures = cell_cases(folder, index, name, choices)
             panels = [sheets.shown(subject.references[0], side), sheets.shown(case.rooms[0], side, case.box)]
             panels += [sheets.shown(crops(pictures[row], case.box)[0], side) for row in ORDER]
             words = world.caption(subject.thing).removeprefix("a photo of ")
             edit = new_colour(index, subject.thing)
-            cells.append(sheets.Cell(panels, [f"{words}, {cell}; then to {edit}"]))
+            cells.append(sheets.Cell(panels, [f"{words}, {name}; then to {edit}"]))
     title = "reference | box | whole picture | window | close-up | truth"
     return sheets.grid(f"{title} || edit: whole | close-up | + TAS | truth", cells, 1)
 

@@ -15,17 +15,18 @@ finetune_pictures.png.
 """
 
 import argparse
+import functools
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.tables import Table
-from .dreamcom import LIKENESS, fingerprint, held_out_subject
-from .dreammix import cell_file, keep, kept
+from .cells import cell, fingerprint
+from .dreamcom import LIKENESS, held_out_subject
+from .dreammix import cell_file
 from .finetune_cells import (
     EDIT_LIKENESS,
     EDIT_RIGHT,
@@ -102,27 +103,21 @@ def run_subject(
     bench: Bench, index: int, rows: dict[str, Way], options, checkpoint: str
 ) -> dict[str, Numbers]:
     """One subject's numbers by row; what the same choices made before is read back."""
-    results, folder, done = {}, options.out / "cells", {}
-    subject = held_out_subject(index, 5, options.rooms)
+    results, done, subject = {}, {}, held_out_subject(index, 5, options.rooms)
+
+    def make(way: Way | None):
+        return run_cell(bench, subject, way, index) if way else ({}, untrained(bench, subject, index))
+
     for row, way in {NOTHING: None, **rows}.items():
-        path = cell_file(folder, index, file_name(row))
         choices: Any = Choices(
             named(way), options.rooms, options.sampler, options.scheduler, options.sampling_steps,
             options.cfg, checkpoint,
         )  # fmt: skip
         # Two studies may ask for the same way: four references, and rank 16.
-        results[row] = done.get(choices.way) or kept(path, choices)
-        if results[row] is None:
-            start = time.monotonic()
-            pictures, numbers = (
-                run_cell(bench, subject, way, index) if way else ({}, untrained(bench, subject, index))
-            )
-            keep(path, choices, pictures, numbers)
-            results[row] = numbers
-            last = list(numbers.values())[-1]
-            said = {measure: round(last[measure], 3) for measure in (LIKENESS, EDIT_RIGHT)}
-            print(f"{index}: {row}: {said}, {time.monotonic() - start:.0f} s", flush=True)
-        done[choices.way] = results[row]
+        if choices.way not in done:
+            path = cell_file(options.out / "cells", index, file_name(row))
+            done[choices.way] = cell(path, choices, functools.partial(make, way))
+        results[row] = done[choices.way]
     return results
 
 

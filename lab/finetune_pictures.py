@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from ..evaluation.tables import Mean, Table
 from . import sheets, world
+from .cells import pictures_of
 from .dreamcom import LIKENESS, held_out_subject
 from .dreammix import cell_file
 from .finetune_cells import EDIT_RIGHT, IDENTITY, NOTHING, OTHERS_RIGHT, Way, edits_of, file_name
@@ -61,8 +60,8 @@ def picture_sheet(folder: Path, rows: dict[str, Way], count: int, rooms: int, si
         words = world.caption(subject.thing).removeprefix("a photo of ")
         asked = ", ".join(str(getattr(edit.thing, edit.field)) for edit in edits)
         for row in rows:
-            stored = load_file(cell_file(folder, index, file_name(row)).with_suffix(".safetensors"))
-            shown = [stored[name][0].float() / 255 for name in (IDENTITY, *(edit.field for edit in edits))]
+            stored = pictures_of(cell_file(folder, index, file_name(row)))
+            shown = [stored[name][0] for name in (IDENTITY, *(edit.field for edit in edits))]
             panels = [sheets.shown(image, side) for image in (subject.references[0], *shown)]
             cells.append(sheets.Cell(panels, [f"{row}: {words}; then {asked}"]))
     return sheets.grid("reference | learned | other colour | other pattern | other accessory", cells, 2)

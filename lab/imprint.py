@@ -26,13 +26,14 @@ from ..imaging.levels import LEVELS, NAMES, mask_level
 from ..imaging.subject import subject_picture
 from . import files, identity, low_rank, sheets, train_imprint, world
 from .attention import seam
-from .dreamcom import CEILING, LIKENESS, Subject, fingerprint, held_out_subject, measured
+from .cells import cell, fingerprint, pictures_of
+from .dreamcom import CEILING, LIKENESS, Subject, held_out_subject, measured
 from .judge import Judge, load_judge
 from .object_bank import MARGIN, SEEN
 from .object_training import part_of
 from .painter import Painter, add_sampling
 from .quality import PACK, checkpoint_file, stacked, write_table
-from .seer import Numbers, Seer, cell, loaded, with_change
+from .seer import PICTURES, Numbers, Seer, loaded, with_change
 from .train_imprint import VARIANTS, is_ready, new_adapter, new_encoder, state_file
 
 CAPTION, WORDS = "caption", "words"
@@ -135,7 +136,9 @@ def run_row(painter, judge, name, work, files_of, choices: Choices, count: int, 
             holes = torch.cat([stacked(subject.tasks, "hole") for subject in subjects])
             pictures = row.paint(subjects, holes, first, choices)
             parts = pictures.split(choices.backgrounds)
-            return pictures, [numbers(judge, s, part) for s, part in zip(subjects, parts, strict=True)]
+            return {PICTURES: pictures}, [
+                numbers(judge, s, part) for s, part in zip(subjects, parts, strict=True)
+            ]
 
         found += cell(folder / f"{name}-{first:03d}-{len(indices)}.json", choices, make)
     return found
@@ -166,10 +169,7 @@ def imprint_sheet(folder: Path, names: Sequence[str], count: int, backgrounds: i
     """For the first subjects: the photo as it is seen | the box | every row | the truth."""
     subjects = subjects_of(range(count), backgrounds)
     cells = []
-    pictures = {
-        name: load_file(next(folder.glob(f"{name}-000-*.safetensors")))["pictures"].float() / 255
-        for name in names
-    }
+    pictures = {name: pictures_of(next(folder.glob(f"{name}-000-*.json")))[PICTURES] for name in names}
     for number, (subject, seen) in enumerate(zip(subjects, seen_pictures(subjects), strict=True)):
         task = subject.tasks[0]
         panels = [sheets.shown(seen, side), sheets.shown(task.background, side, task.box)]

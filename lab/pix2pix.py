@@ -21,13 +21,13 @@ from torch import Tensor
 
 from ..evaluation.tables import Mean, Table
 from . import checkpoint, files, host, identity, low_rank, sheets, world
-from .dreamcom import fingerprint
+from .cells import cell, fingerprint, pictures_of
 from .inserted import HELD, held_out_scene, measured, true_numbers
 from .judge import Judge, load_judge
 from .object_training import part_of, shipped_unet
 from .painter import SAMPLER, SCHEDULER, STEPS
 from .quality import PACK, write_table
-from .seer import Numbers, Seer, cell, loaded
+from .seer import PICTURES, Numbers, Seer, loaded
 from .train_imprint import is_ready, new_encoder
 from .train_pix2pix import VARIANTS, Trainer, new_adapter
 
@@ -135,7 +135,7 @@ class Row:
             numbers += cell(path, choices, lambda first=first, last=last: self.make(first, last, choices))
         return numbers
 
-    def make(self, first: int, last: int, choices: Choices) -> tuple[Tensor, Numbers]:
+    def make(self, first: int, last: int, choices: Choices) -> tuple[dict[str, Tensor], Numbers]:
         self.inserter = self.inserter or inserter_of(self.name, self.work, self.out)
         scenes = [held_out_scene(index) for index in range(first, last)]
         sources, objects = (torch.stack([getattr(s, field) for s in scenes]) for field in ("source", "shown"))
@@ -144,7 +144,7 @@ class Row:
             self.inserter.recoded(sources),
         )
         made = zip(scenes, results, known, strict=True)
-        return results, [measured(self.judge, *one) for one in made]
+        return {PICTURES: results}, [measured(self.judge, *one) for one in made]
 
 
 def by_measure(numbers: Numbers) -> dict[str, list[float]]:
@@ -172,10 +172,8 @@ def pix2pix_table(results: dict[str, Numbers], judge: Judge, how: str) -> Table:
 
 def pix2pix_sheet(row: Row, numbers: Numbers, count: int, side: int = 112):
     """The first scenes: object | picture | result, in red where class or place is wrong."""
-    from safetensors.torch import load_file
-
-    cells, parts = [], sorted(row.folder.glob(f"{row.name}-[0-9]*.safetensors"))
-    pictures = torch.cat([load_file(part)["pictures"].float() / 255 for part in parts])
+    cells, parts = [], sorted(row.folder.glob(f"{row.name}-[0-9]*.json"))
+    pictures = torch.cat([pictures_of(part)[PICTURES] for part in parts])
     for index in range(count):
         scene = held_out_scene(index)
         panels = [sheets.shown(x, side) for x in (scene.shown, scene.source, pictures[index])]
@@ -186,8 +184,6 @@ def pix2pix_sheet(row: Row, numbers: Numbers, count: int, side: int = 112):
 
 def guidance_tables(row: Row, choices: Choices, count: int, out: Path) -> None:
     """Both scales against one another on the first scenes: numbers, and a scene's pictures as a grid."""
-    from safetensors.torch import load_file
-
     rows, panels = {}, []
     for image_scale in IMAGE_SCALES:
         for object_scale in OBJECT_SCALES:
@@ -195,8 +191,8 @@ def guidance_tables(row: Row, choices: Choices, count: int, out: Path) -> None:
             one = replace(choices, object_scale=object_scale, image_scale=image_scale)
             label = f"object {object_scale:g}, image {image_scale:g}"
             rows[label] = by_measure(row.numbers(count, one, tag))
-            file = next(iter(sorted(row.folder.glob(f"{row.name}{tag}-000-*.safetensors"))))
-            pictures = load_file(file)["pictures"][:3].float() / 255
+            file = next(iter(sorted(row.folder.glob(f"{row.name}{tag}-000-*.json"))))
+            pictures = pictures_of(file)[PICTURES][:3]
             panels.append(sheets.Cell([sheets.shown(picture, 112) for picture in pictures], [label]))
     table = Table("The two scales of guidance", rows, [f"{count} scenes; see the first table."])
     write_table(table, out, "guidance")

@@ -1,20 +1,18 @@
-"""What the tables of the identity models share: what sees an object, a changed UNet, and cells on disk."""
+"""What the tables of the identity models share: what sees an object, and a changed UNet."""
 
-import json
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..encoders.pixels import as_pixels
 from ..training.adapters import normal_of, read_tokens
 
 Numbers = list[dict[str, float]]
+PICTURES = "pictures"  # what a cell keeps beside them
 
 
 @dataclass(frozen=True)
@@ -48,20 +46,3 @@ def with_change(model, change: dict[str, Tensor]):
     import comfy.sd
 
     return comfy.sd.load_lora_for_models(model, None, change, 1.0, 0)[0] if change else model
-
-
-def cell(path: Path, choices: Any, make: Callable[[], tuple[Tensor, Numbers]]) -> Numbers:
-    """A cell's numbers: those at `path` if the same choices made them, else of make().
-
-    make() gives pictures (N, H, W, 3) in [0, 1], which are kept beside the numbers, and the numbers.
-    """
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if kept.get("choices") == vars(choices):
-        return kept["numbers"]
-    pictures, found = make()
-    save_file({"pictures": (pictures * 255).round().byte().contiguous()}, path.with_suffix(".safetensors"))
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"choices": vars(choices), "numbers": found}, indent=1), encoding="utf-8")
-    os.replace(partial, path)
-    print(path.stem, flush=True)
-    return found

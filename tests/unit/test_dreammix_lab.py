@@ -1,7 +1,4 @@
-"""The lab's DreamMix tables without a model: cases, what is kept, what the tables say."""
-
-import json
-from dataclasses import replace
+"""The lab's DreamMix tables without a model: cases, and what the tables say."""
 
 import numpy as np
 import pytest
@@ -127,15 +124,3 @@ def test_the_tables_say_what_each_part_adds_and_how_surely(tmp_path):
     shares = dreammix.tabulated([result["lambda"] for result in results()], "shares", [])
     dreammix.lambda_curves(shares, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
-
-
-def test_a_finished_cell_is_read_back_and_other_choices_are_not(tmp_path):
-    path = dreammix.cell_file(tmp_path, 3, "8 %")
-    assert path.name == "003-8.json"
-    assert dreammix.kept(path, CHOICES) is None
-    rows = {WHOLE: {LIKENESS: 0.5}}
-    dreammix.keep(path, CHOICES, {WHOLE: torch.rand(1, 4, 4, 3)}, rows)
-    assert dreammix.kept(path, CHOICES) == rows
-    assert dreammix.kept(path, replace(CHOICES, cfg=5.0)) is None
-    assert json.loads(path.read_text(encoding="utf-8"))["choices"]["canvas"] == 192
-    assert not list(tmp_path.glob("*.partial"))

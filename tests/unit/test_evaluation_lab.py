@@ -1,7 +1,6 @@
 """The lab's two tables, without a model: held-out tasks, what the truth scores, and going on after a stop."""
 
-import json
-from dataclasses import astuple, replace
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -64,16 +63,6 @@ def test_the_truth_has_no_colour_error_and_is_more_like_the_subject_than_the_emp
     assert empty["dE00"] > 5
     assert empty["background SSIM"] == pytest.approx(1, abs=1e-5)
     assert truth[dreamcom.LIKENESS] > empty[dreamcom.LIKENESS] + 0.4
-
-
-def test_a_finished_subject_is_read_back_and_other_choices_are_not(tmp_path):
-    rows = {row: {dreamcom.LIKENESS: 0.5} for row in (*dreamcom.ROWS, dreamcom.CEILING)}
-    kept = {"choices": vars(CHOICES), "rows": rows}
-    path = tmp_path / "007.json"
-    assert dreamcom.kept_rows(path, CHOICES) is None
-    path.write_text(json.dumps(kept), encoding="utf-8")
-    assert dreamcom.kept_rows(path, CHOICES) == rows
-    assert dreamcom.kept_rows(path, replace(CHOICES, steps=1)) is None
 
 
 def test_the_table_states_the_paired_gain_in_standard_errors(judge):

@@ -7,7 +7,6 @@ import torch
 
 from inlay.lab.inserted import HELD, found, held_out_scene, measured
 from inlay.lab.judge import load_judge
-from inlay.lab.seer import cell
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +48,3 @@ def test_a_thing_on_top_of_another_is_in_no_free_place(scenes):
     judge = load_judge()
     covered = [replace(scene, others=scene.truth_mask) for scene in scenes]
     assert not any(measured(judge, s, s.truth, s.source)[HELD] for s in covered)
-
-
-def test_a_cell_is_kept_until_what_made_it_changes(tmp_path):
-    class Choices:
-        def __init__(self, steps):
-            self.steps = steps
-
-    made = []
-
-    def make():
-        made.append(1)
-        return torch.rand(2, 4, 4, 3), [{"there": float(len(made))}]
-
-    path = tmp_path / "cell.json"
-    assert cell(path, Choices(1), make) == cell(path, Choices(1), make) == [{"there": 1.0}]
-    assert cell(path, Choices(2), make) == [{"there": 2.0}]
-    assert path.with_suffix(".safetensors").exists()
