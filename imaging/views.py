@@ -11,7 +11,8 @@ from .masks import resize_mask
 from .padding import padded_size
 
 LEVELS = 64  # pixels per cell of a UNet's coarsest grid: 8 of the autoencoder times three halvings
-MOST_ZOOM = 8  # a close-up enlarges no further; there is nothing left to see
+MOST_ZOOM = 8  # a view enlarges no further; there is nothing left to see
+ROOM = 3  # times the box's longer side: what the window of a small box holds
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,17 @@ def close_up(
 
 
 def surroundings(box: Box, height: int, width: int, side: int, area: float, edge: int = 0) -> View:
-    """The bounded window on which the close-up is harmonised: twice as wide as the box, or `side` if wider.
+    """The bounded window on which the close-up is harmonised: ROOM times as wide as the box, up to `side`;
+    of a box that needs more, twice as wide. Holds `edge` pixels around the box.
 
-    Shown as it is, or shrunk to `area` pixels where it holds more. Holds `edge` pixels around the box.
+    A window narrower than `side` is enlarged to it: at the picture's own size the autoencoder's cells are as
+    large as the details that the close-up has painted. Others are shown as they are, or shrunk to `area`.
     """
     longest = max(box.height, box.width)
-    reach = max(2 * longest, longest + 2 * edge, side)
+    reach = max(min(ROOM * longest, side), 2 * longest, longest + 2 * edge, side / MOST_ZOOM)
+    if reach < side:
+        part = box.square(math.ceil(reach), height, width)
+        return View(part, *_fit_area(part.height, part.width, min(side * side, area), 8))
     part = box.square(-(-reach // LEVELS) * LEVELS, height, width)
     if part.area <= area:
         return View(part, part.height, part.width)

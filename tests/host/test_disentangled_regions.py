@@ -49,7 +49,7 @@ def picture(seed=0, channels=3):
 
 def spot():
     mask = torch.zeros(1, *SIZE)
-    mask[:, SPOT[0] : SPOT[0] + 20, SPOT[1] : SPOT[1] + 20] = 1
+    mask[:, SPOT[0] : SPOT[0] + 30, SPOT[1] : SPOT[1] + 30] = 1
     return mask
 
 

@@ -61,13 +61,12 @@ def sample(
 
 
 def by_hand(parts, image, mask, view, seed, steps, cfg, sampler, scheduler, denoise):
-    """Crop, stock conditions, stock sampler, stock decoder, paste: what a user would wire without us."""
+    """Crop and size, stock conditions, stock sampler, stock decoder: what a user would wire without us."""
     host_nodes = importlib.import_module("nodes")
 
     model, _, vae = parts
-    rows, columns = view.box.slices
     positive, negative, latent = host_nodes.InpaintModelConditioning().encode(
-        words(1), words(2), image[:, rows, columns], vae, mask[:, rows, columns], True
+        words(1), words(2), view.image(image), vae, view.mask(mask), True
     )
     (latent,) = host_nodes.KSampler().sample(
         model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, denoise
@@ -77,21 +76,21 @@ def by_hand(parts, image, mask, view, seed, steps, cfg, sampler, scheduler, deno
 
 @pytest.mark.parametrize("channels", [9, 4])
 @pytest.mark.parametrize(
-    ("batch", "sampler", "scheduler", "cfg", "denoise"),
+    ("batch", "size", "sampler", "scheduler", "cfg", "denoise"),
     [
-        (1, "dpmpp_2m_sde", "karras", 4.0, 1.0),
-        (2, "euler_ancestral", "normal", 1.0, 0.6),
-        (1, "uni_pc", "beta", 3.0, 1.0),
+        (1, 20, "dpmpp_2m_sde", "karras", 4.0, 1.0),  # a small mask, whose window is enlarged
+        (2, 30, "euler_ancestral", "normal", 1.0, 0.6),  # a window of the picture's own pixels
+        (1, 30, "uni_pc", "beta", 3.0, 1.0),
     ],
 )
 def test_share_0_is_the_hosts_own_inpainting_bit_for_bit(
-    random_tiny, channels, batch, sampler, scheduler, cfg, denoise
+    random_tiny, channels, batch, size, sampler, scheduler, cfg, denoise
 ):
     from inlay.imaging.composite import paste_back
     from inlay.sampling.stages import window_view
 
     with torch.inference_mode():
-        parts, image, mask = random_tiny(channels), picture(batch, 150, 170), spot(150, 170, 60, 100, 20)
+        parts, image, mask = random_tiny(channels), picture(batch, 150, 170), spot(150, 170, 60, 100, size)
         run = 3, 3, cfg, sampler, scheduler, denoise
         result, _, latent = sample(parts, image, mask, *run, close_up_share=0.0, close_up_size=64).result
         view = view_of(window_view, mask, side=64, soft_edge=2)
@@ -100,7 +99,7 @@ def test_share_0_is_the_hosts_own_inpainting_bit_for_bit(
         assert torch.equal(latent["samples"], samples)
         rows, columns = view.box.slices
         expected = image.clone()
-        expected[:, rows, columns] = decoded
+        expected[:, rows, columns] = view.restore(decoded)
         expected = paste_back(image, expected, mask.expand(batch, -1, -1), 2)
         assert torch.equal(result, expected)
 
@@ -328,7 +327,7 @@ def test_a_picture_of_a_batch_is_the_picture_alone_with_its_own_noise_and_words(
 
     model, _, vae = parts
     image = picture(2)
-    mask = torch.cat([spot(top=6, left=6), spot(top=34, left=36, size=9)])
+    mask = torch.cat([spot(top=6, left=6, size=12), spot(top=34, left=36, size=11)])
     positive = words(1, rows=2)
     _, _, latent = execute(
         "DisentangledInpaintSampler",
