@@ -8,6 +8,7 @@ on its own. Then pictures of 1 to 24 megapixels with the same mask: time, and th
 runs, of which the finished picture is a part.
 """
 
+import functools
 import importlib
 import os
 import statistics
@@ -22,16 +23,20 @@ MEGAPIXELS = ((1024, 1024), (2048, 2048), (4000, 6000))
 SAMPLING = (4.0, "dpmpp_2m", "karras")
 
 
-def measure(job, runs: int) -> tuple[float, float]:
-    """Median seconds by the clock, and of this process's own work, which a busy machine does not stretch."""
-    job()
-    walls, works = [], []
-    for _ in range(runs):
-        wall, work = time.perf_counter(), time.process_time()
-        job()
-        walls.append(time.perf_counter() - wall)
-        works.append(time.process_time() - work)
-    return statistics.median(walls), statistics.median(works)
+def measure(jobs: dict, runs: int) -> dict:
+    """Each job's median seconds by the clock, and of this process's own work, which a busy machine does not
+    stretch. The jobs take turns: a machine that grows slower does so for all of them."""
+    spent = {name: [] for name in jobs}
+    for run in range(runs + 1):
+        for name, job in jobs.items():
+            wall, work = time.perf_counter(), time.process_time()
+            job()
+            if run:  # the first one warms up
+                spent[name].append((time.perf_counter() - wall, time.process_time() - work))
+    return {
+        name: tuple(statistics.median(part) for part in zip(*times, strict=True))
+        for name, times in spent.items()
+    }
 
 
 def peak_mib() -> float:
@@ -86,26 +91,29 @@ def main() -> None:
             return nodes.VAEDecode().decode(vae, latent)
 
         image, mask = picture(SIDE, SIDE)
-        base = measure(lambda: stock(image, mask), runs)
-        trip = measure(lambda: vae.decode(vae.encode(image)), runs)
+        spent = measure(
+            {"stock": lambda: stock(image, mask), "trip": lambda: vae.decode(vae.encode(image))}
+            | {share: functools.partial(close_up, image, mask, share) for share in SHARES},
+            runs,
+        )
+        base, trip = spent["stock"], spent["trip"]
         print("seconds by the clock / of the process's own work")
         print(f"{steps} steps at {SIDE}x{SIDE}: stock {show(*base)}, VAE round trip {show(*trip)}")
         for share in SHARES:
-            spent = measure(lambda share=share: close_up(image, mask, share), runs)
-            ratios = ((own - one) / whole for own, one, whole in zip(spent, trip, base, strict=True))
-            print(f"  share {share:.1f}: {show(*spent)} = {show(*ratios)} x stock, and a round trip")
-        first = None
+            ratios = ((own - one) / whole for own, one, whole in zip(spent[share], trip, base, strict=True))
+            print(f"  share {share:.1f}: {show(*spent[share])} = {show(*ratios)} x stock, and a round trip")
+        pictures = {size: picture(*size) for size in MEGAPIXELS}
+        spent = measure({size: functools.partial(close_up, *pictures[size]) for size in MEGAPIXELS}, runs)
         for height, width in MEGAPIXELS:
-            image, mask = picture(height, width)
-            spent = measure(lambda image=image, mask=mask: close_up(image, mask), runs)
+            image, mask = pictures[height, width]
             forget_peak()
             held = peak_mib()
             close_up(image, mask)
-            first = first or spent
-            ratios = (own / one for own, one in zip(spent, first, strict=True))
+            own, first = spent[height, width], spent[MEGAPIXELS[0]]
+            ratios = (one / other for one, other in zip(own, first, strict=True))
             finished = image.nbytes / 2**20
             print(
-                f"  {height * width / 1e6:4.1f} megapixels: {show(*spent)} = {show(*ratios)} x the first;"
+                f"  {height * width / 1e6:4.1f} megapixels: {show(*own)} = {show(*ratios)} x the first;"
                 f" {peak_mib() - held:.0f} MiB more than before, {finished:.0f} of them the finished picture"
             )
 
