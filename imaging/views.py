@@ -76,7 +76,7 @@ def surroundings(box: Box, height: int, width: int, side: int, area: float, edge
     if reach < side:
         part = box.square(math.ceil(reach), height, width)
         return View(part, *_fit_area(part.height, part.width, min(side * side, area), 8))
-    part = box.square(-(-reach // LEVELS) * LEVELS, height, width)
+    part = box.square(math.ceil(reach / LEVELS) * LEVELS, height, width)
     if part.area <= area:
         return View(part, part.height, part.width)
     return View(part, *_fit_area(part.height, part.width, area, 8))
