@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,17 +26,16 @@ from typing import Any, cast
 import torch
 
 SIDES = ("inlay", "inlay masked", "host", "host bypass", "diffusers")
+WRITE = "checkpoint"  # not a side: written by a process of its own, so that no side's memory holds it
 HERE = Path(__file__).resolve().parent
 
 
-def open_host(full: bool, folder: Path):
-    """MODEL, CLIP and VAE of random weights, through the host's loader."""
+def checkpoint_in(folder: Path, full: bool) -> Path:
+    """A checkpoint of random weights, written on the first call; from then on the host can be imported."""
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     from comfy.cli_args import args
 
     args.cpu = True
-    import comfy.sd
-
     path = folder / ("full.safetensors" if full else "tiny.safetensors")
     if not path.exists() and full:
         runpy.run_path(str(HERE.parent / "host" / "full_size.py"))["write_checkpoint"](path)
@@ -43,6 +43,13 @@ def open_host(full: bool, folder: Path):
         from inlay.lab.checkpoint import assemble, random_parts
 
         assemble(path, random_parts(0))
+    return path
+
+
+def open_host(path: Path):
+    """MODEL, CLIP and VAE of a checkpoint, through the host's loader."""
+    import comfy.sd
+
     with torch.inference_mode():
         return comfy.sd.load_checkpoint_guess_config(str(path))[:3]
 
@@ -152,10 +159,13 @@ def diffusers_side(size: int, rank: int, full: bool):
 def measure(side: str, options) -> dict[str, float]:
     """One side in this process: seconds and processor seconds per step, and peak memory in GB."""
     size = 512 if options.full else 64
+    if side == WRITE:
+        checkpoint_in(options.folder, options.full)
+        return {}
     if side == "diffusers":
         train = diffusers_side(size, options.rank, options.full)
     else:
-        parts = open_host(options.full, options.folder)
+        parts = open_host(checkpoint_in(options.folder, options.full))
         make = inlay_side if side.startswith("inlay") else host_side
         train = make(parts, size, options.rank, " " in side)
     first = 1 if options.full else 3
@@ -188,7 +198,7 @@ def main() -> None:
         return
     print(f"{'':14} {'steps/s':>8} {'s/step':>8} {'cpu s':>8} {'peak GB':>8}")
     with tempfile.TemporaryDirectory() as folder:
-        for side in options.sides.split(","):
+        for side in (WRITE, *options.sides.split(",")):
             command = [
                 sys.executable,
                 __file__,
@@ -201,8 +211,13 @@ def main() -> None:
             ]
             command += ["--rank", str(options.rank)] + ["--full"] * options.full
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode == -signal.SIGKILL:
+                print(f"{side:14} killed: out of memory?", flush=True)
+                continue
             if done.returncode:
                 sys.exit(f"{side}: {done.stderr}")
+            if side == WRITE:
+                continue
             found = json.loads(done.stdout.splitlines()[-1])
             seconds = found["seconds"]
             print(
