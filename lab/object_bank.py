@@ -34,6 +34,8 @@ VIEW = 64  # pixels a side of a view that is asked for: things in it are as larg
 MARGIN = 0.1
 TILT = 0.25  # radians, standard deviation between two views
 COVERED = 0.05  # of another thing, at most, where a place counts as free
+SMALLEST, LARGEST = 0.35, 0.6  # scales of a thing in a gap
+JITTER = 0.015  # standard deviation of its place, in shares of the picture
 # object (84, 84, 3), pictures target and beside (S, S, 3); mask of the object in the target and hole (S, S)
 Example = dict[str, Tensor]
 
@@ -87,8 +89,8 @@ def compositions(rng: np.random.Generator) -> Example:
 
 
 def insertions(rng: np.random.Generator) -> Example:
-    """The subject stands where nothing else did."""
-    while covered(scene := _scene(rng)) > COVERED:
+    """The subject stands in the middle of the widest gap, so that the picture itself says where."""
+    while (scene := in_gap(rng, _scene(rng))) is None or covered(scene) > COVERED:
         pass
     assert scene.subject is not None
     image, mask = to_tensors(world.render(scene))
@@ -107,6 +109,25 @@ def outlines(scene: world.Scene) -> tuple[np.ndarray, np.ndarray]:
     """Where the subject is, and where the other things are, both (96, 96) of booleans."""
     alone = [world.render(world.Scene(scene.room, thing)).mask > 0.5 for thing in scene.others]
     return world.render(scene).mask > 0.5, np.any([*alone, np.zeros((world.SIZE,) * 2, bool)], 0)
+
+
+def in_gap(rng: np.random.Generator, scene: world.Scene) -> world.Scene | None:
+    """The scene with its subject in the middle of the widest gap, as large as fits; None for a narrow one."""
+    subject, (_, others) = scene.subject, outlines(scene)
+    free = np.flatnonzero(~others.any(0))
+    left, right = max(_runs(free), key=lambda run: run[1] - run[0], default=(0, 0))
+    scale = min(LARGEST, (right - left) / world.SIZE)
+    if subject is None or scale < SMALLEST:
+        return None
+    x = (left + right) / 2 / world.SIZE + rng.normal(0, JITTER)
+    table = (scene.room.horizon + 1) / 2 + rng.normal(0, JITTER)
+    return replace(scene, subject=subject.posed(x=x, y=min(table, 0.97) - scale / 2, scale=scale))
+
+
+def _runs(free: np.ndarray) -> list[tuple[int, int]]:
+    """(first, past the last) of every run of neighbours in ascending numbers."""
+    runs = np.split(free, np.flatnonzero(np.diff(free) > 1) + 1)
+    return [(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
 
 
 def covered(scene: world.Scene) -> float:
