@@ -40,7 +40,7 @@ def card(graph: Graph, result: Result) -> Image.Image:
             panels.append(boxed(open_picture(ASSETS / node["inputs"]["image"]), key, graph))
         elif node["class_type"] == "SaveImage" and not is_curve(node, graph):
             made = [Image.open(io.BytesIO(image)).convert("RGB") for image in result[key].images]
-            panels.append(stacked(made))
+            panels.append(sheet.mosaic(made, SIDE))
     return sheet.mosaic(panels, SIDE)
 
 
@@ -57,15 +57,6 @@ def boxed(picture: Image.Image, key: str, graph: Graph) -> Image.Image:
 def is_curve(node: dict, graph: Graph) -> bool:
     """Whether a node saves a training's loss curve, which is no picture of anything."""
     return graph[node["inputs"]["images"][0]]["class_type"] == "SubjectFinetune"
-
-
-def stacked(pictures: list[Image.Image], gap: int = 4) -> Image.Image:
-    """Pictures of one size below one another."""
-    width, height = pictures[0].size
-    sheet_of = Image.new("RGB", (width, len(pictures) * (height + gap) - gap), sheet.PAPER)
-    for number, picture in enumerate(pictures):
-        sheet_of.paste(picture, (0, number * (height + gap)))
-    return sheet_of
 
 
 def save(picture: Image.Image, path: Path) -> None:

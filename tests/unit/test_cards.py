@@ -46,7 +46,9 @@ def test_a_picture_is_as_good_as_its_size_allows(tmp_path):
         cards.save(Image.fromarray(noise[1]), tmp_path / "noise.jpg")
 
 
-def test_several_pictures_of_one_node_stand_below_one_another():
-    tall = cards.stacked([Image.new("RGB", (30, 10), colour) for colour in ("red", "lime", "blue")])
-    assert tall.size == (30, 38)
-    assert [tall.getpixel((0, y)) for y in (0, 14, 28)] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+def test_several_pictures_of_one_node_share_its_panel(graph):
+    files = [("x.png", painted(colour).images[0]) for colour in ("red", "lime", "blue", "yellow")]
+    shown = np.asarray(cards.card(graph, {"16": NodeOutput(files=files), "17": painted("white")}))
+    half = cards.SIDE // 2
+    corners = [shown[half + y, x] for y in (60, half - 60) for x in (60, half - 60)]
+    assert [tuple(c) for c in corners] == [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
