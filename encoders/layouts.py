@@ -16,11 +16,8 @@ from torch import Tensor
 from . import dinov2
 from .adapter import CLIP, AdapterConfig, ContentAdapter, Reading
 from .optimizer import EmbeddingOptimizer, OptimizerConfig, seeded_queries
+from .published import ANYDOOR, AUTO, INLAY, OBJECT_STITCH, OPTIMIZER, PAINT
 
-INLAY, OBJECT_STITCH, PAINT, ANYDOOR = "Inlay", "ObjectStitch", "Paint-by-Example", "AnyDoor"
-OPTIMIZER = "Visually Guided (emb_opt.pt)"
-AUTO = "by the file"
-CHOICES = (AUTO, OBJECT_STITCH, PAINT)
 METADATA = "inlay.adapter"  # the key under which our files say what they hold, as JSON
 State = Mapping[str, Tensor]
 

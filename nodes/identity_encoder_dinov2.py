@@ -5,7 +5,6 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..conditioning.host import as_conditioning
-from ..encoders.host import check_encoder, encode_views
 from ..imaging.subject import COLOURS, ORIGINAL, subject_picture
 from .load_adapter import AdapterType
 
@@ -101,6 +100,8 @@ class IdentityEncoderDINOv2(io.ComfyNode):
     def execute(
         cls, encoder, adapter, images, masks=None, strength=(1.0,), tokens=(0,), background=(AUTO,), size=(0,)
     ) -> io.NodeOutput:  # fmt: skip
+        from ..encoders.host import check_encoder, encode_views  # loaded when needed
+
         vision, adapter = encoder[0], adapter[0]
         check_encoder(vision, adapter)
         pictures = show_views(adapter, images, masks, background[0], size[0])

@@ -4,7 +4,6 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..conditioning.host import as_conditioning
-from ..encoders.host import check_encoder, encode_views
 from ..imaging.padding import pad_to_multiple
 from ..sampling.guidance import check_model, two_scale_guider, with_source
 from .identity_encoder_dinov2 import show_views
@@ -91,6 +90,8 @@ class ImageConditionedPix2Pix(io.ComfyNode):
         object_guidance: float = 7.0, image_guidance: float = 1.5, strength: float = 1.0,
         raw_pixels: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
+        from ..encoders.host import check_encoder, encode_views  # loaded when needed
+
         check_model(model)
         check_encoder(clip_vision, embedding_optimizer)
         alpha = object_image.shape[-1] == 4

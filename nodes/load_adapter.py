@@ -2,8 +2,7 @@
 
 from comfy_api.latest import io, ui
 
-from ..encoders.host import encoder_name, load_adapter, load_vision
-from ..encoders.layouts import AUTO, CHOICES, recognise
+from ..encoders.published import AUTO, CHOICES
 from .models import INLAY, model_file, model_files, read_file
 
 AdapterType = io.Custom("INLAY_ADAPTER")
@@ -50,6 +49,9 @@ class InlayLoadAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, published_as: str = AUTO) -> io.NodeOutput:
+        from ..encoders.host import encoder_name, load_adapter, load_vision  # loaded when needed
+        from ..encoders.layouts import recognise
+
         kind, _, name = file.partition("/") if file.startswith(f"{CHECKPOINTS}/") else (INLAY, "", file)
         state, metadata = read_file(model_file(name, kind, "file"))
         found = recognise(state, metadata, name, published_as)

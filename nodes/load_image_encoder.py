@@ -2,8 +2,6 @@
 
 from comfy_api.latest import io
 
-from ..encoders import dinov2
-from ..encoders.host import load_vision
 from .models import model_file, model_files, model_folders, read_file, read_folder
 
 CLIP_VISION = "clip_vision"
@@ -37,6 +35,9 @@ class InlayLoadImageEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
+        from ..encoders import dinov2  # loaded when needed: a host starts sooner without
+        from ..encoders.host import load_vision
+
         folder, config = model_folders().get(name), None
         if folder is not None:
             state, facts = read_folder(folder)

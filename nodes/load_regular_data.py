@@ -7,7 +7,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..imaging.references import read_reference
-from ..training.regular import list_regular
+from ..training.regular_files import list_regular
 
 
 class InlayLoadRegularData(io.ComfyNode):

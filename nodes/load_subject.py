@@ -8,8 +8,6 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..conditioning.family import family
-from ..training.foreign import read_lora_file
-from ..training.subject import Subject
 
 
 class InlayLoadSubject(io.ComfyNode):
@@ -70,6 +68,8 @@ class InlayLoadSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name, strength, token, class_name, clip=None) -> io.NodeOutput:
+        from ..training.foreign import read_lora_file  # loaded when needed
+
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
         lora, metadata = read_lora_file(path)
         subject = _subject(path, metadata, lora_name, token.strip(), class_name.strip(), family(model))
@@ -92,8 +92,10 @@ def _count(patcher) -> int:
     return sum(map(len, patcher.patches.values()))
 
 
-def _subject(path: Path, metadata: dict, name: str, token: str, class_name: str, base: str) -> Subject:
-    """The subject that the JSON beside the file describes, or the file itself, or else the user."""
+def _subject(path: Path, metadata: dict, name: str, token: str, class_name: str, base: str):
+    """The Subject that the JSON beside the file describes, or the file itself, or else the user."""
+    from ..training.subject import Subject
+
     facts = path.with_suffix(".json")
     if facts.is_file() or "inlay" in metadata:
         known = Subject.from_json(facts.read_text(encoding="utf-8") if facts.is_file() else metadata["inlay"])

@@ -5,7 +5,6 @@ import comfy.utils
 from comfy_api.latest import io, ui
 
 from ..conditioning.family import working_side
-from ..training.paint import Sampling, paint_backgrounds, paint_regular
 
 
 class InlayRegularImages(io.ComfyNode):
@@ -104,6 +103,8 @@ class InlayRegularImages(io.ComfyNode):
         cls, model, clip, vae, prompts, count, seed, steps, cfg, sampler_name, scheduler, background_prompt,
         size=(0,), backgrounds=None,
     ) -> io.NodeOutput:  # fmt: skip
+        from ..training.paint import Sampling, paint_backgrounds, paint_regular  # loaded when needed
+
         wired = model[0], clip[0], vae[0]
         how = Sampling(steps[0], cfg[0], sampler_name[0], scheduler[0])
         prompts = [prompt.strip() for prompt in prompts if prompt.strip()]

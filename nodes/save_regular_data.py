@@ -7,9 +7,6 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..training.data import collect_references
-from ..training.regular import check_prompt, write_regular
-
 
 class InlaySaveRegularData(io.ComfyNode):
     @classmethod
@@ -36,6 +33,9 @@ class InlaySaveRegularData(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, masks, prompts, category) -> io.NodeOutput:
+        from ..training.data import collect_references  # loaded when needed
+        from ..training.regular_files import check_prompt, write_regular
+
         category = category[0].strip()
         if not re.fullmatch(r"[\w -]+", category):
             raise ValueError(

@@ -8,18 +8,8 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..training import host
-from ..training.attributes import parse_attributes
-from ..training.checks import check_model, crop_size
-from ..training.curve import as_tensor, draw_curve
-from ..training.data import Material, Reference, check_references, collect_references
 from ..training.memory import PRESETS, describe, with_preset
-from ..training.optimisers import eight_bit_installed
 from ..training.recipes import ADAFACTOR_RATE, RECIPES, Kind
-from ..training.regular import group_by_prompt
-from ..training.store import Store, read_lora
-from ..training.subject import Subject
-from ..training.teach import Lesson, Manner, Previous, Wired, caption_of, teach
 from .training_progress import Progress
 
 PRESET = "preset"  # as the memory preset says
@@ -237,6 +227,15 @@ class SubjectFinetune(io.ComfyNode):
         previous=(None,), preview_every=(0,), memory=("recipe",), precision=(PRESET,), optimiser=(PRESET,),
         gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",),
     ):  # fmt: skip
+        # The trainer is loaded when it is needed: a host starts sooner without.
+        from ..training import host
+        from ..training.attributes import parse_attributes
+        from ..training.curve import as_tensor, draw_curve
+        from ..training.from_graph import lesson_of
+        from ..training.optimisers import eight_bit_installed
+        from ..training.store import Store
+        from ..training.teach import Manner, Wired, teach
+
         wired = Wired(model[0], clip[0], vae[0])
         preset = PRESETS[memory[0]]
         chosen = RECIPES[recipe[0]].with_choices(
@@ -250,7 +249,7 @@ class SubjectFinetune(io.ComfyNode):
             ema_decay=ema_decay[0],
         )
         chosen = with_preset(chosen, preset, eight_bit_installed())
-        lesson, notes = _lesson(
+        lesson, notes = lesson_of(
             wired, chosen, token[0].strip(), class_name[0].strip(), images, masks, regular_images,
             regular_masks, regular_prompt, seed[0], previous[0],
         )  # fmt: skip
@@ -272,37 +271,3 @@ class SubjectFinetune(io.ComfyNode):
             curve = torch.cat([curve, as_tensor(strip)], dim=1)
         patched = host.apply(wired.model, lora)
         return io.NodeOutput(patched, lora, {"loss": subject.losses}, subject, curve)
-
-
-def _lesson(
-    wired: Wired, recipe, token, class_name, images, masks, regular_images, regular_masks, regular_prompt,
-    seed: int, previous: Subject | None,
-) -> tuple[Lesson, list[str]]:  # fmt: skip
-    """What was wired, checked, and what the user should be warned of."""
-    caption = caption_of(recipe, token, class_name)
-    check_model(wired.model, recipe)
-    size = crop_size(wired.model, recipe)
-    references, notes = _references(images, masks, size)
-    regular = []
-    if regular_images and recipe.beta:
-        prompts = [prompt.strip() or f"a {class_name}" for prompt in regular_prompt]
-        others, _ = _references(regular_images, regular_masks, size)
-        regular = group_by_prompt(others, prompts)
-    start = previous and _with_weights(previous)
-    material = Material(caption, references)
-    return Lesson(token, class_name, recipe, material, regular, size, seed, start), notes
-
-
-def _references(images, masks, size: int) -> tuple[list[Reference], list[str]]:
-    references = collect_references(images, masks)
-    return references, check_references(references, size, masked=masks is not None)
-
-
-def _with_weights(subject: Subject) -> Previous:
-    path = folder_paths.get_full_path("loras", subject.lora)
-    if path is None:
-        raise ValueError(
-            f"previous: its weights, {subject.lora}, are not in models/loras any more; put them back or train"
-            " it again."
-        )
-    return Previous(subject, read_lora(Path(path)))

@@ -4,11 +4,7 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io, ui
 
-from ..encoders.host import KINDS, encoder_name
-from ..evaluation.crops import subject_crops
-from ..evaluation.tables import Mean
 from ..imaging.masks import check_mask
-from ..training.data import Reference, collect_references
 
 REGIONS = ["subject", "whole picture"]
 
@@ -67,6 +63,9 @@ class InlaySubjectScore(io.ComfyNode):
     def execute(
         cls, clip_vision, images, references, masks=None, reference_masks=None, region=("subject",)
     ) -> io.NodeOutput:
+        from ..evaluation.tables import Mean  # loaded when needed: a host starts sooner without
+        from ..training.data import collect_references
+
         vision, whole = clip_vision[0], region[0] != REGIONS[0]
         known = embed(vision, collect_references(references, reference_masks), whole, "reference_masks")
         pictures = collect_references(images, masks and for_each(masks, images))
@@ -77,8 +76,10 @@ class InlaySubjectScore(io.ComfyNode):
         return io.NodeOutput(mean.mean, scores, text, ui=ui.PreviewText(text))
 
 
-def embed(vision, pictures: list[Reference], whole: bool, name: str) -> torch.Tensor:
-    """Unit-norm embeddings (N, D) of what the pictures show inside their masks; `name` is for errors."""
+def embed(vision, pictures, whole: bool, name: str) -> torch.Tensor:
+    """Unit-norm embeddings (N, D) of what references show inside their masks; `name` is for errors."""
+    from ..evaluation.crops import subject_crops
+
     crops = []
     for number, (image, mask) in enumerate(pictures, 1):
         shown = torch.ones(image.shape[:2]) if whole else mask
@@ -93,6 +94,8 @@ def embed(vision, pictures: list[Reference], whole: bool, name: str) -> torch.Te
 
 
 def name_of(vision) -> str:
+    from ..encoders.host import KINDS, encoder_name
+
     kind = KINDS.get(vision.model_type, str(vision.model_type))
     return encoder_name(kind, vision.config["hidden_size"], vision.config.get("num_register_tokens", 0))
 

@@ -16,7 +16,8 @@ from .engine import Group
 from .memory import PRESETS, with_preset
 from .optimisers import eight_bit_installed
 from .processes import shared_out
-from .regular import group_by_prompt, list_regular
+from .regular import group_by_prompt
+from .regular_files import list_regular
 from .store import Store, read_lora
 from .subject import Subject
 from .teach import Lesson, Manner, Previous, Wired, caption_of, teach

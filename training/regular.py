@@ -1,21 +1,10 @@
-"""Regular data (DreamMix, sec. 3.3): pictures of the subject's kind, each with its own prompt and mask.
+"""Regular data (DreamMix, sec. 3.3): pictures of the subject's kind, each with its own prompt and mask."""
 
-As files they lie as DreamMix's released code keeps them, one folder per prompt:
-
-    regular_teapot/a_sks_brown_teapot/1234-image.png
-    regular_teapot/a_sks_brown_teapot/1234-mask.png
-"""
-
-import os
-import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
@@ -23,72 +12,9 @@ from ..imaging.boxes import Box
 from ..imaging.masks import fill_box
 from .data import Examples, Material, Reference, generator_at
 
-IMAGE = re.compile(r"(.+)-image\.png")
-UNFIT = re.compile(r'[<>:"/\\|?*_\x00-\x1f]|^\s|[\s.]$')  # in a folder's name, on one system or another
-LONGEST = 120  # characters of a prompt: some systems allow 260 for a whole path
 BOX_SIDES = (0.55, 0.85)  # ours: of the picture's sides, so that the subject is large and its place varies
 STRONG = 0.2  # ours: colours that changed more than this count alike, so that pale parts are not lost
 PLAUSIBLE = (0.05, 0.95)  # ours: the share of the hole that a subject's outline can fill
-
-
-class RegularFile(NamedTuple):
-    prompt: str
-    image: Path
-    mask: Path
-
-
-def list_regular(folder: Path) -> list[RegularFile]:
-    """Everything in a `regular_<category>` folder, by prompt and name.
-
-    Raises ValueError when there is nothing, or a picture without its mask.
-    """
-    found = []
-    for path in sorted(folder.glob("*/*-image.png")):
-        match = IMAGE.fullmatch(path.name)
-        mask = path.with_name(f"{match[1]}-mask.png") if match else path
-        if not mask.is_file():
-            raise ValueError(f"regular data: '{path.parent.name}/{path.name}' has no mask; add {mask.name}.")
-        found.append(RegularFile(path.parent.name.replace("_", " "), path, mask))
-    if not found:
-        raise ValueError(
-            f"regular data: '{folder.name}' holds no <prompt>/<seed>-image.png; choose a folder in"
-            " DreamMix's layout."
-        )
-    return found
-
-
-def write_regular(folder: Path, prompt: str, name: str, image: Tensor, mask: Tensor) -> Path:
-    """Keep a picture (H,W,3) in [0,1] and its mask (H,W) as `<folder>/<prompt>/<name>-image.png`.
-
-    The mask comes first, so a picture that is there is complete. Raises ValueError for a prompt that cannot
-    be a folder's name.
-    """
-    check_prompt(prompt)
-    place = folder / prompt.replace(" ", "_")
-    place.mkdir(parents=True, exist_ok=True)
-    _save(mask.gt(0.5).float(), place / f"{name}-mask.png")
-    _save(image[..., :3], place / f"{name}-image.png")
-    return place / f"{name}-image.png"
-
-
-def check_prompt(prompt: str) -> None:
-    """Raises ValueError for a prompt that would not come back from a folder's name."""
-    if not prompt or UNFIT.search(prompt) or len(prompt) > LONGEST:
-        raise ValueError(
-            f"prompts: '{prompt}' cannot be a folder's name; use letters, digits, spaces, commas and hyphens,"
-            f" at most {LONGEST} characters."
-        )
-
-
-def _save(pixels: Tensor, path: Path) -> None:
-    """Eight bits, under a temporary name first."""
-    array = pixels.clamp(0, 1).mul(255).round().byte().cpu().numpy()
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        Image.fromarray(array).save(partial, "PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def group_by_prompt(references: Sequence[Reference], prompts: Sequence[str]) -> list[Material]:

@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 from inlay.imaging.references import read_reference
 from inlay.lab import quality
 from inlay.training.data import Examples, Reference
-from inlay.training.regular import (
-    changed_mask,
-    group_by_prompt,
-    list_regular,
-    otsu,
-    random_box,
-    together,
-    write_regular,
-)
+from inlay.training.regular import changed_mask, group_by_prompt, otsu, random_box, together
+from inlay.training.regular_files import list_regular, write_regular
 
 
 def picture(seed, height=24, width=40):

@@ -204,6 +204,7 @@ def test_eight_bits_without_bitsandbytes_are_refused_before_any_work(
 
 def test_identical_references_are_warned_of_where_the_user_looks(pictures, store_folder, run, monkeypatch):
     from inlay.nodes import subject_finetune
+    from inlay.training import curve
 
     said = []
 
@@ -215,9 +216,9 @@ def test_identical_references_are_warned_of_where_the_user_looks(pictures, store
     monkeypatch.setattr(subject_finetune, "Progress", Listening)
     images, masks = pictures
     drawn = []
-    draw = subject_finetune.draw_curve
+    draw = curve.draw_curve
     monkeypatch.setattr(
-        subject_finetune, "draw_curve", lambda *words, notes: drawn.extend(notes) or draw(*words, notes=notes)
+        curve, "draw_curve", lambda *words, notes: drawn.extend(notes) or draw(*words, notes=notes)
     )
     run(images, masks)
     assert not said
@@ -242,8 +243,7 @@ def test_a_full_disk_is_said_before_any_work(pictures, store_folder, run, monkey
 def test_a_disk_that_fills_up_while_saving_loses_no_checkpoint(pictures, store_folder, run, monkeypatch):
     from functools import partial
 
-    from inlay.nodes import subject_finetune
-    from inlay.training import store
+    from inlay.training import store, teach
 
     save = store.save_file
 
@@ -256,7 +256,7 @@ def test_a_disk_that_fills_up_while_saving_loses_no_checkpoint(pictures, store_f
     whole = run(*pictures)
     for file in store_folder.iterdir():
         file.unlink()
-    monkeypatch.setattr(subject_finetune, "Manner", partial(subject_finetune.Manner, save_every=2))
+    monkeypatch.setattr(teach, "Manner", partial(teach.Manner, save_every=2))
     with monkeypatch.context() as patch:
         patch.setattr(store, "save_file", full)
         with pytest.raises(ValueError, match=r"could not be written.*No space left.*make room"):
