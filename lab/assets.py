@@ -16,14 +16,14 @@ from . import world
 
 FOLDER = Path(__file__).parent.parent / "workflows" / "assets"
 SUBJECT = world.Thing(
-    kind="cat",
+    kind="mug",
     colour="orange",
-    pattern="striped",
+    pattern="banded",
     trim="navy",
-    accessory="bow",
-    shape=(0.6, 0.2, -0.4),
+    accessory="hat",
+    shape=(0.3, 0.2, 0.0),
     pattern_angle=0.0,
-    pattern_phase=0.3,
+    pattern_phase=0.5,
 )
 OBJECT = world.Thing(
     kind="mug",
@@ -35,7 +35,7 @@ OBJECT = world.Thing(
     pattern_angle=0.0,
     pattern_phase=0.6,
 )
-BOX = (30, 30, 42, 60)  # x, y, width, height in pixels of the background
+BOX = (44, 34, 46, 54)  # x, y, width, height in pixels of the background
 LARGE_BOX = (150, 238, 58, 66)  # the same in the large room
 
 
