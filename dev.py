@@ -108,7 +108,10 @@ def make_venv(python: Path) -> None:
     with step("virtual environment"):
         try:
             venv.EnvBuilder(clear=True, with_pip=True, symlinks=not WINDOWS).create(VENV)
-        except subprocess.CalledProcessError as error:
+        except BaseException as error:
+            shutil.rmtree(VENV, ignore_errors=True)  # half of one would be taken for a whole one
+            if not isinstance(error, subprocess.CalledProcessError):
+                raise
             raise Stop(
                 f"{sys.executable} cannot make virtual environments; install the system's python3-venv "
                 "package or run this with another Python."

@@ -50,13 +50,15 @@ def evaluate(options: argparse.Namespace):
     measures, notes = load_measures(options)
     rows, scores, sets = {}, {}, {}
     for folder in options.results:
-        label = folder.resolve().name
+        label = folder.resolve().name if folder.resolve().name not in rows else str(folder)
         own = cases if options.data or folder == data else read_cases(options.benchmark, folder, None)
         scores[label] = score(folder, own, measures, options.picture)
         rows[label] = by_measure(scores[label])
         if options.fid:
             name, value = frechet(folder, own, options, measures)
             sets[label] = {name: value}
+    if not any(rows.values()) and not sets:
+        raise ValueError("Nothing can be measured; name weights with --dino or --clip.")
     notes = [f"{options.benchmark}, {len(cases)} cases; mean and standard error over pictures.", *notes]
     return Table("Is it the subject, and is the rest left alone?", rows, notes, sets), scores
 

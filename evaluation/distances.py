@@ -37,7 +37,7 @@ class Features(nn.Module):
         self.encoder = encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.encoder(images)
+        return self.encoder(images).cpu()  # where torchmetrics keeps its sums
 
 
 def frechet_distance(

@@ -48,7 +48,7 @@ class TransformersEncoder:
         self.model = self._load(folder).eval().requires_grad_(False).to(device)
         self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         self.name = f"{self.model.config.model_type} ({folder.name})"
-        kept = self.processor.crop_size or self.processor.size
+        kept = getattr(self.processor, "crop_size", None) or self.processor.size
         self.size = int(kept.get("height") or kept["shortest_edge"])
 
     def _load(self, folder: Path):

@@ -31,8 +31,10 @@ class Case:
 
     @property
     def caption(self) -> str:
-        """The prompt in plain words, as CLIP-T wants it."""
-        return self.prompt.format(subject=self.class_name)
+        """The prompt in plain words, as CLIP-T wants it; empty where it is not known what the subject is."""
+        if "{subject}" in self.prompt and not self.class_name:
+            return ""
+        return self.prompt.replace("{subject}", self.class_name)
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -191,7 +193,8 @@ def batch(root: Path, subjects: Path | None = None) -> Iterator[Case]:
         boxes = [node for node in nodes if {"x", "y", "width", "height"} <= node.keys()]
         kind = next((node["class_name"] for node in nodes if node.get("class_name")), "")
         token = next((node["token"] for node in nodes if node.get("token")), "")
-        texts = [node["text"] for node in nodes if kind and kind in str(node.get("text"))]
+        said = [str(node.get(name)) for node in nodes for name in ("text", "prompt")]
+        texts = [text for text in said if kind and kind in text]
         yield Case(
             file.parent.relative_to(root).as_posix(),
             _references(folders[0]) if folders else (),

@@ -36,10 +36,10 @@ class Measures:
         whole = hole is None
         region = image.new_ones(1, *image.shape[-2:]) if hole is None else hole
         scores = {}
-        for name, encoder in self.encoders.items():
+        for name, encoder in self.encoders.items() if case.references else ():
             seen = encoder(subject_crops(image, region, encoder.size))
             scores[name] = float((seen @ self.subject(encoder, case.references, whole).T).mean())
-        if self.clip:
+        if self.clip and case.caption:
             scores["CLIP-T"] = float(text_similarity(self.clip, image, [case.caption]))
         if self.dreamsim and case.references:
             shown = subject_crops(image, region, 224)

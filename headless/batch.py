@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from .client import Client, HostGone, Result
-from .errors import HostError
 from .jobs import Job
 from .results import keep, kept
 
@@ -107,8 +106,8 @@ class Batch:
                 self._give_back(client)
                 self.warn(str(error))
                 return
-            except (HostError, OSError) as error:
-                outcome.state, outcome.error = "failed", str(error)
+            except Exception as error:  # of whatever kind: other hosts wait for this job's end
+                outcome.state, outcome.error = "failed", str(error) or type(error).__name__
             self._end(outcome)
 
     def _result(self, client: Client, job: Job, uploaded: set) -> Result:

@@ -27,7 +27,7 @@ from .client import Client, Graph, HostGone, Interrupted, NodeFailed
 from .errors import HostError, nearest
 from .jobs import Job, plan
 from .results import describe, save
-from .server import HostDied, Server
+from .server import HostDied, Server, find_comfyui
 from .terminal import Bars
 from .workflow import Setting, as_graph, read_workflow
 
@@ -58,7 +58,9 @@ def say(text: str) -> None:
 
 
 def start_host(comfyui: Path | None, stack: ExitStack) -> str:
-    """Starts ComfyUI as it is installed, other packs included, until `stack` closes; returns its URL.
+    """Starts ComfyUI as it is installed, with its input folder and other packs, until `stack` closes.
+
+    Returns its URL.
 
     Raises:
         HostDied: when it does not start.
@@ -67,7 +69,10 @@ def start_host(comfyui: Path | None, stack: ExitStack) -> str:
         raise HostDied(f"--comfyui {comfyui}: there is no main.py of a ComfyUI in it.")
     try:
         start = time.monotonic()
-        server = Server(comfyui=comfyui and comfyui.resolve(), other_packs=True)
+        host = comfyui.resolve() if comfyui else find_comfyui()
+        # Its own pictures, which the workflow may name; the last of an option counts.
+        own = ("--input-directory", str(host / "input"))
+        server = Server(comfyui=host, other_packs=True, extra=own)
         stack.enter_context(server)
     except HostError as error:
         raise HostDied(str(error)) from error

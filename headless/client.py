@@ -17,6 +17,7 @@ import requests
 from .definitions import Definition, choices, inputs_of
 from .errors import HostError, nearest
 
+HEARTBEAT = 120  # seconds; a host that does not answer within half of them is gone
 Graph = dict[str, dict[str, Any]]
 
 
@@ -144,8 +145,11 @@ class Client:
 
     def has_finished(self, prompt_id: str) -> bool:
         """Whether the run is in the host's history as a success."""
-        found = self._request("GET", f"/history/{prompt_id}").json().get(prompt_id)
+        found = self._history(prompt_id).get(prompt_id)
         return bool(found) and found["status"]["status_str"] == "success"
+
+    def _history(self, prompt_id: str) -> dict[str, Any]:
+        return self._request("GET", f"/history/{prompt_id}").json()
 
     def queued(self) -> set[str]:
         """The prompt ids of what the host runs and of what waits there."""
@@ -206,6 +210,10 @@ class Client:
         except requests.RequestException as error:
             raise HostGone(f"The host at {self.url} does not answer.") from error
 
+    def _knows(self, prompt_id: str) -> bool:
+        """Whether the host will run it or has; its history is written before its queue is said to change."""
+        return prompt_id in self.queued() or prompt_id in self._history(prompt_id)
+
     async def _follow(self, graph: Graph, prompt_id: str, report: Callable[[Progress], None]) -> None:
         """Submits the graph and reads the websocket until the host is done with it."""
         failure: HostError | None = None
@@ -213,7 +221,9 @@ class Client:
         try:
             async with (
                 aiohttp.ClientSession() as session,
-                session.ws_connect(f"{self.url}/ws?clientId={self.id}", max_msg_size=0) as socket,
+                session.ws_connect(
+                    f"{self.url}/ws?clientId={self.id}", max_msg_size=0, heartbeat=HEARTBEAT
+                ) as socket,
             ):
                 await asyncio.to_thread(self.submit, graph, prompt_id)
                 async for message in socket:
@@ -224,6 +234,8 @@ class Client:
                         if seen.get(progress.node) != progress:
                             seen[progress.node] = progress
                             report(progress)
+                    if kind == "status" and not await asyncio.to_thread(self._knows, prompt_id):
+                        raise Interrupted("The run was taken out of the host's queue.")
                     failure = failure or failure_of(kind, data, graph)
                     if kind == "executing" and data.get("node") is None:  # now the history is written
                         if failure:
@@ -317,5 +329,6 @@ def explain_refusal(
 
 def _not_in_list(error: dict[str, Any], definition: Definition | None) -> str:
     name, value = error["input_name"], error["received_value"]
-    known = choices(*inputs_of(definition)[name]) if definition else []
+    found = inputs_of(definition).get(name) if definition else None  # none: an input of a choice's own
+    known = choices(*found) if found else []
     return f"there is no {name} '{value}' on this host; {nearest(str(value), map(str, known))}"

@@ -3,6 +3,7 @@
 from typing import Any
 
 Definition = dict[str, Any]  # one node type's entry in /object_info
+CHANGING = "COMFY_DYNAMICCOMBO_V3"  # a choice that brings inputs of its own
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 

@@ -59,11 +59,13 @@ class Job:
         key, kind, options = find_input(self.graph, setting, definitions)
         upload = find_upload(setting, kind, options)
         value = input_name(upload) if upload else read_value(setting, kind, options)
+        # Wherever the results are evaluated, they say where their pictures were.
+        said = replace(setting, value=str(Path(setting.value).expanduser().resolve())) if upload else setting
         return replace(
             self,
             graph=with_value(self.graph, key, setting.input, value),
             uploads=(*self.uploads, *([upload] if upload else [])),
-            settings=(*self.settings, str(setting)),
+            settings=(*self.settings, str(said)),
         )
 
 

@@ -186,7 +186,7 @@ class Server:
             if entry.resolve() == PACK:
                 return entry
         folder = self.comfyui / "custom_nodes"
-        raise HostError(f"This pack is not in {folder}; python dev.py setup links it there.")
+        raise HostError(f"This pack is not in {folder}; clone or link it there.")
 
     def models_config(self, models: dict[str, Path]) -> Path:
         """The host's `--extra-model-paths-config` that puts `models` first; it is YAML, so JSON will do."""

@@ -8,7 +8,7 @@ are left out; bypassed nodes and reroutes are followed through; primitive nodes 
 from typing import Any
 
 from .client import Graph
-from .definitions import Definition, default, inputs_of, is_widget
+from .definitions import CHANGING, Definition, default, inputs_of, is_widget
 from .errors import HostError, nearest
 
 NOTES = ("Note", "MarkdownNote")
@@ -117,6 +117,11 @@ def widget_values(definition: Definition, saved: list | dict[str, Any]) -> dict[
     defaults = {name: default(*widget) for name, widget in widgets.items()}
     if isinstance(saved, dict):
         return {name: saved.get(name, value) for name, value in defaults.items()}
+    if any(kind == CHANGING for kind, _ in inputs_of(definition).values()):
+        raise HostError(
+            f"{definition['display_name']} has inputs that change with a choice; save the workflow with"
+            " File > Export (API)."
+        )
     values, left = {}, list(saved)
     for name, (_, options) in widgets.items():
         values[name] = left.pop(0) if left else defaults[name]

@@ -12,7 +12,7 @@ process takes its share of a batch, and one process with the same batch gets the
 Stopped or killed, the same command goes on from the last checkpoint, in <out>.run. The adapter, with its
 DINOv2, is --out; the UNet stands beside it as <name>.unet.safetensors.
 
-docs/adapters.md says more.
+https://github.com/inlay-nodes/inlay/blob/main/docs/adapters.md says more.
 
 Exit codes: 0 done, 1 the training failed, 2 what was asked for is wrong, 130 stopped.
 """  # noqa: E501 - commands to copy

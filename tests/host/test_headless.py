@@ -8,13 +8,25 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
 
-from inlay.headless import Client, HostDied, HostError, HostGone, NodeFailed, PromptRefused, Server
+from inlay.headless import (
+    Client,
+    HostDied,
+    HostError,
+    HostGone,
+    Interrupted,
+    NodeFailed,
+    PromptRefused,
+    Server,
+)
 
 
 def invert(name: str) -> dict:
@@ -103,6 +115,27 @@ def test_text_comes_back(client):
 def test_a_node_that_raises_is_named(client):
     with pytest.raises(NodeFailed, match=r"^RegexReplace \(node 1\): .*unterminated subpattern"):
         client.run(replace_text("("))
+
+
+def test_a_waiting_run_that_somebody_takes_out_of_the_queue_ends(client, server, picture):
+    """The host says no more than that its queue has changed."""
+    graph = invert(client.upload(picture))
+    long = invert(client.upload(picture))
+    long["2"] = {"class_type": "ImageScale", "inputs": {
+        "image": ["1", 0], "upscale_method": "lanczos", "width": 6000, "height": 6000, "crop": "disabled",
+    }}  # fmt: skip
+    first, second, name = Client(server.url), Client(server.url), str(uuid.uuid4())
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(first.run, long)
+        while not client.queued() and not running.done():
+            time.sleep(0.01)
+        waiting = pool.submit(second.run, graph, prompt_id=name)
+        while name not in client.queued() and not waiting.done():
+            time.sleep(0.01)
+        client.session.post(f"{server.url}/queue", json={"delete": [name]}, timeout=10)
+        with pytest.raises(Interrupted, match="taken out of the host's queue"):
+            waiting.result(timeout=60)
+        assert running.result(timeout=120)["3"].images
 
 
 def test_the_host_is_gone_after_the_block(comfyui_path, tmp_path):

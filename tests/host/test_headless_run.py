@@ -103,7 +103,8 @@ def test_a_picture_that_comfyui_saved_is_a_workflow_too(server, workflow, folder
 
 
 def test_a_host_is_started_and_ended_with_the_run(comfyui_path, workflow, folders):
-    sets = [f"Room.image={folders / 'rooms' / 'a.png'}", f"2.image={folders / 'masks' / 'x.png'}"]
+    own = next((comfyui_path / "input").glob("*.png"))  # what is in its input folder can be named
+    sets = [f"Room.image={own.name}", f"2.image={folders / 'masks' / 'x.png'}"]
     run = start(workflow, *(w for s in sets for w in ("--set", s)), "-o", folders / "out", "--json")
     child = psutil.Process(run.pid)
     hosts = []

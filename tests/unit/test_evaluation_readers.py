@@ -154,14 +154,14 @@ def test_a_batch_says_itself_what_its_pictures_were_made_from(tmp_path):
     graph = {
         "1": {"inputs": {"x": 2, "y": 3, "width": 5, "height": 6, "image": ["9", 0]}},
         "2": {"inputs": {"class_name": "cat", "token": "sks"}},
-        "3": {"inputs": {"text": "a sks cat in a hall"}},
+        "3": {"inputs": {"prompt": "a {red|blue} sks cat in a hall"}},
         "4": {"inputs": {"text": "ugly"}},
     }
     facts = {"graph": graph, "settings": [f"A.folder={tmp_path / 'cat'}", f"B.image={room}", "C.steps=3"]}
     (tmp_path / "out" / "cat" / "hall").mkdir(parents=True)
     (tmp_path / "out" / "cat" / "hall" / "result.json").write_text(json.dumps(facts), encoding="utf-8")
     (case,) = read_cases("batch", tmp_path / "out")
-    assert (case.name, case.caption, case.hole) == ("cat/hall", "a cat in a hall", Box(3, 2, 9, 7))
+    assert (case.name, case.caption, case.hole) == ("cat/hall", "a {red|blue} cat in a hall", Box(3, 2, 9, 7))
     assert (case.background, len(case.references)) == (room, 2)
 
 

@@ -1,6 +1,7 @@
 """`python -m inlay evaluate`: measures against known pictures, what is left out, what is said of errors."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from inlay.__main__ import main
 from inlay.evaluation.distances import frechet_distance, load_dreamsim
 from inlay.evaluation.readers import Case
 from inlay.evaluation.score import Measures, find_result, score_folder
+from inlay.imaging.boxes import Box
 
 HOLE = (10, 8, 26, 24)  # x1, y1, x2, y2 in a picture of 48 x 32
 
@@ -93,6 +95,15 @@ def test_a_case_without_a_background_is_judged_as_a_whole(tmp_path):
     assert scores == {"colour": pytest.approx(1, abs=0.01)}
 
 
+def test_a_case_that_has_no_references_and_no_words_is_measured_by_what_is_left(tmp_path):
+    made = save(tmp_path / "a.png", np.broadcast_to((255, 0, 0), (8, 8, 3)))
+    room = save(tmp_path / "room.png", np.broadcast_to((255, 0, 0), (8, 8, 3)))
+    measures = Measures(encoders={"colour": MeanColour()}, clip=MeanColour())  # pyright: ignore[reportArgumentType]
+    assert measures.of(Case("a", (), ""), made) == {}
+    case = Case("a", (), "", background=room, hole=Box(0, 0, 2, 2))
+    assert list(measures.of(case, made)) == ["SSIM"]
+
+
 def test_results_are_found_as_files_and_in_folders_of_one_picture(tmp_path):
     case = Case("a/b", (), "mug")
     assert find_result(tmp_path, case) is None
@@ -138,6 +149,16 @@ def test_the_command_line_prints_and_writes_a_table_with_a_row_per_folder(world,
     written = json.loads((world / "scores" / "table.json").read_text(encoding="utf-8"))
     assert written["rows"]["cyan"]["SSIM"]["n"] == 2
     assert set(written["cases"]["red"]) == {"Mug/fg1/0", "Mug/fg1/1"}
+
+
+def test_two_folders_of_one_name_keep_their_rows(world, tmp_path, capsys):
+    again = tmp_path / "other" / "red"
+    shutil.copytree(world / "red", again)
+    words = ["evaluate", str(world / "red"), str(again), "--benchmark", "murecom", "--data"]
+    assert main([*words, str(world / "data")]) == 0
+    said = capsys.readouterr().out
+    assert "| red |" in said
+    assert f"| {again} |" in said
 
 
 def test_the_command_line_measures_likeness_with_the_users_dino_and_names_it(world, tmp_path, capsys):

@@ -253,6 +253,15 @@ LOAD = node(1, "LoadImage", values=["a.png", "image"])
 VALUES = [9, 0.25, "w", 3, "randomize", "slow", True]
 
 
+def test_a_node_whose_inputs_change_with_a_choice_is_refused_in_ui_form():
+    """Its saved values are those of one choice; read as the node's own they would move to other inputs."""
+    resize = {"display_name": "Resize", "input": {"required": {
+        "resize_type": ["COMFY_DYNAMICCOMBO_V3", {"options": []}], "method": ["COMBO", {"options": ["area"]}],
+    }}, "input_order": {"required": ["resize_type", "method"]}}  # fmt: skip
+    with pytest.raises(HostError, match=r"Resize has inputs that change with a choice; .* Export \(API\)"):
+        as_graph(ui(node(3, "Resize", values=["width", 512, "area"])), DEFINITIONS | {"Resize": resize})
+
+
 def test_the_ui_form_gives_the_graph_with_the_front_ends_own_values_left_out():
     learn = node(3, "Train", [("images", "IMAGE", 1)], VALUES, title="Learn")
     note = node(9, "MarkdownNote", values=["read me"])

@@ -52,6 +52,11 @@ def test_what_the_pack_needs_has_lower_bounds_alone(facts):
         assert re.fullmatch(r"[\w-]+>=[\d.]+(; python_version < '[\d.]+')?", requirement)
 
 
+def test_what_comfyui_manager_installs_is_what_the_registry_does(facts):
+    lines = (dev.PACK / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.replace('"', "'") for line in lines] == facts["project"]["dependencies"]
+
+
 def test_every_help_page_shows_its_node():
     for page in (dev.PACK / "web" / "docs").glob("*.md"):
         assert f"]({page.stem}.png)" in page.read_text(encoding="utf-8")
