@@ -18,6 +18,7 @@ from .regions import WHOLE_IMAGE, RegionPlan, halved, region_labels
 
 KEY = "inlay_masked_attention"
 WINDOW = "inlay_window"
+ROWS = "inlay_rows"  # which pictures of how many are sampled
 COMPILED = "torch.compile"  # the host's key for the wrapper that runs a compiled model
 
 
@@ -118,17 +119,29 @@ class StepRegions:
     def _plan(self, x: Tensor, context: Tensor | None, options: dict) -> RegionPlan:
         chunks = options.get("cond_or_uncond", [CONDITIONAL])
         window = tuple(options.get(WINDOW, WHOLE_IMAGE))
-        key = (x.shape, tuple(chunks), window, x.device, context.shape[1] if context is not None else 0)
+        labels, rows = self._labels(options)
+        length = context.shape[1] if context is not None else 0
+        key = (x.shape, tuple(chunks), window, rows, x.device, length)
         if key not in self.plans:
             if len(self.plans) >= 32:  # a close-up that wanders should not fill the memory
                 self.plans.clear()
-            self.plans[key] = self._new_plan(x, context, chunks, window)
+            self.plans[key] = self._new_plan(labels, x, context, chunks, window)
         return self.plans[key]
 
-    def _new_plan(self, x, context, chunks, window) -> RegionPlan:
-        rows = row_masks(self.labels.shape[0], x.shape[0] // len(chunks), chunks, self.apply_to)
+    def _labels(self, options: dict) -> tuple[Tensor, tuple[int, ...]]:
+        """The masks of the pictures that are sampled, and which of the batch these are.
+
+        Where there is a mask for every picture, a sampler that paints some of them has those masks.
+        """
+        rows, pictures = options.get(ROWS, ((), 0))
+        if len(self.labels) != pictures or len(rows) == pictures:
+            return self.labels, ()
+        return self.labels[list(rows)], tuple(rows)
+
+    def _new_plan(self, labels, x, context, chunks, window) -> RegionPlan:
+        rows = row_masks(labels.shape[0], x.shape[0] // len(chunks), chunks, self.apply_to)
         with torch.inference_mode(False):
-            plan = RegionPlan(self.labels, rows, self.text, self.released, x.device, window)
+            plan = RegionPlan(labels, rows, self.text, self.released, x.device, window)
             for grid in halved(x.shape[-2:], self.depths):
                 plan.at(tuple(x.shape[-2:]), grid)
             if context is not None:

@@ -30,7 +30,7 @@ from .regions import GridRegions, RegionPlan, region_labels
 PLAN = "inlay_regions"  # where the plan of the current batch stands in transformer_options
 CONDITIONAL, UNCONDITIONAL = 0, 1  # the host's numbers in transformer_options["cond_or_uncond"]
 APPLY_TO = {
-    "both": (CONDITIONAL, UNCONDITIONAL),
+    "both": None,  # every pass: a guider of three prompts numbers its passes otherwise
     "conditional": (CONDITIONAL,),
     "unconditional": (UNCONDITIONAL,),
 }
@@ -113,15 +113,17 @@ def row_masks(masks: int, images: int, chunks: Sequence[int], apply_to: str = "b
     """For every row of a batch the mask that applies to it, or None.
 
     masks: how many there are, 1 or one per image. chunks: the host's "cond_or_uncond", one number per copy of
-    the images in the batch. apply_to: "both" | "conditional" | "unconditional". Raises ValueError where the
-    masks fit neither.
+    the images in the batch. apply_to: "both" (every pass of the guider) | "conditional" | "unconditional".
+    Raises ValueError where the masks fit neither.
     """
     if masks not in (1, images):
         raise ValueError(
             f"There are {masks} masks for {images} image(s): give one mask for all, or one for each image."
         )
     numbers = range(images) if masks == images else [0] * images
-    return [number if chunk in APPLY_TO[apply_to] else None for chunk in chunks for number in numbers]
+    passes = APPLY_TO[apply_to]
+    masked = [passes is None or chunk in passes for chunk in chunks]
+    return [number if inside else None for inside in masked for number in numbers]
 
 
 def with_replacements(options: dict, masking: Masking, attend: Callable[..., Tensor]) -> dict:

@@ -4,6 +4,7 @@ An INPAINT_PATCH is (head, deltas): a module whose `head` (320, 5, 3, 3) looks a
 a dict `diffusion_model.*` -> (uint8 tensor, min, max) of differences to SDXL's weights. The host's side.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,8 +35,9 @@ class QuantizedDelta(WeightAdapterBase):
 
     name = "fooocus"
 
-    def __init__(self, key: str, weights: tuple[Tensor, Tensor, Tensor]):
-        self.loaded_keys = {key}
+    def __init__(self, loaded_keys: set[str], weights: Sequence[Tensor]):
+        # the host makes copies like this when it moves weights: type(value)(value.loaded_keys, moved)
+        self.loaded_keys = loaded_keys
         self.weights = list(weights)
 
     def calculate_weight(
@@ -60,7 +62,7 @@ def patch_weights(model: ModelPatcher, patch: InpaintPatch) -> ModelPatcher:
     """
     weights = model.model_state_dict("diffusion_model.")
     fitting = {
-        key: QuantizedDelta(key, delta)
+        key: QuantizedDelta({key}, delta)
         for key, delta in patch.deltas.items()
         if key in weights and weights[key].shape == delta[0].shape
     }
@@ -78,12 +80,18 @@ def block_patch(patch: InpaintPatch, mask: Tensor, masked: Tensor):
     """The host's `input_block_patch` that adds the head's feature to the output of the first convolution.
 
     mask (B, 1, h, w) of zeros and ones; masked (B, 4, h, w), the masked picture's latent as UNets see it.
+    The patch raises ValueError for a prompt with an area, which the host samples on a part of the latent.
     """
     feature = head_feature(patch.head.get_parameter("head"), torch.cat([mask.to(masked), masked], 1))
 
     def add_feature(h: Tensor, transformer_options: dict) -> Tensor:
         if transformer_options["block"] != ("input", 0):
             return h
+        if h.shape[-2:] != feature.shape[-2:]:
+            raise ValueError(
+                "inpaint_patch: it does not go with prompts limited to an area; limit them by mask"
+                " (set_cond_area: default)."
+            )
         return h + feature.to(h).repeat(h.shape[0] // feature.shape[0], 1, 1, 1)
 
     return add_feature

@@ -4,7 +4,8 @@ Level 1 is the segmentation, level 4 its bounding box. The papers blur the outli
 and do not say how much; here levels 2 and 3 are grown by 2 s and blurred with standard deviation s, then
 thresholded at 0.5, s being 3 % and 8 % of the object's longer side. Growing by 2 s keeps every pixel of the
 object inside (a dot grown to radius r keeps 1 - exp(-r^2 / 2 s^2) = 0.86 at its centre), and each level holds
-the one before it and lies inside the box.
+the one before it and lies inside the box. Larger objects are grown and blurred at WORK pixels, which costs
+the same for all of them.
 """
 
 import torch
@@ -12,10 +13,12 @@ import torch.nn.functional as F
 
 from .boxes import Box, bounding_box
 from .composite import distance_to
-from .masks import binarize, box_mask
+from .masks import binarize, box_mask, resize_mask
+from .views import at_most, resize_image
 
 LEVELS = (1, 2, 3, 4)
 BLUR = {2: 0.03, 3: 0.08}  # standard deviation in shares of the object's longer side; ours
+WORK, SHOWN = 512, 1024  # pixels of the longer side: of an object that is grown, of a preview
 NAMES = {1: "1 outline", 2: "2 near the outline", 3: "3 rough shape", 4: "4 box"}
 
 
@@ -34,17 +37,20 @@ def mask_level(mask: torch.Tensor, level: int) -> torch.Tensor:
 
 def _rough(outline: torch.Tensor, level: int) -> torch.Tensor:
     box = bounding_box(outline)
-    window = outline[box.slices]
-    grown = window
+    window = grown = outline[box.slices]
+    small = resize_mask(window[None], *at_most(WORK, *window.shape))[0]
     for step in range(2, level + 1):
-        grown = torch.maximum(grown, _blurred(window, BLUR[step] * max(box.height, box.width)))
+        blurred = _blurred(small, BLUR[step] * max(small.shape))
+        if blurred.shape != window.shape:
+            blurred = F.interpolate(blurred[None, None], window.shape, mode="bilinear")[0, 0]
+        grown = torch.maximum(grown, (blurred > 0.5).to(window))
     result = torch.zeros_like(outline)
     result[box.slices] = grown
     return result
 
 
 def _blurred(window: torch.Tensor, sigma: float) -> torch.Tensor:
-    """mask (h, w) grown by 2 sigma, blurred with sigma, above 0.5; what leaves the window counts as empty."""
+    """mask (h, w) grown by 2 sigma, blurred with sigma; what leaves the window counts as empty."""
     reach = max(1, round(2 * sigma))
     padded = F.pad(window, (2 * reach,) * 4)[None]
     grown = (distance_to(padded, reach) <= reach).to(window)
@@ -54,14 +60,16 @@ def _blurred(window: torch.Tensor, sigma: float) -> torch.Tensor:
     blurred = F.conv2d(blurred, kernel.view(1, 1, 1, -1), padding=(0, 2 * reach))
     height, width = window.shape
     inside = Box(2 * reach, 2 * reach, 2 * reach + height, 2 * reach + width)
-    return (blurred[0, 0][inside.slices] > 0.5).to(window)
+    return blurred[0, 0][inside.slices]
 
 
 def level_preview(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The four levels over one picture, side by side (1, H, 4 W, 3): what a level adds is tinted.
+    """The four levels over one picture, side by side (1, h, 4 w, 3): what a level adds is tinted.
 
-    image (1, H, W, 3) in [0, 1], mask (1, H, W), not empty.
+    image (1, H, W, 3) in [0, 1], mask (1, H, W), not empty; larger ones are shrunk to SHOWN pixels.
     """
+    size = at_most(SHOWN, *mask.shape[1:])
+    image, mask = resize_image(image, *size), resize_mask(mask, *size)
     tint = image.new_tensor([1.0, 0.55, 0.1])
     shown = [0.4 * image + 0.6 * tint, 0.75 * image + 0.25 * tint]
     panels = []

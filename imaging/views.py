@@ -94,6 +94,12 @@ def resize_image(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return resized.movedim(1, -1).clamp(0, 1)
 
 
+def at_most(longest: int, height: int, width: int) -> tuple[int, int]:
+    """(height, width), shrunk in proportion where the longer side is longer than that."""
+    scale = min(1.0, longest / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def _fit_area(height: int, width: int, area: float, multiple: int) -> tuple[int, int]:
     """The shape of about that area with sides that are multiples, closest to (height, width)'s shape."""
     scale = math.sqrt(area / (height * width))

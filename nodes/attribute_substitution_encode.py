@@ -86,6 +86,10 @@ class AttributeSubstitutionEncode(io.ComfyNode):
         text = " ".join(removed)
         removal = clip.encode_from_tokens_scheduled(clip.tokenize(text), show_pbar=False)
         words, off = _rows(clip, prompt, conditioning[0][0]), _rows(clip, text, removal[0][0], one_chunk=True)
+        if not off:
+            return _output(
+                conditioning, f"Nothing was removed: '{text}' holds no word that the text encoder knows."
+            )
         conditioning, reports = substitute(
             conditioning, removal, [row for row, _ in words], [row for row, _ in off], strength, projection
         )

@@ -25,14 +25,17 @@ class InlayMaskLevels(io.ComfyNode):
                     "level",
                     options=[*NAMES.values(), ALL],
                     default=NAMES[4],
-                    tooltip="1 keeps the shape. 2 and 3 grow and smooth it by 3 % and 8 % of its longer side."
-                    " 4 is its box. all four: a batch of them, one after another.",
+                    tooltip="1 keeps the shape. 2 and 3 grow it by 6 % and 16 % of its longer side and smooth"
+                    " it. 4 is its box. all four: a batch of them, one after another.",
                 ),
                 io.Image.Input("image", optional=True, tooltip="What lies under the mask, for the preview."),
             ],
             outputs=[
                 io.Mask.Output(display_name="mask", tooltip="Zeros and ones, of the same size."),
-                io.Image.Output(display_name="levels", tooltip="The four levels side by side."),
+                io.Image.Output(
+                    display_name="levels",
+                    tooltip="The four levels side by side, each of at most 1024 pixels.",
+                ),
             ],
         )
 
@@ -40,7 +43,7 @@ class InlayMaskLevels(io.ComfyNode):
     def execute(cls, mask: torch.Tensor, level: str, image: torch.Tensor | None = None) -> io.NodeOutput:
         check_not_empty(mask)
         if image is None:
-            image = torch.full((1, *mask.shape[-2:], 3), 0.5)
+            image = torch.full((1, 1, 1, 3), 0.5).expand(1, *mask.shape[-2:], 3)
         else:
             check_mask(image, mask)
         chosen = LEVELS if level == ALL else [k for k, name in NAMES.items() if name == level]

@@ -101,7 +101,9 @@ class MaskedAttentionPatch(io.ComfyNode):
                     options=list(APPLY_TO),
                     default="both",
                     advanced=True,
-                    tooltip="Mask the conditional pass (positive prompt), the unconditional one, or both.",
+                    tooltip="Which passes to mask. both: every pass that the guider makes. conditional,"
+                    " unconditional: that of the positive or of the negative prompt, with an ordinary CFG"
+                    " guider.",
                 ),
                 io.Combo.Input(
                     "mask_batch",

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..training.memory import PRESETS, describe, with_preset
 from ..training.recipes import ADAFACTOR_RATE, RECIPES, Kind
-from .training_progress import Progress
+from .training_progress import Progress, workflow_id
 
 PRESET = "preset"  # as the memory preset says
 
@@ -217,7 +217,7 @@ class SubjectFinetune(io.ComfyNode):
                 ),
                 io.Image.Output(display_name="curve", tooltip="The loss and samples over the steps."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -248,13 +248,14 @@ class SubjectFinetune(io.ComfyNode):
             precision=None if precision[0] == PRESET else precision[0],
             ema_decay=ema_decay[0],
         )
-        chosen = with_preset(chosen, preset, eight_bit_installed())
+        chosen = with_preset(chosen, preset, eight_bit_installed() and optimiser[0] == PRESET)
         lesson, notes = lesson_of(
             wired, chosen, token[0].strip(), class_name[0].strip(), images, masks, regular_images,
             regular_masks, regular_prompt, seed[0], previous[0],
         )  # fmt: skip
         lesson = replace(lesson, attributes=parse_attributes(attributes[0]))
-        progress = Progress(chosen.steps, cls.hidden.unique_id, notes)
+        workflow = workflow_id(cls.hidden.extra_pnginfo)
+        progress = Progress(chosen.steps, cls.hidden.unique_id, notes, workflow)
         wanted = {PRESET: preset.checkpointing, "on": True, "off": False}
         manner = Manner(
             checkpointing=wanted[gradient_checkpointing[0]],

@@ -33,11 +33,12 @@ def add_route() -> None:
 class Progress:
     """Step, loss and time left: on the node's bar, text and chart in the browser, and every tenth in the log.
 
-    `notes` are warnings, which stay under the text. As a context it tells the chart how the training ended.
+    `notes` are warnings, which stay under the text; `workflow` is the id of the workflow with the node, see
+    `workflow_id`. As a context it tells the chart how the training ended.
     """
 
-    def __init__(self, steps: int, node_id: str | None, notes: Sequence[str] = ()):
-        self.steps, self.node_id, self.notes = steps, node_id, notes
+    def __init__(self, steps: int, node_id: str | None, notes: Sequence[str] = (), workflow: str = ""):
+        self.steps, self.node_id, self.notes, self.workflow = steps, node_id, notes, workflow
         self.bar = comfy.utils.ProgressBar(steps, node_id=node_id)
         self.run: live.Run | None = None  # nothing is shown of a training that was done before
         self.first: tuple[int, float] | None = None
@@ -60,7 +61,7 @@ class Progress:
         line = f"step {step} of {self.steps}, loss {loss:.4f}, {left:.0f} s left"
         self.bar.update_absolute(step, self.steps)
         if self.node_id:
-            self.run = self.run or live.begin(self.node_id, self.steps)
+            self.run = self.run or live.begin(self.node_id, self.steps, self.workflow)
             self.run.add(step, loss)
             if now - self.told > 0.25 or step == self.steps:
                 PromptServer.instance.send_progress_text("\n".join([line, *self.notes]), self.node_id)
@@ -81,6 +82,12 @@ class Progress:
     def _tell(self, run: live.Run, sample: bool = False) -> None:
         """To every page that is open, whoever queued the graph."""
         PromptServer.instance.send_sync(EVENT, run.news(sample))
+
+
+def workflow_id(extra_pnginfo: dict | None) -> str:
+    """The id of the workflow that a page queued, from the host's hidden input; empty for other graphs."""
+    workflow = (extra_pnginfo or {}).get("workflow") or {}
+    return str(workflow.get("id") or "")
 
 
 def data_url(image: Image.Image) -> str:

@@ -29,6 +29,7 @@ def clean_background(calculate_input, sigma: Tensor, latent: Tensor) -> Tensor:
 def blend_background(model: ModelPatcher, blending: str) -> ModelPatcher:
     """A clone of MODEL whose samplers blend the known latents in as said; the mask is the latent's own."""
     model = model.clone()
+    model.object_patches.pop(SCALE, None)  # of a node before this one
     if blending == CLEAN:
         base = model.model
 

@@ -17,6 +17,7 @@ from comfy.model_base import IP2P
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from torch import Tensor
 
+from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintPatch, block_patch
 from ..conditioning.inpaint import inpaint_pictures
 from ..imaging.masks import resize_mask
@@ -25,11 +26,17 @@ from ..imaging.views import View
 from .stages import Painted
 from .windowed import Place, crop_conditions
 
-WINDOW = "inlay_window"
+WINDOW, ROWS = "inlay_window", "inlay_rows"
 
 
 def check_model(model: ModelPatcher) -> None:
-    """Raises ValueError for a model that follows an instruction and takes no mask."""
+    """Raises ValueError for a model that takes no mask, or whose latents are no pictures (B, C, h, w)."""
+    dimensions = model.model.latent_format.latent_dimensions
+    if dimensions != 2:
+        raise ValueError(
+            f"model: the latents of {family(model)} models have {dimensions} dimensions and not the 2 of a"
+            " picture, which this node does not know yet; load an SD 1.5, SD 2 or SDXL checkpoint."
+        )
     if isinstance(model.model, IP2P):
         raise ValueError(
             "model: this is an InstructPix2Pix model (8 channels), which knows no mask; load an inpainting"
@@ -124,7 +131,7 @@ class Runs:
             latent = mix(latent, painted, comfy.utils.reshape_mask(hole, latent.shape).to(latent))
 
         shown = picture.shape[1], picture.shape[2]
-        place = Place(view.window(*self.size, grid=grid), self.size, shown, self.rows)
+        place = Place(view.window(*self.size, grid=grid), self.size, shown, self.rows, self.batch)
         guider = guider_for_place(self.guider, place, condition)
         if self.patch is not None:
             self._show_head(guider, condition["concat_latent_image"], hole[:, 0])
@@ -144,7 +151,7 @@ class Runs:
             denoise_mask=hole,
             callback=self.progress.run(max(len(sigmas) - 1, 0), x0),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=self.noise.seed + self.drawn,
+            seed=(self.noise.seed + self.drawn) % (2**64 - 1),  # torch takes 64 bits, the host may add one
         )
         self.drawn += 1
         device, dtype = (
@@ -172,13 +179,14 @@ def mix(known: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
 
 
 def guider_for_place(guider: comfy.samplers.CFGGuider, place: Place, condition: dict):
-    """A guider of the same kind that sees the place: its conditions, and its window for spatial patches.
+    """A guider of the same kind that sees the place: its conditions, its window and rows for patches.
 
     Everything else is shared with the guider, which stays as it was.
     """
     stage = copy.copy(guider)
     stage.model_options = create_model_options_clone(guider.model_options)
-    stage.model_options.setdefault("transformer_options", {})[WINDOW] = place.window
+    options = stage.model_options.setdefault("transformer_options", {})
+    options[WINDOW], options[ROWS] = place.window, (tuple(place.rows), place.batch)
     stage.original_conds = {
         kind: [cond | condition for cond in conds]
         for kind, conds in crop_conditions(guider.original_conds, place).items()

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..imaging.views import resize_image
-
 AREA_PIXEL = 8  # pixels of the picture in one step of an area that is not in percent
+RESIZERS = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")  # of the host's, those of torch
 Window = tuple[float, float, float, float]
 
 
@@ -23,6 +23,7 @@ class Place(NamedTuple):
     picture: tuple[int, int]  # height and width
     shown: tuple[int, int]  # height and width of the window as the autoencoder sees it
     rows: Sequence[int] = (0,)  # the pictures of the batch
+    batch: int = 1  # how many there are
 
 
 def crop_conditions(conditions: Mapping[str, Sequence[dict]], place: Place) -> dict[str, list[dict]]:
@@ -52,7 +53,7 @@ def _crop_condition(cond: dict, place: Place, controls: dict) -> dict | None:
             cond[key] = only_rows(cond[key], place.rows)
     if "area" in cond:
         cond["area"] = crop_area(cond["area"], place.window, *place.picture)
-        if cond["area"] is None:
+        if cond["area"] is None or _is_sliver(cond["area"], place):
             return None
     if "mask" in cond:
         cond["mask"] = crop_part(cond["mask"], place.window)
@@ -83,6 +84,12 @@ def crop_area(area: Sequence, window: Window, height: int, width: int) -> tuple 
     down, first_row = _overlap(top, tall, window[0], window[2])
     across, first_column = _overlap(left, wide, window[1], window[3])
     return ("percentage", down, across, first_row, first_column) if down > 0 and across > 0 else None
+
+
+def _is_sliver(area: tuple, place: Place) -> bool:
+    """Less than one cell of the latent, which the host may round to none: UNets fail on an empty part."""
+    sides = zip(area[1:3], place.shown, strict=True)
+    return any(share * pixels < AREA_PIXEL - 1e-6 for share, pixels in sides)
 
 
 def _overlap(start: float, length: float, low: float, high: float) -> tuple[float, float]:
@@ -122,10 +129,15 @@ def _crop_control(control, place: Place, controls: dict):
         part.set_previous_controlnet(_crop_control(control.previous_controlnet, place, controls))
         if part.cond_hint_original is not None:
             hint = crop_part(_fitted(only_rows(part.cond_hint_original, place.rows), place), place.window)
-            part.cond_hint_original = resize_image(hint.movedim(1, -1), *place.shown).movedim(-1, 1)
+            part.cond_hint_original = _resize_hint(hint, place.shown, part.upscale_algorithm)
         part.extra_concat_orig = [crop_part(_fitted(c, place), place.window) for c in part.extra_concat_orig]
         controls[id(control)] = part
     return controls[id(control)]
+
+
+def _resize_hint(hint: Tensor, size: tuple[int, int], algorithm: str) -> Tensor:
+    """A hint (B, C, h, w) at another size as the host makes it: some mark the hole with -1, others blur."""
+    return F.interpolate(hint, size, mode=algorithm if algorithm in RESIZERS else RESIZERS[1])
 
 
 def _fitted(hint: Tensor, place: Place) -> Tensor:

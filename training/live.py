@@ -1,4 +1,4 @@
-"""What is being trained, for whoever looks: the loss so far and a few samples, by the node that trains.
+"""What is being trained, for whoever looks: the loss so far and a few samples, by workflow and node.
 
 A page that is opened or reloaded half-way reads a whole run (`runs`) and then follows its `news`.
 """
@@ -15,10 +15,15 @@ NODES = 16  # remembered
 
 @dataclass
 class Run:
-    """One training of `steps` steps on the node `node`; `key` tells it from the node's earlier ones."""
+    """One training of `steps` steps on the node `node`; `key` tells it from the node's earlier ones.
+
+    workflow: the id of the workflow with the node, empty for a graph that came without; nodes of several
+    workflows have the same number.
+    """
 
     node: str
     steps: int
+    workflow: str = ""
     key: str = field(default_factory=lambda: f"{time.time():.6f}")
     state: str = "running"  # then "finished", "stopped" (interrupted) or "failed"
     step: int = 0
@@ -54,20 +59,21 @@ class Run:
         return self._head() | {"points": new, "samples": self.samples[-1:] if sample else []}
 
     def _head(self) -> dict[str, Any]:
-        said = {"node": self.node, "key": self.key, "state": self.state}
+        said = {"workflow": self.workflow, "node": self.node, "key": self.key, "state": self.state}
         return said | {"step": self.step, "steps": self.steps}
 
 
-_runs: dict[str, Run] = {}
+_runs: dict[tuple[str, str], Run] = {}
 
 
-def begin(node: str, steps: int) -> Run:
+def begin(node: str, steps: int, workflow: str = "") -> Run:
     """A new run, in place of the node's last one."""
-    _runs.pop(node, None)
+    key = workflow, node
+    _runs.pop(key, None)
     while len(_runs) >= NODES:
         del _runs[next(iter(_runs))]
-    _runs[node] = Run(node, steps)
-    return _runs[node]
+    _runs[key] = Run(node, steps, workflow)
+    return _runs[key]
 
 
 def runs() -> list[dict[str, Any]]:

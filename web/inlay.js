@@ -10,7 +10,7 @@ const CHART = 110 // pixels
 const STRIP = 68
 const MARGIN = { left: 44, right: 8, top: 8, bottom: 18 }
 
-const runs = new Map() // node, as the host names it -> the run so far
+const runs = new Map() // workflow and node, as the host names it -> the run so far
 const views = new WeakMap() // node -> its view
 
 // "10:3" is node 3 in the subgraph of node 10
@@ -24,6 +24,14 @@ function findNode(path) {
   return node?.comfyClass === NODE || node?.type === NODE ? node : undefined
 }
 
+const place = ({ workflow, node }) => `${workflow} ${node}`
+
+// Nodes of several workflows have the same number; a graph from elsewhere comes without a workflow.
+function isElsewhere(run) {
+  const here = (app.rootGraph ?? app.graph)?.id
+  return Boolean(run.workflow && here && run.workflow !== here)
+}
+
 // The part of `points` that comes after what is known already.
 function append(known, points) {
   const last = known.length ? known[known.length - 1][0] : 0
@@ -31,7 +39,7 @@ function append(known, points) {
 }
 
 function merge(news) {
-  const run = runs.get(news.node)
+  const run = runs.get(place(news))
   if (!run || run.key !== news.key) return false
   const { points, samples, ...rest } = news
   Object.assign(run, rest)
@@ -45,13 +53,13 @@ async function fetchRuns() {
   const answer = await api.fetchApi("/inlay/training").catch(() => undefined)
   if (!answer?.ok) return // a host that is going down
   for (const run of await answer.json()) {
-    runs.set(run.node, run)
+    runs.set(place(run), run)
     show(run)
   }
 }
 
 function show(run) {
-  const node = findNode(run.node)
+  const node = isElsewhere(run) ? undefined : findNode(run.node)
   if (!node) return
   if (!views.has(node)) views.set(node, addView(node))
   views.get(node).show(run)
@@ -180,7 +188,7 @@ app.registerExtension({
   name: "inlay.training",
   setup() {
     api.addEventListener(EVENT, ({ detail }) => {
-      if (merge(detail)) show(runs.get(detail.node))
+      if (merge(detail)) show(runs.get(place(detail)))
       else fetchRuns() // a run that began before this page did
     })
     api.addEventListener("reconnected", fetchRuns)

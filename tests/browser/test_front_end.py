@@ -146,8 +146,9 @@ def test_every_help_page_is_served_for_its_node(page, host):
 
 def test_a_training_is_seen_in_two_tabs_survives_a_reload_and_stops_when_it_is_stopped(page, open_page, host):
     other = open_page()
-    for tab in (page, other):
-        open_template(tab, host, "insert_subject")
+    open_template(page, host, "insert_subject")
+    other.evaluate("graph => app.loadGraphData(graph)", page.evaluate("() => app.graph.serialize()"))
+    other.wait_for_function(f"() => {FINETUNE}")
     page.bring_to_front()
     set_widgets(page, {"SubjectFinetune": {"steps": 1500, "preview_every": 4, "class_name": "vase"}})
     page.get_by_test_id("queue-button").click()
@@ -174,4 +175,13 @@ def test_a_training_is_seen_in_two_tabs_survives_a_reload_and_stops_when_it_is_s
     page.evaluate("() => app.extensionManager.command.execute('Comfy.Interrupt')")
     for tab in (page, other):
         tab.wait_for_function("() => document.querySelector('.inlay-training').dataset.state === 'stopped'")
+
+    # Another workflow, whose node that trains has the same number, has had no training.
+    other.bring_to_front()
+    with other.expect_response("**/inlay/training"):
+        open_template(other, host, "edit_attribute")
+    other.wait_for_timeout(1000)
+    assert other.evaluate(f"() => String({FINETUNE}.id)") == page.evaluate(f"() => String({FINETUNE}.id)")
+    assert other.evaluate(f"() => {FINETUNE}.widgets.every(widget => widget.name !== 'inlay_training')")
+    assert page.evaluate(f"() => {FINETUNE}.widgets.some(widget => widget.name === 'inlay_training')")
     other.close()

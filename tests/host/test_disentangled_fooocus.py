@@ -2,6 +2,7 @@
 
 import pickle
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -47,15 +48,18 @@ def execute(name, *arguments, **inputs):
     return getattr(nodes, name).PREPARE_CLASS_CLONE(None).execute(*arguments, **inputs).result
 
 
-def sample(parts, patch=None, **more):
+def words():
     text = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(0))
-    words = [[text, {"pooled_output": None}]]
+    return [[text, {"pooled_output": None}]]
+
+
+def sample(parts, patch=None, positive=None, **more):
     image = torch.rand(1, 48, 48, 3, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(1, 48, 48)
     mask[:, 20:26, 20:26] = 1
     return execute(
         "DisentangledInpaintSampler",
-        parts.model, words, words, parts.vae, image, mask, 3, 4, 2.0, "euler", "normal",
+        parts.model, positive or words(), words(), parts.vae, image, mask, 3, 4, 2.0, "euler", "normal",
         close_up_size=32, soft_edge=2, inpaint_patch=patch, **more,
     )  # fmt: skip
 
@@ -85,6 +89,32 @@ def test_the_weights_get_the_bytes_difference(parts, inference):
     got = comfy.lora.calculate_weight(patched.patches[KEY], weight.clone(), KEY)
     assert torch.allclose(got, weight + steps / 255 * (high - low) + low, atol=1e-6)
     assert KEY not in parts.model.patches
+
+
+def test_the_host_can_move_the_difference_to_another_device(parts, inference):
+    """Low-VRAM loading counts a patch's bytes and rebuilds it from copies of its tensors."""
+    import comfy.lora
+    from comfy.model_patcher import LowVramPatch
+
+    from inlay.conditioning.fooocus import InpaintHead, InpaintPatch, patch_weights
+
+    patch = InpaintPatch(InpaintHead(torch.zeros(320, 5, 3, 3)), deltas(parts.model, 0.05))
+    patched = patch_weights(parts.model, patch)
+    weight = parts.model.model.state_dict()[KEY].float()
+    low: Any = LowVramPatch(KEY, patched.patches)
+    assert low.memory_required() >= patch.deltas[KEY][0].nbytes
+    low.prepare(None, None, copy=False)
+    [(_, moved, *_)] = low.prepared_patches
+    assert moved.loaded_keys == {KEY}
+    expected = comfy.lora.calculate_weight(patched.patches[KEY], weight.clone(), KEY)
+    assert torch.equal(moved.calculate_weight(weight.clone(), KEY, 1.0, 1.0, None, lambda w: w), expected)
+
+
+def test_a_prompt_limited_to_an_area_is_named(parts, files, inference):
+    (patch,) = execute("InlayLoadFooocusInpaint", files.head, files.patch)
+    area = [[text, {"area": ("percentage", 0.5, 1.0, 0.0, 0.0)}] for text, _ in words()]
+    with pytest.raises(ValueError, match="inpaint_patch: it does not go with prompts limited to an area"):
+        sample(parts, patch, words() + area, close_up_share=0.0)
 
 
 def test_head_and_weights_act_in_every_stage_and_leave_no_trace(parts, files, inference):

@@ -462,3 +462,41 @@ def test_masked_attention_follows_the_window(parts):
     assert torch.isfinite(patched).all()
     assert not torch.equal(plain, patched)
     assert torch.equal(patched[:, :20], image[:, :20])
+
+
+def test_masked_attention_has_the_mask_of_the_picture_that_is_painted(parts):
+    """Two pictures and two masks wired into both nodes: each is what it is with its own mask for all."""
+    masks = torch.cat([spot(top=6, left=6, size=12), spot(top=34, left=36, size=11)])
+    images = picture(2)
+
+    def painted(attended):
+        model = execute("MaskedAttentionPatch", parts[0], attended).result[0]
+        return sample((model, *parts[1:]), images, masks, close_up_share=0.5).result[0]
+
+    both, first, second = painted(masks), painted(masks[:1]), painted(masks[1:])
+    assert torch.equal(both[0], first[0])
+    assert torch.equal(both[1], second[1])
+    assert not torch.equal(both[1], first[1])
+    model = execute("MaskedAttentionPatch", parts[0], masks).result[0]
+    with pytest.raises(ValueError, match="2 masks for 1 image"):  # all masks in one picture
+        sample((model, *parts[1:]), images[:1], masks, several_masks="together")
+
+
+@pytest.mark.parametrize("seed", [2**64 - 2, 2**64 - 1])
+def test_the_largest_seed_has_a_second_stage(parts, seed):
+    result = sample(parts, picture(), spot(), seed, steps=4, sampler="euler_ancestral", close_up_share=0.5)
+    assert torch.isfinite(result.result[0]).all()
+
+
+def test_a_model_whose_latents_are_no_pictures_is_refused(parts):
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    shape = {"in_channels": 16, "out_channels": 16, "num_layers": 1, "joint_attention_dim": 8}
+    heads = {"num_attention_heads": 2, "attention_head_dim": 16, "axes_dims_rope": (4, 6, 6)}
+    config = comfy.supported_models.QwenImage({"image_model": "qwen_image", **shape, **heads})
+    config.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    qwen = comfy.model_patcher.ModelPatcher(config.get_model({}, ""), cpu, cpu)
+    with pytest.raises(ValueError, match=r"model: the latents of QwenImage models .* SDXL checkpoint"):
+        sample((qwen, *parts[1:]), picture(), spot())

@@ -53,7 +53,7 @@ def watch(server, run) -> list[dict]:
 
 def state_of(client: Client) -> dict:
     runs = client.session.get(f"{client.url}/inlay/training", timeout=60).json()
-    return {run["node"]: run for run in runs}[FINETUNE]
+    return {run["node"]: run for run in runs if not run["workflow"]}[FINETUNE]
 
 
 def test_a_page_that_did_not_queue_the_training_sees_it_grow_and_end(client, server, training):
@@ -91,3 +91,15 @@ def test_the_front_end_code_is_small_and_served(client, server):
     ours = [path for path in served if path.startswith(f"/extensions/{server.pack_folder().name}/")]
     assert len(ours) == len([path for path in files if path.suffix == ".js"])
     assert all(client.session.get(server.url + path, timeout=60).ok for path in ours)
+
+
+def test_a_training_is_tagged_with_the_workflow_that_a_page_queued(client, server, training):
+    graph, extra = training(4, "bottle"), {"extra_pnginfo": {"workflow": {"id": "a-workflow"}}}
+
+    def queue():
+        body = {"prompt": graph, "extra_data": extra}
+        assert client.session.post(f"{client.url}/prompt", json=body, timeout=60).ok
+
+    assert {event["workflow"] for event in watch(server, queue)} == {"a-workflow"}
+    runs = client.session.get(f"{client.url}/inlay/training", timeout=60).json()
+    assert "a-workflow" in [run["workflow"] for run in runs if run["node"] == FINETUNE]

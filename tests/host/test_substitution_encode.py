@@ -94,6 +94,13 @@ def test_with_nothing_to_remove_it_is_the_stock_node_bit_for_bit(clip, remove, s
     assert report == "Nothing was removed."
 
 
+@pytest.mark.parametrize("remove", ["()", "embedding:missing"])
+def test_words_that_the_text_encoder_does_not_know_are_named(sd15, remove):
+    conditioning, report = encode(sd15, PROMPT, remove).result
+    assert_same_conditioning(conditioning, stock(sd15, PROMPT))
+    assert report == f"Nothing was removed: '{remove}' holds no word that the text encoder knows."
+
+
 def test_every_word_row_loses_every_removed_row_and_no_other_row_changes(clip):
     conditioning, _ = encode(clip, PROMPT, "brass, polished metal").result
     plain, removed = stock(clip, PROMPT)[0], stock(clip, "brass polished metal")[0]

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inlay.attention.patch import row_masks
+from inlay.attention.preview import token_preview
 from inlay.attention.regions import OPEN, RegionPlan, region_labels, text_positions, token_labels
 
 
@@ -140,3 +142,20 @@ def test_text_positions():
     assert text_positions(77, released=True) == list(range(1, 39))
     assert text_positions(154, released=True) == [*range(1, 39), *range(78, 116)]
     assert text_positions(10, {2, 4, 40}) == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("apply_to", "masked"),
+    [("both", [0, 0, 0]), ("conditional", [None, None, 0]), ("unconditional", [None, 0, None])],
+)
+def test_both_is_every_pass_of_a_guider_of_three_prompts(apply_to, masked):
+    assert row_masks(1, 1, [2, 1, 0], apply_to) == masked
+    assert row_masks(2, 2, [2, 0]) == [0, 1, 0, 1]
+
+
+def test_the_tokens_of_a_large_mask_are_drawn_small_and_counted_exactly():
+    mask = box(3000, 1500, 401, 300, 2200, 1207)
+    picture, lines = token_preview(region_labels([mask]), (375, 187), [(375, 187), (188, 94)])
+    assert picture.shape == (2, 1024, 512, 3)
+    expected = mask[[int(i * 8) for i in range(375)]][:, [int(i * 1500 / 187) for i in range(187)]]
+    assert lines[0] == f"187x375 tokens: {int(expected.sum())} of {375 * 187} inside"

@@ -81,3 +81,11 @@ def test_a_node_has_its_latest_run_alone_and_old_nodes_are_forgotten():
     known = [run["node"] for run in live.runs()]
     assert len(known) == live.NODES
     assert "1" not in known
+
+
+def test_nodes_of_two_workflows_with_one_number_have_a_run_each():
+    for steps, workflow in ((10, "a"), (20, "b"), (30, ""), (40, "a")):
+        live.begin("5", steps, workflow)
+    known = {run["workflow"]: run["steps"] for run in live.runs() if run["node"] == "5"}
+    assert known == {"a": 40, "b": 20, "": 30}
+    assert live.Run("5", 1, "a").news()["workflow"] == "a"

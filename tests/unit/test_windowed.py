@@ -90,12 +90,12 @@ def test_only_a_batch_with_a_row_for_every_picture_is_split(length, rows, kept):
 class Control:
     """What the host asks of a ControlNet here."""
 
-    def __init__(self, hint, previous=None, extra=()):
+    def __init__(self, hint, previous=None, extra=(), algorithm="nearest-exact"):
         self.cond_hint_original, self.previous_controlnet = hint, previous
-        self.extra_concat_orig = list(extra)
+        self.extra_concat_orig, self.upscale_algorithm = list(extra), algorithm
 
     def copy(self):
-        return Control(self.cond_hint_original, extra=self.extra_concat_orig)
+        return Control(self.cond_hint_original, None, self.extra_concat_orig, self.upscale_algorithm)
 
     def set_previous_controlnet(self, previous):
         self.previous_controlnet = previous
@@ -112,12 +112,25 @@ def test_a_hint_is_cut_and_enlarged_once_for_every_control_net():
     assert ours.previous_controlnet is cropped["negative"][1]["control"]
     assert ours.cond_hint_original.shape == (1, 3, 64, 64)
     part = before[..., 16:48, 8:40]
-    enlarged = torch.nn.functional.interpolate(part, (64, 64), mode="bicubic", antialias=True).clamp(0, 1)
+    enlarged = torch.nn.functional.interpolate(part, (64, 64), mode="nearest-exact")
     assert torch.equal(ours.cond_hint_original, enlarged)
     assert [tuple(mask.shape[-2:]) for mask in ours.extra_concat_orig] == [(16, 16), (1, 1)]
     assert torch.equal(ours.extra_concat_orig[0], second.extra_concat_orig[0][..., 8:24, 4:20])
     assert torch.equal(second.cond_hint_original, before)
     assert second.previous_controlnet is first
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "mode"), [("nearest-exact", "nearest-exact"), ("bilinear", "bilinear"), ("lanczos", None)]
+)
+def test_a_hint_is_resized_as_the_host_does_and_keeps_its_values(algorithm, mode):
+    """The inpaint preprocessor marks the hole with -1, and a latent as a hint has any values."""
+    hint = 2 * torch.rand(1, 3, 32, 32)
+    hint[..., 8:20, 8:20] = -1
+    cond = {"control": Control(hint, algorithm=algorithm)}
+    cropped = crop_conditions({"positive": [cond]}, place(Box(0, 0, 32, 32), (32, 32), (80, 80)))
+    expected = torch.nn.functional.interpolate(hint, (80, 80), mode=mode or "nearest-exact")
+    assert torch.equal(cropped["positive"][0]["control"].cond_hint_original, expected)
 
 
 def test_a_hint_of_other_proportions_is_cut_in_the_middle_as_the_host_does():
@@ -140,6 +153,25 @@ def test_prompts_for_other_places_are_left_out_and_none_left_is_an_error():
     area = {"area": ("percentage", 0.4, 1.0, 0.6, 0.0)}
     with pytest.raises(ValueError, match="negative: none of its areas"):
         crop_conditions({"positive": [everywhere], "negative": [there, area]}, upper)
+
+
+@examples
+@given(boxes(200, 320), boxes(200, 320), st.sampled_from([0.5, 1.0, 1.7]))
+def test_an_area_leaves_the_host_at_least_one_cell_of_the_latent(area, window, zoom):
+    """With the host's rounding (comfy.samplers.resolve_areas_and_cond_masks_multidim, get_area_and_mult)."""
+    height, width = 200, 320
+    steps = (area.height / height, area.width / width, area.top / height, area.left / width)
+    there = place(
+        window, (height, width), tuple(max(8, round(zoom * n)) for n in (window.height, window.width))
+    )
+    conds = [{"strength": 1.0}, {"area": ("percentage", *steps)}]
+    for cond in crop_conditions({"positive": conds}, there)["positive"][1:]:
+        cells = [pixels // 8 for pixels in there.shown]
+        shares = cond["area"][1:]
+        for share, start, count in zip(shares[:2], shares[2:], cells, strict=True):
+            first = round(start * count)
+            assert min(count - first, max(1, round(share * count))) >= 1
+            assert share * count > 0.99
 
 
 def test_a_row_of_the_batch_keeps_its_own_words_mask_and_hint():

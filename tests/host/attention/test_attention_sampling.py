@@ -182,3 +182,25 @@ def test_one_transformer_of_a_block_can_be_chosen(rig):
     free = rig.sample(model)
     assert all(difference(output, free) > 1e-6 for output in outputs)
     assert difference(outputs[1], outputs[2]) > 1e-6
+
+
+def test_every_prompt_of_a_dual_guider_is_masked(rig):
+    """The host numbers the passes of three prompts 0 (negative), 1, 2; the whole equals a dense mask."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import DualCFGGuider
+
+    from inlay.attention.host import mask_attention
+
+    def run(model):
+        first, second, negative = (rig.prompt(seed) for seed in (2, 4, 3))
+        guider = DualCFGGuider.execute(model, first, second, negative, 4.0, 2.0, "regular")[0]
+        noise = torch.randn(1, 4, 12, 10, generator=torch.Generator().manual_seed(1))
+        sigmas = comfy.samplers.KSampler(model, 2, model.load_device, "euler", "normal", 1.0).sigmas
+        sampler = comfy.samplers.sampler_object("euler")
+        with torch.inference_mode():
+            return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1)
+
+    model = rig.model()
+    expected = run(rig.dense(model, rig.mask))
+    ours = run(mask_attention(model, [rig.mask], self_layers="all"))
+    assert difference(ours, expected) < 1e-5 * expected.abs().max().item()

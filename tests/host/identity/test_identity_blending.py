@@ -65,6 +65,9 @@ def test_renoised_is_what_the_host_does_and_no_trace_is_left(kit, load_checkpoin
     assert torch.equal(sample(kit, parts, renoised)[0], before)
     assert not torch.equal(sample(kit, parts, clean)[0], before)
     assert torch.equal(sample(kit, parts, parts[0])[0], before)
+    (again,) = kit.execute("InlayBackgroundBlending", clean, "renoised")
+    assert torch.equal(sample(kit, parts, again)[0], before)
+    assert not torch.equal(sample(kit, parts, clean)[0], before)
 
 
 def test_the_disentangled_sampler_blends_as_asked(kit, load_checkpoint):
