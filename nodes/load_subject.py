@@ -94,12 +94,15 @@ def _count(patcher) -> int:
 
 def _subject(path: Path, metadata: dict, name: str, token: str, class_name: str, base: str):
     """The Subject that the JSON beside the file describes, or the file itself, or else the user."""
-    from ..training.subject import Subject
+    from ..training.subject import Subject, is_subject
 
     facts = path.with_suffix(".json")
-    if facts.is_file() or "inlay" in metadata:
-        known = Subject.from_json(facts.read_text(encoding="utf-8") if facts.is_file() else metadata["inlay"])
-        return replace(known, token=token or known.token, class_name=class_name or known.class_name)
+    beside = facts.read_text(encoding="utf-8", errors="replace") if facts.is_file() else ""
+    said, where = (beside, facts.name) if is_subject(beside) else (metadata.get("inlay"), name)
+    if said:
+        known = Subject.from_json(said, f"lora_name: the subject in {where}")
+        words = {"token": token or known.token, "class_name": class_name or known.class_name}
+        return replace(known, lora=name, **words)  # it may lie elsewhere than where it was trained
     for key, value in (("token", token), ("class_name", class_name)):
         if not value:
             raise ValueError(f"{key}: {name} does not say it; type what it was trained with.")

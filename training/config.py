@@ -16,6 +16,8 @@ try:
 except ModuleNotFoundError:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
+COUNTS = ("steps", "batch_size", "accumulation", "copies", "regular_copies")
+
 Changed = TypeVar("Changed")
 
 
@@ -36,6 +38,7 @@ class Config:
     save_every: int = 100  # steps between checkpoints
     preview_every: int = 0  # steps between samples; 0: none
     out: Path | None = None  # where subjects are kept; models/loras/inlay when left out
+    optimiser_named: bool = field(default=False, metadata={"key": False})  # so that no preset changes it
 
 
 def read_config(path: Path) -> Config:
@@ -53,7 +56,7 @@ def read_config(path: Path) -> Config:
 
 
 def _config(values: dict[str, Any], folder: Path) -> Config:
-    names = [f.name for f in dataclasses.fields(Config)]
+    names = [f.name for f in dataclasses.fields(Config) if f.metadata.get("key", True)]
     check_names(values, names, "")
     for name in ("checkpoint", "references", "class_name"):
         if not values.get(name):
@@ -70,7 +73,9 @@ def _config(values: dict[str, Any], folder: Path) -> Config:
         if values.get(name) and (folder / values[name]).is_file()
     }
     attributes = parse_attributes(json.dumps(values.get("attributes", {})))
-    parts = {"recipe": read_recipe(values.get("recipe", {})), "attributes": attributes}
+    table = values.get("recipe", {})
+    parts = {"recipe": read_recipe(table), "attributes": attributes}
+    parts["optimiser_named"] = isinstance(table, Mapping) and "kind" in table.get("optimiser", {})
     settings: dict[str, Any] = values | paths | local | parts
     return Config(**settings)
 
@@ -81,7 +86,28 @@ def read_recipe(table: Mapping[str, Any] | str) -> Recipe:
     base = table.pop("base", RECIPES["DreamCom"].name)
     if base not in RECIPES:
         raise ValueError(f'recipe: there is no "{base}"; choose {_choices(RECIPES)}.')
-    return changed(RECIPES[base], table, "recipe")
+    recipe = changed(RECIPES[base], table, "recipe")
+    check_recipe(recipe)
+    return recipe
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raises ValueError, naming the key, for a number or a sentence that no training can be made of."""
+    counts = {name: getattr(recipe, name) for name in COUNTS} | {"adapter.rank": recipe.adapter.rank}
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"recipe.{name}: it must be at least 1; leave it out for the recipe's own.")
+    if recipe.resolution < 0:
+        raise ValueError("recipe.resolution: it must be 0, for the model's own, or a side in pixels.")
+    if recipe.adapter.kind == "lora" and not recipe.adapter.targets:
+        raise ValueError('recipe.adapter.targets: there are none; name layers, such as ["to_k", "to_v"].')
+    try:
+        recipe.prompt.format(token="", class_name="")
+    except (AttributeError, IndexError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"recipe.prompt: {recipe.prompt!r} has more in braces than {{token}} and {{class_name}};"
+            " leave that out."
+        ) from error
 
 
 def changed(record: Changed, table: Mapping[str, Any], place: str) -> Changed:
@@ -112,8 +138,8 @@ def check_names(table: Mapping[str, Any], names: list[str], place: str) -> None:
 
 def check_type(name: str, value: Any, old: Any) -> Any:
     """The value, whole numbers as fractions and lists as tuples where the old one is such."""
-    if isinstance(old, tuple) and isinstance(value, list) and old:
-        return tuple(check_type(name, one, old[0]) for one in value)
+    if isinstance(old, tuple) and isinstance(value, list):
+        return tuple(check_type(name, one, old[0] if old else "") for one in value)  # no targets yet
     if isinstance(old, float | None) and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(old) and not (isinstance(old, Path) and isinstance(value, str)):

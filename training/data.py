@@ -2,8 +2,9 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -34,21 +35,26 @@ class Material(NamedTuple):
     references: Sequence[Reference]
 
 
-def collect_references(images: Sequence[Tensor], masks: Sequence[Tensor] | None) -> list[Reference]:
+def collect_references(
+    images: Sequence[Tensor], masks: Sequence[Tensor] | None, kind: str = ""
+) -> list[Reference]:
     """Pictures and masks as they are wired, batches (B,H,W,C) and (B,H,W) of any sizes, as single references.
 
-    Without masks an alpha channel is the mask; without that the whole picture is.
-    Raises ValueError when they do not belong together.
+    Without masks an alpha channel is the mask; without that the whole picture is. Raises ValueError when they
+    do not belong together; `kind` stands before the inputs' names there, such as "regular_".
     """
     pictures = [picture for batch in images for picture in batch]
     if not pictures:
-        raise ValueError("images: there are no reference pictures; wire at least one picture of the subject.")
+        raise ValueError(
+            f"{kind}images: there are no reference pictures; wire at least one picture of the subject."
+        )
     if masks is None:
         return [_with_own_mask(picture) for picture in pictures]
     shapes = [mask for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])]
     if len(shapes) != len(pictures):
         raise ValueError(
-            f"masks: there are {len(shapes)} masks for {len(pictures)} images; give one mask for every image."
+            f"{kind}masks: there are {len(shapes)} masks for {len(pictures)} images;"
+            " give one mask for every image."
         )
     return [Reference(picture[..., :3], mask) for picture, mask in zip(pictures, shapes, strict=True)]
 
@@ -58,14 +64,14 @@ def _with_own_mask(picture: Tensor) -> Reference:
     return Reference(picture[..., :3], alpha)
 
 
-def check_references(references: Sequence[Reference], size: int, masked: bool) -> list[str]:
+def check_references(references: Sequence[Reference], size: int, masked: bool, kind: str = "") -> list[str]:
     """Raises ValueError, naming the mask, when there is no subject to learn; `size` is that of the crops.
 
-    `masked`: the masks were wired in, so one that covers its whole picture is a mistake, not a wish.
-    Returns what the user should be warned of, which is in the log as well.
+    `masked`: the masks were wired in, so one that covers its whole picture is a mistake, not a wish. `kind`
+    as in `collect_references`. Returns what the user should be warned of, which is in the log as well.
     """
     for number, (image, mask) in enumerate(references, 1):
-        name = f"masks: mask {number}"
+        name = f"{kind}masks: mask {number}"
         if not (mask > 0.5).any():
             raise ValueError(
                 f"{name} is empty; paint over the subject (white, 1) in every reference picture."
@@ -82,7 +88,7 @@ def check_references(references: Sequence[Reference], size: int, masked: bool) -
                 f" {mask.shape[1]}x{mask.shape[0]} picture, too small to learn; crop closer to it."
             )
         if not torch.isfinite(image).all():
-            raise ValueError(f"images: picture {number} holds NaN or infinite values; load it again.")
+            raise ValueError(f"{kind}images: picture {number} holds NaN or infinite values; load it again.")
     warnings = []
     if len(references) > 1 and all(torch.equal(r.image, references[0].image) for r in references[1:]):
         warnings.append("All reference pictures are identical; different views teach the subject better.")
@@ -151,30 +157,46 @@ def prepare(
     """
     looks = recipe.steps * recipe.accumulation * recipe.batch_size
     copies = min(recipe.copies, -(-looks // len(references)))
-    generator = torch.Generator().manual_seed(seed)
-    views, holes, rings = [], [], []
+    views = _views(references, recipe, size, copies, torch.Generator().manual_seed(seed))
+    groups = iter(lambda: list(islice(views, ENCODED_AT_ONCE // 2)), [])  # drawn as they are encoded
+    parts = zip(*(_encoded(group, encode) for group in groups), strict=True)
+    latent, mask, masked, valid = (torch.cat(part) for part in parts)
+    return Examples(latent, mask, masked, valid, context, pooled)
+
+
+View = tuple[Tensor, Tensor, Tensor]  # picture (1,3,S,S) in [-1,1], hole and valid (1,1,S,S)
+
+
+def _views(
+    references: Sequence[Reference], recipe: Recipe, size: int, copies: int, generator: torch.Generator
+) -> Iterator[View]:
     for reference in references:
         image = reference.image.movedim(-1, 0)[None].float() * 2 - 1
         mask = (reference.mask > 0.5).float()[None, None]
         for _ in range(copies):
             view, subject, valid = augment(image, mask, size, generator, recipe.augmentation)
             hole = box_mask(subject[:, 0]) if recipe.hole == "box" else bezier_mask(subject[:, 0], generator)
-            views.append(view)
-            holes.append(hole[:, None])
-            rings.append(valid)
-    view, hole, valid = (torch.cat(parts) for parts in (views, holes, rings))
+            yield view, hole[:, None], valid
+
+
+def _encoded(group: Sequence[View], encode: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """What `Examples` holds of a few views: latent, mask, masked, valid."""
+    view, hole, valid = (torch.cat(parts) for parts in zip(*group, strict=True))
     pictures = torch.cat([view, view * (1 - hole)])  # a hole is grey: 0 in [-1, 1]
-    latent, masked = _encode(pictures, encode).chunk(2)
+    latent, masked = encode((pictures.movedim(1, -1) + 1) / 2).chunk(2)
     grid = latent.shape[-2:]
     # A latent pixel is valid only where all the pixels under it show the picture.
-    shown = -F.adaptive_max_pool2d(-valid, grid)
-    return Examples(latent, F.interpolate(hole, grid, mode="nearest"), masked, shown, context, pooled)
+    return latent, shrunk_hole(hole, grid), masked, -F.adaptive_max_pool2d(-valid, grid)
 
 
-def _encode(pictures: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-    """Latents of pictures (N,3,S,S) in [-1,1], a few at a time."""
-    parts = ((pictures.movedim(1, -1) + 1) / 2).split(ENCODED_AT_ONCE)
-    return torch.cat([encode(part) for part in parts])
+def shrunk_hole(hole: Tensor, grid: torch.Size | tuple[int, int]) -> Tensor:
+    """Holes (B,1,S,S) on the latents' grid (h,w), as inpainting models know them: the nearest pixel decides.
+
+    Where a hole is so thin that all of it would fall between, every pixel that it touches.
+    """
+    small = F.interpolate(hole, grid, mode="nearest")
+    lost = small.amax((1, 2, 3), keepdim=True) == 0
+    return torch.where(lost, F.adaptive_max_pool2d(hole, grid), small)
 
 
 def rows_of_step(count: int, batch: int, step: int, seed: int) -> Tensor:

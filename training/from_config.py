@@ -19,7 +19,7 @@ from .processes import shared_out
 from .regular import group_by_prompt
 from .regular_files import list_regular
 from .store import Store, read_lora
-from .subject import Subject
+from .subject import Subject, is_subject
 from .teach import Lesson, Manner, Previous, Wired, caption_of, teach
 
 
@@ -31,7 +31,8 @@ def learn(config: Config, group: Group, on_step: Callable[[int, float], None]) -
     """
     folder = config.out or Path(folder_paths.get_folder_paths("loras")[0]) / "inlay"
     store, preset = Store(folder), PRESETS[config.memory]
-    recipe = shared_out(with_preset(config.recipe, preset, eight_bit_installed()), group.size)
+    eight_bit = eight_bit_installed() and not config.optimiser_named
+    recipe = shared_out(with_preset(config.recipe, preset, eight_bit), group.size)
     words = config.token.strip(), config.class_name.strip()
     caption = caption_of(recipe, *words)
     wired = open_checkpoint(config.checkpoint)
@@ -84,13 +85,14 @@ def read_regular(folder: Path, size: int) -> list[Material]:
     files = list_regular(folder)
     pairs = [read_reference(file.image, file.mask) for file in files]
     references = [Reference(image[0], mask[0]) for image, mask in pairs]
-    check_references(references, size, masked=True)
+    check_references(references, size, masked=True, kind="regular_")
     return group_by_prompt(references, [file.prompt for file in files])
 
 
 def open_previous(name: str) -> Previous:
     found = name if Path(name).is_file() else folder_paths.get_full_path("loras", name)
     facts = Path(found).with_suffix(".json") if found else None
-    if facts is None or not facts.is_file():
+    text = facts.read_text(encoding="utf-8", errors="replace") if facts and facts.is_file() else ""
+    if not is_subject(text):
         raise ValueError(f"previous: there is no subject {name} with its JSON file in models/loras.")
-    return Previous(Subject.from_json(facts.read_text(encoding="utf-8")), read_lora(Path(str(found))))
+    return Previous(Subject.from_json(text), read_lora(Path(str(found))))

@@ -24,16 +24,16 @@ def lesson_of(
     regular = []
     if regular_images and recipe.beta:
         prompts = [prompt.strip() or f"a {class_name}" for prompt in regular_prompt]
-        others, _ = _references(regular_images, regular_masks, size)
+        others, _ = _references(regular_images, regular_masks, size, "regular_")
         regular = group_by_prompt(others, prompts)
     start = previous and _with_weights(previous)
     material = Material(caption, references)
     return Lesson(token, class_name, recipe, material, regular, size, seed, start), notes
 
 
-def _references(images, masks, size: int) -> tuple[list[Reference], list[str]]:
-    references = collect_references(images, masks)
-    return references, check_references(references, size, masked=masks is not None)
+def _references(images, masks, size: int, kind="") -> tuple[list[Reference], list[str]]:
+    references = collect_references(images, masks, kind)
+    return references, check_references(references, size, masks is not None, kind)
 
 
 def _with_weights(subject: Subject) -> Previous:

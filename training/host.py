@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..attention.patch import region_options
 from .adapter import attach
 from .checkpointing import recompute
-from .checks import diffusion_of
+from .checks import diffusion_of, prediction_of
 from .data import Examples, Material, prepare
 from .engine import ALONE, Group, Trainee, finetune
 from .formats import lora_names
@@ -31,8 +31,9 @@ def identity(model, clip, vae) -> str:
     """A fingerprint of everything wired in that decides the result; see `store.fingerprint`."""
     parts = (("model", model), ("clip", clip.patcher), ("vae", vae.patcher))
     sigmas = model.get_model_object("model_sampling").sigmas
+    said = f"sigmas {prediction_of(model)} {clip.layer_idx}"
     return fingerprint(
-        [("sigmas", sigmas), *(pair for part, patcher in parts for pair in _weights(part, patcher))]
+        [(said, sigmas), *(pair for part, patcher in parts for pair in _weights(part, patcher))]
     )
 
 
@@ -41,12 +42,30 @@ def _weights(part: str, patcher):
     for key, weight in patcher.model.state_dict().items():
         yield f"{part}.{key}", patcher.backup[key].weight if key in patcher.backup else weight
     for key, patches in patcher.patches.items():
-        for number, (strength, patch, strength_model, *_) in enumerate(patches):
-            weights = patch.weights if hasattr(patch, "weights") else patch[-1]
-            tensors = [w for w in weights if isinstance(w, Tensor)]
-            rest = [w for w in weights if not isinstance(w, Tensor)]
-            for i, tensor in enumerate(tensors):
-                yield f"{part}.{key} {number} {i} {strength} {strength_model} {rest}", tensor
+        yield from _patches(f"{part}.{key}", patches)
+
+
+def _patches(place: str, patches):
+    """One weight's patches as the host lists them; a merge's is another model's weight and its patches."""
+    for number, (strength, patch, strength_model, offset, *_) in enumerate(patches):
+        said = f"{place} {number} {strength} {strength_model} {offset}"
+        if isinstance(patch, list):
+            yield f"{said} merged", patch[0][0]  # the function beside it is the layer's own
+            yield from _patches(said, patch[1:])
+            continue
+        values = list(_flat(getattr(patch, "weights", patch)))
+        rest = [type(patch).__name__, *(value for value in values if not isinstance(value, Tensor))]
+        for i, tensor in enumerate(value for value in values if isinstance(value, Tensor)):
+            yield f"{said} {i} {rest}", tensor
+
+
+def _flat(values):
+    """What lists and tuples inside one another hold, in order."""
+    if not isinstance(values, list | tuple):
+        yield values
+        return
+    for value in values:
+        yield from _flat(value)
 
 
 def twin(model, dtype: torch.dtype) -> nn.Module:

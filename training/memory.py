@@ -33,7 +33,7 @@ class Preset(NamedTuple):
 
     half: bool  # 16-bit arithmetic instead of the model's own
     checkpointing: bool
-    at_once: int  # pictures in one pass, the rest is accumulated; 0: the whole batch
+    at_once: int  # pictures in one pass, at most; the rest is accumulated. 0: the whole batch
     eight_bit: bool  # AdamW's moments in 8 bits, where bitsandbytes is installed
 
 
@@ -57,14 +57,18 @@ def describe(preset: Preset) -> str:
     return ", ".join(parts) or "nothing turned on"
 
 
-def with_preset(recipe: Recipe, preset: Preset, eight_bit_installed: bool) -> Recipe:
-    """The recipe as the preset runs it; where the recipe itself names a precision, that stays."""
+def with_preset(recipe: Recipe, preset: Preset, eight_bit: bool) -> Recipe:
+    """The recipe as the preset runs it; where the recipe itself names a precision, that stays.
+
+    `eight_bit`: whether 8-bit moments are to be had and nobody asked for another optimiser.
+    """
     if preset.half and recipe.precision == "model":
         recipe = replace(recipe, precision="half")
     if preset.at_once and preset.at_once < recipe.batch_size:
-        passes = -(-recipe.batch_size // preset.at_once)
-        recipe = replace(recipe, batch_size=preset.at_once, accumulation=recipe.accumulation * passes)
-    if preset.eight_bit and eight_bit_installed and recipe.optimiser.kind == "AdamW":
+        at_once = max(n for n in range(1, preset.at_once + 1) if recipe.batch_size % n == 0)
+        passes = recipe.accumulation * recipe.batch_size // at_once
+        recipe = replace(recipe, batch_size=at_once, accumulation=passes)
+    if preset.eight_bit and eight_bit and recipe.optimiser.kind == "AdamW":
         recipe = replace(recipe, optimiser=replace(recipe.optimiser, kind="AdamW8bit"))
     return recipe
 

@@ -44,8 +44,8 @@ def make_optimiser(parameters: Sequence[Tensor], spec: Optimiser) -> Any:
 class Stepper:
     """An optimiser in float32. Parameters of a half type get float32 masters, and float16 gets loss scaling.
 
-    `ema_decay` above 0 keeps a running mean of the masters, which `finish` leaves in the parameters.
-    `average` takes the mean of the gradients over the processes that train together.
+    `ema_decay` above 0 keeps a running mean of the masters. `finish` leaves these or the means in the
+    parameters. `average` takes the mean of the gradients over the processes that train together.
     """
 
     def __init__(
@@ -108,11 +108,13 @@ class Stepper:
         for mean, master in zip(self.means, self.masters, strict=False):
             mean.lerp_(master, 1 - decay)
 
-    @torch.no_grad()
     def finish(self) -> None:
-        """Leave what was asked for in the parameters: the last weights, or their running mean."""
-        for mean, p in zip(self.means, self.parameters, strict=False):
-            p.copy_(mean)
+        """Leave what was asked for in the parameters, in float32: the last weights, or their running mean.
+
+        A half type would round away what small steps have added up; the network itself runs no more.
+        """
+        for value, p in zip(self.means or self.masters, self.parameters, strict=True):
+            p.data = value.detach()
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that decides the next step, copied to the CPU."""

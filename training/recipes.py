@@ -129,7 +129,9 @@ DREAMMIX = Recipe(
     weight_inside=1.5,  # paper, eq. 7
     weight_outside=0.7,  # paper, eq. 7; README 0.6 with weights_squared
     beta=0.4,  # paper, eq. 8; the code draws regular data with probability 0.3 instead
-    inpainting_only=False,  # the base is SDXL with the Fooocus head, 4 channels
+    # The paper's base is SDXL with the Fooocus head. Here a 4-channel UNet is trained without a head: it sees
+    # neither mask nor masked picture, the mask only weighs its loss.
+    inpainting_only=False,
 )
 
 RECIPES = {recipe.name: recipe for recipe in (DREAMCOM, DREAMCOM_FULL, DREAMMIX)}

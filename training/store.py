@@ -41,8 +41,9 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     for name, tensor in tensors:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().flatten()
-        values.append(flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].float())
-    digest.update(torch.cat(values).cpu().numpy().tobytes())
+        # Each on its own: the host may keep a model's weights in several places.
+        values.append(flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].float().cpu())
+    digest.update(torch.cat(values).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -87,7 +88,8 @@ class Store:
         path, facts = self.lora_path(name), self.folder / f"{name}.json"
         if not (path.exists() and facts.exists()):
             return None
-        return Subject.from_json(facts.read_text(encoding="utf-8")), read_lora(path)
+        text = facts.read_text(encoding="utf-8", errors="replace")
+        return Subject.from_json(text, f"The stored subject {facts.name}"), read_lora(path)
 
     def find_strip(self, name: str) -> Image.Image | None:
         """The samples from the training of a finished subject, where previews were on."""
@@ -128,7 +130,8 @@ class Store:
         try:
             with safe_open(path, "pt") as file:
                 facts = file.metadata()
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+                # Copies: what stays mapped into memory cannot be replaced on Windows.
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - no dict
             return State(int(facts["step"]), json.loads(facts["losses"]), tensors)
         except (SafetensorError, TypeError, KeyError, ValueError) as error:
             logging.warning(f"Inlay: {path.name} is damaged ({error}); training starts from the beginning.")

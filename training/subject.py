@@ -1,7 +1,7 @@
 """The subject: what was learned, how, and where its weights are. It travels as INLAY_SUBJECT."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 VERSION = 1
 
@@ -33,12 +33,29 @@ class Subject:
         return json.dumps(asdict(self), indent=2, ensure_ascii=True)
 
     @classmethod
-    def from_json(cls, text: str) -> "Subject":
-        """Raises ValueError when the text is no subject of this or an earlier version."""
+    def from_json(cls, text: str, name: str = "The subject's JSON file") -> "Subject":
+        """Raises ValueError, naming the file, when the text is no subject of this or an earlier version.
+
+        What other programs wrote into the file beside it is left out.
+        """
         try:
-            subject = cls(**json.loads(text))
-        except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"The subject's JSON file cannot be read ({error}); train it again.") from error
-        if subject.version > VERSION:
+            facts = dict(json.loads(text))
+            newer = facts.get("version", VERSION) > VERSION
+            known = {f.name: facts[f.name] for f in fields(cls) if f.name in facts}
+            subject = None if newer else cls(**known)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name} is damaged: it cannot be read ({error}); delete it to train again."
+            ) from error
+        if subject is None:
             raise ValueError("The subject was stored by a newer Inlay; update Inlay to load it.")
         return subject
+
+
+def is_subject(text: str) -> bool:
+    """Whether a JSON file is a `Subject`. Other programs' notes on a LoRA have the same name."""
+    try:
+        facts = json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return isinstance(facts, dict) and "class_name" in facts

@@ -1,6 +1,8 @@
 """DreamMix's and diffusers' own files on the host's models: both UNets get the same, answers compared."""
 
+import json
 import shutil
+from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, cast
@@ -150,7 +152,7 @@ def test_inlays_own_file_says_what_it_is(sdxl, in_process_host, tmp_path):
     path = tmp_path / "mug.safetensors"
     save_file(tensors, path, {"inlay": own.to_json()})
     patched, _, lora, subject = load(in_process_host, path, sdxl.model, token="", class_name="")
-    assert subject == own
+    assert subject == replace(own, lora="mug.safetensors")  # where it was found, for `previous`
     assert lora.keys() == tensors.keys()
     twice = load(in_process_host, path, patched, token="", class_name="")[0]
     assert [len(patches) for patches in twice.patches.values()] == [2]
@@ -159,6 +161,31 @@ def test_inlays_own_file_says_what_it_is(sdxl, in_process_host, tmp_path):
     save_file(tensors, path, {"inlay": foreign.to_json()})
     with pytest.raises(ValueError, match="sks mug was trained for SD15 but the model is SDXL"):
         load(in_process_host, path, sdxl.model, token="", class_name="")
+
+
+def test_other_programs_notes_beside_a_lora_are_passed_over(sdxl, in_process_host, tmp_path):
+    """AUTOMATIC1111 and Forge keep theirs as <lora>.json."""
+    from safetensors.torch import save_file
+
+    from inlay.training.subject import Subject
+
+    name = "lora_unet_middle_block_1_transformer_blocks_0_attn2_to_k"
+    tensors = {f"{name}.lora_down.weight": torch.rand(4, 48), f"{name}.lora_up.weight": torch.rand(64, 4)}
+    path, beside = tmp_path / "noted.safetensors", in_process_host.models / "loras" / "noted.json"
+    save_file(tensors, path)
+    notes = {"description": "a cup", "sd version": "SDXL", "activation text": "sks", "notes": ""}
+    beside.write_text(json.dumps(notes), encoding="utf-8")
+    assert load(in_process_host, path, sdxl.model)[3].words == "sks teapot"
+    with pytest.raises(ValueError, match=r"token: noted\.safetensors does not say it"):
+        load(in_process_host, path, sdxl.model, token="")
+    own = Subject("sks", "mug", "", "inlay/mug.safetensors", "DreamCom", "SDXL", 1, 0, 4)
+    save_file(tensors, path, {"inlay": own.to_json()})
+    found = load(in_process_host, path, sdxl.model, token="", class_name="")[3]
+    assert found == replace(own, lora="noted.safetensors")
+    damaged = {"class_name": "mug", "version": 1}
+    beside.write_text(json.dumps(damaged), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"lora_name: the subject in noted\.json is damaged"):
+        load(in_process_host, path, sdxl.model)
 
 
 @pytest.mark.slow

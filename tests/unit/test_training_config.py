@@ -61,6 +61,20 @@ def test_any_number_of_a_recipe_can_be_changed():
     assert read_recipe("DreamMix") == DREAMMIX
 
 
+def test_the_full_unets_recipe_takes_the_layers_of_a_lora():
+    found = read_recipe({
+        "base": "DreamCom (full UNet)", "adapter": {"kind": "lora", "targets": ["to_k", "to_v"]},
+    })  # fmt: skip
+    assert found.adapter == replace(DREAMCOM.adapter, targets=("to_k", "to_v"))
+    with pytest.raises(ValueError, match=r"adapter\.targets: 3 is not text"):
+        read_recipe({"base": "DreamCom (full UNet)", "adapter": {"targets": [3]}})
+
+
+def test_an_optimiser_that_the_file_names_is_known_to_be_meant(tmp_path):
+    assert not config(tmp_path, f"{NEEDED}[recipe.optimiser]\nlearning_rate = 1e-3").optimiser_named
+    assert config(tmp_path, f"{NEEDED}[recipe.optimiser]\nkind = 'AdamW'").optimiser_named
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -72,6 +86,16 @@ def test_any_number_of_a_recipe_can_be_changed():
         (f"{NEEDED}recipe = 'DreamOn'", 'recipe: there is no "DreamOn"; choose "DreamCom"'),
         (f"{NEEDED}[recipe]\nsteps = 1.5", "recipe.steps: 1.5 is not a whole number"),
         (f"{NEEDED}[recipe]\nhole = 'round'", "recipe.hole: there is no 'round'; choose \"box\", \"bezier\""),
+        (f"{NEEDED}[recipe]\nsteps = 0", "recipe.steps: it must be at least 1; leave it out for"),
+        (f"{NEEDED}[recipe]\nbatch_size = -2", "recipe.batch_size: it must be at least 1"),
+        (f"{NEEDED}[recipe]\ncopies = 0", "recipe.copies: it must be at least 1"),
+        (f"{NEEDED}[recipe]\nresolution = -64", "recipe.resolution: it must be 0"),
+        (f"{NEEDED}[recipe]\nprompt = 'a {{tokn}} {{class_name}}'", "recipe.prompt: 'a {tokn} .* braces"),
+        (f"{NEEDED}[recipe]\nprompt = 'a {{token'", "recipe.prompt: .* in braces"),
+        (f"{NEEDED}[recipe.adapter]\nrank = 0", "recipe.adapter.rank: it must be at least 1"),
+        (f"{NEEDED}[recipe.adapter]\ntargets = []", "recipe.adapter.targets: there are none"),
+        (f"{NEEDED}[recipe.adapter]\ntargets = [3]", "recipe.adapter.targets: 3 is not text"),
+        (f"{NEEDED}optimiser_named = true", "optimiser_named: there is no such key"),
         (f"{NEEDED}[recipe.adapter]\nranks = 4", "recipe.adapter.ranks: there is no such key"),
         (f"{NEEDED}[recipe.adapter]\ndora = 1", "recipe.adapter.dora: 1 is not true or false"),
         (f"{NEEDED}[recipe]\nadapter = 4", "recipe.adapter: 4 is not a table"),

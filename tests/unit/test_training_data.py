@@ -1,5 +1,6 @@
 """References to examples: what belongs together, what is refused, what the holes and rings are."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.imaging.augment import Augmentation
+from inlay.imaging.augment import Augmentation, augment
+from inlay.imaging.bezier import bezier_mask
+from inlay.imaging.masks import box_mask
 from inlay.training.data import (
+    ENCODED_AT_ONCE,
     Examples,
     Reference,
     check_references,
@@ -16,6 +20,7 @@ from inlay.training.data import (
     generator_at,
     prepare,
     rows_of_step,
+    shrunk_hole,
 )
 from inlay.training.recipes import DREAMCOM, DREAMMIX
 
@@ -77,6 +82,22 @@ def test_a_mask_without_a_subject_is_refused_by_its_number(mask, message):
         check_references([reference(), Reference(torch.rand(64, 64, 3), mask)], 64, masked=True)
 
 
+def test_regular_pictures_are_refused_by_their_own_inputs_names():
+    for images, masks, message in (
+        ([], None, "^regular_images: there are no"),
+        ([torch.rand(3, 8, 8, 3)], [torch.ones(2, 8, 8)], "^regular_masks: there are 2 masks for 3 images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            collect_references(images, masks, "regular_")
+    bad = torch.full((64, 64, 3), float("nan"))
+    for wrong, message in (
+        (Reference(bad, torch.zeros(64, 64)), "^regular_masks: mask 1 is empty"),
+        (Reference(bad, reference().mask), "^regular_images: picture 1 holds NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_references([wrong], 64, True, "regular_")
+
+
 def test_a_whole_picture_may_be_the_subject_when_no_mask_is_wired():
     check_references([Reference(torch.rand(64, 64, 3), torch.ones(64, 64))], 64, masked=False)
 
@@ -122,6 +143,48 @@ def test_the_same_seed_prepares_the_same_examples():
     )
     assert torch.equal(first.latent, second.latent)
     assert not torch.equal(first.latent, other.latent)
+
+
+@pytest.mark.parametrize("recipe", [DREAMCOM, DREAMMIX])
+def test_pictures_are_encoded_a_few_at_a_time_with_the_draws_of_all_at_once(recipe):
+    references = [reference(72, 90), reference(), reference(64, 80)]
+    recipe = replace(recipe, copies=7)
+    generator, views, holes = torch.Generator().manual_seed(3), [], []
+    for image, mask in references:
+        for _ in range(7):
+            x, m = image.movedim(-1, 0)[None] * 2 - 1, mask[None, None]
+            view, subject, _ = augment(x, m, 64, generator, recipe.augmentation)
+            views.append(view)
+            hole = box_mask(subject[:, 0]) if recipe.hole == "box" else bezier_mask(subject[:, 0], generator)
+            holes.append(hole[:, None])
+    view, hole, sizes, alive, held = torch.cat(views), torch.cat(holes), [], [], []
+
+    def counted(picture):
+        alive.append(weakref.ref(picture))
+        held.append(sum(one() is not None for one in alive))
+        sizes.append(len(picture))
+        return encode(picture)
+
+    found = prepare(references, recipe, 64, counted, torch.zeros(1, 2, 3), None, 3)
+    assert max(sizes) == ENCODED_AT_ONCE
+    assert sum(sizes) == 2 * 3 * 7
+    assert max(held) == 1
+    assert torch.equal(found.latent, encode((view.movedim(1, -1) + 1) / 2))
+    assert torch.equal(found.masked, encode(((view * (1 - hole)).movedim(1, -1) + 1) / 2))
+    assert torch.equal(found.mask, hole[..., ::8, ::8])
+
+
+def test_a_thin_subject_keeps_a_hole():
+    """A box of 6 pixels between the pixels that the latents' grid looks at."""
+    r = reference(box=(9, 15, 8, 56))
+    found = prepare([r], STILL, 64, encode, torch.zeros(1, 2, 3), None, 0)
+    assert found.mask.nonzero()[:, 2].unique().tolist() == [1]
+    assert found.mask.sum() == 6
+    thick, thin = torch.zeros(2, 1, 1, 64, 64)
+    thick[..., 4:44, 4:44], thin[..., 9:15, 9:15] = 1, 1
+    small = shrunk_hole(torch.cat([thick, thin]), (8, 8))
+    assert torch.equal(small[:1], torch.nn.functional.interpolate(thick, (8, 8)))  # as it always was
+    assert small[1].nonzero().tolist() == [[0, 1, 1]]
 
 
 @given(st.integers(1, 9), st.integers(1, 7), st.integers(0, 2**63))

@@ -144,6 +144,29 @@ def test_the_running_mean_of_the_weights_is_the_result():
     assert not torch.equal(averaged, weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_half_precision_run_gives_its_float32_masters(dtype, ema_decay):
+    """Steps of 1e-6 are lost in 16 bits, but not in what they were added up in."""
+    kept: list[State] = []
+    weight, losses = run(
+        9,
+        replace(FAST, learning_rate=1e-6),
+        dtype=dtype,
+        ema_decay=ema_decay,
+        on_save=kept.append,
+        save_every=8,
+    )
+    assert len(losses) == 9
+    assert weight.dtype == torch.float32
+    start = problem(dtype)[0].detach().float()
+    moved = (weight - start).abs()
+    assert (moved > 0).all()
+    assert moved.max() < 1e-5
+    last = kept[-1].tensors["mean.0" if ema_decay else "master.0"]
+    torch.testing.assert_close(weight.detach(), last, rtol=0, atol=2e-6)
+
+
 @pytest.mark.skipif(eight_bit_installed(), reason="bitsandbytes is installed")
 def test_eight_bits_without_bitsandbytes_get_a_sentence():
     with pytest.raises(ValueError, match="optimiser: AdamW8bit needs the Python package bitsandbytes"):

@@ -30,6 +30,16 @@ def test_presets_ask_for_less_and_less():
     assert with_preset(recipe, PRESETS["8 GB"], False).optimiser.kind == "AdamW"
 
 
+@pytest.mark.parametrize(
+    ("batch", "memory", "at_once"), [(3, "24 GB", 1), (6, "24 GB", 2), (6, "12 GB", 3), (5, "12 GB", 1)]
+)
+def test_a_batch_is_split_evenly(batch, memory, at_once):
+    recipe = replace(DREAMMIX, batch_size=batch)
+    smaller = with_preset(recipe, PRESETS[memory], True)
+    assert smaller.batch_size == at_once
+    assert smaller.batch_size * smaller.accumulation == batch * recipe.accumulation
+
+
 def test_a_preset_keeps_what_was_chosen():
     recipe = DREAMMIX.with_choices(precision="fp32", optimiser="Adafactor")
     smaller = with_preset(recipe, PRESETS["8 GB"], True)

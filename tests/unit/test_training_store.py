@@ -1,5 +1,6 @@
 """What is kept: found by content, whole or not at all, readable later."""
 
+import json
 import os
 import random
 import subprocess
@@ -16,7 +17,7 @@ from inlay.training.data import Material, Reference
 from inlay.training.loop import State
 from inlay.training.recipes import DREAMCOM, DREAMMIX
 from inlay.training.store import Store, content_key, fingerprint
-from inlay.training.subject import Subject
+from inlay.training.subject import Subject, is_subject
 
 SUBJECT = Subject(
     "sks", "cat", "a photo of sks cat", "inlay/cat.safetensors", "DreamCom", "SD15", 400, 1, 16, losses=[1.0]
@@ -63,6 +64,23 @@ def test_the_fingerprint_sees_every_tensor():
     assert fingerprint({"x" + name: weight for name, weight in weights.items()}.items()) != whole
 
 
+class Elsewhere(torch.Tensor):
+    """As on another device: it cannot be joined before it is moved."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.cat:
+            raise RuntimeError("Expected all tensors to be on the same device")
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return torch.Tensor.as_subclass(result, torch.Tensor) if func is torch.Tensor.cpu else result
+
+
+def test_the_fingerprint_does_not_mind_where_a_tensor_is():
+    weight = torch.randn(30, 20)
+    here, there = ([("a", torch.ones(3)), ("b", w)] for w in (weight, weight.as_subclass(Elsewhere)))
+    assert fingerprint(there) == fingerprint(here)
+
+
 def test_a_finished_subject_is_found_again_and_its_resume_file_is_gone(tmp_path):
     store = Store(tmp_path / "loras" / "inlay")
     assert store.find("cat") is None
@@ -84,6 +102,16 @@ def test_a_state_comes_back_as_it_went(tmp_path):
     assert state
     assert (state.step, state.losses) == (7, [0.1, 1 / 3])
     assert all(torch.equal(state.tensors[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux' list of mapped files")
+def test_a_state_does_not_hold_on_to_its_file(tmp_path):
+    store = Store(tmp_path)
+    store.save_state("cat", State(1, [0.1], {"master.0": torch.randn(300, 200)}))
+    state = store.find_state("cat")
+    assert state
+    with open("/proc/self/maps", encoding="utf-8") as mapped:
+        assert "cat.resume" not in mapped.read()
 
 
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
@@ -109,6 +137,10 @@ def test_damaged_files(tmp_path, caplog):
     store.lora_path("cat").write_bytes(b"\x00" * 20)
     with pytest.raises(ValueError, match=r"is damaged.*delete it to train again"):
         store.find("cat")
+    for text in ("{}", "[1]", '{"token": ', '{"version": "x"}', "\u00e9"):
+        (tmp_path / "cat.json").write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match=r"cat\.json is damaged.*delete it to train again"):
+            store.find("cat")
     (tmp_path / "cat.resume").write_bytes(b"\x00" * 20)
     assert store.find_state("cat") is None
     assert "starts from the beginning" in caplog.text
@@ -211,10 +243,22 @@ def test_kill_9_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path):
 
 
 def test_a_subject_of_a_newer_version_is_refused():
-    with pytest.raises(ValueError, match="newer Inlay"):
-        Subject.from_json(SUBJECT.to_json().replace('"version": 1', '"version": 2'))
+    newer = SUBJECT.to_json().replace('"version": 1', '"version": 2')
+    for text in (newer, newer.replace("caption", "sentence")):
+        with pytest.raises(ValueError, match="newer Inlay"):
+            Subject.from_json(text)
     with pytest.raises(ValueError, match="cannot be read"):
         Subject.from_json('{"token": "sks"}')
+
+
+def test_other_programs_notes_are_told_from_a_subject():
+    own = json.loads(SUBJECT.to_json())
+    notes = {"description": "", "sd version": "SD1", "activation text": "sks cat", "preferred weight": 0.8}
+    assert is_subject(json.dumps(own))
+    assert not any(map(is_subject, (json.dumps(notes), "[]", "", "{")))
+    both = json.dumps(own | notes)  # they write into a file that is there
+    assert is_subject(both)
+    assert Subject.from_json(both) == SUBJECT
 
 
 def test_names_are_safe_for_every_file_system():

@@ -50,6 +50,10 @@ def test_precision_of_the_arithmetic(pictures, store_folder, run, predict, parts
         atol=0,
     )
     assert not torch.equal(predict(model), predict(parts.model))
+    rounded = (
+        torch.equal(t, t.to(torch.float16)) or torch.equal(t, t.bfloat16()) for t in lora.values() if t.ndim
+    )
+    assert not any(rounded)
 
 
 @pytest.mark.parametrize("choice", [{"optimiser": "Adafactor"}, {"ema_decay": 0.9}])
@@ -57,6 +61,29 @@ def test_optimiser_and_running_mean_reach_the_result(pictures, store_folder, run
     plain, chosen = run(*pictures), run(*pictures, **choice)
     assert plain[3].lora != chosen[3].lora
     assert not all(torch.equal(plain[1][key], chosen[1][key]) for key in plain[1])
+
+
+@pytest.mark.parametrize(("optimiser", "kind"), [("preset", "AdamW8bit"), ("AdamW", "AdamW")])
+def test_a_preset_leaves_an_optimiser_that_was_chosen(pictures, run, monkeypatch, tmp_path, optimiser, kind):
+    from inlay.training import config, from_config, from_graph, optimisers
+    from inlay.training.engine import ALONE
+
+    def told(recipe):
+        raise InterruptedError(recipe.optimiser.kind)
+
+    for place in (optimisers, from_config):
+        monkeypatch.setattr(place, "eight_bit_installed", lambda: True)
+    monkeypatch.setattr(from_graph, "lesson_of", lambda wired, recipe, *_: told(recipe))
+    with pytest.raises(InterruptedError, match=f"^{kind}$"):
+        run(*pictures, memory="12 GB", optimiser=optimiser)
+    monkeypatch.setattr(from_config, "shared_out", lambda recipe, size: told(recipe))
+    file, named = tmp_path / "cat.toml", "" if optimiser == "preset" else f'optimiser.kind = "{optimiser}"'
+    file.write_text(
+        f'checkpoint = "a"\nreferences = "b"\nclass_name = "cat"\nmemory = "8 GB"\n[recipe]\n{named}',
+        encoding="utf-8",
+    )
+    with pytest.raises(InterruptedError, match=f"^{kind}$"):
+        from_config.learn(config.read_config(file), ALONE, lambda *_: None)
 
 
 def test_what_will_not_fit_is_said_before_the_first_step(pictures, store_folder, run, monkeypatch):

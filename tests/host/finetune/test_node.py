@@ -179,6 +179,14 @@ def tiny_mask():
         ({"token": ""}, "token: it is empty"),
         ({"masks": [tiny_mask()]}, "masks: mask 1: the subject is only 3x2 pixels of a 64x64 picture"),
         ({"images": [torch.full((1, 64, 64, 3), float("nan"))]}, "images: picture 1 holds NaN"),
+        (
+            {
+                "recipe": "DreamMix",
+                "regular_images": [torch.rand(1, 64, 64, 3)],
+                "regular_masks": [torch.zeros(1, 64, 64)],
+            },
+            "^regular_masks: mask 1 is empty",
+        ),
         ({"rank": 512}, r"rank: 512 is larger than the model's smallest layer \(320\); choose 320 or less"),
     ],
 )
@@ -209,8 +217,8 @@ def test_identical_references_are_warned_of_where_the_user_looks(pictures, store
     said = []
 
     class Listening(subject_finetune.Progress):
-        def __init__(self, steps, node_id, notes):
-            super().__init__(steps, node_id, notes)
+        def __init__(self, steps, node_id, notes, workflow):
+            super().__init__(steps, node_id, notes, workflow)
             said.extend(notes)
 
     monkeypatch.setattr(subject_finetune, "Progress", Listening)
