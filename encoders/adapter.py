@@ -119,14 +119,16 @@ class Mlp(nn.Module):
         return self.c_proj(F.gelu(self.c_fc(x)))
 
 
-def thin(context: Tensor, count: int, leading: int) -> Tensor:
+def thin(context: Tensor, count: int, leading: int | None) -> Tensor:
     """At most `count` of the tokens (B, N, C): the leading ones, and the patches averaged to a coarser grid.
 
-    Patches that are no square grid, as learned queries are, are cut off instead. 0 keeps all.
+    Learned queries (`leading` None), and patches that are no square grid, are cut off instead. 0 keeps all.
     """
     total = context.shape[1]
     if not count or count >= total:
         return context
+    if leading is None:
+        return context[:, :count]
     side = round(max(total - leading, 0) ** 0.5)
     coarse = int(max(count - leading, 0) ** 0.5)
     if side**2 + leading != total or not coarse:

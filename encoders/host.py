@@ -51,16 +51,23 @@ class HostDino(dinov2.DinoV2):
 def load_vision(state: dict[str, Tensor], config: dinov2.DinoConfig | None = None):
     """A CLIP_VISION of DINOv2 weights (transformers' keys or the published ones) or of what the host knows.
 
+    A CLIP without its last projection, as adapters' files hold it, embeds pictures as they are before it.
     None when neither knows the weights.
     """
     if dinov2.is_facebook(state):
         state, config = from_published(state)
     if dinov2.is_transformers(state):
         return DinoVision(config or dinov2.read_config(state), state)
+    if "pre_layrnorm.weight" in state:  # transformers 5 writes a CLIPVisionModel like this
+        state = {f"vision_model.{key}": value for key, value in state.items()}
     published = "visual.transformer.resblocks.0.attn.in_proj_weight" in state
-    return comfy.clip_vision.load_clipvision_from_sd(
+    projected = "visual.proj" in state or "visual_projection.weight" in state  # the host takes weights away
+    vision = comfy.clip_vision.load_clipvision_from_sd(
         state, "visual." if published else "", convert_keys=published
     )
+    if vision is not None and not projected and hasattr(vision.model, "visual_projection"):
+        vision.model.visual_projection = torch.nn.Identity()  # the host's is memory that nothing has filled
+    return vision
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,11 @@ def check_encoder(vision, adapter: IdentityAdapter) -> None:
             f"encoder: this is {encoder_name(kind, width, registers)}, but the adapter {adapter.name}"
             f" was made for {wanted}; load that encoder."
         )
+    if kind == CLIP and vision.image_size != reads.size:  # a DINOv2 takes any
+        raise ValueError(
+            f"encoder: this {wanted} takes {vision.image_size} pixels, but the adapter {adapter.name} was"
+            f" made for one of {reads.size}; load that encoder."
+        )
 
 
 class Seen(NamedTuple):
@@ -148,7 +160,7 @@ def encode_views(
         nothing = module(empty.to(device))
     else:
         nothing = torch.zeros_like(context[:1])
-    leading = reads.leading if reads.tokens != "pooled" else 1
+    leading = None if adapter.config.tokens else 1 if reads.tokens == "pooled" else reads.leading
     context, nothing = thin(context, count, leading), thin(nothing, count, leading)
     context = weigh(context, nothing.expand_as(context), strength)
     out = comfy.model_management.intermediate_device()

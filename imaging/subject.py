@@ -24,7 +24,7 @@ def subject_picture(
     image (1, H, W, C >= 3) in [0, 1]; mask (1, H, W), 1 on the object, soft values are mixed. The square is
     the mask's box with `margin` of its longer side around it; what lies outside the mask, and outside the
     picture, has the background's colour. background `original` keeps the surroundings and repeats the
-    picture's border; only then the mask may be None, and the whole picture is the object.
+    picture's border; only then the mask may be None: the whole picture is the object, framed already.
     Raises ValueError, naming `name`, for a mask that is empty, of another size, or of a few pixels.
     """
     image = image[..., :3]
@@ -34,7 +34,7 @@ def subject_picture(
                 f"{name}: there is neither a mask nor an alpha channel; paint over the object, or choose the"
                 " background 'original' to show the whole picture."
             )
-        mask = image.new_ones(image.shape[:3])
+        mask, margin = image.new_ones(image.shape[:3]), 0.0
     box = _square(object_box(image, mask, name), margin)
     if background != ORIGINAL:
         alpha = mask.to(image)[..., None]

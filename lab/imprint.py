@@ -123,6 +123,11 @@ def numbers(judge: Judge, subject: Subject, images: Tensor) -> dict[str, float]:
     return measured(judge, subject, images) | {"seam": step}
 
 
+def cell_file(folder: Path, name: str, first: int, count: int) -> Path:
+    """Where the numbers of that many subjects from `first` on are kept."""
+    return folder / f"{name}-{first:03d}-{count}.json"
+
+
 def run_row(painter, judge, name, work, files_of, choices: Choices, count: int, folder: Path):
     """A row's numbers, subject by subject."""
     row, found = None, []
@@ -140,7 +145,7 @@ def run_row(painter, judge, name, work, files_of, choices: Choices, count: int, 
                 numbers(judge, s, part) for s, part in zip(subjects, parts, strict=True)
             ]
 
-        found += cell(folder / f"{name}-{first:03d}-{len(indices)}.json", choices, make)
+        found += cell(cell_file(folder, name, first, len(indices)), choices, make)
     return found
 
 
@@ -166,10 +171,10 @@ def imprint_table(results: dict[str, Numbers], judge: Judge, how: str) -> Table:
 
 
 def imprint_sheet(folder: Path, names: Sequence[str], count: int, backgrounds: int, side: int = 112):
-    """For the first subjects: the photo as it is seen | the box | every row | the truth."""
+    """For the subjects of the first cell: the photo as it is seen | the box | every row | the truth."""
     subjects = subjects_of(range(count), backgrounds)
     cells = []
-    pictures = {name: pictures_of(next(folder.glob(f"{name}-000-*.json")))[PICTURES] for name in names}
+    pictures = {name: pictures_of(cell_file(folder, name, 0, count))[PICTURES] for name in names}
     for number, (subject, seen) in enumerate(zip(subjects, seen_pictures(subjects), strict=True)):
         task = subject.tasks[0]
         panels = [sheets.shown(seen, side), sheets.shown(task.background, side, task.box)]

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..evaluation.tables import Mean, Table
 from . import checkpoint, files, host, identity, low_rank, sheets, world
 from .cells import cell, fingerprint, pictures_of
-from .inserted import HELD, held_out_scene, measured, true_numbers
+from .inserted import HELD, VERSION, held_out_scene, measured, true_numbers
 from .judge import Judge, load_judge
 from .object_training import part_of, shipped_unet
 from .painter import SAMPLER, SCHEDULER, STEPS
@@ -51,6 +51,7 @@ class Choices:
     scheduler: str
     steps: int
     trained: str
+    scenes: int = VERSION
 
 
 class Inserter:
@@ -129,11 +130,18 @@ class Row:
     def numbers(self, count: int, choices: Choices, tag: str = "") -> Numbers:
         """Scene by scene; cells that the same choices made before are read back."""
         numbers = []
-        for first in range(0, count, CHUNK):
-            last = min(first + CHUNK, count)
-            path = self.folder / f"{self.name}{tag}-{first:03d}-{last - first}.json"
+        for path, first, last in self.cells(count, tag):
             numbers += cell(path, choices, lambda first=first, last=last: self.make(first, last, choices))
         return numbers
+
+    def cells(self, count: int, tag: str = "") -> list[tuple[Path, int, int]]:
+        """The cells of that many scenes: file, first scene, past the last."""
+        ends = [(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
+        return [(self.folder / f"{self.name}{tag}-{a:03d}-{b - a}.json", a, b) for a, b in ends]
+
+    def pictures(self, count: int, tag: str = "") -> Tensor:
+        """What `numbers` with the same count and tag kept beside them."""
+        return torch.cat([pictures_of(path)[PICTURES] for path, _, _ in self.cells(count, tag)])
 
     def make(self, first: int, last: int, choices: Choices) -> tuple[dict[str, Tensor], Numbers]:
         self.inserter = self.inserter or inserter_of(self.name, self.work, self.out)
@@ -158,9 +166,10 @@ def pix2pix_table(results: dict[str, Numbers], judge: Judge, how: str) -> Table:
     rows = {ROWS.get(name, name): by_measure(numbers) for name, numbers in results.items()}
     notes = [
         f"{how} Judge: {judge.name}, on the box of the largest patch that changed. there: such a patch is"
-        f" found; free: it hides at most a tenth of what stood there; {HELD}: both. kept: SSIM to the source"
-        " outside the patch's box, against the source through the autoencoder; dE00 of the patch to the"
-        " object's true colours in that room.",
+        f" found; class: the judge, who chooses one of {len(world.CLASSES)}, names the right one; free: the"
+        f" patch hides at most a tenth of what stood there; {HELD}: both. kept: SSIM to the source outside"
+        " the patch's box, everywhere without a patch, against the source through the autoencoder; dE00 of"
+        " the patch to the object's true colours in that room.",
     ]
     table = Table("An object into a picture, without a mask", rows, notes)
     for name in list(results)[1:]:
@@ -172,8 +181,7 @@ def pix2pix_table(results: dict[str, Numbers], judge: Judge, how: str) -> Table:
 
 def pix2pix_sheet(row: Row, numbers: Numbers, count: int, side: int = 112):
     """The first scenes: object | picture | result, in red where class or place is wrong."""
-    cells, parts = [], sorted(row.folder.glob(f"{row.name}-[0-9]*.json"))
-    pictures = torch.cat([pictures_of(part)[PICTURES] for part in parts])
+    cells, pictures = [], row.pictures(len(numbers))
     for index in range(count):
         scene = held_out_scene(index)
         panels = [sheets.shown(x, side) for x in (scene.shown, scene.source, pictures[index])]
@@ -191,8 +199,7 @@ def guidance_tables(row: Row, choices: Choices, count: int, out: Path) -> None:
             one = replace(choices, object_scale=object_scale, image_scale=image_scale)
             label = f"object {object_scale:g}, image {image_scale:g}"
             rows[label] = by_measure(row.numbers(count, one, tag))
-            file = next(iter(sorted(row.folder.glob(f"{row.name}{tag}-000-*.json"))))
-            pictures = pictures_of(file)[PICTURES][:3]
+            pictures = row.pictures(count, tag)[:3]
             panels.append(sheets.Cell([sheets.shown(picture, 112) for picture in pictures], [label]))
     table = Table("The two scales of guidance", rows, [f"{count} scenes; see the first table."])
     write_table(table, out, "guidance")

@@ -115,8 +115,13 @@ class IdentityEncoderDINOv2(io.ComfyNode):
         )
 
 
-def show_views(adapter, images, masks, background: str = AUTO, size: int = 0) -> list[Tensor]:
-    """Every view (1, S, S, 3) as the adapter's encoder is shown it; images and masks as they are wired."""
+def show_views(
+    adapter, images, masks, background: str = AUTO, size: int = 0, name: str = "masks"
+) -> list[Tensor]:
+    """Every view (1, S, S, 3) as the adapter's encoder is shown it; images and masks as they are wired.
+
+    `name` is the input that errors of a mask or an alpha channel name.
+    """
     reads = adapter.reading
     if size and reads.encoder == "clip" and size != reads.size:
         raise ValueError(f"size: this adapter's encoder, CLIP, takes {reads.size} pixels only; set it to 0.")
@@ -125,10 +130,10 @@ def show_views(adapter, images, masks, background: str = AUTO, size: int = 0) ->
     colour = reads.background if background == AUTO else background
     views = [view[None] for batch in images for view in batch]
     shapes = _masks(views, masks)
-    named = [f"masks: mask {i}" if len(views) > 1 else "masks" for i in range(1, len(views) + 1)]
+    named = [f"{name}: mask {i}" if len(views) > 1 else name for i in range(1, len(views) + 1)]
     return [
-        subject_picture(view, mask, size or reads.size, colour, reads.margin, name)
-        for view, mask, name in zip(views, shapes, named, strict=True)
+        subject_picture(view, mask, size or reads.size, colour, reads.margin, said)
+        for view, mask, said in zip(views, shapes, named, strict=True)
     ]
 
 

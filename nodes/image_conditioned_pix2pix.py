@@ -92,11 +92,14 @@ class ImageConditionedPix2Pix(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         from ..encoders.host import check_encoder, encode_views  # loaded when needed
 
-        check_model(model)
+        check_model(model, embedding_optimizer.config.context)
         check_encoder(clip_vision, embedding_optimizer)
+        for name, pictures in (("image", image), ("object_image", object_image)):
+            if not pictures.sum(dtype=torch.float32).isfinite():
+                raise ValueError(f"{name}: it holds NaN or infinite values; load the picture again.")
         alpha = object_image.shape[-1] == 4
         pictures = show_views(
-            embedding_optimizer, [object_image], None, background="black" if alpha else "original"
+            embedding_optimizer, [object_image], None, "black" if alpha else "original", name="object_image"
         )
         seen = encode_views(clip_vision, embedding_optimizer, pictures, strength, raw=raw_pixels)
         source = vae.encode(pad_to_multiple(image[..., :3], vae.spacial_compression_encode()))

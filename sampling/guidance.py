@@ -13,15 +13,21 @@ from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from torch import Tensor
 
 
-def check_model(model: ModelPatcher) -> None:
-    """Raises ValueError for a model that does not read a source picture beside the noisy latent."""
-    if isinstance(model.model, IP2P):
-        return
-    channels = model.model.model_config.unet_config.get("in_channels")
-    kind = {4: "a text-to-image model", 9: "an inpainting model"}.get(channels, "another model")
-    raise ValueError(
-        f"model: this is {kind} ({channels} channels); load an InstructPix2Pix model (8 channels)."
-    )
+def check_model(model: ModelPatcher, width: int) -> None:
+    """Raises ValueError for a model that does not read a source picture beside the noisy latent, or whose
+    context is of another width than what replaces its words."""
+    facts = model.model.model_config.unet_config
+    if not isinstance(model.model, IP2P):
+        channels = facts.get("in_channels")
+        kind = {4: "a text-to-image model", 9: "an inpainting model"}.get(channels, "another model")
+        raise ValueError(
+            f"model: this is {kind} ({channels} channels); load an InstructPix2Pix model (8 channels)."
+        )
+    if facts.get("context_dim") != width:
+        raise ValueError(
+            f"model: it reads context of width {facts.get('context_dim')}, but the embedding optimizer makes"
+            f" {width}; load the model it was trained with."
+        )
 
 
 def with_source(conditioning: list, latent: Tensor) -> list:

@@ -1,19 +1,14 @@
 """The loop of adapter training, on accelerate: one process or many, any precision, stopped and resumed.
 
-`accelerate launch` starts the processes and says how they share the work (DDP, FSDP, several machines). A run
-lives in a folder: `step-000100` and so on hold what a resumed run needs, `log.jsonl` the loss of every step.
+`accelerate launch` starts the processes and says how they share the work (DDP, FSDP, several machines).
 """
 
 import json
-import logging
 import math
 import os
-import re
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +20,8 @@ from ..encoders import layouts
 from ..encoders.dinov2 import DinoV2
 from .adapters import AdapterTrainee, Stage, Vae, freeze, prepare, rate_at
 from .loop import Diverged
+from .runs import Interrupt, Run, check, resume, save
 from .stream import Examples, Steps, loader
-
-KEPT = 2  # checkpoints of a run
-
-
-@dataclass(frozen=True)
-class Run:
-    """How long and in which portions; `batch` is that of all processes and passes together."""
-
-    folder: Path
-    steps: int
-    batch: int
-    passes: int = 1
-    workers: int = 4
-    save_every: int = 500
-    seed: int = 0
-    precision: str | None = None  # no, fp16, bf16; None: as accelerate is configured
-    tensorboard: bool = False
 
 
 def train(
@@ -56,45 +35,59 @@ def train(
     """Train and return the trained module's weights on the CPU, in the main process; None in the others.
 
     Goes on from the run's last checkpoint. `tell(step, loss, seconds so far)` is called in the main process.
-    Raises `Diverged` at the first loss that is no number.
+    Raises `Diverged` at the first loss that is no number, ValueError where the folder holds another run, and
+    KeyboardInterrupt, with a checkpoint, after the step in which a process was told to stop.
     """
     accelerator = _accelerator(run)
     parts = freeze(trainee.parts, stage)
     groups = [{"params": parameters} for parameters in parts.values()]
     optimiser = torch.optim.AdamW(groups, lr=0.0, weight_decay=stage.weight_decay)
     model, optimiser = accelerator.prepare(trainee, optimiser)
-    start = _resume(accelerator, run)
+    start = resume(accelerator, run)
     own = Steps(start, run.steps, run.batch, run.passes, accelerator.process_index, accelerator.num_processes)
     batches = iter(loader(examples, own, run.workers))
     autoencoder, levels = vae(accelerator.device), len(trainee.diffusion.sigmas)
     began = time.monotonic()
-    for step in range(start, run.steps):
-        loss = torch.zeros((), device=accelerator.device)
-        for last in [False] * (run.passes - 1) + [True]:
-            batch = _on(accelerator.device, next(batches))
-            inputs = prepare(stage, autoencoder, trainee.reading, batch, run.seed, levels)
-            with nullcontext() if last else accelerator.no_sync(model):
-                share = model(inputs).mean() / run.passes
-                accelerator.backward(share)
-            loss += share.detach()
-        mean = float(accelerator.reduce(loss, "mean"))  # pyright: ignore[reportArgumentType]
-        if not math.isfinite(mean):
-            raise Diverged(f"--rate: the loss is no number at step {step + 1}; choose a smaller rate.")
-        accelerator.clip_grad_norm_(model.parameters(), stage.clip_norm)
-        for part, group in zip(parts, optimiser.param_groups, strict=True):
-            group["lr"] = rate_at(stage, part, step, run.steps)
-        optimiser.step()
-        optimiser.zero_grad()
-        _log(accelerator, run, step, mean)
-        if accelerator.is_main_process:
-            tell(step + 1, mean, time.monotonic() - began)
-        if (step + 1) % run.save_every == 0 and step + 1 < run.steps:
-            _save(accelerator, run, step + 1)
+    with Interrupt() as interrupt:
+        for step in range(start, run.steps):
+            loss = torch.zeros((), device=accelerator.device)
+            for last in [False] * (run.passes - 1) + [True]:
+                batch = _on(accelerator.device, next(batches))
+                inputs = prepare(stage, autoencoder, trainee.reading, batch, run.seed, levels)
+                with nullcontext() if last else accelerator.no_sync(model):
+                    share = model(inputs).mean() / run.passes
+                    accelerator.backward(share)
+                loss += share.detach()
+            mean, stopped = _agree(accelerator, loss, interrupt.came)
+            if not math.isfinite(mean):
+                raise Diverged(f"--rate: the loss is no number at step {step + 1}; choose a smaller rate.")
+            accelerator.clip_grad_norm_(model.parameters(), stage.clip_norm)
+            for part, group in zip(parts, optimiser.param_groups, strict=True):
+                group["lr"] = rate_at(stage, part, step, run.steps)
+            optimiser.step()
+            optimiser.zero_grad()
+            _log(accelerator, run, step, mean)
+            if accelerator.is_main_process:
+                tell(step + 1, mean, time.monotonic() - began)
+            if step + 1 == run.steps:
+                break
+            if stopped or (step + 1) % run.save_every == 0:
+                save(accelerator, run, step + 1)
+            if stopped:
+                accelerator.end_training()
+                raise KeyboardInterrupt
+    weights: Any = accelerator.get_state_dict(model)  # FSDP gathers them, so the processes are still together
     accelerator.end_training()
-    weights: Any = accelerator.get_state_dict(model)
     if not accelerator.is_main_process:
         return None
     return {name: value.detach().cpu() for name, value in weights.items()}
+
+
+def _agree(accelerator, loss: Tensor, stop: bool) -> tuple[float, bool]:
+    """The mean loss of all processes, and whether any of them was told to stop."""
+    own = torch.stack([loss, loss.new_tensor(float(stop))])
+    mean, share = accelerator.reduce(own, "mean").tolist()
+    return mean, share > 0
 
 
 def export(
@@ -132,6 +125,7 @@ def _write(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> No
 def _accelerator(run: Run):
     from accelerate import Accelerator  # slow to import, so not before somebody trains
 
+    check(run)
     run.folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         mixed_precision=run.precision,
@@ -145,42 +139,6 @@ def _accelerator(run: Run):
 
 def _on(device: torch.device, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.to(device, non_blocking=True) for name, part in batch.items()}
-
-
-def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of a run's complete checkpoints, the earliest first."""
-    found = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*")]
-    return sorted((int(match[1]), path) for match, path in found if match)
-
-
-def _resume(accelerator, run: Run) -> int:
-    """Load the run's last checkpoint and drop what came after it; the step it stands at."""
-    kept = checkpoints(run.folder)
-    step = kept[-1][0] if kept else 0
-    if accelerator.is_main_process:
-        for partial in run.folder.glob("partial-*"):
-            shutil.rmtree(partial)
-        log = run.folder / "log.jsonl"
-        if log.exists():
-            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-            log.write_text("".join(lines[:step]), encoding="utf-8")
-    accelerator.wait_for_everyone()
-    if kept:
-        accelerator.load_state(str(kept[-1][1]))
-        logging.info(f"Going on from step {step}.")
-    return step
-
-
-def _save(accelerator, run: Run, step: int) -> None:
-    """Every process writes its share under a temporary name, which is exchanged when all are done."""
-    partial = run.folder / f"partial-{step:06d}"
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        os.replace(partial, run.folder / f"step-{step:06d}")
-        for _, path in checkpoints(run.folder)[:-KEPT]:
-            shutil.rmtree(path)
-    accelerator.wait_for_everyone()
 
 
 def _log(accelerator, run: Run, step: int, loss: float) -> None:

@@ -145,7 +145,7 @@ def read_tokens(encoder: nn.Module, reading: Reading, pixels: Tensor) -> Tensor:
     tokens = clip(pixel_values=pixels).last_hidden_state
     if reading.tokens == "last":
         return tokens
-    tokens = clip.vision_model.post_layernorm(tokens)
+    tokens = getattr(clip, "vision_model", clip).post_layernorm(tokens)  # before transformers 5: inside
     return tokens[:, :1] if reading.tokens == "pooled" else tokens
 
 

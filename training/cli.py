@@ -58,7 +58,8 @@ def main(options: argparse.Namespace) -> int:
     close_group(group)
     if first:
         facts = {"lora": str(path), "words": subject.words, "recipe": subject.recipe, "steps": subject.steps}
-        print(json.dumps(facts | {"loss": subject.losses[-1], "seconds": round(time.monotonic() - begun, 1)}))
+        facts |= {"loss": subject.losses[-1], "processes": group.size}
+        print(json.dumps(facts | {"seconds": round(time.monotonic() - begun, 1)}))
     return DONE
 
 

@@ -82,14 +82,22 @@ class Insertions:
             picture = read_picture(_field(record, OBJECT))
         else:
             picture = target[(slice(None), *changed.slices)]
-        reads = self.reading
-        shown = subject_picture(picture, None, reads.size, "original", 0.0)
+        shown = self._shown(picture)
         height, width = target.shape[1:3]
         window = draw_window(changed, height, width, min(height, width), generator)
         source, target = (_resized(image, window, self.side) for image in (source, target))
         if torch.rand((), generator=generator) < 0.5:
             source, target = source.flip(2), target.flip(2)
         return {"object": shown[0], "target": target[0], "source": source[0]}
+
+    def _shown(self, picture: Tensor) -> Tensor:
+        """The object as Image-Conditioned Pix2Pix shows it: cut out by its alpha channel, else as it is."""
+        reads = self.reading
+        alpha = picture[..., 3] if picture.shape[-1] == 4 else None
+        background = "original" if alpha is None else "black"
+        return subject_picture(
+            picture, alpha, reads.size, background, reads.margin, "--data: a triplet's object"
+        )
 
 
 def frame_names(record: Record) -> list[str]:
@@ -166,12 +174,18 @@ def changed_box(source: Tensor, target: Tensor) -> Box:
 
 
 def read_picture(data: bytes) -> Tensor:
-    """(1, H, W, 3 or 4) in [0, 1]; greys become colours, an alpha channel stays."""
-    import numpy as np
-    from PIL import Image
+    """(1, H, W, 3 or 4) in [0, 1], as the camera was held; greys become colours, an alpha channel stays.
 
-    picture = Image.open(io.BytesIO(data))
-    picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    Raises ValueError for what is no picture.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"--data: a record holds a picture that cannot be read ({error}).") from error
     return torch.from_numpy(np.array(picture)).float()[None] / 255
 
 

@@ -118,10 +118,33 @@ def new_adapter(encoder: nn.Module, optimizer: bool, context: int, size: int, **
     return layouts.build(AdapterConfig(reading, context=context, **numbers))  # pyright: ignore[reportArgumentType]
 
 
+def check_pair(encoder: nn.Module, adapter: nn.Module, context: int) -> None:
+    """Raises ValueError for an adapter of another encoder, or of another width than the UNet's context."""
+    config: Any = adapter.config
+    reads: Reading = config.reading
+    given = reading_of(encoder, reads.size, reads.nothing)
+    for what in ("encoder", "width", "registers", "size"):
+        if getattr(given, what) != getattr(reads, what):
+            raise ValueError(
+                f"--encoder: its {what} is {getattr(given, what)}, but the adapter was made for"
+                f" {getattr(reads, what)}; give the encoder it was trained with."
+            )
+    if config.context != context:
+        raise ValueError(
+            f"--adapter: its context is {config.context} wide, but the UNet reads {context}; give an adapter"
+            " for this UNet."
+        )
+
+
 def reading_of(encoder: nn.Module, size: int, nothing: str) -> Reading:
-    """What an adapter will read of the encoder: all tokens, of pictures `size` pixels square."""
+    """What an adapter will read of the encoder: all tokens, of pictures `size` pixels square.
+
+    An optimizer, whose nothing is "zeros", sees objects in their surroundings unless an alpha channel cuts
+    them out.
+    """
     config: Any = encoder.config
+    zeros = nothing == "zeros"
+    facts: dict[str, Any] = {"nothing": nothing, "background": "original" if zeros else "black"}
     if isinstance(encoder, dinov2.DinoV2):
-        return Reading(width=config.width, registers=config.registers, size=size, nothing=nothing)  # type: ignore
-    tokens = "last" if nothing == "zeros" else "normed"
-    return Reading(CLIP, config.hidden_size, 0, config.image_size, tokens, nothing=nothing)  # type: ignore
+        return Reading(width=config.width, registers=config.registers, size=size, **facts)
+    return Reading(CLIP, config.hidden_size, 0, config.image_size, "last" if zeros else "normed", **facts)

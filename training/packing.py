@@ -14,19 +14,23 @@ def pack_pictures(folder: Path, shards: Path, per_shard: int = 1000) -> int:
     """Write the folder's objects as shards and return how many there are.
 
     A subfolder is one object, its pictures the views in natural order; pictures in the folder itself are one
-    object each. Masks stand beside them (cat_mask.png, cat-mask.png) or are their alpha channel. A subfolder
-    with pictures named source, target and object is a triplet. Raises ValueError when there is none.
+    object each, after those. Masks stand beside them (cat_mask.png, cat-mask.png) or are their alpha
+    channel. A subfolder with pictures named source, target and object is a triplet. Raises ValueError when
+    there is none, or shards are there already.
     """
     return write_shards(_records(folder), shards, per_shard)
 
 
 def _records(folder: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    objects = sorted((path for path in folder.iterdir() if path.is_dir()), key=natural_order)
-    for number, path in enumerate(objects):
-        yield f"{number:08d}", _triplet(path) or _views(list_references(path))
-    if not objects:
-        for number, pair in enumerate(list_references(folder)):
-            yield f"{number:08d}", _views([pair])
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    objects = sorted((path for path in visible if path.is_dir()), key=natural_order)
+    loose = any(path.is_file() and path.suffix.lower() in SUFFIXES for path in visible)
+    number = 0
+    for number, path in enumerate(objects, 1):
+        yield f"{number - 1:08d}", _triplet(path) or _views(list_references(path))
+    if loose or not objects:
+        for place, pair in enumerate(list_references(folder), number):
+            yield f"{place:08d}", _views([pair])
 
 
 def _triplet(folder: Path) -> dict[str, bytes] | None:
@@ -50,8 +54,8 @@ def _views(pairs: list[tuple[Path, Path | None]]) -> dict[str, bytes]:
 
 
 def _as_png(path: Path) -> bytes:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     data = io.BytesIO()
-    Image.open(path).save(data, "PNG")
+    ImageOps.exif_transpose(Image.open(path)).save(data, "PNG")  # a PNG would lose the camera's orientation
     return data.getvalue()

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 INDEX = "inlay-shards.json"  # how many records each shard of a folder holds
 OPEN_SHARDS = 4
+SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # what marks a datasets folder
 ROWS = 1024  # of a datasets folder, that are shuffled among themselves
 Record = dict[str, bytes]
 Places = dict[str, tuple[int, int]]  # field name -> (offset, size) in the shard
@@ -34,10 +35,13 @@ class Source(Protocol):
 
 
 def open_source(folder: Path) -> Source:
-    """The records in a folder. Raises ValueError when it holds neither shards nor a datasets folder."""
+    """The records in a folder.
+
+    Raises ValueError when it holds neither shards nor a datasets folder, or splits without "train".
+    """
     if sorted(folder.glob("*.tar")):
         return Shards(folder)
-    if (folder / "dataset_info.json").is_file() or (folder / "state.json").is_file():
+    if any((folder / name).is_file() for name in SAVED):
         return DatasetsFolder(folder)
     raise ValueError(
         f"--data: {folder} holds neither WebDataset shards (*.tar) nor a datasets folder; make shards with"
@@ -107,8 +111,11 @@ def write_shards(records: Iterable[tuple[str, Mapping[str, bytes]]], folder: Pat
     """Write (name, fields) records as shards 000000.tar ... with their index; returns how many records.
 
     Names may hold no dot, which ends a record's name in WebDataset. A shard appears when it is complete.
+    Raises ValueError for a folder that holds shards already: those beyond ours would be trained on as well.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("*.tar")):
+        raise ValueError(f"shards: {folder} holds shards already; delete them, or give a new folder.")
     counts: dict[str, int] = {}
     total = 0
     for number, group in enumerate(_groups(records, per_shard)):
@@ -153,6 +160,12 @@ class DatasetsFolder:
 
         table: Any = datasets.load_from_disk(str(self.folder))
         if isinstance(table, datasets.DatasetDict):
+            if "train" not in table:
+                splits = ", ".join(str(name) for name in table)
+                raise ValueError(
+                    f"--data: {self.folder} has no split 'train', only {splits}; give the folder of one of"
+                    " them."
+                )
             table = table["train"]
         encoded = datasets.Image(decode=False)
         self.pictures: list[str] = []

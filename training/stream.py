@@ -5,6 +5,9 @@ needs. Step n of a run with batch B uses the records n B to n B + B - 1, and pro
 ...; so two processes see what one would, and a resumed run goes on where it stopped without counting.
 """
 
+import logging
+import os
+import signal
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -18,6 +21,7 @@ from .data import generator_at
 from .records import Record, Source
 
 ORDER, EXAMPLE = 2, 3  # streams of random numbers, beside those of `generator_at`
+TRIES = 10  # records in a row that may be unusable
 
 
 class Order:
@@ -51,7 +55,10 @@ def _rows(size: int, seed: int, epoch: int, block: int) -> torch.Tensor:
 
 
 class Examples(Dataset):
-    """k -> the example made of the k-th record; `make(record, generator)` draws from the generator alone."""
+    """k -> the example made of the k-th record; `make(record, generator)` draws from the generator alone.
+
+    Where that one is unusable, which a warning says, it is the next one's: still a function of k.
+    """
 
     def __init__(
         self, source: Source, seed: int, make: Callable[[Record, torch.Generator], dict[str, torch.Tensor]]
@@ -60,8 +67,17 @@ class Examples(Dataset):
         self.order = Order(source.sizes, seed)
 
     def __getitem__(self, k: int) -> dict[str, Any]:
-        record = self.source.read(*self.order[k])
-        return {**self.make(record, generator_at(self.seed, k, EXAMPLE)), "number": k}
+        """Raises ValueError, with the last reason, where `TRIES` records in a row are unusable."""
+        why: Exception | None = None
+        for place in range(k, k + TRIES):
+            block, row = self.order[place]
+            try:
+                record = self.source.read(block, row)
+                return {**self.make(record, generator_at(self.seed, k, EXAMPLE)), "number": k}
+            except (ValueError, OSError) as error:
+                why = error
+                logging.warning(f"Record {row} of block {block} is left out: {error}")
+        raise ValueError(f"--data: {TRIES} records in a row cannot be used, the last because: {why}") from why
 
 
 class Steps:
@@ -97,4 +113,13 @@ def loader(examples: Examples, steps: Steps, workers: int) -> DataLoader:
         persistent_workers=False,
         pin_memory=torch.accelerator.is_available(),
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_apart,
     )
+
+
+def _apart(worker: int) -> None:
+    """A signal to the whole group asks the training to stop, which still needs its data until then."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

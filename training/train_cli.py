@@ -9,8 +9,9 @@
 
 --data is a folder of WebDataset shards or a Hugging Face datasets folder. Under `accelerate launch` every
 process takes its share of a batch, and one process with the same batch gets the same losses up to rounding.
-Stopped or killed, the same command goes on from the last checkpoint, in <out>.run. The adapter, with its
-DINOv2, is --out; the UNet stands beside it as <name>.unet.safetensors.
+Stopped or killed, the same command goes on from the last checkpoint, in <out>.run; Ctrl-C and SIGTERM leave one
+of the step they came in. The adapter, with its DINOv2, is --out; the UNet stands beside it as
+<name>.unet.safetensors.
 
 https://github.com/inlay-nodes/inlay/blob/main/docs/adapters.md says more.
 
@@ -26,6 +27,11 @@ from typing import Any
 from .loop import Diverged
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 130
+# What a resumed run must be asked for again; --steps may grow, and the rest changes no more than the speed.
+SAME = (
+    "stage", "data", "unet", "unet_weights", "vae", "scheduler", "encoder", "adapter", "side", "size",
+    "window", "width", "depth", "heads", "tokens", "rate", "warm_up", "seed",
+)  # fmt: skip
 STAGES = {
     "views": "IMPRINT's first stage: another view of an object",
     "compose": "its second stage: an object into the hole of a picture",
@@ -106,6 +112,7 @@ def _train(options: argparse.Namespace) -> None:
     run = accelerated.Run(
         options.out.with_suffix(".run"), options.steps, options.batch or stage.batch, options.passes,
         options.workers, options.save_every, options.seed, options.precision, options.tensorboard,
+        asked_for(options) | {"batch": options.batch or stage.batch},
     )  # fmt: skip
 
     def tell(step: int, loss: float, seconds: float) -> None:
@@ -121,6 +128,12 @@ def _train(options: argparse.Namespace) -> None:
             print(file)
 
 
+def asked_for(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `SAME` as JSON holds them, by the names they have on the command line."""
+    values = {name.replace("_", "-"): getattr(options, name) for name in SAME}
+    return {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in values.items()}
+
+
 def _stage(stage, options: argparse.Namespace):
     if options.rate is not None:
         phases = tuple(replace(p, rates=dict.fromkeys(p.rates, options.rate)) for p in stage.phases)
@@ -132,23 +145,37 @@ def assemble(options: argparse.Namespace, stage):
     """The module to train, from the folders and files that were named."""
     import torch
 
+    from ..encoders.dinov2 import DinoV2
     from . import adapters, foundations
 
     torch.manual_seed(options.seed)  # fresh adapters are the same in every process
     if options.encoder is None and options.adapter is None:
         raise ValueError("--encoder: there is none; give the folder of a DINOv2 or a CLIP.")
     unet = foundations.load_unet(options.unet, stage.channels, options.unet_weights)
+    config: Any = unet.config
     adapter, encoder = foundations.read_adapter(options.adapter) if options.adapter else (None, None)
-    encoder = foundations.load_encoder(options.encoder) if options.encoder else encoder
+    if options.encoder is not None:
+        if encoder is not None:
+            raise ValueError(
+                f"--encoder: {options.adapter.name} holds the encoder it was trained with; leave --encoder"
+                " out."
+            )
+        encoder = foundations.load_encoder(options.encoder)
     if encoder is None:
         raise ValueError("--encoder: the adapter's file holds none; give the folder it was trained with.")
+    if "encoder" in stage.trains and not isinstance(encoder, DinoV2):
+        raise ValueError(
+            f"--encoder: stage '{stage.name}' trains the encoder, and only a DINOv2 can be written beside the"
+            " adapter; give a DINOv2, or a CLIP to another stage."
+        )
     if adapter is None:
         numbers = {"tokens": options.tokens}
         if stage.name != "insert":
             numbers |= {"width": options.width, "depth": options.depth, "heads": options.heads}
-        config: Any = unet.config
         width = config.cross_attention_dim
         adapter = foundations.new_adapter(encoder, stage.name == "insert", width, options.size, **numbers)
+    else:
+        foundations.check_pair(encoder, adapter, config.cross_attention_dim)
     diffusion = foundations.load_diffusion(options.scheduler)
     return adapters.AdapterTrainee(encoder, adapter, unet, diffusion, adapters.by_diffusers)
 

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from inlay import dev
+from inlay.headless.server import loopback_port
 
 CONFIG = """
 checkpoint = "tiny.safetensors"
@@ -63,7 +64,11 @@ def command(folder, out, steps=4, save_every=100, launcher=()):
 
 def start(command, folder, comfyui_path):
     """Without `inlay` on the import path: the folder itself is what is run, whatever it is called."""
-    environment = os.environ | {"COMFYUI_PATH": str(comfyui_path), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "COMFYUI_PATH": str(comfyui_path),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
     environment.pop("PYTHONPATH", None)
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
@@ -108,14 +113,19 @@ def test_the_same_config_is_not_trained_again(folder, comfyui_path, alone):
 
 
 def test_two_processes_learn_what_one_learns(folder, comfyui_path, alone):
-    """At the same global batch of 2. Only the order of float32 sums differs: 1e-4 of the largest weight."""
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+    """At the same global batch of 2, to 1e-4 of every matrix.
+
+    Only the order of float32 sums differs. Adam divides a gradient by its own size, so single numbers whose
+    gradient is next to nothing may differ by more.
+    """
+    # what `accelerate launch` itself uses on accelerators; of CPU processes it starts one alone
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(loopback_port())]
     facts, lora, _ = learned(folder, comfyui_path, out="group", launcher=launcher)
+    assert (alone[0]["processes"], facts["processes"]) == (1, 2)
     assert lora.keys() == alone[1].keys()
     assert facts["loss"] == pytest.approx(alone[0]["loss"], rel=1e-4)
     for key, weight in alone[1].items():
-        torch.testing.assert_close(lora[key], weight, rtol=0, atol=1e-4 * float(weight.abs().max()) + 1e-8)
+        assert float((lora[key] - weight).norm()) <= 1e-4 * float(weight.norm()) + 1e-8, key
     assert [path.suffix for path in (folder / "group").iterdir() if path.suffix == ".resume"] == []
 
 

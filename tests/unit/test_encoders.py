@@ -200,6 +200,7 @@ def test_fewer_tokens_keep_the_leading_ones_and_average_the_patches():
     assert torch.equal(thin(context, 4, 5), context[:, :4])  # no room for patches
     queries = torch.randn(1, 77, 3)
     assert torch.equal(thin(queries, 20, 1), queries[:, :20])  # no square grid
+    assert torch.equal(thin(context, 9, None), context[:, :9])  # queries whose number happens to be one
 
 
 def test_strength_goes_from_nothing_to_the_object():

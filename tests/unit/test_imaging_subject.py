@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from inlay.imaging.levels import LEVELS, level_preview, mask_level
 from inlay.imaging.masks import box_mask
@@ -46,7 +47,7 @@ def test_the_original_background_stays_and_its_border_is_repeated():
     square = subject_picture(image, mask, 16, "original", margin=0.0)
     assert torch.allclose(square[:, :, 4:], image[:, 0:16, 0:12], atol=1e-6)
     assert torch.allclose(square[:, :, :4], image[:, 0:16, :1].expand(-1, -1, 4, -1), atol=1e-6)
-    whole = subject_picture(image[:, :, :20], None, 30, "original", margin=0.0)
+    whole = subject_picture(image[:, :, :20], None, 30, "original", margin=0.2)  # framed already
     assert torch.allclose(whole[:, :, 5:25], image[:, :, :20], atol=1e-6)
 
 
@@ -148,6 +149,34 @@ def test_levels_are_the_same_wherever_the_object_stands():
         assert torch.equal(mask_level(moved, level)[:, 50:90, 40:80], mask_level(small, level))
 
 
+def ring(side):
+    """A thick ring with a gap, (1, side, side)."""
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, side)] * 2, indexing="ij")
+    radius = (y**2 + x**2).sqrt()
+    return (((radius < 0.95) & (radius > 0.5)) & ~((x > 0) & (y.abs() < 0.25))).float()[None]
+
+
+def test_a_large_object_costs_no_more_and_has_the_levels_of_a_smaller_one():
+    large, small = ring(1500), ring(500)
+    made, costs = [], []
+    for mask in (large, small):
+        with FlopCounterMode(display=False) as counter:
+            made.append(mask_level(mask, 3))
+        costs.append(counter.get_total_flops())
+    assert costs[0] <= 1.5 * costs[1]  # at one scale it would be nine times as much and more
+    second = mask_level(large, 2)
+    assert (large <= second).all()
+    assert (second <= made[0]).all()
+    assert (made[0] <= box_mask(large)).all()
+    assert abs(float(made[0].mean() - made[1].mean())) < 0.01
+
+
+def test_a_line_that_is_longer_than_what_is_worked_on_stays():
+    line = torch.zeros(1, 4, 2000)
+    line[:, 1, 10:1990] = 1
+    assert torch.equal(mask_level(line, 3), line)  # its box is the line
+
+
 def test_an_empty_mask_is_an_error():
     with pytest.raises(ValueError, match="mask: it is empty"):
         mask_level(torch.zeros(1, 9, 9), 3)
@@ -161,3 +190,9 @@ def test_the_preview_shows_the_four_side_by_side():
     tinted = [(shown[0, :, 20 * k : 20 * k + 20] != shown[0, :, 0:20]).any(-1) for k in range(4)]
     assert not tinted[0].any()
     assert torch.equal(tinted[3], (mask_level(mask, 4) - mask)[0] > 0.5)
+
+
+def test_the_preview_of_a_large_picture_is_small():
+    assert level_preview(picture(1500, 600), masked(1500, 600, 100, 100, 1400, 500)).shape == (
+        1, 1024, 4 * 410, 3
+    )  # fmt: skip

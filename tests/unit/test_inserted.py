@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from inlay.lab.inserted import HELD, found, held_out_scene, measured
+from inlay.lab import world
+from inlay.lab.inserted import HELD, found, held_out_scene, kind_and_others, measured
 from inlay.lab.judge import load_judge
 
 
@@ -34,6 +35,20 @@ def test_scenes_have_things_about_and_a_free_place(scenes):
         assert torch.equal(scene.source, held_out_scene(index).source)
 
 
+def test_every_class_meets_one_thing_and_two():
+    met = [kind_and_others(index) for index in range(2 * len(world.CLASSES))]
+    assert sorted(met) == sorted((kind, others) for kind in world.CLASSES for others in (1, 2))
+
+
+def test_a_picture_that_is_spoiled_evenly_is_not_kept(scenes):
+    """No patch changed, and yet not every pixel is what it was."""
+    scene = scenes[0]
+    noise = 0.1 * torch.rand(scene.source.shape, generator=torch.Generator().manual_seed(0))
+    numbers = measured(load_judge(), scene, (scene.source + noise).clamp(0, 1), scene.source)
+    assert numbers["there"] == 0
+    assert numbers["kept"] < 0.95
+
+
 def test_the_truth_counts_as_inserted_and_the_source_does_not(scenes):
     judge = load_judge()
     truth = [measured(judge, scene, scene.truth, scene.source) for scene in scenes]
@@ -42,6 +57,7 @@ def test_the_truth_counts_as_inserted_and_the_source_does_not(scenes):
     assert all(one["kept"] > 0.9 for one in truth)
     nothing = [measured(judge, scene, scene.source, scene.source) for scene in scenes]
     assert all(one[HELD] == one["there"] == 0 for one in nothing)
+    assert all(one["kept"] == pytest.approx(1, abs=1e-3) for one in nothing)
 
 
 def test_a_thing_on_top_of_another_is_in_no_free_place(scenes):

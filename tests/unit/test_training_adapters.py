@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 from inlay.encoders.adapter import AdapterConfig, ContentAdapter, Reading
 from inlay.encoders.dinov2 import DinoConfig, DinoV2
-from inlay.training import adapters, train_cli
+from inlay.training import adapters, runs, train_cli
 from inlay.training.adapters import (
     COMPOSE,
     INSERT,
@@ -31,7 +32,7 @@ from inlay.training.adapters import (
 )
 from inlay.training.data import generator_at
 from inlay.training.engine import Diffusion
-from inlay.training.foundations import load_diffusion, load_unet, read_adapter
+from inlay.training.foundations import check_pair, load_diffusion, load_encoder, load_unet, read_adapter
 
 DINO = DinoConfig(32, 1, 2, 64, False, 4, grid=4)
 READS = Reading(width=32, size=28)
@@ -213,6 +214,21 @@ def test_what_is_left_out_is_nothing(nothing):
         assert torch.allclose(rows[1], other[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("tokens", ["last", "normed", "pooled"])
+def test_clip_is_read_in_any_version_of_transformers(world, tokens):
+    clip: Any = load_encoder(world / "clip")
+    pixels = torch.randn(2, 3, 28, 28)
+    got = adapters.read_tokens(clip, Reading("clip", 32, 0, 28, tokens), pixels)
+    output = clip(pixel_values=pixels)
+    if tokens == "pooled":
+        assert torch.allclose(got[:, 0], output.pooler_output, atol=1e-6)
+    else:
+        norm = (
+            getattr(clip, "vision_model", clip).post_layernorm if tokens == "normed" else torch.nn.Identity()
+        )
+        assert torch.equal(got, norm(output.last_hidden_state))
+
+
 def test_a_widened_unet_predicts_what_it_did(tmp_path):
     plain = unet(4)
     plain.save_pretrained(tmp_path)
@@ -343,6 +359,7 @@ def test_insertion_trains_an_embedding_optimizer(packed, tmp_path):
     assert train_cli.main(options(*stage, "--steps", 2)) == 0
     state = load_file(out)
     assert state["adapter.queries"].shape == (77, 16)
+    assert read(out)[0].config.reading == Reading("clip", 32, 0, 28, background="original", nothing="zeros")
     assert not any(name.startswith("encoder.") for name in state)  # CLIP stays where it is
     unet_state = load_file(tmp_path / "insert.unet.safetensors")
     start = load_unet(packed / "pix2pix", 8).state_dict()
@@ -370,12 +387,107 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(packed, tmp_path, monkeypatch):
     assert train_cli.main(options(*stage(stopped), "--save-every", 2)) == train_cli.STOPPED
     monkeypatch.undo()
     folder = stopped.with_suffix(".run")
-    assert [step for step, _ in accelerated.checkpoints(folder)] == [2]
+    assert [step for step, _ in runs.checkpoints(folder)] == [2]
     (folder / "partial-000004").mkdir()  # what a kill in the middle of saving leaves
     assert train_cli.main(options(*stage(stopped), "--save-every", 2)) == 0
     assert losses(stopped) == losses(whole)
     one, two = load_file(whole), load_file(stopped)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_of_the_step_it_came_in(packed, tmp_path, monkeypatch, number):
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+
+    def stage(out):
+        return ["views", *common(packed, "shards", out), "--encoder", packed / "dino", "--steps", 4]
+
+    assert train_cli.main(options(*stage(whole))) == 0
+    from inlay.training import accelerated
+
+    def tap(accelerator, run, step, loss):
+        log(accelerator, run, step, loss)
+        if step == 0:
+            signal.raise_signal(number)
+
+    log, before = accelerated._log, signal.getsignal(number)
+    monkeypatch.setattr(accelerated, "_log", tap)
+    assert train_cli.main(options(*stage(stopped))) == train_cli.STOPPED
+    monkeypatch.undo()
+    assert signal.getsignal(number) is before
+    assert [step for step, _ in runs.checkpoints(stopped.with_suffix(".run"))] == [2]  # told after the first
+    assert not stopped.exists()
+    assert train_cli.main(options(*stage(stopped))) == 0
+    assert losses(stopped) == losses(whole)
+    one, two = load_file(whole), load_file(stopped)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_goes_on_only_with_what_it_was_started_with(packed, tmp_path, capsys):
+    out = tmp_path / "out.safetensors"
+
+    def again(*more):
+        stage = ["views", *common(packed, "shards", out), "--encoder", packed / "dino", "--save-every", 2]
+        return train_cli.main(options(*stage, *more))
+
+    assert again("--steps", 5) == 0
+    for change, says in (
+        (("--seed", 1), "--seed: the run in "),
+        (("--batch", 2), "was started with 4, not with 2"),
+        (("--rate", 1e-2), "--rate: the run in "),
+        (("--data", packed / "triplets"), "--data: the run in "),
+    ):
+        assert again("--steps", 5, *change) == train_cli.WRONG
+        assert says in capsys.readouterr().err
+    assert again("--steps", 3) == train_cli.WRONG
+    assert "--steps: the run in " in capsys.readouterr().err
+    assert len(losses(out)) == 5
+    assert again("--steps", 6, "--passes", 2) == 0  # it may grow, and in other portions
+    assert len(losses(out)) == 6
+
+
+def test_the_weights_are_gathered_while_the_processes_are_together(packed, tmp_path, monkeypatch):
+    """Under FSDP gathering talks to the other processes, which the end of the training takes leave of."""
+    from accelerate import Accelerator
+
+    said = []
+    for name in ("get_state_dict", "end_training"):
+        own = getattr(Accelerator, name)
+        monkeypatch.setattr(Accelerator, name, lambda *a, own=own, name=name: said.append(name) or own(*a))
+    stage = ["views", *common(packed, "shards", tmp_path / "out.safetensors"), "--encoder", packed / "dino"]
+    assert train_cli.main(options(*stage, "--steps", 1)) == 0
+    assert said[-2:] == ["get_state_dict", "end_training"]
+
+
+def test_compose_takes_a_clip_that_stays_as_it_is(packed, tmp_path):
+    out = tmp_path / "compose.safetensors"
+    stage = ["compose", *common(packed, "shards", out), "--encoder", packed / "clip", "--steps", 1]
+    assert train_cli.main(options(*stage)) == 0
+    adapter, encoder = read(out)
+    assert adapter.config.reading == Reading("clip", 32, 0, 28, "normed")
+    assert encoder is None
+
+
+def test_an_adapter_is_trained_on_with_its_own_encoder(packed, tmp_path, capsys):
+    own, bare = tmp_path / "own.safetensors", tmp_path / "bare.safetensors"
+    dino = "--encoder", packed / "dino"
+    assert train_cli.main(options("views", *common(packed, "shards", own), *dino, "--steps", 1)) == 0
+    clip = "--encoder", packed / "clip"
+    assert train_cli.main(options("compose", *common(packed, "shards", bare), *clip, "--steps", 1)) == 0
+    for adapter, encoder, says in (
+        (own, dino, "own.safetensors holds the encoder it was trained with; leave --encoder out"),
+        (bare, dino, "--encoder: its encoder is dinov2, but the adapter was made for clip"),
+    ):
+        stage = ["compose", *common(packed, "shards", tmp_path / "next.safetensors"), "--adapter", adapter]
+        assert train_cli.main(options(*stage, *encoder, "--steps", 1)) == train_cli.WRONG
+        assert says in capsys.readouterr().err
+
+
+def test_an_adapter_of_another_unet_is_named():
+    module = trainee()
+    check_pair(module.encoder, module.adapter, 16)
+    with pytest.raises(ValueError, match="--adapter: its context is 16 wide, but the UNet reads 24"):
+        check_pair(module.encoder, module.adapter, 24)
 
 
 def test_passes_add_up_to_the_same_step(packed, tmp_path):
@@ -396,6 +508,7 @@ def test_passes_add_up_to_the_same_step(packed, tmp_path):
         (["--encoder", "{root}/dino", "--data", "{root}/photos"], "neither WebDataset shards"),
         (["--encoder", "{root}/dino", "--batch", 5, "--passes", 2], "--batch: 5 is no multiple of 1"),
         (["--encoder", "{root}/dino", "--unet", "{root}/pix2pix"], "--unet: it reads 8 channels"),
+        (["--encoder", "{root}/clip"], "--encoder: stage 'views' trains the encoder, and only a DINOv2"),
     ],
 )
 def test_what_is_wrong_is_said(packed, tmp_path, capsys, change, says):
@@ -406,24 +519,45 @@ def test_what_is_wrong_is_said(packed, tmp_path, capsys, change, says):
 
 
 def launch(packed, out, processes, *more):
-    """The command under `accelerate launch`, in a process group of its own."""
+    """The command in so many processes, told of one another as `torchrun` tells them.
+
+    On a CPU `accelerate launch` starts one, whatever it is asked for.
+    """
     import inlay
 
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", processes,
-        "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "inlay", "train",
-        "views", *common(packed, "shards", out), "--encoder", packed / "dino", *more,
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "inlay", "train", "views", *common(packed, "shards", out)]
+    command = [str(part) for part in (*command, "--encoder", packed / "dino", *more)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     paths = {"PYTHONPATH": str(Path(inlay.__path__[0]).parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [str(part) for part in command], cwd=out.parent, env=os.environ | paths, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    others = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes}
+    started = []
+    for rank in range(processes):
+        own = {**paths, **others, "RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"}
+        environment = os.environ | {name: str(value) for name, value in own.items()}
+        said = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
+        started.append(
+            subprocess.Popen(
+                command, cwd=out.parent, env=environment, stdout=subprocess.DEVNULL, stderr=said, text=True
+            )
+        )
+    return started
 
 
-def finish(process):
-    _, said = process.communicate()
-    assert process.returncode == 0, said
+def finish(processes, code=0):
+    _, said = processes[0].communicate()
+    assert [process.wait() for process in processes] == [code] * len(processes), said
+
+
+def wait_for(processes, out, steps):
+    """Until so many steps are done, or the training has ended too soon."""
+    log = out.with_suffix(".run") / "log.jsonl"
+    while processes[0].poll() is None:
+        if log.exists() and log.read_text(encoding="utf-8").count("\n") >= steps:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"it ended before step {steps}: {processes[0].communicate()[1]}")
 
 
 @pytest.mark.slow
@@ -438,18 +572,29 @@ def test_two_processes_give_the_losses_of_one(packed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="kills a process group")
 def test_killed_workers_go_on_from_the_last_checkpoint(packed, tmp_path):
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     steps = "--steps", 150, "--save-every", 5
     finish(launch(packed, whole, 2, *steps))
-    process = launch(packed, killed, 2, *steps)
-    log = killed.with_suffix(".run") / "log.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text(encoding="utf-8").count("\n") >= 12):
-        time.sleep(0.05)
-    assert process.poll() is None, "it was done before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    processes = launch(packed, killed, 2, *steps)
+    wait_for(processes, killed, 12)
+    for process in processes:
+        process.kill()
+        process.communicate()
     assert len(losses(killed)) < 150
     finish(launch(packed, killed, 2, *steps))
     assert losses(killed) == pytest.approx(losses(whole), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="there a process cannot be told to stop")
+def test_processes_agree_on_the_step_they_stop_after(packed, tmp_path):
+    """Only one of them is told."""
+    out = tmp_path / "out.safetensors"
+    processes = launch(packed, out, 2, "--steps", 4000, "--save-every", 4000)
+    wait_for(processes, out, 3)
+    processes[1].send_signal(signal.SIGTERM)
+    finish(processes, train_cli.STOPPED)
+    ((step, folder),) = runs.checkpoints(out.with_suffix(".run"))
+    assert step == len(losses(out))
+    assert len(list(folder.glob("random_states_*.pkl"))) == 2

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from inlay.headless.server import loopback_port
 from inlay.training.engine import ALONE
 from inlay.training.processes import open_group, shared_out
 from inlay.training.recipes import DREAMMIX
@@ -53,7 +54,8 @@ adapter = attach(net, recipe.adapter, torch.float32, 0)
 trainee = Trainee(net, Diffusion(torch.linspace(0.03, 14, 1000), "epsilon"), adapter, torch.float32, cpu)
 losses = finetune(trainee, recipe, examples(6, 1), 7, examples(5, 2), group=group)
 if group.number == 0:
-    save_file(adapter.export(lambda path: path) | {"losses": torch.tensor(losses)}, out)
+    facts = {"losses": torch.tensor(losses), "processes": torch.tensor(group.size)}
+    save_file(adapter.export(lambda path: path) | facts, out)
 close_group(group)
 """
 
@@ -63,19 +65,11 @@ def launch(tmp_path, processes, accumulation, steps):
     script.write_text(TRAIN, encoding="utf-8")
     start = [sys.executable]
     if processes > 1:
-        start += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-        start += [
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            "0",
-        ]
+        # what `accelerate launch` itself uses on accelerators; of CPU processes it starts one alone
+        start += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        start += ["--master_port", str(loopback_port())]
     command = [*start, str(script), str(out), str(accumulation), str(steps)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(out)
@@ -84,6 +78,7 @@ def launch(tmp_path, processes, accumulation, steps):
 def test_two_processes_learn_what_one_learns(tmp_path):
     """The same examples, noise and steps; only the order of float32 sums differs: 1e-5 after 20 steps."""
     one, two = (launch(tmp_path, processes, accumulation=2, steps=20) for processes in (1, 2))
+    assert (one.pop("processes"), two.pop("processes")) == (1, 2)
     assert one.keys() == two.keys()
     assert one["losses"][-1] < one["losses"][0]
     for name in one:

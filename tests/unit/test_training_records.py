@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import logging
 import tarfile
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from PIL import Image
 
 from inlay.encoders.adapter import Reading
 from inlay.imaging.perturb import Perturbation, lookup_table, perturb, relight
+from inlay.imaging.subject import subject_picture
 from inlay.training.data import generator_at
-from inlay.training.examples import Compositions, Insertions, Views, draw_pair, draw_window
+from inlay.training.examples import Compositions, Insertions, Views, draw_pair, draw_window, read_picture
+from inlay.training.packing import pack_pictures
 from inlay.training.records import Shards, open_source, places, write_shards
-from inlay.training.stream import Examples, Order, Steps, loader
+from inlay.training.stream import TRIES, Examples, Order, Steps, loader
 
 READS = Reading(width=32, size=28)
 
@@ -133,6 +136,56 @@ def test_lists_of_frames_in_a_datasets_folder(tmp_path):
 def test_another_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="neither WebDataset shards"):
         open_source(tmp_path)
+
+
+def test_the_training_split_of_several_is_read(tmp_path):
+    datasets = pytest.importorskip("datasets")
+
+    def rows(value):
+        features = datasets.Features({"source": datasets.Image()})
+        return datasets.Dataset.from_dict({"source": [{"bytes": value, "path": None}]}, features)
+
+    datasets.DatasetDict({"test": rows(b"no"), "train": rows(b"yes")}).save_to_disk(tmp_path / "both")
+    assert open_source(tmp_path / "both").read(0, 0) == {"source": b"yes"}
+    datasets.DatasetDict({"test": rows(b"a"), "rest": rows(b"b")}).save_to_disk(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"--data: .* has no split 'train', only test, rest"):
+        open_source(tmp_path / "none")
+
+
+# -- packing
+
+
+def test_loose_pictures_are_packed_beside_folders_of_views(tmp_path):
+    image, mask = disc()
+    photos = tmp_path / "photos"
+    for folder in ("cup 1", "cup 2", ".thumbs"):
+        (photos / folder).mkdir(parents=True)
+        (photos / folder / "0.png").write_bytes(png(image))
+    (photos / "loose.png").write_bytes(png(mask))
+    assert pack_pictures(photos, tmp_path / "shards") == 3
+    source = open_source(tmp_path / "shards")
+    assert [source.read(0, row) for row in range(3)] == [{"000.png": png(x)} for x in (image, image, mask)]
+    (photos / "loose.png").unlink()
+    assert pack_pictures(photos, tmp_path / "again") == 2
+
+
+def test_shards_of_an_earlier_packing_are_not_mixed_in(tmp_path):
+    pack(tmp_path, [{"a.png": b"1"}] * 9)
+    with pytest.raises(ValueError, match="holds shards already"):
+        pack(tmp_path, [{"a.png": b"2"}])
+    assert open_source(tmp_path).sizes == [4, 4, 1]
+
+
+@pytest.mark.parametrize("kind", ["jpg", "tif"])
+def test_pictures_stand_as_the_camera_was_held(tmp_path, kind):
+    lying = Image.new("RGB", (30, 20), (200, 20, 20))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: a quarter turn
+    (tmp_path / "photos").mkdir()
+    lying.save(tmp_path / "photos" / f"cup.{kind}", exif=turned)
+    pack_pictures(tmp_path / "photos", tmp_path / "shards")
+    (data,) = open_source(tmp_path / "shards").read(0, 0).values()
+    assert read_picture(data).shape == (1, 30, 20, 3)
 
 
 # -- order
@@ -267,6 +320,48 @@ def test_triplets_of_either_column_set(names):
     changed = (example["target"] - example["source"]).abs().mean(-1) > 0.15
     assert 0.1 < changed.float().mean() < 0.4
     assert torch.allclose(example["object"][14, 14], torch.tensor([0.9, 0.2, 0.1]), atol=0.02)
+
+
+def test_insertion_shows_the_object_as_the_node_does():
+    """Framed already where nothing cuts it out, and by its alpha channel on black where it has one."""
+    record, make = triplet(), Insertions(Reading(width=32, size=28, margin=0.2), side=32)
+    shown = make(record, generator_at(0, 1))["object"]
+    assert torch.equal(shown, subject_picture(read_picture(record["object.png"]), None, 28, "original", 0)[0])
+    image, mask = disc()
+    record["object.png"] = png(torch.cat([image, mask[..., None]], -1))
+    shown, cut = make(record, generator_at(0, 1))["object"], read_picture(record["object.png"])
+    assert torch.equal(shown, subject_picture(cut, cut[..., 3], 28, "black", 0.2)[0])
+    assert not shown[0, 0].any()
+    record["object.png"] = png(torch.cat([image, 0 * mask[..., None]], -1))
+    with pytest.raises(ValueError, match="--data: a triplet's object: it is empty"):
+        make(record, generator_at(0, 1))
+
+
+def test_what_is_no_picture_is_named():
+    with pytest.raises(ValueError, match="--data: a record holds a picture that cannot be read"):
+        read_picture(b"GIF?")
+
+
+def test_an_unusable_record_gives_way_to_the_next(tmp_path, caplog):
+    """The same one whatever process reads it, and with the numbers of its own place."""
+    records = [views(2) for _ in range(8)]
+    records[3] = {"000.png": b"no picture"}
+    source = pack(tmp_path, records)
+    examples, order = Examples(source, 5, Views(READS, 16)), Order(source.sizes, 5)
+    bad = next(k for k in range(8) if order[k] == (0, 3))
+    with caplog.at_level(logging.WARNING):
+        example = examples[bad]
+    assert "Record 3 of block 0 is left out: --data: a record" in caplog.text
+    expected = Views(READS, 16)(source.read(*order[bad + 1]), generator_at(5, bad, 3))
+    assert example["number"] == bad
+    assert torch.equal(example["target"], expected["target"])
+    assert torch.equal(example["target"], Examples(source, 5, Views(READS, 16))[bad]["target"])
+
+
+def test_nothing_but_unusable_records_end_the_run(tmp_path):
+    source = pack(tmp_path, [{"meta.json": b"{}"}] * 3)
+    with pytest.raises(ValueError, match=rf"{TRIES} records in a row .*: --data: a record \(meta\.json\)"):
+        Examples(source, 0, Views(READS, 16))[0]
 
 
 def test_records_that_do_not_fit_are_named():

@@ -129,6 +129,49 @@ def test_the_hosts_clip_gives_the_tokens_published_adapters_read(kit, tokens):
         assert (_tokens(vision, reads, pictures, raw=True) - raw).abs().max() < 1e-4
 
 
+def vit_large():
+    """A ViT-L/14 as transformers 5 writes a CLIPVisionModel, without a projection; all layers are one."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=1, patch_size=14
+    )
+    clip = transformers.CLIPVisionModel(config)
+    state = {key.removeprefix("vision_model."): value for key, value in clip.state_dict().items()}
+    first = "encoder.layers.0."
+    layers = {key: value for key, value in state.items() if key.startswith(first)}
+    for i in range(1, 24):
+        state |= {key.replace(first, f"encoder.layers.{i}."): value for key, value in layers.items()}
+    return state
+
+
+def test_a_clip_without_prefix_and_projection_is_read_as_it_is():
+    """Inside ObjectStitch's file there is no projection; the host makes one of memory that nothing filled."""
+    from inlay.encoders.host import load_vision
+
+    state = vit_large()
+    vision: Any = load_vision(dict(state))
+    weight = vision.model.vision_model.encoder.layers[7].mlp.fc1.weight
+    assert torch.allclose(weight.float(), state["encoder.layers.7.mlp.fc1.weight"], atol=1e-3)
+    output = vision.encode_image(square(224)[:1])
+    normed = vision.model.vision_model.post_layernorm(output["last_hidden_state"][:, 0].float())
+    assert output["image_embeds"].shape == (1, 1024)
+    assert torch.allclose(output["image_embeds"].float(), normed.float(), atol=1e-2)
+
+
+def test_a_clip_for_larger_pictures_is_another(kit):
+    import comfy.clip_vision
+
+    from inlay.encoders.adapter import Reading
+    from inlay.encoders.host import check_encoder
+
+    vision = comfy.clip_vision.ClipVisionModel({**kit.CLIP, "model_type": "clip_vision_model"})
+    check_encoder(vision, adapter_named("fits", Reading("clip", 32, 0, 70)))
+    with pytest.raises(ValueError, match=r"takes 70 pixels, but the adapter other was made for one of 56"):
+        check_encoder(vision, adapter_named("other", Reading("clip", 32, 0, 56)))
+
+
 def test_a_published_dinov2_file_is_loaded_from_clip_vision(kit, in_process_host, reading):
     from inlay.encoders import dinov2 as room
     from inlay.encoders.host import _tokens

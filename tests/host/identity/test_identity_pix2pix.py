@@ -139,3 +139,43 @@ def test_the_wrong_encoder_is_named(kit, in_process_host, parts):
     other = SimpleNamespace(**{**vars(parts), "vision": bare})
     with pytest.raises(ValueError, match=r"without registers, but the adapter optimizer\.safetensors"):
         prepare(kit, other, kit.picture(48), kit.picture(40))
+
+
+def test_another_width_of_context_is_named(kit, in_process_host, parts):
+    from inlay.encoders.optimizer import OptimizerConfig
+
+    config = OptimizerConfig(parts.optimizer.reading, context=1024)
+    kit.write_adapter(in_process_host.models / "inlay" / "wide.safetensors", config)
+    other = SimpleNamespace(
+        **{**vars(parts), "optimizer": kit.execute("InlayLoadAdapter", "wide.safetensors")[0]}
+    )
+    with pytest.raises(ValueError, match=r"model: it reads context of width 768, but .* makes 1024"):
+        prepare(kit, other, kit.picture(48), kit.picture(40))
+
+
+@pytest.mark.parametrize("which", ["image", "object_image"])
+def test_a_picture_with_nan_is_named(kit, parts, which):
+    given = {"image": kit.picture(48), "thing": kit.picture(40)}
+    given["image" if which == "image" else "thing"][0, 3, 4, 1] = float("nan")
+    with pytest.raises(ValueError, match=f"^{which}: it holds NaN"):
+        prepare(kit, parts, **given)
+
+
+def test_an_object_without_a_pixel_is_named_by_its_input(kit, parts):
+    thing = torch.cat([kit.picture(40, batch=2), torch.zeros(2, 40, 40, 1)], -1)
+    with pytest.raises(ValueError, match=r"^object_image: it is empty"):
+        prepare(kit, parts, kit.picture(48), thing[:1])
+    with pytest.raises(ValueError, match=r"^object_image: mask 1: it is empty"):
+        prepare(kit, parts, kit.picture(48), thing)
+
+
+def test_learned_queries_are_no_grid_of_patches(kit, in_process_host, parts):
+    from inlay.encoders.host import encode_views
+    from inlay.encoders.optimizer import OptimizerConfig
+
+    reads = parts.optimizer.reading
+    config = OptimizerConfig(reads, context=768, tokens=reads.leading + 16)
+    kit.write_adapter(in_process_host.models / "inlay" / "square.safetensors", config)
+    adapter = kit.execute("InlayLoadAdapter", "square.safetensors")[0]
+    whole, few = (encode_views(parts.vision, adapter, [kit.picture(70)], count=n).context for n in (0, 9))
+    assert torch.equal(few, whole[:, :9])
