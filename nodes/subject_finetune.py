@@ -8,8 +8,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..training.memory import PRESETS, describe, with_preset
-from ..training.recipes import ADAFACTOR_RATE, RECIPES, Kind
+from ..training.choices import ADAFACTOR_RATE, PRESETS, RECIPE_NAMES, Kind, describe
 from .training_progress import Progress, workflow_id
 
 PRESET = "preset"  # as the memory preset says
@@ -67,7 +66,7 @@ class SubjectFinetune(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "recipe",
-                    options=list(RECIPES),
+                    options=list(RECIPE_NAMES),
                     tooltip="Whose training. DreamCom: box holes, words kept inside them. DreamMix: free-form"
                     " holes, the subject weighed higher.",
                 ),
@@ -232,7 +231,9 @@ class SubjectFinetune(io.ComfyNode):
         from ..training.attributes import parse_attributes
         from ..training.curve import as_tensor, draw_curve
         from ..training.from_graph import lesson_of
+        from ..training.memory import with_preset
         from ..training.optimisers import eight_bit_installed
+        from ..training.recipes import RECIPES
         from ..training.store import Store
         from ..training.teach import Manner, Wired, teach
 

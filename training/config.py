@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from .attributes import Attributes, parse_attributes
-from .memory import PRESETS
+from .choices import PRESETS
 from .recipes import RECIPES, Recipe
 
 try:

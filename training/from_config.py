@@ -10,10 +10,11 @@ import torch
 
 from ..imaging.references import list_references, read_reference
 from .checks import check_model, crop_size
+from .choices import PRESETS
 from .config import Config
 from .data import Material, Reference, check_references
 from .engine import Group
-from .memory import PRESETS, with_preset
+from .memory import with_preset
 from .optimisers import eight_bit_installed
 from .processes import shared_out
 from .regular import group_by_prompt

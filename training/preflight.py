@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import exported_shapes
+from .choices import PRESETS
 from .data import LATENT_PIXEL, Examples
 from .engine import Trainee
 from .formats import lora_names
-from .memory import GIGABYTE, PRESETS, Need, Trace, check_fits, trace, trained_need, with_preset
+from .memory import GIGABYTE, Need, Trace, check_fits, trace, trained_need, with_preset
 from .optimisers import eight_bit_installed
 from .recipes import Recipe
 

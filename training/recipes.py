@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..imaging.augment import Augmentation
+from .choices import ADAFACTOR_RATE, Kind
 
-Kind = Literal["AdamW", "AdamW8bit", "Adafactor"]
 # Of the network's arithmetic. "model": the host's choice; "half": 16 bits of whatever kind suits the device.
 Precision = Literal["model", "half", "fp32", "bf16", "fp16"]
-ADAFACTOR_RATE = 1e-2  # torch's default, of the root mean square of each weight
 
 
 @dataclass(frozen=True)

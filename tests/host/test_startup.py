@@ -7,7 +7,13 @@ import sys
 from inlay import dev
 
 HEAVY = ("accelerate", "diffusers", "matplotlib", "peft", "skimage", "torchmetrics", "transformers")
-LATER = ("encoders.host", "encoders.layouts", "evaluation", "training.engine", "training.teach")  # of our own
+LATER = (
+    "encoders.host",
+    "encoders.layouts",
+    "evaluation",
+    "training.recipes",
+    "training.teach",
+)  # of our own
 
 LOAD = """
 import asyncio, sys

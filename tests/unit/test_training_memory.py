@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from inlay.training.checkpointing import recompute
-from inlay.training.memory import PRESETS, Need, Trace, check_fits, describe, trace, trained_need, with_preset
+from inlay.training.choices import PRESETS, RECIPE_NAMES, describe
+from inlay.training.memory import Need, Trace, check_fits, trace, trained_need, with_preset
 from inlay.training.optimisers import Stepper
-from inlay.training.recipes import DREAMCOM, DREAMMIX, Optimiser
+from inlay.training.recipes import DREAMCOM, DREAMMIX, RECIPES, Optimiser
 
 GB = 2**30
 
@@ -184,3 +185,7 @@ def test_what_does_not_fit_says_what_would():
         check_fits(need, 9 * GB, smaller, "")
     with pytest.raises(ValueError, match=r"will not fit.*; choose a resolution below 512\.$"):
         check_fits(need, GB, smaller, "choose a resolution below 512")
+
+
+def test_the_node_offers_the_recipes_that_there_are():
+    assert tuple(RECIPES) == RECIPE_NAMES
