@@ -50,7 +50,9 @@ def evaluate(options: argparse.Namespace):
     measures, notes = load_measures(options)
     rows, scores, sets = {}, {}, {}
     for folder in options.results:
-        label = folder.resolve().name if folder.resolve().name not in rows else str(folder)
+        label = folder.resolve().name
+        if label in rows:
+            label = str(folder)
         own = cases if options.data or folder == data else read_cases(options.benchmark, folder, None)
         scores[label] = score(folder, own, measures, options.picture)
         rows[label] = by_measure(scores[label])

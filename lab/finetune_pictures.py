@@ -25,7 +25,7 @@ def draw_curves(tables: dict[str, Table], studies: dict[str, dict[str, Way]], pa
         else:
             draw_rows(axes, table.cells(), joined=study == "references")
         axes.set(title=study, ylim=(0, 1.02))
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, handlelength=4)  # long enough to tell a dashed line
     figure.savefig(path, dpi=120)
 
 
