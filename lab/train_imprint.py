@@ -1,13 +1,13 @@
 """Train the tiny world's identity encoder and adapter through IMPRINT's two stages.
 
-    python -m inlay.lab.object_bank objects --work DIR --shards 10
+    python -m inlay.lab.object_bank objects --work DIR --shards 40
     python -m inlay.lab.object_bank views --work DIR --shards 4
     python -m inlay.lab.object_bank compositions --work DIR --shards 4
     python -m inlay.lab.train_imprint --work DIR [--variant NAME]
 
 Before them, `words`: DINOv2 and CLIP come pretrained to IMPRINT, and the tiny encoder from noise; so encoder
-and adapter first learn to say, from the object's picture, the words that its caption has. Then `views` and
-`compose` as in the paper, from the shipped UNet, which learns a low-rank difference. Every stage saves every
+and adapter first learn to say, from the object's picture, the words that its caption has (the linear
+projection learns them on the encoder that learned with the adapter). Then `views` and `compose` as in the paper, from the shipped UNet, which learns a low-rank difference. Every stage saves every
 two minutes and goes on from there when called again; --minutes ends the call, not the stage. Leaves
 DIR/imprint_<variant>.pt and, as the nodes load it, DIR/imprint_<variant>.safetensors.
 """
@@ -42,7 +42,8 @@ WORDS_RATE = 5e-4
 RATES: dict[Part, float] = {"encoder": 1e-4, "adapter": 3e-4, "unet": 1e-3}
 LOW = 0.1  # of a rate, where a part follows the other
 WARM_UP = 50
-STEPS = {"words": 1200, "views": 256, "compose": 320}
+STEPS = {"words": 3000, "views": 192, "compose": 240}
+ON_FROZEN = 3  # so many times fewer steps for words where the encoder knows them already
 BATCH = {"words": 48, "views": 16, "compose": 16}
 
 
@@ -142,8 +143,13 @@ class Trainer:
         run = Run(path, self.length(stage), BATCH[stage], self.seed, minutes)
         parts = {"encoder": encoder, "adapter": adapter}
         if stage == "words":
+            if foundation == "linear":
+                load_parts(state_file(self.work, "words", "dino"), encoder=encoder.requires_grad_(False))
             words = Words(encoder, adapter)
-            return fit_words(words, [(list(words.parameters()), WORDS_RATE)], AllObjects(self.bank), run)
+            learns = [p for p in words.parameters() if p.requires_grad]
+            return fit_words(words, [(learns, WORDS_RATE)], AllObjects(self.bank), run)
+        if foundation == "linear":
+            load_parts(state_file(self.work, "words", "dino"), encoder=encoder)
         load_parts(state_file(self.work, "words", foundation), **parts)
         if stage == "compose" and variant.views:
             load_parts(
@@ -158,6 +164,8 @@ class Trainer:
 
     def length(self, stage: str) -> int:
         """A stage's steps; a training of one stage is as long as the other ones' two."""
+        if stage == "words" and self.variant.foundation == "linear":
+            return self.steps[stage] // ON_FROZEN
         extra = 0 if self.variant.views else self.steps["views"]
         return self.steps[stage] + (extra if stage == "compose" else 0)
 
