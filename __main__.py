@@ -27,8 +27,11 @@ COMMANDS = {
 
 def be_a_package() -> None:
     """Make this folder the package `inlay`, and keep it off the import path: there its nodes/ would stand
-    before the host's `nodes`."""
+    before the host's `nodes`. Spawned workers (Windows, macOS) find it on the import path, where it is
+    called inlay."""
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != FOLDER]
+    if FOLDER.name == NAME:
+        sys.path.append(str(FOLDER.parent))
     if NAME not in sys.modules:
         spec = spec_from_file_location(NAME, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)])
         assert spec

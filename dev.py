@@ -2,7 +2,7 @@
 """Inlay's one door for newcomers and developers. Needs Python 3.10 or newer and nothing else.
 
     python dev.py demo          watch a real ComfyUI put a subject into a new picture (--help: your own)
-    python dev.py serve         open ComfyUI in the browser, with Inlay and the demo's graph
+    python dev.py serve         start ComfyUI with Inlay, the tiny models and the templates, for the browser
     python dev.py test          ruff, pyright and every test; what follows goes to pytest
     python dev.py bench [NAME]  measure something (tests/benchmarks)
     python dev.py lab [NAME]    train, judge or draw the tiny world (lab)

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import mimetypes
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from .definitions import Definition, is_combo
 from .errors import HostError
 from .workflow import Setting, find_input, read_value, with_value
 
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}  # as Load References reads
 INPUT_FOLDER = "inlay_run"  # in the host's input folder; files in it are named by what they hold
 
 
@@ -70,8 +70,7 @@ class Job:
 
 
 def is_picture(path: Path) -> bool:
-    kind, _ = mimetypes.guess_type(path.name)
-    return path.is_file() and not path.name.startswith(".") and (kind or "").startswith("image/")
+    return path.is_file() and not path.name.startswith(".") and path.suffix.lower() in PICTURES
 
 
 def find_upload(setting: Setting, kind: Any, options: dict) -> Upload | None:

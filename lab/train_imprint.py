@@ -7,9 +7,10 @@
 
 Before them, `words`: DINOv2 and CLIP come pretrained to IMPRINT, and the tiny encoder from noise; so encoder
 and adapter first learn to say, from the object's picture, the words that its caption has (the linear
-projection learns them on the encoder that learned with the adapter). Then `views` and `compose` as in the paper, from the shipped UNet, which learns a low-rank difference. Every stage saves every
-two minutes and goes on from there when called again; --minutes ends the call, not the stage. Leaves
-DIR/imprint_<variant>.pt and, as the nodes load it, DIR/imprint_<variant>.safetensors.
+projection learns them on the encoder that learned with the adapter). Then `views` and `compose` as in the
+paper, from the shipped UNet, which learns a low-rank difference. Every stage saves every two minutes and goes
+on from there when called again; --minutes ends the call, not the stage. Leaves DIR/imprint_<variant>.pt and,
+as the nodes load it, DIR/imprint_<variant>.safetensors.
 """
 
 import argparse

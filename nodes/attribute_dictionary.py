@@ -1,10 +1,12 @@
 """InlayAttributeDictionary: what the subject looks like, kind by kind, and prompts that combine it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import comfy.model_management
 import folder_paths
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..training.attributes import SUBJECT, compose_prompts, parse_attributes, write_attributes
 
@@ -23,6 +25,7 @@ class InlayAttributeDictionary(io.ComfyNode):
             description="The subject's attributes (colour, material, accessories ...) and prompts that"
             " combine them at random, for regular images: so that words can edit the subject (DreamMix).",
             search_aliases=["ADM", "DreamMix", "attributes", "describe subject", "VLM", "caption", "regular"],
+            is_input_list=True,  # the pictures of a subject are looked at together, of whatever sizes
             inputs=[
                 io.String.Input("class_name", tooltip="What the subject is, in a word or two: teapot."),
                 io.String.Input(
@@ -76,23 +79,24 @@ class InlayAttributeDictionary(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, attributes: str = "") -> bool | str:
+    def validate_inputs(cls, attributes: list[str] | None = None) -> bool | str:
         try:
-            parse_attributes(attributes or "")
+            parse_attributes((attributes or [""])[0] or "")
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
     def execute(
-        cls, class_name, attributes, token, count, seed, template, images=None, vision_model=NO_MODEL
+        cls, class_name, attributes, token, count, seed, template, images=None, vision_model=(NO_MODEL,)
     ) -> io.NodeOutput:
-        found = parse_attributes(attributes)
-        if vision_model != NO_MODEL:
-            if images is None:
+        found = parse_attributes(attributes[0])
+        if vision_model[0] != NO_MODEL:
+            if not images:
                 raise ValueError("vision_model: it has nothing to look at; wire the subject's images.")
-            found = propose(images, class_name, vision_model) | found
-        prompts = compose_prompts(found, class_name, token, count, seed, template)
+            pictures = [picture for batch in images for picture in batch]
+            found = propose(pictures[:LOOKED_AT], class_name[0], vision_model[0]) | found
+        prompts = compose_prompts(found, class_name[0], token[0], count[0], seed[0], template[0])
         shown = "\n".join([write_attributes(found), "", *prompts])
         return io.NodeOutput(write_attributes(found), prompts, ui=ui.PreviewText(shown))
 
@@ -106,7 +110,8 @@ def models() -> dict[str, Path]:
     return {f"{config.parent.parent.name}/{config.parent.name}": config.parent for config in configs}
 
 
-def propose(images, class_name: str, vision_model: str) -> dict[str, list[str]]:
+def propose(images: Sequence[Tensor], class_name: str, vision_model: str) -> dict[str, list[str]]:
+    """What the model says of the pictures (H, W, 3) in [0, 1]."""
     from ..training.vision_language import propose_attributes
 
     folder = models().get(vision_model)
@@ -119,6 +124,6 @@ def propose(images, class_name: str, vision_model: str) -> dict[str, list[str]]:
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     comfy.model_management.free_memory(1.2 * size, device)
     try:
-        return propose_attributes(images[:LOOKED_AT], class_name, folder, device, dtype)
+        return propose_attributes(images, class_name, folder, device, dtype)
     finally:
         comfy.model_management.soft_empty_cache()

@@ -36,7 +36,8 @@ class AttributeSubstitutionEncode(io.ComfyNode):
                     "remove",
                     default="",
                     tooltip="The subject's own words that the prompt contradicts: brass, shiny. With a"
-                    " subject wired in, also the name of one of its attributes: material. Empty: nothing.",
+                    " subject wired in, also the name of one of its attributes: material; empty then means"
+                    " whatever the prompt says another of. Without a subject, empty means nothing.",
                 ),
                 io.Float.Input(
                     "strength",

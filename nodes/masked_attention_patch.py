@@ -77,8 +77,8 @@ class MaskedAttentionPatch(io.ComfyNode):
                     "layers",
                     default="",
                     advanced=True,
-                    tooltip='For self_attention = custom: a list such as "output 3-5, middle, input 4.1"'
-                    " (block, range of blocks, one transformer of a block).",
+                    tooltip='For self_attention = custom: a list such as "output 3-5, middle, input 4"'
+                    " (a range of blocks, a block); input 4.1 is that block's second transformer, in SDXL.",
                 ),
                 io.Float.Input(
                     "start_percent",

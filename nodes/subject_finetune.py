@@ -98,7 +98,8 @@ class SubjectFinetune(io.ComfyNode):
                     default=0,
                     min=0,
                     max=256,
-                    tooltip="Pictures per step; 0 = the recipe's own (1).",
+                    tooltip="Pictures in one pass; 0 = the recipe's own (1). DreamMix adds up four passes"
+                    " to a step.",
                 ),
                 io.Int.Input(
                     "seed",

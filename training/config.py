@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from .attributes import Attributes, parse_attributes
-from .choices import PRESETS
+from .choices import ADAFACTOR_RATE, PRESETS
 from .recipes import RECIPES, Recipe
 
 try:
@@ -86,6 +86,9 @@ def read_recipe(table: Mapping[str, Any] | str) -> Recipe:
     base = table.pop("base", RECIPES["DreamCom"].name)
     if base not in RECIPES:
         raise ValueError(f'recipe: there is no "{base}"; choose {_choices(RECIPES)}.')
+    optimiser = table.get("optimiser")
+    if isinstance(optimiser, Mapping) and optimiser.get("kind") == "Adafactor":  # as the node has it
+        table["optimiser"] = {"learning_rate": ADAFACTOR_RATE, **optimiser}
     recipe = changed(RECIPES[base], table, "recipe")
     check_recipe(recipe)
     return recipe

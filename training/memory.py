@@ -160,7 +160,8 @@ def check_fits(need: Need, free: int, others: dict[str, Need], otherwise: str) -
     if need.missing <= free:
         return
     fitting = [name for name, other in others.items() if other.missing <= free]
-    advice = f'use the memory preset "{fitting[0]}"' if fitting else otherwise
+    leave = "leave optimiser and checkpointing to it"
+    advice = f'use the memory preset "{fitting[0]}" and {leave}' if fitting else otherwise
     raise ValueError(
         f"memory: this training will not fit: it needs about {need.missing / GIGABYTE:.1f} GB besides the"
         f" loaded model and {free / GIGABYTE:.1f} GB are free; {advice}."

@@ -89,7 +89,9 @@ def main(options: argparse.Namespace) -> int:
             _train(options)
     except Diverged as error:
         return _end(FAILED, error)
-    except ValueError as error:
+    except ModuleNotFoundError as error:
+        return _end(WRONG, f"{error.name} is not installed here; pip install {error.name}.")
+    except (ValueError, OSError) as error:  # a folder or file that is not there, or not what it should be
         return _end(WRONG, error)
     except KeyboardInterrupt:
         return _end(STOPPED, "Stopped; the same command goes on from the last checkpoint.")

@@ -6,6 +6,8 @@ import json
 import pytest
 import torch
 
+from inlay.headless import HostError
+
 ATTRIBUTES = "colour: brown; material: clay; accessory: a lid"
 
 
@@ -43,14 +45,13 @@ def paint(parts, prompts, **changes):
 
 def test_the_dictionary_goes_out_as_json_and_as_prompts(in_process_host):
     attributes, prompts = execute(
-        "InlayAttributeDictionary", "teapot", ATTRIBUTES, "sks", 99, 0, "a {subject}"
+        "InlayAttributeDictionary", ["teapot"], [ATTRIBUTES], ["sks"], [99], [0], ["a {subject}"]
     )
     assert json.loads(attributes) == {"colour": ["brown"], "material": ["clay"], "accessory": ["a lid"]}
     assert len(prompts) == 7
     assert "a sks brown clay teapot with a lid" in prompts
-    assert (
-        execute("InlayAttributeDictionary", "teapot", attributes, "sks", 99, 0, "a {subject}")[1] == prompts
-    )
+    again = execute("InlayAttributeDictionary", ["teapot"], [attributes], ["sks"], [99], [0], ["a {subject}"])
+    assert again[1] == prompts
 
 
 def test_a_vision_model_proposes_what_was_not_typed(in_process_host, monkeypatch):
@@ -71,21 +72,22 @@ def test_a_vision_model_proposes_what_was_not_typed(in_process_host, monkeypatch
             return '{"colour": ["red"], "shape": ["round"]}'
 
     monkeypatch.setattr(vision_language, "Chat", Chat)
-    inputs = "teapot", "colour: brown", "", 9, 0, "a {subject}"
-    out = execute("InlayAttributeDictionary", *inputs, torch.rand(7, 8, 9, 3), "vlm/tiny")
+    inputs = ["teapot"], ["colour: brown"], [""], [9], [0], ["a {subject}"]
+    photos = [torch.rand(1, 8, 9, 3), torch.rand(1, 6, 5, 3), torch.rand(5, 8, 9, 3)]  # as Load References
+    out = execute("InlayAttributeDictionary", *inputs, photos, ["vlm/tiny"])
     assert json.loads(out[0]) == {"colour": ["brown"], "shape": ["round"]}
-    assert asked == [folder, *[(8, 9, 3)] * 5]
+    assert asked == [folder, (8, 9, 3), (6, 5, 3), *[(8, 9, 3)] * 3], "all photos at once, by one model"
     with pytest.raises(ValueError, match="vision_model: it has nothing to look at"):
-        execute("InlayAttributeDictionary", *inputs, None, "vlm/tiny")
+        execute("InlayAttributeDictionary", *inputs, None, ["vlm/tiny"])
     with pytest.raises(ValueError, match=r"vision_model: there is no \.\./\.\./secret"):
-        execute("InlayAttributeDictionary", *inputs, torch.rand(1, 8, 9, 3), "../../secret")
+        execute("InlayAttributeDictionary", *inputs, [torch.rand(1, 8, 9, 3)], ["../../secret"])
 
 
 def test_what_cannot_be_read_is_refused_before_the_graph_runs(in_process_host):
     from inlay.nodes import InlayAttributeDictionary
 
-    assert InlayAttributeDictionary.validate_inputs(attributes=ATTRIBUTES) is True
-    assert "has no kind" in str(InlayAttributeDictionary.validate_inputs(attributes="brown"))
+    assert InlayAttributeDictionary.validate_inputs(attributes=[ATTRIBUTES]) is True
+    assert "has no kind" in str(InlayAttributeDictionary.validate_inputs(attributes=["brown"]))
 
 
 def test_every_prompt_is_painted_as_often_as_asked_and_follows_the_seed(parts):
@@ -172,4 +174,7 @@ def test_the_graph_from_words_to_a_subject(client, server, tiny_checkpoint):
     client.run(graph)
     saved = sorted(path.parent.name for path in (server.work / "output").rglob("*-image.png"))
     assert len(saved) == 2
+    graph["2"]["inputs"]["attributes"] = "brown"
+    with pytest.raises(HostError, match="has no kind"):
+        client.run(graph)
     assert all(name.startswith("a_photo_of_a_sks_") for name in saved)

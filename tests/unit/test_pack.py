@@ -1,6 +1,9 @@
 """What the registry is told and given: complete facts, pictures that exist, nothing lost on the way."""
 
+import os
 import re
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -29,6 +32,37 @@ def test_only_whole_rooms_are_left_out_of_the_published_pack():
               "evaluation", "headless", "web", "workflows", "subgraphs", "locales", "__init__.py",
               "__main__.py", "pyproject.toml", "README.md", "LICENSE"}  # fmt: skip
     assert not needed & left_out
+
+
+def test_spawned_workers_of_the_folder_form_find_the_package(tmp_path):
+    """`python path/to/inlay train` reads data in workers, which Windows and macOS spawn."""
+    folder = tmp_path / "inlay"
+    (folder / "training").mkdir(parents=True)
+    shutil.copy(dev.PACK / "__main__.py", folder)
+    (folder / "__init__.py").touch()
+    (folder / "training" / "__init__.py").touch()
+    (folder / "training" / "train_cli.py").write_text(WORKER, encoding="utf-8")
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", folder, "train"]  # -S: without the package that is being tested
+    done = subprocess.run(command, capture_output=True, text=True, env=alone)
+    assert done.stdout.strip() == "worked in another process", done.stderr
+
+
+WORKER = """
+import multiprocessing, os
+from concurrent.futures import ProcessPoolExecutor
+
+def add_arguments(parser):
+    pass
+
+def work(parent):
+    return "worked in another process" if os.getpid() != parent else "worked here"
+
+def main(options):
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        print(pool.submit(work, os.getpid()).result())
+    return 0
+"""
 
 
 @pytest.mark.parametrize(("name", "size"), [("Icon", (400, 400)), ("Banner", (1260, 540))])

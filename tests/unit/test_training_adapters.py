@@ -316,6 +316,18 @@ def packed(world):
     return world
 
 
+@pytest.mark.parametrize("missing", ["pictures", "--encoder", "--unet"])
+def test_a_folder_that_is_not_there_is_one_sentence(world, packed, tmp_path, capsys, missing):
+    nowhere = tmp_path / "nowhere"
+    if missing == "pictures":
+        asked = ["pack", nowhere, tmp_path / "shards"]
+    else:
+        asked = ["views", *common(packed, "shards", tmp_path / "a.safetensors"), "--encoder", packed / "dino"]
+        asked[asked.index(missing) + 1] = nowhere
+    assert train_cli.main(options(*asked)) == train_cli.WRONG
+    assert "nowhere" in capsys.readouterr().err
+
+
 def read(path) -> Any:
     return read_adapter(path)
 

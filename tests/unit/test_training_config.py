@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from inlay import dev
+from inlay.training.choices import ADAFACTOR_RATE
 from inlay.training.config import read_config, read_recipe
 from inlay.training.recipes import DREAMCOM, DREAMMIX
 
@@ -43,6 +44,12 @@ def test_paths_are_relative_to_the_file_and_a_file_there_comes_before_a_models_n
     assert found.checkpoint == str(tmp_path / "sd.safetensors")
     assert found.regular == tmp_path / "regular_cat"
     assert found.out == Path("/elsewhere")
+
+
+def test_adafactor_has_its_own_rate_where_none_is_named():
+    assert read_recipe({"optimiser": {"kind": "Adafactor"}}).optimiser.learning_rate == ADAFACTOR_RATE
+    named = read_recipe({"optimiser": {"kind": "Adafactor", "learning_rate": 0.5}})
+    assert named.optimiser.learning_rate == 0.5
 
 
 def test_any_number_of_a_recipe_can_be_changed():

@@ -179,9 +179,11 @@ def test_what_does_not_fit_says_what_would():
         "8 GB": replace(need, activations=2 * GB),
     }
     check_fits(need, 10 * GB, smaller, "")
-    with pytest.raises(ValueError, match=r"needs about 10.0 GB besides .* 5.0 GB are free; .*\"8 GB\"\.$"):
+    with pytest.raises(
+        ValueError, match=r"needs about 10.0 GB besides .* 5.0 GB are free; .*\"8 GB\" and leave"
+    ):
         check_fits(need, 5 * GB, smaller, "")
-    with pytest.raises(ValueError, match=r"preset \"16 GB\"\.$"):
+    with pytest.raises(ValueError, match=r"preset \"16 GB\" and leave optimiser and checkpointing to it\.$"):
         check_fits(need, 9 * GB, smaller, "")
     with pytest.raises(ValueError, match=r"will not fit.*; choose a resolution below 512\.$"):
         check_fits(need, GB, smaller, "choose a resolution below 512")

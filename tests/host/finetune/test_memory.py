@@ -106,7 +106,7 @@ def test_a_smaller_preset_is_named_when_it_fits(parts, pictures, store_folder, r
     said = next(m for m in caplog.messages if m.startswith("Inlay finetune: about"))
     activations = float(said.split("activations ")[1].split()[0]) * 2**30
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: int(activations * 0.75))
-    with pytest.raises(ValueError, match=r'will not fit: .*; use the memory preset "(24|16) GB"\.$'):
+    with pytest.raises(ValueError, match=r'will not fit: .*; use the memory preset "(24|16) GB" and leave'):
         run(*pictures, batch_size=8, resolution=128, steps=1, seed=8)
 
 
