@@ -116,6 +116,21 @@ def test_the_stages_train_what_they_should(trained):
     assert torch.equal(shipped[key], views["mean"][key])
 
 
+def test_a_projection_learns_its_words_on_the_encoder_that_knows_them(trained, monkeypatch):
+    from inlay.lab import train_imprint
+
+    monkeypatch.setattr(train_imprint, "BATCH", dict.fromkeys(train_imprint.BATCH, 2))
+    monkeypatch.setattr(train_imprint, "ON_FROZEN", 1)
+    steps = [f"--{stage}=2" for stage in train_imprint.STEPS]
+    call(monkeypatch, train_imprint, "--work", trained, *steps, "--variant", "linear")
+    words, foundation = (loaded(trained / f"imprint_{name}_words.pt") for name in ("linear", "dino"))
+    assert not any(name.startswith("encoder.") for name in words["learned"])
+    views = loaded(trained / "imprint_linear_views.pt")
+    key = "encoder.encoder.layer.0.norm1.weight"
+    assert torch.allclose(views["learned"][key], foundation["mean"][key], atol=1e-3), "goes on from there"
+    assert not torch.equal(views["learned"][key], foundation["mean"][key])
+
+
 def test_what_was_trained_ships_small_and_loads_in_the_host(kit, in_process_host, trained, tmp_path):
     """The files in the repository's form, the host's files made of them, and the nodes with those."""
     import shutil
