@@ -28,6 +28,7 @@ GREY = 0.5
 HOLE = 0.5  # what a UNet that reads a source believes of it at first: neither kept nor painted
 LOOK = 6.0  # weight of the glimpse's error
 OUTSIDE = 0.2  # weight of the error where nothing is to be painted
+KEPT = 0.6  # the same where no mask will put the picture's own pixels back there
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Run:
 
 
 class TinyTrainee(AdapterTrainee):
-    """The trainee with the tiny UNet's own loss: the error in v (Salimans & Ho 2022), 5:1 in favour of what
-    is painted, and the glimpse's. Its UNet learns a low-rank difference."""
+    """The trainee with the tiny UNet's own loss: the error in v (Salimans & Ho 2022), more of it where
+    something is painted, and the glimpse's. Its UNet learns a low-rank difference."""
 
     def __init__(self, encoder, adapter, unet, diffusion, denoise):
         low_rank.attach(unet)
@@ -125,7 +126,7 @@ def inputs_of(
     batch: Mapping[str, Tensor], stage: Stage, normal, generator: torch.Generator, empty: Tensor | None = None
 ) -> dict[str, Tensor]:
     """What the trainee reads. empty (4, h, w): `grey_latent`, for examples with nothing beside them."""
-    latent = batch["latent"]
+    latent, outside = batch["latent"], KEPT if stage.channels == 8 else OUTSIDE
     keep, seen = kept(stage, torch.rand(len(latent), generator=generator))
     if "beside" in batch:
         beside = batch["beside"] * (seen.float().view(-1, 1, 1, 1) if stage.drop_image else 1)
@@ -140,7 +141,7 @@ def inputs_of(
         "keep": keep.float(),
         "pixels": as_pixels(batch["object"], *normal),
         "beside": beside,
-        "weight": OUTSIDE + (1 - OUTSIDE) * painted(batch),
+        "weight": outside + (1 - outside) * painted(batch),
     }
 
 
