@@ -1,7 +1,6 @@
 """Insertions without a mask: held-out scenes, where something new stands, and whether it is right."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from ..evaluation import metrics
 from ..imaging.boxes import bounding_box
+from ..imaging.changes import changed, patches
 from ..imaging.masks import fill_box
 from . import world
 from .judge import Judge, Verdict
@@ -16,7 +16,7 @@ from .object_bank import COVERED, another_look, covered, outlines, shown
 from .quality import HELD_OUT, to_image
 from .seer import Numbers
 
-CHANGED = 0.08  # mean absolute difference of a pixel's channels, after a blur of 3 pixels
+CHANGED = 0.08  # mean absolute difference of a pixel's channels, over squares of 3 pixels
 SMALLEST = 60  # pixels that have to change, together, for something to be there
 HIDDEN = 0.1  # of what stood there already, at most, where a place was free
 HELD = "right class in a free place"
@@ -59,16 +59,8 @@ def held_out_scene(index: int) -> Scene:
 
 def found(result: Tensor, source: Tensor) -> Tensor | None:
     """The largest connected patch (H, W) in which two pictures (H, W, 3) differ; None where it is small."""
-    from scipy.ndimage import label, uniform_filter
-
-    changed = uniform_filter((result - source).abs().mean(-1).numpy(), 3) > CHANGED
-    labelled: Any = label(changed)
-    patches, count = labelled
-    if not count:
-        return None
-    sizes = np.bincount(patches.ravel())[1:]
-    largest = torch.from_numpy(patches == 1 + sizes.argmax())
-    return largest.float() if sizes.max() >= SMALLEST else None
+    largest = next(iter(patches(changed(source, result, CHANGED, 1))), None)
+    return torch.from_numpy(largest).float() if largest is not None and largest.sum() >= SMALLEST else None
 
 
 def measured(judge: Judge, scene: Scene, result: Tensor, source: Tensor) -> dict[str, float]:

@@ -219,7 +219,7 @@ def parsed() -> argparse.Namespace:
     add("--scenes", type=int, default=200)
     add("--guidance-scenes", type=int, default=20, help="0 leaves the second table out")
     add("--object-scale", type=float, default=3.0)
-    add("--image-scale", type=float, default=1.0)
+    add("--image-scale", type=float, default=1.5)
     add("--steps", type=int, default=STEPS)
     add("--sampler", default=SAMPLER)
     add("--scheduler", default=SCHEDULER)

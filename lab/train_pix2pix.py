@@ -1,6 +1,6 @@
 """Train the tiny world's mask-free insertion: an 8-channel UNet, and an embedding optimizer on its encoder.
 
-    python -m inlay.lab.object_bank insertions --work DIR --shards 4
+    python -m inlay.lab.object_bank insertions --work DIR --shards 8
     python -m inlay.lab.train_pix2pix --work DIR [--variant NAME]
 
 The encoder has learned to say captions (the stage `words` of train_imprint) as CLIP learned from them, and is
@@ -41,7 +41,7 @@ from .words import AllObjects, Words, fit_words
 WORDS_RATE = 5e-4
 RATES: dict[Part, float] = {"adapter": 2e-4, "unet": 1e-3}
 TOKENS = 41  # class, registers and 36 patches go in; as many rows come out
-STEPS = {"words": 300, "insert": 600}
+STEPS = {"words": 500, "insert": 1900}
 BATCH = {"words": 32, "insert": 16}
 WHOLE = 0.5
 

@@ -6,6 +6,7 @@ from .attribute_dictionary import InlayAttributeDictionary
 from .attribute_substitution_encode import AttributeSubstitutionEncode
 from .background_blending import InlayBackgroundBlending
 from .box_mask import InlayBoxMask
+from .change_mask import InlayChangeMask
 from .crop_back import InlayCropBack
 from .disentangled_inpaint_sampler import DisentangledInpaintSampler
 from .disentangled_inpaint_sampler_advanced import DisentangledInpaintSamplerAdvanced
@@ -60,5 +61,6 @@ class InlayExtension(ComfyExtension):
             InlayBackgroundBlending,
             ImageConditionedPix2Pix,
             InlayCropBack,
+            InlayChangeMask,
             InlaySubjectScore,
         ]

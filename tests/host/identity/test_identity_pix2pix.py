@@ -100,6 +100,23 @@ def test_any_size_is_padded_and_cropped_back(kit, parts, height, width):
         kit.execute("InlayCropBack", kit.picture(100), image)
 
 
+def test_what_is_new_lies_on_the_untouched_picture(kit):
+    original = 0.3 + 0.4 * torch.rand(2, 37, 53, 4, generator=torch.Generator().manual_seed(0))
+    generated = torch.nn.functional.pad(original, (0, 0, 0, 3, 0, 3)) + 0.03
+    generated[:, 10:25, 20:40] = 1
+    for given in (generated, generated[..., :3]):
+        (mask,) = kit.execute("InlayChangeMask", original, given, 0.08, "the largest")
+        assert mask.shape == (2, 37, 53)
+        assert mask[:, 10:25, 20:40].all()
+    (result,) = kit.execute("InlayPasteBack", original, generated, mask, 0)
+    assert torch.equal(result[mask == 0], original[mask == 0])
+    assert (result[:, 10:25, 20:40] == 1).all()
+    with pytest.raises(ValueError, match="generated: it differs from the original nowhere"):
+        kit.execute("InlayChangeMask", original, original, 0.08, "all")
+    with pytest.raises(ValueError, match="generated: it is"):
+        kit.execute("InlayChangeMask", original, kit.picture(100), 0.08, "all")
+
+
 def test_a_stock_sampler_takes_the_conditions(kit, parts):
     host_nodes = importlib.import_module("nodes")
 

@@ -1,0 +1,54 @@
+"""Where a generated picture shows something else than the one it was made from: a mask that nobody drew."""
+
+import numpy as np
+import torch
+
+TOLERANCE = 0.08  # mean absolute difference of a pixel's channels, of pictures in [0, 1]
+REACH = 64  # differences are averaged over squares whose radius is this part of the shorter side
+SMALLEST = 0.005  # share of the picture that has to change, together, to be more than a speck
+
+
+def changed(original: torch.Tensor, generated: torch.Tensor, tolerance: float, radius: int) -> np.ndarray:
+    """(H, W) of booleans: where two pictures (H, W, C) in [0, 1] differ by more, averaged over a square."""
+    from scipy.ndimage import uniform_filter  # the host brings it, and needs a while for it
+
+    difference = (generated - original).abs().mean(-1).float().cpu().numpy()
+    return uniform_filter(difference, 2 * radius + 1) > tolerance
+
+
+def patches(pixels: np.ndarray) -> list[np.ndarray]:
+    """The connected patches (H, W) of a picture of booleans, the largest first."""
+    from scipy.ndimage import label
+
+    labelled, count = label(pixels)  # pyright: ignore[reportGeneralTypeIssues]
+    sizes = np.bincount(labelled.ravel(), minlength=count + 1)[1:]
+    return [labelled == 1 + place for place in np.argsort(-sizes, kind="stable")]
+
+
+def change_mask(
+    original: torch.Tensor, generated: torch.Tensor, tolerance: float = TOLERANCE, largest: bool = True
+) -> torch.Tensor:
+    """1 where the generated picture shows something new, (B, H, W), zeros and ones; holes in it are filled.
+
+    original and generated (B, H, W, C) in [0, 1]. `largest`: the largest patch of each picture alone; else
+    all that are no specks. What changes by no more than `tolerance`, as an autoencoder changes everything,
+    is left out. Raises ValueError when nothing in any picture changed.
+    """
+    radius = max(1, min(original.shape[1:3]) // REACH)
+    masks = [_mask(*pair, tolerance, largest, radius) for pair in zip(original, generated, strict=True)]
+    mask = torch.from_numpy(np.stack(masks)).to(original)
+    if not mask.any():
+        raise ValueError(
+            f"generated: it differs from the original nowhere by more than {tolerance:g}; lower tolerance."
+        )
+    return mask
+
+
+def _mask(original, generated, tolerance: float, largest: bool, radius: int) -> np.ndarray:
+    from scipy.ndimage import binary_dilation, binary_fill_holes
+
+    found = patches(changed(original, generated, tolerance, radius))
+    found = [patch for patch in found if patch.mean() >= SMALLEST][: 1 if largest else None]
+    whole = np.any([*found, np.zeros(original.shape[:2], bool)], 0)
+    filled = binary_fill_holes(whole)
+    return binary_dilation(filled, iterations=radius) if filled is not None and filled.any() else whole
