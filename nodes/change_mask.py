@@ -55,4 +55,5 @@ class InlayChangeMask(io.ComfyNode):
         original, generated = match_batch(original=original[..., :3], generated=generated[..., :3])
         mask = change_mask(original, generated, tolerance, patches == LARGEST)
         step = -(-max(mask.shape[1:]) // PREVIEW_SIDE)
-        return io.NodeOutput(mask, ui=ui.PreviewMask(mask[:, ::step, ::step], cls=cls))
+        shown = mask[:, ::step, ::step, None].expand(-1, -1, -1, 3)
+        return io.NodeOutput(mask, ui=ui.PreviewImage(shown, cls=cls))
