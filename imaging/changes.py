@@ -1,10 +1,14 @@
 """Where a generated picture shows something else than the one it was made from: a mask that nobody drew."""
 
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
 import numpy as np
 import torch
 
 TOLERANCE = 0.08  # mean absolute difference of a pixel's channels, of pictures in [0, 1]
-REACH = 64  # differences are averaged over squares whose radius is this part of the shorter side
+SQUARES = 64  # radii of the squares that differences are averaged over, to the shorter side
 SMALLEST = 0.005  # share of the picture that has to change, together, to be more than a speck
 
 
@@ -16,13 +20,16 @@ def changed(original: torch.Tensor, generated: torch.Tensor, tolerance: float, r
     return uniform_filter(difference, 2 * radius + 1) > tolerance
 
 
-def patches(pixels: np.ndarray) -> list[np.ndarray]:
-    """The connected patches (H, W) of a picture of booleans, the largest first."""
+def patches(pixels: np.ndarray, smallest: float = 1) -> Iterator[np.ndarray]:
+    """Connected patches (H, W) of a picture of booleans, of so many pixels at least, the largest first."""
     from scipy.ndimage import label
 
     labelled, count = label(pixels)  # pyright: ignore[reportGeneralTypeIssues]
     sizes = np.bincount(labelled.ravel(), minlength=count + 1)[1:]
-    return [labelled == 1 + place for place in np.argsort(-sizes, kind="stable")]
+    for place in np.argsort(-sizes, kind="stable"):
+        if sizes[place] < smallest:
+            return
+        yield labelled == 1 + place
 
 
 def change_mask(
@@ -34,7 +41,7 @@ def change_mask(
     all that are no specks. What changes by no more than `tolerance`, as an autoencoder changes everything,
     is left out. Raises ValueError when nothing in any picture changed.
     """
-    radius = max(1, min(original.shape[1:3]) // REACH)
+    radius = max(1, min(original.shape[1:3]) // SQUARES)
     masks = [_mask(*pair, tolerance, largest, radius) for pair in zip(original, generated, strict=True)]
     mask = torch.from_numpy(np.stack(masks)).to(original)
     if not mask.any():
@@ -47,8 +54,9 @@ def change_mask(
 def _mask(original, generated, tolerance: float, largest: bool, radius: int) -> np.ndarray:
     from scipy.ndimage import binary_dilation, binary_fill_holes
 
-    found = patches(changed(original, generated, tolerance, radius))
-    found = [patch for patch in found if patch.mean() >= SMALLEST][: 1 if largest else None]
-    whole = np.any([*found, np.zeros(original.shape[:2], bool)], 0)
-    filled = binary_fill_holes(whole)
-    return binary_dilation(filled, iterations=radius) if filled is not None and filled.any() else whole
+    pixels = changed(original, generated, tolerance, radius)
+    whole = np.zeros_like(pixels)
+    for patch in islice(patches(pixels, SMALLEST * pixels.size), 1 if largest else None):
+        whole |= patch
+    filled: Any = binary_fill_holes(whole)
+    return binary_dilation(filled, iterations=radius)

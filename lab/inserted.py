@@ -59,8 +59,8 @@ def held_out_scene(index: int) -> Scene:
 
 def found(result: Tensor, source: Tensor) -> Tensor | None:
     """The largest connected patch (H, W) in which two pictures (H, W, 3) differ; None where it is small."""
-    largest = next(iter(patches(changed(source, result, CHANGED, 1))), None)
-    return torch.from_numpy(largest).float() if largest is not None and largest.sum() >= SMALLEST else None
+    largest = next(patches(changed(source, result, CHANGED, 1), SMALLEST), None)
+    return None if largest is None else torch.from_numpy(largest).float()
 
 
 def measured(judge: Judge, scene: Scene, result: Tensor, source: Tensor) -> dict[str, float]:

@@ -19,6 +19,7 @@ Exit codes: 0 done, 1 the training failed, 2 what was asked for is wrong, 130 st
 """  # noqa: E501 - commands to copy
 
 import argparse
+import errno
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -91,8 +92,11 @@ def main(options: argparse.Namespace) -> int:
         return _end(FAILED, error)
     except ModuleNotFoundError as error:
         return _end(WRONG, f"{error.name} is not installed here; pip install {error.name}.")
-    except (ValueError, OSError) as error:  # a folder or file that is not there, or not what it should be
+    except ValueError as error:
         return _end(WRONG, error)
+    except OSError as error:  # not there, which diffusers says without a number; else a full disk or the like
+        missing = error.errno in (None, errno.ENOENT, errno.ENOTDIR)
+        return _end(WRONG if missing else FAILED, error)
     except KeyboardInterrupt:
         return _end(STOPPED, "Stopped; the same command goes on from the last checkpoint.")
     return DONE

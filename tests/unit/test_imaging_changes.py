@@ -58,7 +58,7 @@ def test_the_largest_patch_or_all_that_are_no_specks():
     generated[:, 70:85, 100:115] = 0
     generated[:, 90:93, 5:8] = 0
     one, all_of_them = change_mask(original, generated), change_mask(original, generated, largest=False)
-    assert [len(patches(mask[0].numpy() > 0)) for mask in (one, all_of_them)] == [1, 2]
+    assert [len(list(patches(mask[0].numpy() > 0))) for mask in (one, all_of_them)] == [1, 2]
     assert one[:, 20, 20].all()
     assert all_of_them[:, 77, 107].all()
     assert not all_of_them[:, 91, 6].any()
