@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from .attributes import Attributes, parse_attributes
-from .choices import ADAFACTOR_RATE, PRESETS
+from .choices import PRESETS
 from .recipes import RECIPES, Recipe
 
 try:
@@ -87,9 +87,8 @@ def read_recipe(table: Mapping[str, Any] | str) -> Recipe:
     if base not in RECIPES:
         raise ValueError(f'recipe: there is no "{base}"; choose {_choices(RECIPES)}.')
     optimiser = table.get("optimiser")
-    if isinstance(optimiser, Mapping) and optimiser.get("kind") == "Adafactor":  # as the node has it
-        table["optimiser"] = {"learning_rate": ADAFACTOR_RATE, **optimiser}
-    recipe = changed(RECIPES[base], table, "recipe")
+    kind = optimiser.get("kind") if isinstance(optimiser, Mapping) else None
+    recipe = changed(RECIPES[base].with_choices(optimiser=kind), table, "recipe")  # with its own rate
     check_recipe(recipe)
     return recipe
 
