@@ -129,21 +129,22 @@ def write(table, scores: dict, out: Path) -> None:
     """NAME.md and NAME.json, the latter with every case's own measures."""
     out.parent.mkdir(parents=True, exist_ok=True)
     document = json.loads(table.to_json()) | {"cases": scores}
-    out.with_suffix(".md").write_text(table.markdown(), encoding="utf-8")
-    out.with_suffix(".json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    # with_suffix would take the last number of a name such as scores-0.7
+    out.with_name(f"{out.name}.md").write_text(table.markdown(), encoding="utf-8")
+    out.with_name(f"{out.name}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
 def main(options: argparse.Namespace) -> int:
     """`python -m inlay evaluate`; returns the exit code: 0, or 2 when what was asked for is not there."""
     try:
         table, scores = evaluate(options)
+        print(table.markdown())
+        if options.out:
+            write(table, scores, options.out)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(f"{error.name} is not installed here; pip install {error.name}.", file=sys.stderr)
         return 2
-    print(table.markdown())
-    if options.out:
-        write(table, scores, options.out)
     return 0

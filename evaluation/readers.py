@@ -5,7 +5,7 @@ Nothing is downloaded. A case's name is where its result is looked for, below th
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,26 +187,32 @@ def batch(root: Path, subjects: Path | None = None) -> Iterator[Case]:
     for file in sorted(root.glob("**/result.json")):
         facts = json.loads(file.read_text(encoding="utf-8"))
         nodes = [node["inputs"] for node in facts["graph"].values()]
+        boxes = [node["inputs"] for node in facts["graph"].values() if node["class_type"] == "InlayBoxMask"]
         given = [Path(setting.partition("=")[2]) for setting in facts["settings"]]
         folders = [path for path in given if path.is_dir()]
         rooms = [path for path in given if path.is_file()]
-        boxes = [node for node in nodes if {"x", "y", "width", "height"} <= node.keys()]
-        kind = next((node["class_name"] for node in nodes if node.get("class_name")), "")
-        token = next((node["token"] for node in nodes if node.get("token")), "")
-        said = [str(node.get(name)) for node in nodes for name in ("text", "prompt")]
-        texts = [text for text in said if kind and kind in text]
+        kind, token = next(_typed(nodes, "class_name"), ""), next(_typed(nodes, "token"), "")
+        texts = [text for name in ("text", "prompt") for text in _typed(nodes, name) if kind and kind in text]
         yield Case(
             file.parent.relative_to(root).as_posix(),
             _references(folders[0]) if folders else (),
             kind,
             texts[0].replace(f"{token} {kind}", "{subject}") if texts else "{subject}",
             rooms[0] if rooms else None,
-            _widths(boxes[0]) if boxes and rooms else None,
+            next(filter(None, map(_typed_box, boxes)), None) if rooms else None,
         )
 
 
-def _widths(node: dict) -> Box:
-    return Box(node["y"], node["x"], node["y"] + node["height"], node["x"] + node["width"])
+def _typed(nodes: Iterable[dict], name: str) -> Iterator[str]:
+    """What was typed into an input of that name, in any node; a wired input holds a list."""
+    return (node[name] for node in nodes if isinstance(node.get(name), str) and node[name])
+
+
+def _typed_box(node: dict) -> Box | None:
+    """The box of a Box Mask, unless a side of it comes by wire."""
+    x, y, width, height = (node[name] for name in ("x", "y", "width", "height"))
+    typed = all(isinstance(side, int) for side in (x, y, width, height))
+    return Box(y, x, y + height, x + width) if typed else None
 
 
 def subject_folders(root: Path) -> dict[str, References]:

@@ -75,7 +75,8 @@ class Table:
             values = [row[m].text(digits) if m in row else "-" for m in self.measures]
             own = self.sets.get(label, {})
             values += [f"{own[m]:.{digits}f}" if m in own else "-" for m in wholes]
-            lines.append(_line([label, *values, str(max(cell.n for cell in row.values()))]))
+            count = max((cell.n for cell in row.values()), default=0)
+            lines.append(_line([label, *values, str(count)]))
         return "\n".join([*lines, "", *(f"{note}  " for note in self.notes)]).rstrip() + "\n"
 
     def to_json(self) -> str:

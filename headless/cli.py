@@ -58,7 +58,7 @@ def say(text: str) -> None:
 
 
 def start_host(comfyui: Path | None, stack: ExitStack) -> str:
-    """Starts ComfyUI as it is installed, with its input folder and other packs, until `stack` closes.
+    """Starts ComfyUI as it is installed, with its folders and other packs, until `stack` closes.
 
     Returns its URL.
 
@@ -70,8 +70,9 @@ def start_host(comfyui: Path | None, stack: ExitStack) -> str:
     try:
         start = time.monotonic()
         host = comfyui.resolve() if comfyui else find_comfyui()
-        # Its own pictures, which the workflow may name; the last of an option counts.
-        own = ("--input-directory", str(host / "input"))
+        # Its own pictures, which the workflow may name, and a place that outlives it for what nodes write but
+        # do not show, such as a LoRA; the last of an option counts.
+        own = ("--input-directory", str(host / "input"), "--output-directory", str(host / "output"))
         server = Server(comfyui=host, other_packs=True, extra=own)
         stack.enter_context(server)
     except HostError as error:

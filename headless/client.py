@@ -227,6 +227,8 @@ class Client:
             ):
                 await asyncio.to_thread(self.submit, graph, prompt_id)
                 async for message in socket:
+                    if message.type == aiohttp.WSMsgType.ERROR:  # the host is silent for too long
+                        break
                     kind, data = read_message(message)
                     if data.get("prompt_id", prompt_id) != prompt_id:
                         continue

@@ -52,6 +52,8 @@ def read_workflow(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not document:
         raise HostError(f"{path} is no workflow: it should hold an object with nodes.")
     document = document.get("prompt", document) if "nodes" not in document else document
+    if not isinstance(document, dict):
+        raise HostError(f"{path} is no workflow: its prompt should be an object with nodes.")
     if not is_ui_form(document) and not all(_is_node(entry) for entry in document.values()):
         raise HostError(f"{path} is no workflow: not every entry has a class_type and inputs.")
     return document

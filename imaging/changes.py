@@ -37,16 +37,17 @@ def change_mask(
 ) -> torch.Tensor:
     """1 where the generated picture shows something new, (B, H, W), zeros and ones; holes in it are filled.
 
-    original and generated (B, H, W, C) in [0, 1]. `largest`: the largest patch of each picture alone; else
-    all that are no specks. What changes by no more than `tolerance`, as an autoencoder changes everything,
-    is left out. Raises ValueError when nothing in any picture changed.
+    original and generated (B, H, W, C) in [0, 1]. `largest`: the largest patch of each picture alone, however
+    small; else all that are no specks. What changes by no more than `tolerance`, as an autoencoder changes
+    everything, is left out. Raises ValueError when nothing in any picture changed.
     """
     radius = max(1, min(original.shape[1:3]) // SQUARES)
     masks = [_mask(*pair, tolerance, largest, radius) for pair in zip(original, generated, strict=True)]
     mask = torch.from_numpy(np.stack(masks)).to(original)
     if not mask.any():
+        where = "nowhere" if largest else f"in no patch of {SMALLEST:.1%} of the picture"
         raise ValueError(
-            f"generated: it differs from the original nowhere by more than {tolerance:g}; lower tolerance."
+            f"generated: it differs from the original {where} by more than {tolerance:g}; lower tolerance."
         )
     return mask
 
@@ -56,7 +57,8 @@ def _mask(original, generated, tolerance: float, largest: bool, radius: int) -> 
 
     pixels = changed(original, generated, tolerance, radius)
     whole = np.zeros_like(pixels)
-    for patch in islice(patches(pixels, SMALLEST * pixels.size), 1 if largest else None):
+    found = islice(patches(pixels), 1) if largest else patches(pixels, SMALLEST * pixels.size)
+    for patch in found:
         whole |= patch
     filled: Any = binary_fill_holes(whole)
     return binary_dilation(filled, iterations=radius)

@@ -38,7 +38,7 @@ def places(models: Path) -> dict[str, Path]:
     """Where the host's files go."""
     return {
         "identity": models / "inlay" / IDENTITY,
-        "lora": models / "loras" / "inlay" / IDENTITY,
+        "lora": models / "loras" / IDENTITY,  # in no folder, whose separator would be the system's
         "optimizer": models / "inlay" / OPTIMIZER,
         "pix2pix": models / "checkpoints" / PIX2PIX,
     }

@@ -40,8 +40,8 @@ class InlayChangeMask(io.ComfyNode):
                     "patches",
                     options=[LARGEST, ALL],
                     default=LARGEST,
-                    tooltip="the largest: the one patch that changed most. all: every patch larger than half"
-                    " a percent of the picture, such as a reflection apart from the object.",
+                    tooltip="the largest: the one largest patch that changed. all: every patch larger than"
+                    " half a percent of the picture, such as a reflection apart from the object.",
                 ),
             ],
             outputs=[io.Mask.Output(tooltip="1 where something is new, of the original's size.")],

@@ -106,7 +106,7 @@ class SubjectFinetune(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
+                    control_after_generate=io.ControlAfterGenerate.fixed,  # another seed is another training
                     tooltip="The same seed on the same machine gives the same weights.",
                 ),
                 io.Int.Input(

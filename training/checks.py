@@ -1,5 +1,8 @@
 """Which models, and which earlier subjects, a training takes; the host's classes tell."""
 
+import sys
+from importlib.util import find_spec
+
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_sampling import EPS, V_PREDICTION, ModelSamplingDiscrete
 from torch import Tensor
@@ -42,7 +45,17 @@ def check_model(model, recipe: Recipe) -> None:
         )
     if recipe.adapter.kind == "lora":
         lora_layers(base.diffusion_model, recipe.adapter)
+        check_peft()
     check_optimiser(recipe.optimiser)
+
+
+def check_peft() -> None:
+    """Raises ValueError where PEFT, which makes the LoRA, is not installed."""
+    if find_spec("peft") is None:
+        raise ValueError(
+            f"recipe: a LoRA needs peft, which is not installed; run {sys.executable} -m pip install peft,"
+            " then start ComfyUI anew."
+        )
 
 
 def check_previous(model, recipe: Recipe, subject: Subject, lora: dict[str, Tensor]) -> None:

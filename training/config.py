@@ -82,9 +82,11 @@ def _config(values: dict[str, Any], folder: Path) -> Config:
 
 def read_recipe(table: Mapping[str, Any] | str) -> Recipe:
     """The recipe that a name or a table describes: `base` names one, every other key changes a number."""
+    if not isinstance(table, (str, Mapping)):
+        raise ValueError(f"recipe: {table!r} is neither a recipe's name nor a table of its numbers.")
     table = {"base": table} if isinstance(table, str) else dict(table)
     base = table.pop("base", RECIPES["DreamCom"].name)
-    if base not in RECIPES:
+    if not isinstance(base, str) or base not in RECIPES:
         raise ValueError(f'recipe: there is no "{base}"; choose {_choices(RECIPES)}.')
     optimiser = table.get("optimiser")
     kind = optimiser.get("kind") if isinstance(optimiser, Mapping) else None

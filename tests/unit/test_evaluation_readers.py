@@ -152,10 +152,12 @@ def test_a_batch_says_itself_what_its_pictures_were_made_from(tmp_path):
     for number in range(2):
         picture(tmp_path / "cat" / f"{number}.png")
     graph = {
-        "1": {"inputs": {"x": 2, "y": 3, "width": 5, "height": 6, "image": ["9", 0]}},
-        "2": {"inputs": {"class_name": "cat", "token": "sks"}},
-        "3": {"inputs": {"prompt": "a {red|blue} sks cat in a hall"}},
-        "4": {"inputs": {"text": "ugly"}},
+        "0": {"class_type": "ImageCrop", "inputs": {"x": 0, "y": 0, "width": 99, "height": 99}},
+        "1": {"class_type": "InlayBoxMask", "inputs": {"x": 2, "y": 3, "width": 5, "height": 6}},
+        "2": {"class_type": "SubjectFinetune", "inputs": {"class_name": "cat", "token": "sks"}},
+        "3": {"class_type": "InlaySubjectPrompt", "inputs": {"prompt": "a {red|blue} sks cat in a hall"}},
+        "4": {"class_type": "CLIPTextEncode", "inputs": {"text": "ugly"}},
+        "5": {"class_type": "Any", "inputs": {"class_name": ["2", 0], "token": ["2", 1], "text": ["2", 2]}},
     }
     facts = {"graph": graph, "settings": [f"A.folder={tmp_path / 'cat'}", f"B.image={room}", "C.steps=3"]}
     (tmp_path / "out" / "cat" / "hall").mkdir(parents=True)
@@ -163,6 +165,10 @@ def test_a_batch_says_itself_what_its_pictures_were_made_from(tmp_path):
     (case,) = read_cases("batch", tmp_path / "out")
     assert (case.name, case.caption, case.hole) == ("cat/hall", "a {red|blue} cat in a hall", Box(3, 2, 9, 7))
     assert (case.background, len(case.references)) == (room, 2)
+    graph["1"]["inputs"]["x"] = ["7", 0]  # by wire: nobody knows
+    (tmp_path / "out" / "cat" / "hall" / "result.json").write_text(json.dumps(facts), encoding="utf-8")
+    (case,) = read_cases("batch", tmp_path / "out")
+    assert case.hole is None
 
 
 @pytest.mark.parametrize("benchmark", ["batch", "murecom", "cocoee"])

@@ -142,11 +142,11 @@ def test_weights_that_are_not_there_are_named(tmp_path):
 
 def test_the_command_line_prints_and_writes_a_table_with_a_row_per_folder(world, capsys):
     words = ["evaluate", str(world / "red"), str(world / "cyan"), "--benchmark", "murecom", "--data"]
-    assert main([*words, str(world / "data"), "-o", str(world / "scores" / "table")]) == 0
+    assert main([*words, str(world / "data"), "-o", str(world / "scores" / "table-0.7")]) == 0
     said = capsys.readouterr().out
-    assert said == (world / "scores" / "table.md").read_text(encoding="utf-8") + "\n"
+    assert said == (world / "scores" / "table-0.7.md").read_text(encoding="utf-8") + "\n"
     assert "| red | 1.000 +- 0.000 | 2 |" in said
-    written = json.loads((world / "scores" / "table.json").read_text(encoding="utf-8"))
+    written = json.loads((world / "scores" / "table-0.7.json").read_text(encoding="utf-8"))
     assert written["rows"]["cyan"]["SSIM"]["n"] == 2
     assert set(written["cases"]["red"]) == {"Mug/fg1/0", "Mug/fg1/1"}
 
@@ -190,13 +190,15 @@ def test_the_command_line_measures_likeness_with_the_users_dino_and_names_it(wor
         (["{data}", "--benchmark", "murecom", "--dino", "nowhere"], "holds no config.json"),
         (["{red}/Mug", "--benchmark", "murecom", "--data", "{data}"], "holds no result; the first would be"),
         (["{red}", "--benchmark", "murecom", "--data", "{data}", "--fid", "{red}"], "name the weights too"),
+        (["{red}", "--benchmark", "murecom", "--data", "{data}", "-o", "{file}/x"], "{file}"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(world, capsys, words, said):
-    paths = {"data": world / "data", "red": world / "red"}
+    paths = {"data": world / "data", "red": world / "red", "file": world / "file"}
+    paths["file"].touch()
     assert main(["evaluate", *(word.format(**paths) for word in words)]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert said.format(**paths) in error
     assert "Traceback" not in error
 
 

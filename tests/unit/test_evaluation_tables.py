@@ -60,6 +60,10 @@ def test_markdown_has_every_row_measure_error_and_note():
     assert len({line.count("|") for line in rows}) == 1
 
 
+def test_a_row_can_have_nothing_but_a_measure_of_the_whole_set():
+    assert "| a | 1.000 | 0 |" in Table("A title", {"a": {}}, [], {"a": {"FID": 1.0}}).markdown()
+
+
 def test_the_difference_of_two_rows_is_paired():
     found = table().difference("tuned", "plain", "likeness")
     assert (found.mean, found.n) == (pytest.approx(0.5), 2)

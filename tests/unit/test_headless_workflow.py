@@ -180,7 +180,13 @@ def test_a_workflow_is_read_from_json_and_from_a_picture_that_holds_one(tmp_path
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "There is no workflow"), ("{", "no workflow"), ("[1]", "an object"), ('{"a": 1}', "class_type")],
+    [
+        (None, "There is no workflow"),
+        ("{", "no workflow"),
+        ("[1]", "an object"),
+        ('{"a": 1}', "class_type"),
+        ('{"prompt": "a cat"}', "its prompt should be an object"),
+    ],
 )
 def test_what_is_no_workflow_is_said(tmp_path, content, said):
     path = tmp_path / "w.json"

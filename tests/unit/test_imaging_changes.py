@@ -43,6 +43,14 @@ def test_the_mask_holds_the_new_thing_and_little_more(top, left, height, width):
     assert (mask[around == 0] == 0).all()
 
 
+def test_the_largest_may_be_small():
+    original, generated = pictures(512, 512)
+    generated[:, 40:64, 40:64] += 0.5
+    assert change_mask(original, generated)[:, 40:64, 40:64].all()
+    with pytest.raises(ValueError, match=r"in no patch of 0\.5% of the picture by more than 0\.08"):
+        change_mask(original, generated, largest=False)
+
+
 def test_what_an_autoencoder_changes_everywhere_is_no_change():
     original, generated = pictures()
     generated += 0.06 * torch.randn_like(generated)

@@ -90,6 +90,8 @@ def test_an_optimiser_that_the_file_names_is_known_to_be_meant(tmp_path):
         (f"{NEEDED}tokn = 'x'", "tokn: there is no such key; choose .*\"token\""),
         (f"{NEEDED}seed = 'x'", "seed: 'x' is not a whole number"),
         (f"{NEEDED}memory = '3 GB'", 'memory: there is no preset "3 GB"; choose "recipe"'),
+        (f"{NEEDED}recipe = 3", "recipe: 3 is neither a recipe's name nor a table"),
+        (f"{NEEDED}[recipe]\nbase = ['a']", "recipe: there is no \"\\['a'\\]\"; choose"),
         (f"{NEEDED}recipe = 'DreamOn'", 'recipe: there is no "DreamOn"; choose "DreamCom"'),
         (f"{NEEDED}[recipe]\nsteps = 1.5", "recipe.steps: 1.5 is not a whole number"),
         (f"{NEEDED}[recipe]\nhole = 'round'", "recipe.hole: there is no 'round'; choose \"box\", \"bezier\""),
