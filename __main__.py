@@ -27,11 +27,8 @@ COMMANDS = {
 
 def be_a_package() -> None:
     """Make this folder the package `inlay`, and keep it off the import path: there its nodes/ would stand
-    before the host's `nodes`. Spawned workers (Windows, macOS) find it on the import path, where it is
-    called inlay."""
+    before the host's `nodes`."""
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != FOLDER]
-    if FOLDER.name == NAME:
-        sys.path.append(str(FOLDER.parent))
     if NAME not in sys.modules:
         spec = spec_from_file_location(NAME, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)])
         assert spec
@@ -55,6 +52,9 @@ def main(arguments: list[str]) -> int:
     return options.main(options)
 
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):  # the second in a process that multiprocessing spawned
     be_a_package()
+
+if __name__ == "__main__":
+    __spec__ = None  # with one, spawned processes would not run this file, and would find no `inlay`
     sys.exit(main(sys.argv[1:]))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .layers import unet_layers
 from .patch import CONDITIONAL, PLAN, Masking, choose_masking, row_masks, with_replacements
-from .regions import WHOLE_IMAGE, RegionPlan, halved, region_labels
+from .regions import WHOLE_IMAGE, RegionPlan, halved, region_labels, text_period
 
 KEY = "inlay_masked_attention"
 WINDOW = "inlay_window"
@@ -121,11 +121,12 @@ class StepRegions:
         window = tuple(options.get(WINDOW, WHOLE_IMAGE))
         labels, rows = self._labels(options)
         length = context.shape[1] if context is not None else 0
-        key = (x.shape, tuple(chunks), window, rows, x.device, length)
+        periods = self._periods(context, x.shape[0], len(chunks))
+        key = (x.shape, tuple(chunks), window, rows, x.device, length, tuple(periods))
         if key not in self.plans:
             if len(self.plans) >= 32:  # a close-up that wanders should not fill the memory
                 self.plans.clear()
-            self.plans[key] = self._new_plan(labels, x, context, chunks, window)
+            self.plans[key] = self._new_plan(labels, x, length, chunks, window, periods)
         return self.plans[key]
 
     def _labels(self, options: dict) -> tuple[Tensor, tuple[int, ...]]:
@@ -138,14 +139,20 @@ class StepRegions:
             return self.labels, ()
         return self.labels[list(rows)], tuple(rows)
 
-    def _new_plan(self, labels, x, context, chunks, window) -> RegionPlan:
+    def _periods(self, context: Tensor | None, batch: int, chunks: int) -> list[int]:
+        """Of every row's text; they matter where a subject sees some of its tokens."""
+        if context is None or not any(tokens is not None for tokens in self.text or ()):
+            return []
+        return [text_period(part) for part in context.chunk(chunks) for _ in range(batch // chunks)]
+
+    def _new_plan(self, labels, x, length: int, chunks, window, periods) -> RegionPlan:
         rows = row_masks(labels.shape[0], x.shape[0] // len(chunks), chunks, self.apply_to)
         with torch.inference_mode(False):
-            plan = RegionPlan(labels, rows, self.text, self.released, x.device, window)
+            plan = RegionPlan(labels, rows, self.text, self.released, x.device, window, periods)
             for grid in halved(x.shape[-2:], self.depths):
                 plan.at(tuple(x.shape[-2:]), grid)
-            if context is not None:
-                plan.text_keys(context.shape[1])
+            for period in dict.fromkeys(plan.periods):
+                plan.text_keys(length, period)
         return plan
 
     def _graph_name(self, plan: RegionPlan) -> str:
@@ -154,7 +161,7 @@ class StepRegions:
         The host compiles with the guards on transformer_options left out, so a graph traced without a mask,
         or for another number of tokens, would be taken for this one.
         """
-        tokens = [group.tokens for regions in plan.grids for group in regions.groups]
-        counts = [tuple(map(len, group)) for group in tokens]
+        groups = [group for regions in plan.grids for group in regions.groups]
+        counts = [(group.period, *map(len, group.tokens)) for group in groups]
         texts = [None if keys is None else len(keys) for text in plan.texts.values() for keys in text]
         return f"{KEY}_{hash((self.masking, *counts, *texts, *plan.row_masks))}"

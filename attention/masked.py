@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .regions import OPEN, GridRegions
+from .regions import OPEN, GridRegions, RegionPlan, RowGroup
 
 OPERATORS = ("paper", "renormalised")
 
@@ -66,17 +66,17 @@ def _weighted(v: Tensor, keys: Tensor, strength: float) -> Tensor:
     return weighted.index_copy_(1, keys, v.index_select(1, keys))
 
 
-Blocks = Callable[[Sequence[Tensor]], list[Block]]
+Blocks = Callable[[RowGroup], list[Block]]
 
 
-def self_blocks(tokens: Sequence[Tensor]) -> list[Block]:
+def self_blocks(group: RowGroup) -> list[Block]:
     """Self-attention: the tokens of each region, and those of the background, see one another only."""
-    return [(region, region) for region in tokens]
+    return [(region, region) for region in group.tokens]
 
 
-def cross_blocks(text: Sequence[Tensor | None]) -> Blocks:
-    """Cross-attention: region k sees the text tokens text[k]; text[0] is what the background sees."""
-    return lambda tokens: list(zip(tokens, text, strict=True))
+def cross_blocks(plan: RegionPlan, length: int) -> Blocks:
+    """Cross-attention: each region sees its own of a text's `length` tokens."""
+    return lambda group: list(zip(group.tokens, plan.text_keys(length, group.period), strict=True))
 
 
 def masked_rows(
@@ -91,10 +91,11 @@ def masked_rows(
 ) -> Tensor:
     """`masked_attention` for a batch whose rows have different regions: one set of calls per group."""
     out = v.new_empty(q.shape[0], q.shape[1], v.shape[2])
-    for rows, tokens in regions.groups:
+    for group in regions.groups:
+        rows = group.rows
         q_rows, k_rows, v_rows = (q, k, v) if rows is None else (x.index_select(0, rows) for x in (q, k, v))
-        if tokens:
-            out_rows = masked_attention(q_rows, k_rows, v_rows, blocks(tokens), attend, operator, strength)
+        if group.tokens:
+            out_rows = masked_attention(q_rows, k_rows, v_rows, blocks(group), attend, operator, strength)
         else:
             out_rows = attend(q_rows, k_rows, v_rows)
         if rows is None:
@@ -132,7 +133,7 @@ def replaced_cross(
     k: Tensor,
     v: Tensor,
     regions: GridRegions,
-    text: Sequence[Tensor | None],
+    plan: RegionPlan,
     replace: Attend,
     operator: str = "paper",
     strength: float = 1.0,
@@ -141,15 +142,18 @@ def replaced_cross(
     labels = regions.labels.unsqueeze(-1)
     full = replace(q, k, v)
     out = torch.where(labels == 0, full * (1 - strength), full)
-    for number in regions.present():
-        keys = text[number]
-        if number == 0 or keys is None:
-            continue
-        if len(keys) == 0:
-            part = full * (1 - strength)
-        elif operator == "paper":
-            part = replace(q, k, _weighted(v, keys, strength))
-        else:
-            part = torch.lerp(full, replace(q, k.index_select(1, keys), v.index_select(1, keys)), strength)
-        out = torch.where(labels == number, part, out)
+    for period, rows in regions.periods:
+        text = plan.text_keys(k.shape[1], period)
+        for number in regions.present():
+            keys = text[number]
+            if number == 0 or keys is None:
+                continue
+            if len(keys) == 0:
+                part = full * (1 - strength)
+            elif operator == "paper":
+                part = replace(q, k, _weighted(v, keys, strength))
+            else:
+                seen = replace(q, k.index_select(1, keys), v.index_select(1, keys))
+                part = torch.lerp(full, seen, strength)
+            out = torch.where((labels == number) & rows, part, out)
     return out

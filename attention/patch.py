@@ -146,6 +146,25 @@ def with_replacements(options: dict, masking: Masking, attend: Callable[..., Ten
     return {**options, "patches_replace": replaced}
 
 
+class Replacement:
+    """A replacement of attention; packs that would add to it (IPAdapter calls `add`) are told their place.
+
+    What they add would not be masked, and stay on the MODEL that was patched before theirs.
+    """
+
+    def __init__(self, attention: Callable[..., Tensor]):
+        self.attention = attention
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict, **kwargs) -> Tensor:
+        return self.attention(q, k, v, extra_options, **kwargs)
+
+    def add(self, *_, **__):
+        raise ValueError(
+            "Masked Attention stands before a node that adds to its attention, such as IPAdapter or"
+            " InstantID; wire the model through that node first and through Masked Attention after it."
+        )
+
+
 def self_replacement(masking: Masking, indices: frozenset[int], attend, previous=None):
     """The replacement of a block's self-attention; indices: which of its transformers are masked."""
 
@@ -158,7 +177,7 @@ def self_replacement(masking: Masking, indices: frozenset[int], attend, previous
             return replaced_self(q, k, v, regions, call, masking.operator, masking.self_strength)
         return masked_rows(q, k, v, regions, self_blocks, call, masking.operator, masking.self_strength)
 
-    return masked_self_attention
+    return Replacement(masked_self_attention)
 
 
 def cross_replacement(masking: Masking, indices: frozenset[int], attend, previous=None):
@@ -169,13 +188,13 @@ def cross_replacement(masking: Masking, indices: frozenset[int], attend, previou
         regions = _regions(masking.plan, indices, q, extra_options)
         if regions is None:
             return call(q, k, v)
-        text = extra_options[masking.plan].text_keys(k.shape[1])
+        plan = extra_options[masking.plan]
         if previous is not None:
-            return replaced_cross(q, k, v, regions, text, call, masking.operator, masking.cross_strength)
-        blocks = cross_blocks(text)
+            return replaced_cross(q, k, v, regions, plan, call, masking.operator, masking.cross_strength)
+        blocks = cross_blocks(plan, k.shape[1])
         return masked_rows(q, k, v, regions, blocks, call, masking.operator, masking.cross_strength)
 
-    return masked_cross_attention
+    return Replacement(masked_cross_attention)
 
 
 def _unmasked(attend, previous, extra_options: dict, kwargs: dict) -> Attend:

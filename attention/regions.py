@@ -16,6 +16,7 @@ Window = tuple[float, float, float, float]
 
 WHOLE_IMAGE: Window = (0.0, 0.0, 1.0, 1.0)
 OPEN = 255  # the label of every token in a batch row that no mask applies to
+MOST_REPEATS = 8  # of a prompt; the host batches two prompts of which one is up to 4 times as long
 
 
 def region_labels(masks: Sequence[Tensor]) -> Tensor:
@@ -74,11 +75,14 @@ def token_labels(
     rows = _nearest(latent[0], height, top, bottom)[rows]
     columns = _nearest(latent[1], width, left, right)[columns]
     tokens = labels[:, rows][:, :, columns]
-    vanished = []
-    for image, region, (y, x) in _centres(labels, window):
-        if not (tokens[image] == region).any():
-            tokens[image, min(int(y * grid[0]), grid[0] - 1), min(int(x * grid[1]), grid[1] - 1)] = region
-            vanished.append((image, region))
+    vanished, regions = [], range(1, int(labels.max()) + 1)
+    for image in range(len(labels)):
+        sampled = set(tokens[image].unique().tolist())
+        for region in [region for region in regions if region not in sampled]:
+            if centre := _centre(labels[image], region, window):
+                y, x = centre
+                tokens[image, min(int(y * grid[0]), grid[0] - 1), min(int(x * grid[1]), grid[1] - 1)] = region
+                vanished.append((image, region))
     return tokens, vanished
 
 
@@ -89,19 +93,19 @@ def _nearest(count: int, size: int, start: float, end: float) -> Tensor:
     return torch.tensor(samples).clamp_(0, size - 1)
 
 
-def _centres(labels: Tensor, window: Window):
-    """Every (image, region, centre) with a pixel in the window; the centre in fractions of the window."""
+def _centre(labels: Tensor, region: int, window: Window) -> tuple[float, float] | None:
+    """The centre of a region's pixels in the window, in fractions of the window; None where it has none."""
     top, left, bottom, right = window
-    height, width = labels.shape[1:]
+    height, width = labels.shape
     y0, x0 = int(top * height), int(left * width)
-    seen = labels[:, y0 : max(y0 + 1, round(bottom * height)), x0 : max(x0 + 1, round(right * width))]
-    for image, picture in enumerate(seen):
-        for region in picture.unique().tolist():
-            if region:
-                y, x = (picture == region).nonzero().double().add(0.5).mean(0).tolist()
-                y = ((y + y0) / height - top) / (bottom - top)
-                x = ((x + x0) / width - left) / (right - left)
-                yield image, region, (max(y, 0.0), max(x, 0.0))
+    seen = labels[y0 : max(y0 + 1, round(bottom * height)), x0 : max(x0 + 1, round(right * width))]
+    pixels = (seen == region).nonzero()
+    if not len(pixels):
+        return None
+    y, x = pixels.double().add(0.5).mean(0).tolist()
+    y = ((y + y0) / height - top) / (bottom - top)
+    x = ((x + x0) / width - left) / (right - left)
+    return max(y, 0.0), max(x, 0.0)
 
 
 def halved(size: Sequence[int], depths: int) -> list[Size]:
@@ -118,22 +122,26 @@ class RowGroup(NamedTuple):
     rows: (n,) indices into the batch, or None for the whole batch.
     tokens: index 0 the tokens of the background, index k those of region k, each (count,), possibly empty;
     an empty tuple for rows that no mask applies to.
+    period: after how many tokens the rows' text begins anew, 0 where it does not.
     """
 
     rows: Tensor | None
     tokens: tuple[Tensor, ...]
+    period: int = 0
 
 
 class GridRegions(NamedTuple):
     """The regions of a batch on one grid.
 
     labels: (rows, tokens) uint8, OPEN in rows that no mask applies to. groups: the same as indices.
+    periods: for every period of a text the rows that have it, (rows, 1, 1) of booleans.
     """
 
     latent: Size
     grid: Size
     labels: Tensor
     groups: tuple[RowGroup, ...]
+    periods: tuple[tuple[int, Tensor], ...]
 
     def present(self) -> list[int]:
         """The regions (0 the background) that hold a token in any row."""
@@ -148,7 +156,8 @@ class RegionPlan:
     graph, so they are made once per grid and kept: `at` only looks them up.
 
     labels: (N,H,W) of `region_labels`. row_masks: for every row of the batch the image of `labels` that
-    applies to it, or None. text, released: for every region its text tokens, see `text_positions`.
+    applies to it, or None. text, released: for every region its text tokens, see `text_positions`. periods:
+    of every row's text, see `text_period`; none where they are all 0.
     """
 
     def __init__(
@@ -159,15 +168,17 @@ class RegionPlan:
         released: bool = False,
         device: torch.device | None = None,
         window: Window = WHOLE_IMAGE,
+        periods: Sequence[int] = (),
     ):
         self.labels = labels
         self.row_masks = list(row_masks)
+        self.periods = list(periods) or [0] * len(self.row_masks)
         self.text = text or [None] * int(labels.max())
         self.released = released
         self.device = device
         self.window = window
         self.grids: list[GridRegions] = []
-        self.texts: dict[int, list[Tensor | None]] = {}
+        self.texts: dict[tuple[int, int], list[Tensor | None]] = {}
         self.unmasked: set[tuple] = set()  # blocks that could not be masked, to say so once
 
     def at(self, latent: Size, grid: Size) -> GridRegions:
@@ -178,44 +189,59 @@ class RegionPlan:
         self.grids.append(self._make(latent, grid))
         return self.grids[-1]
 
-    def text_keys(self, length: int) -> list[Tensor | None]:
+    def text_keys(self, length: int, period: int = 0) -> list[Tensor | None]:
         """What each region sees of a text of `length` tokens, background (nothing) first; None for all."""
-        if length not in self.texts:
-            regions = [text_positions(length, tokens, self.released) for tokens in self.text]
-            self.texts[length] = [
+        if (length, period) not in self.texts:
+            regions = [text_positions(length, tokens, self.released, period) for tokens in self.text]
+            self.texts[length, period] = [
                 None if positions is None else torch.tensor(positions, dtype=torch.long).to(self.device)
                 for positions in [[], *regions]
             ]
-        return self.texts[length]
+        return self.texts[length, period]
 
     def _make(self, latent: Size, grid: Size) -> GridRegions:
         tokens = token_labels(self.labels, latent, grid, self.window)[0].flatten(1)
         outside = torch.full_like(tokens[0], OPEN)
         rows = torch.stack([outside if mask is None else tokens[mask] for mask in self.row_masks])
-        alike: dict[bytes, list[int]] = {}
-        for row, labels in enumerate(rows):
-            alike.setdefault(labels.numpy().tobytes(), []).append(row)
+        alike: dict[tuple[bytes, int], list[int]] = {}
+        for row, (labels, period) in enumerate(zip(rows, self.periods, strict=True)):
+            alike.setdefault((labels.numpy().tobytes(), period), []).append(row)
         groups = tuple(self._group(rows, members) for members in alike.values())
-        return GridRegions(latent, grid, rows.to(self.device), groups)
+        of_row = torch.tensor(self.periods)[:, None, None]
+        periods = tuple((p, (of_row == p).to(self.device)) for p in dict.fromkeys(self.periods))
+        return GridRegions(latent, grid, rows.to(self.device), groups, periods)
 
     def _group(self, rows: Tensor, members: list[int]) -> RowGroup:
-        labels = rows[members[0]]
+        labels, period = rows[members[0]], self.periods[members[0]]
         which = None if len(members) == len(rows) else torch.tensor(members, device=self.device)
         if labels[0] == OPEN:
-            return RowGroup(which, ())
+            return RowGroup(which, (), period)
         tokens = tuple((labels == k).nonzero().flatten().to(self.device) for k in range(len(self.text) + 1))
-        return RowGroup(which, tokens)
+        return RowGroup(which, tokens, period)
 
 
 def text_positions(
-    length: int, tokens: Collection[int] | None = None, released: bool = False
+    length: int, tokens: Collection[int] | None = None, released: bool = False, period: int = 0
 ) -> list[int] | None:
     """The positions of a text of `length` tokens that a subject sees, None for all of them.
 
     tokens: the subject's own, None for all. released: without token 0 (the start) and tokens 39-76 of every
-    77, which DreamCom's published code hides from every query.
+    77, which DreamCom's published code hides from every query. period: the text begins anew after so many.
     """
-    positions = [t for t in range(length) if tokens is None or t in tokens]
+    positions = [t for t in range(length) if tokens is None or t % (period or length) in tokens]
     if released:
         positions = [t for t in positions if 1 <= t % 77 <= 38]
     return None if len(positions) == length else positions
+
+
+def text_period(text: Tensor) -> int:
+    """After how many tokens texts (B,L,C) begin anew, 0 where they do not.
+
+    The host repeats a shorter prompt to the length of a longer one beside it in a batch.
+    """
+    length = text.shape[1]
+    for times in range(MOST_REPEATS, 1, -1):
+        first = text[:, : length // times]
+        if length % times == 0 and torch.equal(first.repeat(1, times, 1), text):
+            return length // times
+    return 0

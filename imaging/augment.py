@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from .boxes import Box
 from .masks import resize_mask
+from .views import smooth_resize
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _view(
     place = seen.shift(-window.top, -window.left).scale(size / window.height)
     shape = (place.height, place.width)
     rows, columns = seen.slices
-    shown = F.interpolate(image[..., rows, columns], shape, mode="bilinear", antialias=True)
+    shown = smooth_resize(image[..., rows, columns], *shape, mode="bilinear")
     subject = resize_mask(mask[:, rows, columns], *shape)
 
     rows, columns = place.slices

@@ -1,10 +1,10 @@
 """The object as an encoder sees it: cut out, on one colour, in the middle of a square."""
 
 import torch
-import torch.nn.functional as F
 
 from .boxes import Box, bounding_box
 from .masks import check_mask
+from .views import smooth_resize
 
 COLOURS = {"black": 0.0, "white": 1.0, "grey": 0.5}
 ORIGINAL = "original"
@@ -40,10 +40,7 @@ def subject_picture(
         alpha = mask.to(image)[..., None]
         image = image * alpha + COLOURS[background] * (1 - alpha)
     square = _window(image, box, None if background == ORIGINAL else COLOURS[background])
-    resized = F.interpolate(
-        square.movedim(-1, 1), (side, side), mode="bicubic", antialias=True, align_corners=False
-    )
-    return resized.clamp(0, 1).movedim(1, -1)
+    return smooth_resize(square.movedim(-1, 1), side, side).clamp(0, 1).movedim(1, -1)
 
 
 def object_box(image: torch.Tensor, mask: torch.Tensor, name: str) -> Box:

@@ -90,8 +90,13 @@ def resize_image(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """(B, H, W, C) in [0, 1] at another size, bicubic without aliasing; the same tensor at the same size."""
     if image.shape[1:3] == (height, width):
         return image
-    resized = F.interpolate(image.movedim(-1, 1), (height, width), mode="bicubic", antialias=True)
-    return resized.movedim(1, -1).clamp(0, 1)
+    return smooth_resize(image.movedim(-1, 1), height, width).movedim(1, -1).clamp(0, 1)
+
+
+def smooth_resize(image: torch.Tensor, height: int, width: int, mode: str = "bicubic") -> torch.Tensor:
+    """(B, C, H, W) at another size without aliasing; in 32 bits at least, for CPUs cannot do it in 16."""
+    real = image.to(torch.promote_types(image.dtype, torch.float32))
+    return F.interpolate(real, (height, width), mode=mode, antialias=True).to(image)
 
 
 def at_most(longest: int, height: int, width: int) -> tuple[int, int]:

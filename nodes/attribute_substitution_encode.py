@@ -103,6 +103,7 @@ class AttributeSubstitutionEncode(io.ComfyNode):
 
 def _rows(clip, text: str, encoded: torch.Tensor, one_chunk: bool = False) -> list[tuple[int, object]]:
     tokens = clip.tokenize(text, return_word_ids=True)
+    tokens = {name: chunks for name, chunks in tokens.items() if _is_loaded(clip, name)}
     if one_chunk and any(len(chunks) > 1 for chunks in tokens.values()):
         length = min(len(chunks[0]) for chunks in tokens.values() if len(chunks) > 1)
         raise ValueError(
@@ -110,6 +111,12 @@ def _rows(clip, text: str, encoded: torch.Tensor, one_chunk: bool = False) -> li
             " remove fewer."
         )
     return word_rows(tokens, encoded.shape[1])
+
+
+def _is_loaded(clip, name: str) -> bool:
+    """SD 3's tokenizer speaks for three text encoders, whichever of them are there."""
+    model = clip.cond_stage_model
+    return getattr(model, {"l": "clip_l", "g": "clip_g"}.get(name, name), model) is not None
 
 
 def _name(clip, token) -> str:

@@ -13,7 +13,7 @@ from ..imaging.boxes import Box
 from ..imaging.masks import check_mask
 from ..imaging.padding import pad_to_multiple
 from ..sampling import host
-from ..sampling.batch import EACH, SEVERAL_MASKS, count_steps, inpaint_batch, plan_jobs
+from ..sampling.batch import EACH, SEVERAL_MASKS, Job, count_steps, inpaint_batch, plan_jobs
 from ..sampling.schedule import split_schedule
 from ..sampling.stages import Options
 
@@ -217,6 +217,7 @@ def sample(
     """What both samplers do once they have a guider and sigmas; `choices` as in `close_up_inputs`."""
     model = guider.model_patcher
     host.check_model(model)
+    host.check_prompts(guider)
     check_mask(image, mask)
     split_schedule(sigmas, close_up_share)  # says so when the share is none
     options = Options(
@@ -244,7 +245,7 @@ def sample(
             guider, noise, sampler, vae, progress, rows, image.shape[:3], blend == EVERY_STEP, patch
         ),
     )
-    text = _say_empty(len(image) - sum(len(job.rows) for job in jobs), len(image))
+    text = _say_left_out(image, mask, jobs, several_masks)
     return io.NodeOutput(painted.image, painted.close_up, painted.latent, ui=_warn(text))
 
 
@@ -256,6 +257,19 @@ def _nothing_to_paint(vae, image: torch.Tensor, side: int) -> io.NodeOutput:
     latent = {"samples": vae.encode(pad_to_multiple(middle, vae.spacial_compression_encode()))}
     text = _say_empty(len(image), len(image))
     return io.NodeOutput(image, middle, latent, ui=_warn(text))
+
+
+def _say_left_out(image: torch.Tensor, mask: torch.Tensor, jobs: list[Job], several: str) -> str | None:
+    """What to say of masks, of which some are not empty."""
+    if several == EACH or len(mask) == 1:
+        return _say_empty(len(image) - sum(len(job.rows) for job in jobs), len(image))
+    empty = len(mask) - sum(map(len, jobs[0].turns))
+    return (
+        f"mask: {empty} of {len(mask)} are empty (nothing above 0.5), and nothing is painted for them;"
+        " paint where each subject goes."
+        if empty
+        else None
+    )
 
 
 def _say_empty(empty: int, pictures: int) -> str | None:

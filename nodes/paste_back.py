@@ -42,7 +42,7 @@ class InlayPasteBack(io.ComfyNode):
         cls, original: torch.Tensor, generated: torch.Tensor, mask: torch.Tensor, feather: int
     ) -> io.NodeOutput:
         check_mask(original, mask)
-        check_not_empty(mask)
+        check_not_empty(mask.amax(0, keepdim=True))  # some pictures of a batch may have nothing to show
         if original.shape[-1] != generated.shape[-1]:
             raise ValueError(
                 "original: only it or only the generated picture has transparency; convert to RGB."

@@ -13,7 +13,7 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
-from comfy.model_base import IP2P
+from comfy.model_base import IP2P, Flux
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from torch import Tensor
 
@@ -41,6 +41,30 @@ def check_model(model: ModelPatcher) -> None:
         raise ValueError(
             "model: this is an InstructPix2Pix model (8 channels), which knows no mask; load an inpainting"
             " checkpoint (9 channels) or a text-to-image one (4 channels)."
+        )
+    if _takes_control(model):
+        raise ValueError(
+            "model: this is a Flux model for a control picture (canny, depth), which knows no mask; load"
+            " Flux Fill or a text-to-image one."
+        )
+
+
+def _takes_control(model: ModelPatcher) -> bool:
+    """Whether a Flux reads a second picture and no mask beside the noise."""
+    latent = model.model.latent_format.latent_channels
+    channels = model.model.model_config.unet_config.get("in_channels", latent)
+    return isinstance(model.model, Flux) and latent < channels <= 2 * latent
+
+
+def check_prompts(guider: comfy.samplers.CFGGuider) -> None:
+    """Raises ValueError for a control picture that a LoRA taught a Flux to read: it is not cut for a view."""
+    conds = [cond for part in guider.original_conds.values() for cond in part]
+    controlled = any("concat_latent_image" in cond for cond in conds)
+    model = guider.model_patcher
+    if controlled and isinstance(model.model, Flux) and not _wants_conditions(model):
+        raise ValueError(
+            "positive: it holds a control picture (InstructPixToPixConditioning), which cannot be cut to the"
+            " close-up; wire a plain prompt."
         )
 
 

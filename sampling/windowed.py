@@ -130,7 +130,10 @@ def _crop_control(control, place: Place, controls: dict):
         if part.cond_hint_original is not None:
             hint = crop_part(_fitted(only_rows(part.cond_hint_original, place.rows), place), place.window)
             part.cond_hint_original = _resize_hint(hint, place.shown, part.upscale_algorithm)
-        part.extra_concat_orig = [crop_part(_fitted(c, place), place.window) for c in part.extra_concat_orig]
+        part.extra_concat_orig = [
+            crop_part(_fitted(only_rows(extra, place.rows), place), place.window)
+            for extra in part.extra_concat_orig
+        ]
         controls[id(control)] = part
     return controls[id(control)]
 

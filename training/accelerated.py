@@ -19,6 +19,7 @@ from torch import Tensor
 from ..encoders import layouts
 from ..encoders.dinov2 import DinoV2
 from .adapters import AdapterTrainee, Stage, Vae, freeze, prepare, rate_at
+from .disk import exchange
 from .loop import Diverged
 from .runs import Interrupt, Run, check, resume, save
 from .stream import Examples, Steps, loader
@@ -69,11 +70,10 @@ def train(
             _log(accelerator, run, step, mean)
             if accelerator.is_main_process:
                 tell(step + 1, mean, time.monotonic() - began)
-            if step + 1 == run.steps:
-                break
-            if stopped or (step + 1) % run.save_every == 0:
+            last_step = step + 1 == run.steps  # kept too: the export may fail, and --steps may grow
+            if stopped or last_step or (step + 1) % run.save_every == 0:
                 save(accelerator, run, step + 1)
-            if stopped:
+            if stopped and not last_step:
                 accelerator.end_training()
                 raise KeyboardInterrupt
     weights: Any = accelerator.get_state_dict(model)  # FSDP gathers them, so the processes are still together
@@ -118,8 +118,11 @@ def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _write(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file({name: value.contiguous() for name, value in state.items()}, partial, metadata)
-    os.replace(partial, path)
+    try:
+        save_file({name: value.contiguous() for name, value in state.items()}, partial, metadata)
+        exchange(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _accelerator(run: Run):

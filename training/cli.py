@@ -16,12 +16,16 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..headless.errors import HostError
 from ..headless.in_process import open_host
 from .config import read_config
-from .processes import close_group, on_cpu, open_group
+from .engine import Group
+from .processes import any_told, close_group, on_cpu, open_group
+from .runs import Interrupt
 
 DONE, FAILED, WRONG, NO_HOST, STOPPED = 0, 1, 2, 3, 130
 
@@ -48,7 +52,8 @@ def main(options: argparse.Namespace) -> int:
     first = group.number == 0
     begun = time.monotonic()
     try:
-        subject, path = learn(config, group, tell(config.recipe.steps) if first else lambda *_: None)
+        with between_steps(tell(config.recipe.steps) if first else lambda *_: None, group) as on_step:
+            subject, path = learn(config, group, on_step)
     except Diverged as error:
         return end(FAILED, str(error))
     except ValueError as error:
@@ -64,8 +69,30 @@ def main(options: argparse.Namespace) -> int:
 
 
 def stop(*_) -> None:
-    """A machine that is taken back says SIGTERM: keep what is learned, as on Ctrl-C."""
+    """A machine that is taken back says SIGTERM: end as on Ctrl-C."""
     raise KeyboardInterrupt
+
+
+@contextmanager
+def between_steps(show: Callable[[int, float], None], group: Group) -> Iterator[Callable[[int, float], None]]:
+    """An on_step that shows the step; it raises KeyboardInterrupt once a process was told to stop within it.
+
+    Until the first step is done there is nothing to keep, and a signal ends the process at once.
+    """
+    interrupt, waiting = Interrupt(), False
+
+    with ExitStack() as until_the_end:
+
+        def on_step(step: int, loss: float) -> None:
+            nonlocal waiting
+            if not waiting:
+                until_the_end.enter_context(interrupt)
+                waiting = True
+            show(step, loss)
+            if any_told(group, interrupt.came):
+                raise KeyboardInterrupt
+
+        yield on_step
 
 
 def tell(steps: int):

@@ -51,6 +51,10 @@ class Group:
         """This process' part of one or more batches laid end to end; each must be a multiple of `size`."""
         return rows.view(-1, batch)[:, self.number :: self.size].flatten()
 
+    def at_most(self, batch: int) -> int:
+        """How many pictures of such a batch a process has to hold."""
+        return -(-batch // self.size)
+
 
 ALONE = Group()
 

@@ -89,7 +89,8 @@ def load_encoder(folder: Path) -> nn.Module:
     if kind in ("clip", "clip_vision_model"):
         from transformers import CLIPVisionModel
 
-        return CLIPVisionModel.from_pretrained(folder, local_files_only=True)
+        clip: Any = CLIPVisionModel.from_pretrained(folder, local_files_only=True)
+        return clip.float()  # transformers 5 keeps the file's precision; training has its own
     raise ValueError(f"--encoder: {folder} holds a {kind or 'nameless'} model; give a DINOv2 or a CLIP.")
 
 

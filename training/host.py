@@ -138,7 +138,7 @@ def train(
     with torch.inference_mode(False), torch.enable_grad():
         trainee = _trainee(model, recipe, dtype, seed, start)
         blocks = [layer for layer in trainee.unet.modules() if isinstance(layer, BLOCKS)]
-        check_step_fits(model, trainee, recipe, examples, blocks, checkpointing)
+        check_step_fits(model, trainee, recipe, examples, blocks, checkpointing, group)
         if checkpointing:
             recompute(blocks)
         live = as_model(model, trainee.unet, dtype) if watch else None

@@ -42,8 +42,9 @@ def fit(
     `loss_at(k)` is the scalar loss of the k-th forward pass; a step averages `accumulation` of them. It must
     draw its random numbers from k alone: then a run resumed from a `State` is the uninterrupted run, bit for
     bit. `on_step(step, loss)` may raise to stop. `on_save(state)` is called every `save_every` steps (0:
-    never) and when anything stops the run early, with the last state that was finite. `ema_decay` and
-    `average` as in `Stepper`. Raises `Diverged` at the first loss or gradient that is not finite.
+    never) and when anything stops the run early, with the last state that was finite; not when that comes
+    while the weights move, for then no step describes them. `ema_decay` and `average` as in `Stepper`. Raises
+    `Diverged` at the first loss or gradient that is not finite.
     """
     stepper = Stepper(parameters, optimiser, ema_decay, average)
     losses: list[float] = []
@@ -59,10 +60,11 @@ def fit(
             losses.append(loss)
             on_step(step + 1, loss)
             if on_save and save_every and (step + 1) % save_every == 0 and step + 1 < steps:
-                good = step + 1
                 on_save(State(step + 1, list(losses), stepper.tensors()))
+                good = step + 1
     except BaseException:
-        if on_save and len(losses) > good:
+        whole = stepper.taken == len(losses)  # not cut off while the weights moved
+        if on_save and whole and len(losses) > good:
             on_save(State(len(losses), list(losses), stepper.tensors()))
         raise
     stepper.finish()

@@ -83,11 +83,11 @@ class Stepper:
         # Loss scaling meets infinite gradients on purpose: it leaves the step out and scales less.
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
             return False
+        self.taken += 1  # before anything moves, so that whoever is cut off in here can tell
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         self._publish()
-        self.taken += 1
         return True
 
     def _gradients(self) -> list[Tensor]:
@@ -104,7 +104,7 @@ class Stepper:
             for master, p in zip(self.masters, self.parameters, strict=True):
                 p.copy_(master)
         # Young means forget faster, or they would remember the random start.
-        decay = min(self.ema_decay, (1 + self.taken) / (10 + self.taken))
+        decay = min(self.ema_decay, self.taken / (9 + self.taken))
         for mean, master in zip(self.means, self.masters, strict=False):
             mean.lerp_(master, 1 - decay)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .adapter import exported_shapes
 from .choices import PRESETS
 from .data import LATENT_PIXEL, Examples
-from .engine import Trainee
+from .engine import ALONE, Group, Trainee
 from .formats import lora_names
 from .memory import GIGABYTE, Need, Trace, check_fits, trace, trained_need, with_preset
 from .optimisers import eight_bit_installed
@@ -54,15 +54,19 @@ def check_step_fits(
     examples: Sequence[Examples],
     blocks: Sequence[nn.Module],
     checkpointing: bool,
+    group: Group = ALONE,
 ) -> Need:
-    """What a step needs, measured on the network; raises ValueError, naming a mend, when it will not fit."""
+    """What a step needs of this process' device, measured on the network.
+
+    Raises ValueError, naming a mend, when it will not fit.
+    """
     one = measured(trainee, examples[0], blocks)
     shapes = [p.shape for p in trainee.adapter.parameters]
     count = sum(p.numel() for p in trainee.unet.parameters())
     trained = sum(p.numel() for p in trainee.adapter.parameters)
 
     def need(recipe: Recipe, dtype: torch.dtype, checkpointing: bool) -> Need:
-        size, pictures = dtype.itemsize, len(examples) * recipe.batch_size
+        size, pictures = dtype.itemsize, len(examples) * group.at_most(recipe.batch_size)
         parts = trained_need(shapes, size, recipe.optimiser, recipe.ema_decay > 0)
         kept = one.activations(checkpointing) * pictures * size / trainee.dtype.itemsize
         loaded = count * size if dtype == trainee.dtype else 0

@@ -45,6 +45,17 @@ def average(tensors: Sequence[Tensor]) -> None:
         tensor /= torch.distributed.get_world_size()
 
 
+def any_told(group: Group, told: bool) -> bool:
+    """Whether any process was told to stop. All have to ask, after the same step."""
+    if group.average is None:
+        return told
+    from accelerate import PartialState
+
+    share = torch.tensor(float(told), device=PartialState().device)
+    group.average([share])
+    return share.item() > 0
+
+
 def shared_out(recipe: Recipe, size: int) -> Recipe:
     """The recipe with its pictures per step laid out so that `size` processes can share every batch.
 

@@ -11,7 +11,8 @@ import json
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,19 +84,25 @@ class Shards:
 
 
 def places(shard: Path) -> list[Places]:
-    """Where the fields of each record of a shard lie; reads headers only."""
+    """Where the fields of each record of a shard lie; reads headers only.
+
+    Raises ValueError for a file that is no whole tar file.
+    """
     records: list[Places] = []
     current = None
-    with tarfile.open(shard, "r:") as tar:
-        for member in tar:
-            if not member.isfile():
-                continue
-            folder, _, base = member.name.rpartition("/")
-            stem, _, field = base.partition(".")
-            if (folder, stem) != current:
-                current = (folder, stem)
-                records.append({})
-            records[-1][field] = (member.offset_data, member.size)
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in filter(tarfile.TarInfo.isfile, tar):
+                folder, _, base = member.name.rpartition("/")
+                stem, _, field = base.partition(".")
+                if (folder, stem) != current:
+                    current = (folder, stem)
+                    records.append({})
+                records[-1][field] = (member.offset_data, member.size)
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"--data: {shard} is no whole tar file ({error}); fetch or make it again, or delete it."
+        ) from error
     return records
 
 
@@ -110,39 +117,41 @@ def _counts(folder: Path, paths: list[Path]) -> list[int]:
 def write_shards(records: Iterable[tuple[str, Mapping[str, bytes]]], folder: Path, per_shard: int) -> int:
     """Write (name, fields) records as shards 000000.tar ... with their index; returns how many records.
 
-    Names may hold no dot, which ends a record's name in WebDataset. A shard appears when it is complete.
+    Names may hold no dot, which ends a record's name in WebDataset. A shard appears when it is complete, and
+    a record is written before the next is asked for.
     Raises ValueError for a folder that holds shards already: those beyond ours would be trained on as well.
     """
+    if per_shard < 1:
+        raise ValueError(f"--per-shard: {per_shard} is too few; give 1 or more.")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("*.tar")):
         raise ValueError(f"shards: {folder} holds shards already; delete them, or give a new folder.")
     counts: dict[str, int] = {}
-    total = 0
-    for number, group in enumerate(_groups(records, per_shard)):
-        path = folder / f"{number:06d}.tar"
-        partial = path.with_suffix(".partial")
+    rest = iter(records)
+    for first in rest:
+        path = folder / f"{len(counts):06d}.tar"
+        count = _write_shard(chain([first], islice(rest, per_shard - 1)), path)
+        counts[f"{path.name} {path.stat().st_size}"] = count
+    (folder / INDEX).write_text(json.dumps(counts, indent=1), encoding="utf-8")
+    return sum(counts.values())
+
+
+def _write_shard(records: Iterable[tuple[str, Mapping[str, bytes]]], path: Path) -> int:
+    """Write one shard and return how many records it holds; nothing is left of one that fails."""
+    partial = path.with_suffix(".partial")
+    count = 0
+    try:
         with tarfile.open(partial, "w") as tar:
-            for name, fields in group:
+            for name, fields in records:
                 for field, data in fields.items():
                     member = tarfile.TarInfo(f"{name}.{field}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
+                count += 1
         os.replace(partial, path)
-        counts[f"{path.name} {path.stat().st_size}"] = len(group)
-        total += len(group)
-    (folder / INDEX).write_text(json.dumps(counts, indent=1), encoding="utf-8")
-    return total
-
-
-def _groups(records: Iterable, size: int) -> Iterator[list]:
-    group = []
-    for record in records:
-        group.append(record)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
 
 
 class DatasetsFolder:
@@ -186,9 +195,9 @@ class DatasetsFolder:
             value = values[name]
             if isinstance(value, list):
                 kind = ".mask" if "mask" in name else ""
-                fields |= {f"{i:03d}{kind}.png": _bytes(picture) for i, picture in enumerate(value)}
+                fields |= {f"{i:03d}{kind}.png": _bytes(picture, name) for i, picture in enumerate(value)}
             else:
-                fields[name] = _bytes(value)
+                fields[name] = _bytes(value, name)
         return fields
 
     def __getstate__(self) -> dict:
@@ -199,5 +208,9 @@ class DatasetsFolder:
         self._open()
 
 
-def _bytes(picture: dict) -> bytes:
-    return picture["bytes"] if picture["bytes"] is not None else Path(picture["path"]).read_bytes()
+def _bytes(picture: dict | None, column: str) -> bytes:
+    if picture is not None and picture["bytes"] is not None:
+        return picture["bytes"]
+    if picture is None or picture["path"] is None:
+        raise ValueError(f"--data: a record holds no picture in its column '{column}'; fill or remove it.")
+    return Path(picture["path"]).read_bytes()

@@ -2,8 +2,8 @@
 
 A finished subject is `<name>.safetensors` (the LoRA, which every LoRA loader lists), `<name>.png` (samples
 from its training, which LoRA managers show) and `<name>.json` (the `Subject`, written last); an interrupted
-run is `<name>.resume`. Each is written under a temporary name and renamed, so a crash at any moment leaves
-the old file or the new one.
+run is `<name>.resume`. Each is written under a temporary name and renamed, so a crash or a power cut at any
+moment leaves the old file or the new one.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .data import Material
+from .disk import exchange
 from .loop import State
 from .recipes import Recipe
 from .subject import VERSION, Subject
@@ -154,7 +155,7 @@ class Store:
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
             write(partial)
-            os.replace(partial, path)
+            exchange(partial, path)
         except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"{path} could not be written ({error}); make room on that disk and queue again."

@@ -10,8 +10,9 @@
 --data is a folder of WebDataset shards or a Hugging Face datasets folder. Under `accelerate launch` every
 process takes its share of a batch, and one process with the same batch gets the same losses up to rounding.
 Stopped or killed, the same command goes on from the last checkpoint, in <out>.run; Ctrl-C and SIGTERM leave one
-of the step they came in. The adapter, with its DINOv2, is --out; the UNet stands beside it as
-<name>.unet.safetensors.
+of the step they came in. `accelerate launch` kills its processes 30 seconds after the signal: where the step and
+its checkpoint take longer, what is left is the last one of --save-every. The adapter, with its DINOv2, is --out;
+the UNet stands beside it as <name>.unet.safetensors.
 
 https://github.com/inlay-nodes/inlay/blob/main/docs/adapters.md says more.
 
@@ -24,6 +25,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from .loop import Diverged
 
@@ -94,6 +97,12 @@ def main(options: argparse.Namespace) -> int:
         return _end(WRONG, f"{error.name} is not installed here; pip install {error.name}.")
     except ValueError as error:
         return _end(WRONG, error)
+    except SafetensorError as error:
+        return _end(
+            FAILED,
+            f"Weights could not be read or written ({error}); see that the disk has room and that the files"
+            " asked for are whole.",
+        )
     except OSError as error:  # not there, which diffusers says without a number; else a full disk or the like
         missing = error.errno in (None, errno.ENOENT, errno.ENOTDIR)
         return _end(WRONG if missing else FAILED, error)

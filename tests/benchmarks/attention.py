@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from inlay.attention.masked import masked_rows, self_blocks
+from inlay.attention.masked import cross_blocks, masked_rows, self_blocks
 from inlay.attention.patch import PLAN, region_options
 from inlay.attention.regions import RegionPlan, region_labels
 from inlay.lab.host import open_host
@@ -139,7 +139,8 @@ def dense_mask(labels: torch.Tensor, dtype: torch.dtype, attention) -> torch.Ten
 def bench_layer(tokens: int, share: float, options, device, dtype, attention) -> None:
     side = math.isqrt(tokens)
     labels = region_labels([box_mask(side, side, share)])
-    regions = RegionPlan(labels, [0] * options.batch, device=device).at((side, side), (side, side))
+    plan = RegionPlan(labels, [0] * options.batch, device=device)
+    regions = plan.at((side, side), (side, side))
     q, k, v = (torch.randn(options.batch, tokens, HEADS * HEAD_WIDTH).to(device, dtype) for _ in range(3))
     same = dense_mask(regions.labels[0], dtype, attention)
     attend = partial(attention, heads=HEADS)
@@ -158,16 +159,11 @@ def bench_layer(tokens: int, share: float, options, device, dtype, attention) ->
     report(f"self-attention, {tokens} tokens, mask share {share}", variants, device, options.repeat, errors)
 
     text = torch.randn(options.batch, TEXT, HEADS * HEAD_WIDTH).to(device, dtype)
-    empty = torch.empty(0, dtype=torch.long, device=device)
-
-    def cross_blocks(tokens):
-        return [(tokens[0], empty), (tokens[1], None)]
-
     report(
         f"cross-attention, {tokens} tokens, mask share {share}",
         {
             "(a) unpatched": lambda: attend(q, text, text),
-            "(b, c) ours": lambda: masked_rows(q, text, text, regions, cross_blocks, attend),
+            "(b, c) ours": lambda: masked_rows(q, text, text, regions, cross_blocks(plan, TEXT), attend),
             "(d) result times mask": lambda: attend(q, text, text) * (regions.labels == 1).unsqueeze(-1),
         },
         device,

@@ -62,13 +62,13 @@ def views():
     return close_up_view(*place), window_view(*place)
 
 
-def sample(parts, positive, negative, share=0.0):
+def sample(parts, positive, negative, share=0.0, mask=None):
     from inlay import nodes
 
     model, _, vae = parts
     sampler: Any = nodes.DisentangledInpaintSampler.PREPARE_CLASS_CLONE(None)
     return sampler.execute(
-        model, positive, negative, vae, picture(), spot(), *RUN,
+        model, positive, negative, vae, picture(), spot() if mask is None else mask, *RUN,
         close_up_share=share, close_up_size=64, soft_edge=2, grow=2,
     ).result  # fmt: skip
 
@@ -128,6 +128,30 @@ def test_a_prompt_for_elsewhere_is_not_heard(parts):
     assert torch.equal(plain, regional)
     with pytest.raises(ValueError, match="positive: none of its areas and masks reaches the place"):
         sample(parts, elsewhere, words(2))
+
+
+def test_each_picture_has_its_own_extra_of_the_hint(parts, in_process_host):
+    """Such as the mask of an inpainting ControlNet; one of a batch has the size of its hint's row."""
+    from comfy.controlnet import ControlBase
+
+    seen = []
+
+    class Watching(ControlBase):
+        def get_control(self, x_noisy, *_):
+            seen.append((self.cond_hint_original.mean().item(), self.extra_concat_orig[0].mean().item()))
+            return {"input": [], "middle": [], "output": []}
+
+        def copy(self):
+            other = Watching()
+            self.copy_to(other)
+            return other
+
+    levels = torch.tensor([0.25, 0.75])[:, None, None, None]
+    hint, extra = levels.expand(2, 3, *SIZE), [levels.expand(2, 1, *SIZE)]
+    control = Watching().set_cond_hint(hint, extra_concat=extra)
+    prompts = [[text, values | {"control": control}] for text, values in words(1)]
+    sample(parts, prompts, words(2), mask=torch.cat([spot(), spot().flip(2)]))
+    assert set(seen) == {(0.25, 0.25), (0.75, 0.75)}
 
 
 def test_each_stage_has_its_part_of_the_hint_and_the_control_net_is_left_alone(parts, in_process_host):

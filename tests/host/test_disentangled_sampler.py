@@ -380,6 +380,46 @@ def test_an_instruct_pix2pix_model_is_refused(random_tiny):
         sample(random_tiny(8), picture(), spot())
 
 
+def tiny_flux(channels):
+    """Flux with random weights, whose first layer reads so many latent channels; prompts of its width."""
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.Flux({
+        "image_model": "flux", "in_channels": channels, "out_channels": 16, "patch_size": 2, "vec_in_dim": 8,
+        "context_in_dim": 16, "hidden_size": 128, "mlp_ratio": 1.0, "num_heads": 1, "depth": 1,
+        "depth_single_blocks": 1, "axes_dim": [16, 56, 56],
+        "txt_ids_dims": [], "theta": 10000, "qkv_bias": True,
+        "guidance_embed": False, "dtype": torch.float32,
+    })  # fmt: skip
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(config.get_model({}, ""), cpu, cpu)
+
+
+def test_control_pictures_of_flux_are_refused(in_process_host):
+    from inlay.sampling import host
+
+    with pytest.raises(ValueError, match="Flux model for a control picture"):
+        host.check_model(tiny_flux(32))
+    controlled = [[torch.zeros(1, 4, 16), {"concat_latent_image": torch.zeros(1, 16, 8, 8)}]]
+    for channels, cond, refused in ((16, controlled, True), (96, controlled, False), (16, words(1), False)):
+        model = tiny_flux(channels)
+        host.check_model(model)
+        guider = host.cfg_guider(model, cond, words(2), 1.0)
+        if refused:
+            with pytest.raises(ValueError, match="positive: it holds a control picture"):
+                host.check_prompts(guider)
+        else:
+            host.check_prompts(guider)
+
+
+@pytest.mark.parametrize("several", ["one after another", "together"])
+def test_an_empty_mask_among_several_is_said(parts, several):
+    masks = torch.cat([spot(), torch.zeros_like(spot())])
+    output = sample(parts, picture(), masks, several_masks=several)
+    assert "mask: 1 of 2 are empty" in str(output.ui)
+
+
 def test_one_progress_bar_runs_through_both_stages(parts, monkeypatch):
     import comfy.utils
 

@@ -17,11 +17,13 @@ def clips(in_process_host, tmp_path_factory):
     from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer
     from comfy.sdxl_clip import SDXLClipModel, SDXLTokenizer
     from comfy.text_encoders.sd2_clip import SD2ClipModel, SD2Tokenizer
+    from comfy.text_encoders.sd3_clip import SD3Tokenizer, sd3_clip
 
     kinds = {
         "SD15": (SD1ClipModel, SD1Tokenizer),
         "SD20": (SD2ClipModel, SD2Tokenizer),
         "SDXL": (SDXLClipModel, SDXLTokenizer),
+        "SD3 without T5": (sd3_clip(t5=False), SD3Tokenizer),
     }
     folder = tmp_path_factory.mktemp("embeddings")
     vectors = {"clip_l": torch.randn(2, 768), "clip_g": torch.randn(2, 1280)}
@@ -123,6 +125,17 @@ def test_every_word_row_loses_every_removed_row_and_no_other_row_changes(clip):
     rows, off = plain[0][0, words].double(), removed[0][0, gone].double()
     reference = rows - rows @ off.T @ torch.linalg.solve(off @ off.T, off)
     assert (text[0, words] - reference).abs().max() < 1e-5 * reference.abs().max()
+
+
+def test_an_encoder_that_is_not_loaded_says_nothing_of_rows(clips):
+    """SD 3's tokenizer speaks for T5 too; where T5 is not loaded its words are in no row."""
+    with torch.inference_mode():
+        clip = clips("SD3 without T5")
+        conditioning, _ = encode(clip, PROMPT, "brass").result
+        plain = stock(clip, PROMPT)[0][0]
+        tokens = clip.tokenize(PROMPT, return_word_ids=True)["l"][0]
+    changed = (conditioning[0][0] != plain).any(-1)[0].nonzero().flatten().tolist()
+    assert changed == [i for i, token in enumerate(tokens) if token[2]]
 
 
 def test_sequential_is_eq_9_row_after_row(sd15):

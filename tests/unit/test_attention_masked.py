@@ -94,11 +94,29 @@ def test_cross_attention_equals_the_dense_mask(labels, operator, strength, own_t
                 sees[:, :, token] |= labels.flatten(1) == number
     expected = dense(q, k, v, sees, operator, strength)
     plan = plan_of(labels, text=text, released=released)
-    keys, regions = plan.text_keys(length), regions_of(plan)
-    ours = masked_rows(q, k, v, regions, cross_blocks(keys), attend, operator, strength)
+    regions = regions_of(plan)
+    ours = masked_rows(q, k, v, regions, cross_blocks(plan, length), attend, operator, strength)
     torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=0)
-    through = replaced_cross(q, k, v, regions, keys, attend, operator, strength)
+    through = replaced_cross(q, k, v, regions, plan, attend, operator, strength)
     torch.testing.assert_close(through.double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("operator", ["paper", "renormalised"])
+def test_a_repeated_text_is_seen_as_the_text_itself(operator):
+    labels = torch.tensor([[[0, 1, 1], [2, 2, 0]]] * 2, dtype=torch.uint8)
+    text, (q, k, v) = [{0, 3, 4}, {1, 7}], projected(2, 6, 8)
+    twice = plan_of(labels, text=text, periods=[8, 0])
+    kk, vv = torch.cat([k, k], 1), torch.cat([v, v], 1)
+    long_k, long_v = projected(2, 6, 16, seed=1)[1:]
+    kk[1], vv[1] = long_k[1], long_v[1]  # the other row's text is that long
+    ours = masked_rows(q, kk, vv, regions_of(twice), cross_blocks(twice, 16), attend, operator)
+    for row, (own_k, own_v) in enumerate(((k, v), (kk, vv))):
+        own = plan_of(labels[:1], text=text)
+        parts = (x[row : row + 1] for x in (q, own_k, own_v))
+        alone = masked_rows(*parts, regions_of(own), cross_blocks(own, own_k.shape[1]), attend, operator)
+        torch.testing.assert_close(ours[row : row + 1], alone, atol=1e-6, rtol=0)
+    through = replaced_cross(q, kk, vv, regions_of(twice), twice, attend, operator)
+    torch.testing.assert_close(through, ours, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("operator", ["paper", "renormalised"])
@@ -117,7 +135,7 @@ def test_no_nan_at_the_edges(labels, operator):
     regions = regions_of(plan)
     for out in (
         masked_rows(q, k, v, regions, self_blocks, attend, operator),
-        masked_rows(q, k, v, regions, cross_blocks(plan.text_keys(24)), attend, operator),
+        masked_rows(q, k, v, regions, cross_blocks(plan, 24), attend, operator),
         replaced_self(q, k, v, regions, attend, operator),
     ):
         assert torch.isfinite(out).all()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inlay.attention.patch import row_masks
 from inlay.attention.preview import token_preview
-from inlay.attention.regions import OPEN, RegionPlan, region_labels, text_positions, token_labels
+from inlay.attention.regions import OPEN, RegionPlan, region_labels, text_period, text_positions, token_labels
 
 
 def box(height, width, top, left, bottom, right):
@@ -142,6 +142,15 @@ def test_text_positions():
     assert text_positions(77, released=True) == list(range(1, 39))
     assert text_positions(154, released=True) == [*range(1, 39), *range(78, 116)]
     assert text_positions(10, {2, 4, 40}) == [2, 4]
+    assert text_positions(10, {2, 4, 40}, period=5) == [2, 4, 7, 9]
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+def test_a_texts_period(times):
+    text = torch.randn(2, 6, 4).repeat(1, times, 1)
+    assert text_period(text) == (6 if times > 1 else 0)
+    text[1, -1, 0] += 1
+    assert text_period(text) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the registry is told and given: complete facts, pictures that exist, nothing lost on the way."""
 
+import multiprocessing
 import os
 import re
 import shutil
@@ -34,17 +35,28 @@ def test_only_whole_rooms_are_left_out_of_the_published_pack():
     assert not needed & left_out
 
 
-def test_spawned_workers_of_the_folder_form_find_the_package(tmp_path):
-    """`python path/to/inlay train` reads data in workers, which Windows and macOS spawn."""
-    folder = tmp_path / "inlay"
-    (folder / "training").mkdir(parents=True)
-    shutil.copy(dev.PACK / "__main__.py", folder)
-    (folder / "__init__.py").touch()
-    (folder / "training" / "__init__.py").touch()
-    (folder / "training" / "train_cli.py").write_text(WORKER, encoding="utf-8")
-    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-S", folder, "train"]  # -S: without the package that is being tested
-    done = subprocess.run(command, capture_output=True, text=True, env=alone)
+def alone():
+    """The environment, without this checkout on the import path."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+METHODS = sorted({"spawn", "forkserver"} & set(multiprocessing.get_all_start_methods()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("folder", "form"), [("inlay", ["-m", "inlay"]), ("inlay", ["inlay"]), ("inlay-main", ["inlay-main"])]
+)
+def test_workers_find_the_package_in_every_form_of_the_command(tmp_path, folder, form, method):
+    """`train` reads data in workers, which Windows and macOS spawn; a ZIP's folder has a name of its own."""
+    pack = tmp_path / folder
+    (pack / "training").mkdir(parents=True)
+    shutil.copy(dev.PACK / "__main__.py", pack)
+    (pack / "__init__.py").touch()
+    (pack / "training" / "__init__.py").touch()
+    (pack / "training" / "train_cli.py").write_text(WORKER, encoding="utf-8")
+    command = [sys.executable, "-S", *form, "train", method]  # -S: without the package that is being tested
+    done = subprocess.run(command, capture_output=True, text=True, env=alone(), cwd=tmp_path)
     assert done.stdout.strip() == "worked in another process", done.stderr
 
 
@@ -53,14 +65,52 @@ import multiprocessing, os
 from concurrent.futures import ProcessPoolExecutor
 
 def add_arguments(parser):
-    pass
+    parser.add_argument("method")
 
 def work(parent):
     return "worked in another process" if os.getpid() != parent else "worked here"
 
 def main(options):
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context(options.method)) as pool:
         print(pool.submit(work, os.getpid()).result())
+    return 0
+"""
+
+
+def test_spawned_workers_load_data_whatever_the_folder_is_called(tmp_path):
+    pack = tmp_path / "inlay-main"
+    for name in ("training", "encoders", "imaging"):
+        shutil.copytree(dev.PACK / name, pack / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("__init__.py", "__main__.py"):
+        shutil.copy(dev.PACK / name, pack)
+    (pack / "training" / "train_cli.py").write_text(LOADING, encoding="utf-8")
+    command = [sys.executable, pack, "train", tmp_path / "shards"]
+    done = subprocess.run(command, capture_output=True, text=True, env=alone(), cwd=tmp_path)
+    assert done.stdout.split() == ["0", "1", "2", "3"], done.stderr
+
+
+# the copy's own: a worker that took another `inlay` would not find it
+LOADING = """
+import multiprocessing
+from pathlib import Path
+
+import torch
+
+from .records import open_source, write_shards
+from .stream import Examples, Steps, loader
+
+def add_arguments(parser):
+    parser.add_argument("folder", type=Path)
+
+def make(record, generator):
+    return {"length": torch.tensor(len(record["a.png"]))}
+
+def main(options):
+    multiprocessing.set_start_method("spawn")
+    write_shards(((str(i), {"a.png": bytes(i)}) for i in range(4)), options.folder, 2)
+    examples = Examples(open_source(options.folder), 0, make)
+    batches = list(loader(examples, Steps(0, 2, 2), 1))
+    print(*sorted(length for batch in batches for length in batch["length"].tolist()))
     return 0
 """
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from inlay.encoders.adapter import AdapterConfig, ContentAdapter, Reading
@@ -435,6 +437,82 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_it_came_in(packed, tmp_path, m
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_failed_export_is_made_good_without_another_step(packed, tmp_path, monkeypatch, capsys):
+    from inlay.training import accelerated
+
+    out = tmp_path / "out.safetensors"
+    stage = ["views", *common(packed, "shards", out), "--encoder", packed / "dino", "--steps", 3]
+
+    def full(state, path, metadata):
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(accelerated, "save_file", full)
+    assert train_cli.main(options(*stage)) == train_cli.FAILED
+    assert re.search(r"No space left on device\); see that the disk has room", capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.run"]
+    monkeypatch.undo()
+
+    def another(*_):
+        pytest.fail("it has taken a step again")
+
+    monkeypatch.setattr(accelerated, "_log", another)
+    assert train_cli.main(options(*stage)) == 0
+    monkeypatch.undo()
+    read(out)
+    whole = tmp_path / "whole.safetensors"
+    assert train_cli.main(options(*[whole if part == out else part for part in stage])) == 0
+    one, two = load_file(whole), load_file(out)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def zeros(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def test_a_damaged_checkpoint_is_put_aside_for_the_one_before_it(packed, tmp_path, caplog, capsys):
+    whole, damaged = tmp_path / "whole.safetensors", tmp_path / "damaged.safetensors"
+
+    def again(out, steps):
+        stage = ["views", *common(packed, "shards", out), "--encoder", packed / "dino", "--save-every", 2]
+        return train_cli.main(options(*stage, "--steps", steps))
+
+    assert again(whole, 5) == again(damaged, 4) == 0
+    folder = damaged.with_suffix(".run")
+    newest = folder / "step-000004"
+    files = [path for path in newest.iterdir() if path.is_file()]
+    assert len(files) >= 3  # weights, optimiser, random numbers
+    assert runs.is_whole(newest)
+    for file in files:
+        before = file.read_bytes()
+        for damage in (cut, empty, zeros):
+            damage(file)
+            assert not runs.is_whole(newest), (file.name, damage)
+        file.write_bytes(before)
+    assert runs.is_whole(newest)
+    cut(newest / "model.safetensors")
+    with caplog.at_level("INFO"):
+        assert again(damaged, 5) == 0
+    assert "step-000004 is damaged and now called damaged-step-000004" in caplog.text
+    assert "Going on from step 2." in caplog.text
+    assert losses(damaged) == losses(whole)
+    one, two = load_file(whole), load_file(damaged)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [step for step, _ in runs.checkpoints(folder)] == [4, 5]
+    for _, path in runs.checkpoints(folder):
+        empty(path / "model.safetensors")
+    assert again(damaged, 6) == train_cli.WRONG
+    assert "--out: no checkpoint in" in capsys.readouterr().err
+
+
 def test_a_run_goes_on_only_with_what_it_was_started_with(packed, tmp_path, capsys):
     out = tmp_path / "out.safetensors"
 
@@ -465,7 +543,9 @@ def test_the_weights_are_gathered_while_the_processes_are_together(packed, tmp_p
     said = []
     for name in ("get_state_dict", "end_training"):
         own = getattr(Accelerator, name)
-        monkeypatch.setattr(Accelerator, name, lambda *a, own=own, name=name: said.append(name) or own(*a))
+        monkeypatch.setattr(
+            Accelerator, name, lambda *a, own=own, name=name, **k: said.append(name) or own(*a, **k)
+        )
     stage = ["views", *common(packed, "shards", tmp_path / "out.safetensors"), "--encoder", packed / "dino"]
     assert train_cli.main(options(*stage, "--steps", 1)) == 0
     assert said[-2:] == ["get_state_dict", "end_training"]
@@ -610,3 +690,13 @@ def test_processes_agree_on_the_step_they_stop_after(packed, tmp_path):
     ((step, folder),) = runs.checkpoints(out.with_suffix(".run"))
     assert step == len(losses(out))
     assert len(list(folder.glob("random_states_*.pkl"))) == 2
+
+
+@pytest.mark.slow
+def test_processes_go_on_together_from_the_checkpoint_before_a_damaged_one(packed, tmp_path):
+    whole, damaged = tmp_path / "whole.safetensors", tmp_path / "damaged.safetensors"
+    finish(launch(packed, whole, 2, "--steps", 7))
+    finish(launch(packed, damaged, 2, "--steps", 6, "--save-every", 4))
+    cut(damaged.with_suffix(".run") / "step-000006" / "model.safetensors")
+    finish(launch(packed, damaged, 2, "--steps", 7, "--save-every", 4))
+    assert losses(damaged) == pytest.approx(losses(whole), rel=1e-4)

@@ -1,11 +1,15 @@
 """The loop on a small regression: same seed same bits, resume is the uninterrupted run, NaN stops."""
 
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from inlay.training.cli import between_steps, stop
 from inlay.training.data import generator_at
+from inlay.training.engine import ALONE
 from inlay.training.loop import Diverged, State, fit
 from inlay.training.optimisers import check_optimiser, eight_bit_installed
 from inlay.training.recipes import Optimiser
@@ -62,6 +66,93 @@ def test_an_interrupted_run_goes_on_bit_for_bit(dtype, accumulation, options):
     resumed, rest = run(12, dtype=dtype, accumulation=accumulation, resume=kept[-1], **options)
     assert torch.equal(resumed, whole)
     assert rest == losses
+
+
+def at_step(number, act):
+    """Do something after the optimiser has moved the weights of that step, before the loop has noted it."""
+    taken = []
+
+    def moved(*_):
+        taken.append(1)
+        if len(taken) == number:
+            act()
+
+    return register_optimizer_step_post_hook(moved)
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_what_is_cut_off_while_the_weights_move_is_not_kept_as_a_step():
+    kept: list[State] = []
+    hook = at_step(5, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(12, on_save=kept.append, save_every=3)
+    finally:
+        hook.remove()
+    assert [state.step for state in kept] == [3]
+    resumed, losses = run(12, resume=kept[-1])
+    whole, expected = run(12)
+    assert torch.equal(resumed, whole)
+    assert losses == expected
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_checkpoint_that_could_not_be_kept_is_kept_on_the_way_out(error):
+    kept: list[State] = []
+    failed = []
+
+    def save(state):
+        if not failed:
+            failed.append(state.step)
+            raise error
+        kept.append(state)
+
+    with pytest.raises(error):
+        run(12, on_save=save, save_every=4)
+    assert failed == [4]
+    assert [state.step for state in kept] == [4]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_within_a_step_ends_the_run_after_it(number):
+    kept: list[State] = []
+    seen = []
+    before = signal.signal(number, stop)
+    hook = at_step(5, lambda: signal.raise_signal(number))
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            between_steps(lambda step, loss: seen.append(step), ALONE) as on_step,
+        ):
+            run(12, on_step=on_step, on_save=kept.append)
+        assert signal.getsignal(number) is stop
+    finally:
+        hook.remove()
+        signal.signal(number, before)
+    assert seen == [1, 2, 3, 4, 5]
+    assert [state.step for state in kept] == [5]
+    resumed, losses = run(12, resume=kept[-1])
+    whole, expected = run(12)
+    assert torch.equal(resumed, whole)
+    assert losses == expected
+
+
+def test_a_signal_before_the_first_step_is_done_ends_the_run_at_once():
+    weight, loss_at = problem()
+    passes = []
+
+    def told(k):
+        passes.append(k)
+        signal.raise_signal(signal.SIGINT)
+        return loss_at(k)
+
+    with pytest.raises(KeyboardInterrupt), between_steps(lambda step, loss: None, ALONE) as on_step:
+        fit([weight], told, FAST, 3, on_step=on_step)
+    assert passes == [0]
+    assert torch.equal(weight, problem()[0])
 
 
 def test_a_saved_state_does_not_move_with_the_run():

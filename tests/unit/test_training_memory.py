@@ -11,6 +11,7 @@ from torch import nn
 
 from inlay.training.checkpointing import recompute
 from inlay.training.choices import PRESETS, RECIPE_NAMES, describe
+from inlay.training.engine import ALONE, Group
 from inlay.training.memory import Need, Trace, check_fits, trace, trained_need, with_preset
 from inlay.training.optimisers import Stepper
 from inlay.training.recipes import DREAMCOM, DREAMMIX, RECIPES, Optimiser
@@ -80,6 +81,14 @@ def test_the_optimisers_bytes_are_those_it_takes(kind, shape):
     taken = sum(t.numel() * 4 for name, t in stepper.tensors().items() if not name.startswith("master"))
     expected = trained_need([weight.shape], 4, Optimiser(kind=kind), False)[1]
     assert expected <= taken <= expected + 16  # and the number of the step
+
+
+def test_a_process_holds_its_share_of_a_batch():
+    assert ALONE.at_most(4) == 4
+    four = [Group(number, 4) for number in range(4)]
+    for batch in (4, 8, 6, 2):  # the last two are what a preset might name
+        shares = [len(group.share(torch.arange(batch), batch)) for group in four]
+        assert {group.at_most(batch) for group in four} == {max(shares)}
 
 
 class Block(nn.Module):

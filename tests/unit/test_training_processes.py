@@ -60,19 +60,45 @@ close_group(group)
 """
 
 
+STOP = """
+import signal
+import sys
+from pathlib import Path
+from inlay.training.cli import between_steps, stop
+from inlay.training.processes import close_group, open_group
+
+signal.signal(signal.SIGTERM, stop)
+group, step = open_group(), 0
+try:
+    with between_steps(lambda step, loss: None, group) as on_step:
+        for step in range(1, 10):
+            if group.number == 1 and step == 4:
+                signal.raise_signal(signal.SIGTERM)
+            on_step(step, 0.0)
+except KeyboardInterrupt:
+    (Path(sys.argv[1]) / f"stopped-{group.number}").write_text(str(step))
+close_group(group)
+"""
+
+
 def launch(tmp_path, processes, accumulation, steps):
-    script, out = tmp_path / "train.py", tmp_path / f"{processes}.safetensors"
-    script.write_text(TRAIN, encoding="utf-8")
+    out = tmp_path / f"{processes}.safetensors"
+    run(tmp_path, TRAIN, processes, out, accumulation, steps)
+    return load_file(out)
+
+
+def run(tmp_path, text, processes, *arguments):
+    script = tmp_path / "train.py"
+    script.write_text(text, encoding="utf-8")
     start = [sys.executable]
     if processes > 1:
         # what `accelerate launch` itself uses on accelerators; of CPU processes it starts one alone
         start += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
         start += ["--master_port", str(loopback_port())]
-    command = [*start, str(script), str(out), str(accumulation), str(steps)]
+    command = [*start, str(script), *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(out)
 
 
 def test_two_processes_learn_what_one_learns(tmp_path):
@@ -83,6 +109,12 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     assert one["losses"][-1] < one["losses"][0]
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_processes_stop_after_the_same_step(tmp_path):
+    """Only the second is told, and the first keeps the state."""
+    run(tmp_path, STOP, 2, tmp_path)
+    assert [(tmp_path / f"stopped-{number}").read_text() for number in range(2)] == ["4", "4"]
 
 
 def test_without_a_launcher_a_process_is_alone(monkeypatch):

@@ -85,6 +85,55 @@ def test_shards_of_others_need_no_index(tmp_path):
     assert source.read(0, 0) == {"000.jpg": b"jpg", "000.mask.png": b"png"}
 
 
+@pytest.mark.parametrize("rest", [0, 700, 2500])
+def test_a_shard_cut_short_is_named(tmp_path, rest):
+    """Without an index, as from other programs; cut in one picture or the other, or with nothing in it."""
+    pack(tmp_path, [{"a.png": bytes(1000)}] * 2)
+    (tmp_path / "inlay-shards.json").unlink()
+    shard = tmp_path / "000000.tar"
+    shard.write_bytes(shard.read_bytes()[:rest])
+    with pytest.raises(ValueError, match=r"--data: \S*000000\.tar is no whole tar file .* again, or delete"):
+        open_source(tmp_path)
+
+
+def test_a_record_is_written_before_the_next_is_asked_for(tmp_path):
+    """Records may be large: a shard of them never stands in memory."""
+    size, behind = 300_000, []
+
+    def records():
+        for number in range(7):
+            written = sum(path.stat().st_size for path in tmp_path.iterdir())
+            behind.append(number * size - written)  # what is not yet on disk
+            yield f"object{number}", {"a.png": bytes(size)}
+
+    assert write_shards(records(), tmp_path, 4) == 7
+    assert max(behind) < size
+    assert open_source(tmp_path).sizes == [4, 3]
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(0, []), (1, [1]), (4, [4]), (8, [4, 4]), (9, [4, 4, 1])])
+def test_shards_are_full_but_the_last_and_none_is_empty(tmp_path, count, sizes):
+    assert write_shards(((f"{i}", {"a.png": b"1"}) for i in range(count)), tmp_path, 4) == count
+    assert [len(places(path)) for path in sorted(tmp_path.glob("*.tar"))] == sizes
+    assert len(list(tmp_path.iterdir())) == len(sizes) + 1  # and the index
+
+
+def test_a_shard_holds_at_least_a_record(tmp_path):
+    with pytest.raises(ValueError, match=r"--per-shard: 0 is too few"):
+        pack(tmp_path, [{"a.png": b"1"}], per_shard=0)
+
+
+def test_nothing_is_left_of_a_shard_that_fails(tmp_path):
+    def records():
+        for number in range(6):
+            yield f"{number}", {"a.png": b"1"}
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        write_shards(records(), tmp_path, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["000000.tar"]
+
+
 def test_few_shards_are_open_at_once_and_none_goes_to_another_process(tmp_path):
     import pickle
 
@@ -131,6 +180,26 @@ def test_lists_of_frames_in_a_datasets_folder(tmp_path):
     features = datasets.Features({"frames": several, "masks": several})
     datasets.Dataset.from_dict(row, features).save_to_disk(tmp_path / "set")
     assert open_source(tmp_path / "set").read(0, 0) == record
+
+
+def test_a_row_without_its_picture_gives_way_to_the_next(tmp_path, caplog):
+    datasets = pytest.importorskip("datasets")
+    record = views(2)
+    frames = [{"bytes": record[f"{i:03d}.png"], "path": None} for i in range(2)]
+    masks = [{"bytes": record[f"{i:03d}.mask.png"], "path": None} for i in range(2)]
+    several = getattr(datasets, "List", datasets.Sequence)(datasets.Image())
+    rows = {"frames": [frames, None, frames], "masks": [masks, masks, [masks[0], None]]}
+    table = datasets.Dataset.from_dict(rows, datasets.Features({"frames": several, "masks": several}))
+    table.save_to_disk(tmp_path / "set")
+    source = open_source(tmp_path / "set")
+    for row, column in ((1, "frames"), (2, "masks")):
+        with pytest.raises(ValueError, match=rf"--data: a record holds no picture in its column '{column}'"):
+            source.read(0, row)
+    examples = Examples(source, 0, Views(READS, 16))
+    with caplog.at_level(logging.WARNING):
+        assert [examples[k]["number"] for k in range(3)] == [0, 1, 2]
+    assert "Record 1 of block 0 is left out" in caplog.text
+    assert "Record 2 of block 0 is left out" in caplog.text
 
 
 def test_another_folder_is_named(tmp_path):

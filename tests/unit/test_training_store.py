@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from inlay.training import disk
 from inlay.training.data import Material, Reference
 from inlay.training.loop import State
 from inlay.training.recipes import DREAMCOM, DREAMMIX
@@ -129,6 +130,32 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     assert found
     assert torch.equal(found[1]["a.lora_up.weight"], LORA["a.lora_up.weight"])
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_is_written_reaches_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    done: list[tuple[str, str]] = []
+    settle, rename = disk._settle, os.replace
+
+    def note_settled(path):
+        done.append(("settled", path.name.partition(".")[0]))
+        settle(path)
+
+    def note_renamed(old, new):
+        done.append(("renamed", new.name))
+        rename(old, new)
+
+    monkeypatch.setattr(disk, "_settle", note_settled)
+    monkeypatch.setattr(os, "replace", note_renamed)
+    Store(tmp_path).save_state("cat", State(1, [0.1], {"master.0": torch.ones(2)}))
+    assert done == [("settled", "cat"), ("renamed", "cat.resume"), ("settled", tmp_path.name)]
+    done.clear()
+    checkpoint = tmp_path / "partial"
+    (checkpoint / "inside").mkdir(parents=True)
+    (checkpoint / "inside" / "weights").write_bytes(b"1")
+    disk.exchange(checkpoint, tmp_path / "step")
+    assert {name for what, name in done[:-2] if what == "settled"} == {"weights", "inside", "partial"}
+    assert done[-2:] == [("renamed", "step"), ("settled", tmp_path.name)]
+    assert (tmp_path / "step" / "inside" / "weights").read_bytes() == b"1"
 
 
 def test_damaged_files(tmp_path, caplog):

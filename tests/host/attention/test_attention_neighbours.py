@@ -119,6 +119,14 @@ def test_an_image_prompt_after_ours_finds_it_and_can_call_it(rig):
     close(rig.sample(ours), rig.sample(image_prompt(rig.dense(model, rig.mask), previous_of="ours")))
 
 
+@pytest.mark.parametrize("name", ["attn1", "attn2"])
+def test_what_would_add_to_our_replacement_is_told_its_place(rig, name):
+    """IPAdapter calls `add` of what it finds in its place."""
+    there = masked(rig.model(), rig.mask).model_options["transformer_options"]["patches_replace"][name]
+    with pytest.raises(ValueError, match="wire the model through that node first"):
+        there["middle", 0].add(image_prompt, weight=1.0)
+
+
 def identity(q, k, v, extra_options):
     return v
 

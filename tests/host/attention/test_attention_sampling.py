@@ -152,6 +152,18 @@ def test_two_subjects_with_their_own_words(rig):
     assert difference(shared, own) > 1e-3
 
 
+@pytest.mark.parametrize("operator", ["paper", "renormalised"])
+def test_a_prompt_that_the_host_repeats_keeps_its_words(rig, operator):
+    """Beside a negative of twice its length the host says a prompt twice; its subject's words are in both."""
+    from inlay.attention.host import mask_attention
+
+    patched = mask_attention(rig.model(), [rig.mask], text=[{1, 2}], operator=operator)
+    ((text, extras),) = rig.prompt(3)
+    twice = rig.sample(patched, negative=[[text.repeat(1, 2, 1), extras]])
+    once = rig.sample(patched, negative=[[text, extras]])
+    assert difference(twice, once) < 1e-5 * once.abs().max().item()
+
+
 def test_the_close_up_moves_the_mask(rig):
     """With a window of the image's left half, the left half of the mask is what counts."""
     from inlay.attention.host import mask_attention

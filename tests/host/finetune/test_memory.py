@@ -165,6 +165,26 @@ def unets(in_process_host, tmp_path_factory):
     return loaded
 
 
+def test_a_process_among_four_needs_room_for_its_share(unets):
+    from inlay.training import host, preflight
+    from inlay.training.data import Examples
+    from inlay.training.engine import Group
+    from inlay.training.recipes import DREAMCOM
+
+    model, recipe = next(iter(unets.values())), DREAMCOM.with_choices(batch_size=4)
+    mask = torch.ones(1, 1, 8, 8)
+    examples = Examples(torch.zeros(1, 4, 8, 8), mask, torch.zeros(1, 4, 8, 8), mask, torch.zeros(1, 77, 768))
+    with torch.inference_mode(False), torch.enable_grad():
+        trainee = host._trainee(model, recipe, preflight.precision_of(model, recipe), 0, None)
+        blocks = [layer for layer in trainee.unet.modules() if isinstance(layer, host.BLOCKS)]
+        alone, shared = (
+            preflight.check_step_fits(model, trainee, recipe, [examples], blocks, False, group)
+            for group in (Group(), Group(3, 4))
+        )
+    assert shared.activations == pytest.approx(alone.activations / 4, rel=1e-6)
+    assert shared.optimiser == alone.optimiser
+
+
 @pytest.mark.parametrize("name", list(SHAPES))
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(

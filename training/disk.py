@@ -1,0 +1,27 @@
+"""Files that outlast a power cut: what is written reaches the disk before it gets its name."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def exchange(partial: Path, path: Path) -> None:
+    """`os.replace` of a file, or of a folder with all in it, that a power cut does not leave half done."""
+    inside = partial.rglob("*") if partial.is_dir() else ()
+    for part in (*inside, partial):
+        _settle(part)
+    os.replace(partial, path)
+    _settle(path.parent)
+
+
+def _settle(path: Path) -> None:
+    if not path.is_dir():
+        with path.open("r+b") as file:  # Windows settles no file that was opened for reading
+            os.fsync(file.fileno())
+    elif os.name != "nt":  # which opens no folders
+        with suppress(OSError):  # some network file systems settle none
+            folder = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
