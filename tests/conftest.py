@@ -1,6 +1,10 @@
 """Shared by every test: `inlay` is this checkout, whatever its folder is called."""
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("inlay", deadline=None)  # how long an example takes says nothing of the code
+settings.load_profile("inlay")
 
 
 def pytest_collection_modifyitems(items):

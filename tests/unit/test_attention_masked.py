@@ -66,7 +66,7 @@ operators = st.sampled_from(["paper", "renormalised"])
 strengths = st.sampled_from([0.25, 0.7, 1.0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(labels=label_maps, operator=operators, strength=strengths)
 def test_self_attention_equals_the_dense_mask(labels, operator, strength):
     q, k, v = projected(len(labels), labels[0].numel(), labels[0].numel())
@@ -79,7 +79,7 @@ def test_self_attention_equals_the_dense_mask(labels, operator, strength):
     torch.testing.assert_close(through.double(), expected, atol=1e-5, rtol=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     labels=label_maps, operator=operators, strength=strengths, own_text=st.booleans(), released=st.booleans()
 )

@@ -19,7 +19,7 @@ def box(height, width, top, left, bottom, right):
     return mask
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     size=st.tuples(st.integers(8, 90), st.integers(8, 90)),
     shrink=st.tuples(st.integers(1, 8), st.integers(1, 2)),
@@ -39,7 +39,7 @@ def test_the_rule_is_torch_nearest_twice(size, shrink, seed):
         assert vanished or torch.equal(tokens, expected.to(torch.uint8))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     top=st.integers(0, 62), left=st.integers(0, 62), grid=st.sampled_from([(8, 8), (4, 8), (2, 3), (1, 1)])
 )
@@ -54,7 +54,7 @@ def test_a_tiny_box_keeps_the_token_that_holds_it(top, left, grid):
         assert vanished == ([] if sampled else [(0, 1)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.tuples(*[st.integers(0, 7)] * 2, *[st.integers(1, 8)] * 2).filter(
         lambda w: w[0] < w[2] and w[1] < w[3]

@@ -13,7 +13,7 @@ from inlay.evaluation.crops import square_crop, subject_crops
 from inlay.imaging.boxes import Box
 from inlay.imaging.masks import fill_box
 
-examples = settings(deadline=None, max_examples=30)
+examples = settings(max_examples=30)
 side = st.integers(8, 40)
 
 

@@ -11,7 +11,7 @@ from inlay.imaging.augment import Augmentation, augment, draw_window
 from inlay.imaging.boxes import Box
 from inlay.imaging.masks import fill_box
 
-examples = settings(deadline=None, max_examples=60)
+examples = settings(max_examples=60)
 PAPER = Augmentation()
 
 

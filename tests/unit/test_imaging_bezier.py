@@ -11,7 +11,7 @@ from inlay.imaging.bezier import BezierMask, bezier_mask, bezier_outline
 from inlay.imaging.boxes import Box
 from inlay.imaging.masks import fill_box
 
-examples = settings(deadline=None, max_examples=60)
+examples = settings(max_examples=60)
 STEADY = BezierMask(jitter=(0, 0))
 
 

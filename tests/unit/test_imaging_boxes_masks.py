@@ -17,7 +17,7 @@ from inlay.imaging.masks import (
     resize_mask,
 )
 
-examples = settings(deadline=None, max_examples=60)
+examples = settings(max_examples=60)
 
 side = st.integers(1, 40)
 edge = st.integers(-50, 90)

@@ -9,7 +9,7 @@ from inlay.conditioning.inpaint import grey_hole, inpaint_pictures
 from inlay.imaging.composite import distance_to, paste_back, soft_edge
 from inlay.imaging.padding import crop_back, pad_to_multiple, padded_size
 
-examples = settings(deadline=None, max_examples=60)
+examples = settings(max_examples=60)
 side = st.integers(1, 40)
 dtypes = st.sampled_from([torch.uint8, torch.float32, torch.float64, torch.float16])
 

@@ -64,7 +64,7 @@ def test_soft_edges_are_mixed():
     background=st.sampled_from(["black", "white", "original"]),
     margin=st.floats(0, 0.5),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_object_gives_a_square_of_finite_pixels(size, corner, share, side, background, margin):
     height, width = size
     tall, wide = max(8, int(share[0] * height)), max(8, int(share[1] * width))
@@ -111,7 +111,7 @@ def outlines(draw):
 
 
 @given(outlines())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_each_level_holds_the_one_before_and_lies_in_the_box(mask):
     levels = [mask_level(mask, level) for level in LEVELS]
     assert torch.equal(levels[0], mask)

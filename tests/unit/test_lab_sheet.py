@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -10,7 +10,6 @@ from inlay.imaging.boxes import Box
 from inlay.lab import sheet
 
 
-@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_an_enlarged_picture_keeps_its_shape(width, height):
     size = sheet.enlarge(Image.new("RGB", (width, height)), 120).size

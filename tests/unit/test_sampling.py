@@ -12,7 +12,7 @@ from inlay.sampling.batch import EACH, IN_TURN, TOGETHER, count_steps, inpaint_b
 from inlay.sampling.schedule import split_schedule
 from inlay.sampling.stages import Hole, Options, Painted, enlarge, inpaint
 
-examples = settings(deadline=None, max_examples=50)
+examples = settings(max_examples=50)
 lengths = st.integers(1, 300)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from inlay.conditioning.attributes import words_to_remove
 from inlay.conditioning.substitution import JOINT, SEQUENTIAL, project_off, span, substitute, word_rows
 
-examples = settings(deadline=None, max_examples=40)
+examples = settings(max_examples=40)
 seeds = st.integers(0, 2**16)
 
 

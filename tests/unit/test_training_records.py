@@ -261,7 +261,7 @@ def test_pictures_stand_as_the_camera_was_held(tmp_path, kind):
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 99), st.integers(0, 3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_epoch_reads_every_record_once(sizes, seed, epoch):
     order = Order(sizes, seed)
     total = sum(sizes)
@@ -328,7 +328,7 @@ def test_pairs_differ_and_lie_within_the_window(frames, window):
     length=st.floats(0, 1),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_windows_lie_in_the_picture_and_hold_the_box_if_they_can(size, corner, share, length, seed):
     from inlay.imaging.boxes import Box
 

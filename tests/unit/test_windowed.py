@@ -11,7 +11,7 @@ from inlay.imaging.boxes import Box
 from inlay.imaging.views import View
 from inlay.sampling.windowed import Place, crop_area, crop_conditions, crop_part, only_rows
 
-examples = settings(deadline=None, max_examples=60)
+examples = settings(max_examples=60)
 
 
 def place(box: Box, picture, shown=None, rows=(0,)):

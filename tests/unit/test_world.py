@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inlay.lab import world
 
-examples = settings(deadline=None, max_examples=25)
+examples = settings(max_examples=25)
 seeds = st.integers(0, 2**32)
 
 
