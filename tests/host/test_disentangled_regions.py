@@ -138,7 +138,8 @@ def test_each_picture_has_its_own_extra_of_the_hint(parts, in_process_host):
 
     class Watching(ControlBase):
         def get_control(self, x_noisy, *_):
-            seen.append((self.cond_hint_original.mean().item(), self.extra_concat_orig[0].mean().item()))
+            hint: Any = self.cond_hint_original
+            seen.append((hint.mean().item(), self.extra_concat_orig[0].mean().item()))
             return {"input": [], "middle": [], "output": []}
 
         def copy(self):

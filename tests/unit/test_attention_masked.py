@@ -112,8 +112,9 @@ def test_a_repeated_text_is_seen_as_the_text_itself(operator):
     ours = masked_rows(q, kk, vv, regions_of(twice), cross_blocks(twice, 16), attend, operator)
     for row, (own_k, own_v) in enumerate(((k, v), (kk, vv))):
         own = plan_of(labels[:1], text=text)
-        parts = (x[row : row + 1] for x in (q, own_k, own_v))
-        alone = masked_rows(*parts, regions_of(own), cross_blocks(own, own_k.shape[1]), attend, operator)
+        one_q, one_k, one_v = (x[row : row + 1] for x in (q, own_k, own_v))
+        blocks = cross_blocks(own, own_k.shape[1])
+        alone = masked_rows(one_q, one_k, one_v, regions_of(own), blocks, attend, operator)
         torch.testing.assert_close(ours[row : row + 1], alone, atol=1e-6, rtol=0)
     through = replaced_cross(q, kk, vv, regions_of(twice), twice, attend, operator)
     torch.testing.assert_close(through, ours, atol=1e-6, rtol=0)
