@@ -121,6 +121,14 @@ def test_any_size_is_sampled_and_pasted_back_with_its_own_pixels_around(
     assert torch.equal((255 * bytes_back).round().to(torch.uint8)[~hole], as_bytes[~hole])
 
 
+def test_a_picture_of_a_batch_without_anything_new_comes_back_as_it_is(inference):
+    original, generated, mask = picture(2, 32, 40), picture(2, 32, 40) * 0.5, box(2, 32, 40)
+    mask[1] = 0
+    (result,) = execute("InlayPasteBack", original, generated, mask, feather=4)
+    assert torch.equal(result[1], original[1])
+    assert torch.equal(result[0][mask[0] > 0.5], generated[0][mask[0] > 0.5])
+
+
 def test_a_soft_mask_is_a_hole_or_none(parts, inference):
     image, mask = picture(1, 32, 32), box(1, 32, 32)
     soft = mask * 0.96 + 0.02

@@ -34,6 +34,15 @@ def test_the_object_keeps_its_pixels_and_the_rest_is_one_colour(background, valu
     assert torch.allclose(square[0][ring], torch.tensor(value), atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_picture_of_half_precision_is_shown_as_well(dtype):
+    """The host can be told to keep its pictures so."""
+    image, mask = picture(40, 50), masked(40, 50, 10, 20, 26, 36)
+    square = subject_picture(image.to(dtype), mask, 30)
+    assert square.dtype == dtype
+    assert (square.float() - subject_picture(image, mask, 30)).abs().max() < 2e-2
+
+
 def test_the_square_is_padded_where_the_object_is_narrow_or_at_the_border():
     image, mask = picture(30, 30), masked(30, 30, 0, 0, 16, 8)
     square = subject_picture(image, mask, 16, "white", margin=0.0)
