@@ -16,7 +16,7 @@ Window = tuple[float, float, float, float]
 
 WHOLE_IMAGE: Window = (0.0, 0.0, 1.0, 1.0)
 OPEN = 255  # the label of every token in a batch row that no mask applies to
-MOST_REPEATS = 8  # of a prompt; the host batches two prompts of which one is up to 4 times as long
+MOST_REPEATS = 12  # of a prompt, beside others of 3 and 4 times its length; the host batches no longer ones
 
 
 def region_labels(masks: Sequence[Tensor]) -> Tensor:

@@ -178,6 +178,32 @@ def test_a_host_that_is_killed_under_a_graph_names_its_log(comfyui_path, tmp_pat
     assert server.process is None
 
 
+def test_a_host_that_falls_silent_is_gone(comfyui_path, tmp_path, picture, monkeypatch):
+    """Such as one on a machine that sleeps: its connection stays open."""
+    from inlay.headless import client as module
+
+    monkeypatch.setattr(module, "HEARTBEAT", 1)
+    with Server(tmp_path, comfyui=comfyui_path) as server:
+        host = psutil.Process(server.pid)
+
+        class Watcher(Client):
+            def submit(self, graph, prompt_id=None):
+                number = super().submit(graph, prompt_id)
+                host.suspend()
+                return number
+
+            def _knows(self, prompt_id):  # asked when a message came that was sent before
+                return True
+
+        client = Watcher(server.url)
+        graph = invert(client.upload(picture))
+        try:
+            with pytest.raises(HostGone, match="went away while the graph was running"):
+                client.run(graph)
+        finally:
+            host.resume()
+
+
 PARENT = """
     import signal, sys, time
     from pathlib import Path

@@ -104,6 +104,7 @@ def test_a_picture_that_comfyui_saved_is_a_workflow_too(server, workflow, folder
 
 def test_a_host_is_started_and_ended_with_the_run(comfyui_path, workflow, folders):
     own = next((comfyui_path / "input").glob("*.png"))  # what is in its input folder can be named
+    before = set((comfyui_path / "output").glob("run*"))
     sets = [f"Room.image={own.name}", f"2.image={folders / 'masks' / 'x.png'}"]
     run = start(workflow, *(w for s in sets for w in ("--set", s)), "-o", folders / "out", "--json")
     child = psutil.Process(run.pid)
@@ -116,6 +117,8 @@ def test_a_host_is_started_and_ended_with_the_run(comfyui_path, workflow, folder
     assert "ComfyUI is up" in progress
     assert json.loads(said)["status"] == "finished"
     assert (folders / "out" / "the_result.png").is_file()
+    (kept,) = set((comfyui_path / "output").glob("run*")) - before  # it outlives the host that was started
+    kept.unlink()
     assert hosts
     assert not any(host.is_running() for host in hosts)
 

@@ -99,6 +99,10 @@ def test_a_picture_at_its_own_size_is_not_resampled():
     image = torch.rand(1, 9, 7, 3)
     assert resize_image(image, 9, 7) is image
     assert resize_image(image, 18, 14).shape == (1, 18, 14, 3)
+
+
+def test_a_picture_of_half_precision_is_resampled_as_well():
+    image = torch.rand(1, 9, 7, 3)
     half = resize_image(image.half(), 18, 14)
     assert half.dtype == torch.float16
     assert (half.float() - resize_image(image, 18, 14)).abs().max() < 1e-3

@@ -1,6 +1,7 @@
 """SubjectFinetune in a real host, on a shallow SD 1.5-shaped checkpoint with random weights."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -303,6 +304,12 @@ def test_a_text_to_image_model_is_told_what_to_load_instead(parts, pictures, run
     config.unet_config["dtype"] = torch.float32
     with pytest.raises(ValueError, match=r"this is a text-to-image model .*load an inpainting checkpoint"):
         run(*pictures, model=model_of(config))
+
+
+def test_a_missing_peft_is_named_before_anything_is_encoded(parts, pictures, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"a LoRA needs peft, .* -m pip install peft"):
+        run(*pictures)
 
 
 def test_a_model_without_a_unet_is_named(parts, pictures, run):
