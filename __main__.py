@@ -18,10 +18,10 @@ FOLDER = Path(__file__).resolve().parent
 
 # command -> (module with add_arguments(parser) and main(options) -> exit code, what it does)
 COMMANDS = {
-    "run": ("headless.cli", "run a workflow, or every combination of references and backgrounds"),
-    "finetune": ("training.cli", "teach a model a subject, on one accelerator or many"),
-    "train": ("training.train_cli", "train what inserts an object from one picture, at scale"),
-    "evaluate": ("evaluation.cli", "score folders of results, also against published benchmarks"),
+    "run": ("headless.run_cli", "run a workflow, or every combination of references and backgrounds"),
+    "finetune": ("headless.finetune_cli", "teach a model a subject, on one accelerator or many"),
+    "train": ("headless.train_cli", "train what inserts an object from one picture, at scale"),
+    "evaluate": ("headless.evaluate_cli", "score folders of results, also against published benchmarks"),
 }
 
 

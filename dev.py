@@ -5,7 +5,8 @@
     python dev.py serve         start ComfyUI with Inlay, the tiny models and the templates, for the browser
     python dev.py test          ruff, pyright and every test; what follows goes to pytest
     python dev.py bench [NAME]  measure something (tests/benchmarks)
-    python dev.py lab [NAME]    train, judge or draw the tiny world (lab)
+    python dev.py lab [NAME]    train a tiny model (lab/models) or measure one (lab/studies)
+    python dev.py tool [NAME]   write templates, thumbnails, screenshots or the interface snapshot (tools)
     python dev.py setup         only make the environment that all of these use
 
 The first call makes .inlay/venv and fetches ComfyUI: about 3 minutes and 6 GB. To use your own ComfyUI,
@@ -286,18 +287,27 @@ def check(python: Path, host: Path, arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
-def scripts(folder: Path) -> list[str]:
-    """The scripts in `folder` that can be run."""
-    return sorted(p.stem for p in folder.glob("*.py") if "__main__" in p.read_text(encoding="utf-8"))
+# command -> the folders of its scripts, relative to the repository
+SCRIPTS = {"bench": ("tests/benchmarks",), "lab": ("lab/models", "lab/studies"), "tool": ("tools",)}
 
 
-def choose(what: str, folder: Path, arguments: list[str]) -> str:
-    """The first argument, which must be a script in `folder`."""
-    names = scripts(folder)
-    if not arguments or arguments[0] not in names:
-        wrong = f"There is no {what} called {arguments[0]}. " if arguments else ""
-        raise Stop(f"{wrong}Use python dev.py {what} NAME, with NAME one of: {', '.join(names)}")
-    return arguments[0]
+def scripts(command: str) -> dict[str, str]:
+    """Return the runnable scripts of a command: name -> path without suffix, relative to the repository."""
+    return {
+        path.stem: f"{folder}/{path.stem}"
+        for folder in SCRIPTS[command]
+        for path in sorted((PACK / folder).glob("*.py"))
+        if "__main__" in path.read_text(encoding="utf-8")
+    }
+
+
+def choose(command: str, arguments: list[str]) -> str:
+    """Return the path of the script that the first argument names; raise Stop if there is none."""
+    known = scripts(command)
+    if not arguments or arguments[0] not in known:
+        wrong = f"There is no {command} called {arguments[0]}. " if arguments else ""
+        raise Stop(f"{wrong}Use python dev.py {command} NAME, with NAME one of: {', '.join(sorted(known))}")
+    return known[arguments[0]]
 
 
 def main(arguments: list[str]) -> int:
@@ -308,12 +318,11 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     if command == "bench":
-        name = choose("bench", PACK / "tests" / "benchmarks", rest)
-        script = [str(PACK / "tests" / "benchmarks" / f"{name}.py"), *rest[1:]]
-    elif command == "lab":
-        script = module(f"inlay.lab.{choose('lab', PACK / 'lab', rest)}", *rest[1:])
+        script = [str(PACK / f"{choose(command, rest)}.py"), *rest[1:]]
+    elif command in ("lab", "tool"):
+        script = module("inlay." + choose(command, rest).replace("/", "."), *rest[1:])
     elif command in ("demo", "serve"):
-        script = module(f"inlay.lab.{command}", *rest)
+        script = module(f"inlay.tools.{command}", *rest)
     elif command not in ("test", "setup"):
         raise Stop(f"There is no command {command}; python dev.py --help lists them.")
     python, host = prepare()

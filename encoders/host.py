@@ -12,9 +12,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from . import dinov2
-from .adapter import CLIP, DINOV2, AdapterConfig, Reading, thin, weigh
-from .layouts import Found, build, from_published
-from .optimizer import OptimizerConfig
+from .checkpoint_layouts import Found, build, from_published
+from .content_adapter import CLIP, DINOV2, AdapterConfig, Reading, thin, weigh
+from .embedding_optimizer import OptimizerConfig
 from .pixels import IMAGENET, as_pixels
 
 KINDS = {"dinov2": DINOV2, "clip_vision_model": CLIP}  # the host's model types that adapters were made for

@@ -162,7 +162,7 @@ class Server:
 
     def command(self) -> list[str]:
         """The host's command line, behind the keeper that ends it with us."""
-        command = [sys.executable, str(PACK / "headless" / "keeper.py"), str(os.getpid())]
+        command = [sys.executable, str(PACK / "headless" / "parent_watchdog.py"), str(os.getpid())]
         command += [str(self.comfyui / "main.py"), "--listen", "127.0.0.1", "--port", str(self.port)]
         for name in FOLDERS:
             command += [f"--{name}-directory", str(self.work / name)]

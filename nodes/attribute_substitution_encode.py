@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..conditioning.attributes import words_to_remove
+from ..conditioning.attribute_words import words_to_remove
 from ..conditioning.substitution import JOINT, PROJECTIONS, Removed, substitute, word_rows
 
 

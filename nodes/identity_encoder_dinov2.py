@@ -5,8 +5,8 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..conditioning.host import as_conditioning
-from ..imaging.subject import COLOURS, ORIGINAL, subject_picture
-from .load_adapter import AdapterType
+from ..imaging.object_picture import COLOURS, ORIGINAL, subject_picture
+from .loaders import AdapterType
 
 AUTO = "as the adapter was trained"
 BACKGROUNDS = (AUTO, *COLOURS, ORIGINAL)

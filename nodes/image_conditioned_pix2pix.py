@@ -7,7 +7,7 @@ from ..conditioning.host import as_conditioning
 from ..imaging.padding import pad_to_multiple
 from ..sampling.guidance import check_model, two_scale_guider, with_source
 from .identity_encoder_dinov2 import show_views
-from .load_adapter import AdapterType
+from .loaders import AdapterType
 
 
 class ImageConditionedPix2Pix(io.ComfyNode):

@@ -1,11 +1,13 @@
-"""InlayInpaintConditioning: the conditions of an inpainting model, for pictures of any size."""
+"""Nodes for the conditions of inpainting models."""
 
 import node_helpers
 import torch
 from comfy_api.latest import io
 
+from ..conditioning.host import read_object_first
 from ..conditioning.inpaint import inpaint_pictures
 from ..imaging.masks import check_mask, check_not_empty, check_not_full
+from ..sampling.blending import BLENDINGS, RENOISED, blend_background
 
 
 class InlayInpaintConditioning(io.ComfyNode):
@@ -67,3 +69,84 @@ class InlayInpaintConditioning(io.ComfyNode):
             node_helpers.conditioning_set_values(negative, condition),
             latent,
         )
+
+
+class InlayObjectStitchConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlayObjectStitchConditioning",
+            display_name="ObjectStitch Conditioning (Inlay)",
+            category="Inlay",
+            description="Tells an ObjectStitch or Paint-by-Example model which picture to fill in and where."
+            " They read noise, background and inverted mask in this order, other inpainting models the mask"
+            " first; the model that comes out does, in this node's conditions as in those of the"
+            " Disentangled Inpaint Sampler.",
+            search_aliases=["objectstitch", "paint by example", "inpaint model conditioning", "9 channel"],
+            inputs=[
+                io.Model.Input("model", tooltip="The checkpoint of ObjectStitch or Paint-by-Example."),
+                io.Conditioning.Input("positive", tooltip="The object, from Identity Encoder DINOv2."),
+                io.Conditioning.Input("negative", tooltip="No object, from the same node."),
+                io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
+                io.Image.Input("image", tooltip="The picture the object goes into, of any size."),
+                io.Mask.Input("mask", tooltip="1 where the object goes; thresholded at 0.5, of its size."),
+                io.Boolean.Input(
+                    "noise_mask",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Keep the picture outside the mask while sampling. Off: all of it is redrawn.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model that reads its own channel order."),
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="The object with the picture and mask."
+                ),
+                io.Conditioning.Output(display_name="negative", tooltip="No object with the same."),
+                io.Latent.Output(
+                    display_name="latent", tooltip="The padded picture, with the mask as its noise mask."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, noise_mask: bool = True
+    ) -> io.NodeOutput:
+        patched = read_object_first(model)
+        made = InlayInpaintConditioning.execute(positive, negative, vae, image, mask, noise_mask)
+        return io.NodeOutput(patched, *(made.result or ()))
+
+
+class InlayBackgroundBlending(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlayBackgroundBlending",
+            display_name="Background Blending (Inlay)",
+            category="Inlay",
+            description="Chooses what the picture outside the mask looks like to the model at every step,"
+            " for any sampler whose latent has a noise mask (IMPRINT, fig. 3).",
+            search_aliases=["blend background", "imprint", "noise mask", "inpaint blending"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will sample; it is not changed."),
+                io.Combo.Input(
+                    "blending",
+                    options=list(BLENDINGS),
+                    default=RENOISED,
+                    tooltip="renoised: the background's latent, noised to the step's level, as models saw it"
+                    " in training and as ComfyUI samples anyway; the default. clean: without noise at every"
+                    " step, as IMPRINT draws it; for models trained like that, others may blend worse.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="A copy of the model that sees the chosen background."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, blending: str = RENOISED) -> io.NodeOutput:
+        return io.NodeOutput(blend_background(model, blending))

@@ -8,7 +8,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..training.choices import ADAFACTOR_RATE, PRESETS, RECIPE_NAMES, Kind, describe
+from ..training.finetune.presets import ADAFACTOR_RATE, PRESETS, RECIPE_NAMES, Kind, describe
 from .training_progress import Progress, workflow_id
 
 PRESET = "preset"  # as the memory preset says
@@ -228,15 +228,15 @@ class SubjectFinetune(io.ComfyNode):
         gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",),
     ):  # fmt: skip
         # The trainer is loaded when it is needed: a host starts sooner without.
-        from ..training import host
-        from ..training.attributes import parse_attributes
-        from ..training.curve import as_tensor, draw_curve
-        from ..training.from_graph import lesson_of
-        from ..training.memory import with_preset
-        from ..training.optimisers import eight_bit_installed
-        from ..training.recipes import RECIPES
-        from ..training.store import Store
-        from ..training.teach import Manner, Wired, teach
+        from ..training.finetune import host
+        from ..training.finetune.attribute_dictionary import parse_attributes
+        from ..training.finetune.finetune_subject import Manner, Wired, teach
+        from ..training.finetune.memory import with_preset
+        from ..training.finetune.plots import as_tensor, draw_curve
+        from ..training.finetune.recipes import RECIPES
+        from ..training.finetune.spec_from_node import lesson_of
+        from ..training.finetune.store import Store
+        from ..training.optimizers import eight_bit_installed
 
         wired = Wired(model[0], clip[0], vae[0])
         preset = PRESETS[memory[0]]

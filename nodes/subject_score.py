@@ -64,7 +64,7 @@ class InlaySubjectScore(io.ComfyNode):
         cls, clip_vision, images, references, masks=None, reference_masks=None, region=("subject",)
     ) -> io.NodeOutput:
         from ..evaluation.tables import Mean  # loaded when needed: a host starts sooner without
-        from ..training.data import collect_references
+        from ..training.finetune.data import collect_references
 
         vision, whole = clip_vision[0], region[0] != REGIONS[0]
         known = embed(vision, collect_references(references, reference_masks), whole, "reference_masks")

@@ -14,7 +14,7 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..training import live
+from ..training.finetune import progress as live
 
 EVENT, ROUTE = "inlay.training", "/inlay/training"
 THUMBNAIL = 128  # pixels of a sample's longer side on the strip

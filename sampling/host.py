@@ -23,8 +23,8 @@ from ..conditioning.inpaint import inpaint_pictures
 from ..imaging.masks import resize_mask
 from ..imaging.padding import pad_to_multiple
 from ..imaging.views import View
+from .crop_conditioning import Place, crop_conditions
 from .stages import Painted
-from .windowed import Place, crop_conditions
 
 WINDOW, ROWS = "inlay_window", "inlay_rows"
 

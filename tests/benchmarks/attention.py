@@ -25,7 +25,7 @@ import torch
 from inlay.attention.masked import cross_blocks, masked_rows, self_blocks
 from inlay.attention.patch import PLAN, region_options
 from inlay.attention.regions import RegionPlan, region_labels
-from inlay.lab.host import open_host
+from inlay.lab.models.host import open_host
 
 HEADS, HEAD_WIDTH, TEXT = 8, 40, 77
 UNETS = {

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from inlay.encoders.adapter import Reading
+from inlay.encoders.content_adapter import Reading
 from inlay.lab import world
-from inlay.training.examples import Compositions
-from inlay.training.records import open_source, write_shards
-from inlay.training.stream import Examples, Order, Steps, loader
+from inlay.training.adapters.dataset import Examples, Order, Steps, loader
+from inlay.training.adapters.samples import Compositions
+from inlay.training.adapters.shards import open_source, write_shards
 
 OBJECTS, BATCH, STEPS, RENDERED = 2000, 32, 40, 50
 
@@ -57,9 +57,9 @@ def records_a_second(folder: Path, workers: int) -> float:
 
 def step_needs() -> float:
     """Records a second that a training step of the tiny model takes in."""
-    from inlay.lab.object_training import inputs_of
-    from inlay.lab.train_imprint import new_adapter, new_encoder, new_trainee, stage_of
-    from inlay.training.adapters import freeze, normal_of
+    from inlay.lab.models.object_training import inputs_of
+    from inlay.lab.models.train_imprint import new_adapter, new_encoder, new_trainee, stage_of
+    from inlay.training.adapters.identity_stages import freeze, normal_of
 
     stage, trainee = stage_of("compose"), new_trainee(new_encoder("dino"), new_adapter("dino"))
     freeze(trainee.parts, stage)

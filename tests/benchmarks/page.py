@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from inlay.evaluation.tables import Mean, paired_difference
 from inlay.headless import Server
-from inlay.lab import browser
+from inlay.tools import browser
 
 
 class Bare(Server):

@@ -62,7 +62,7 @@ def main() -> None:
     import comfy.utils
     import torch
 
-    from inlay.lab.checkpoint import assemble, random_parts
+    from inlay.lab.models.checkpoint import assemble, random_parts
     from inlay.nodes import DisentangledInpaintSampler
 
     nodes = importlib.import_module("nodes")

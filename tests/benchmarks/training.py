@@ -40,7 +40,7 @@ def checkpoint_in(folder: Path, full: bool) -> Path:
     if not path.exists() and full:
         runpy.run_path(str(HERE.parent / "host" / "full_size.py"))["write_checkpoint"](path)
     elif not path.exists():
-        from inlay.lab.checkpoint import assemble, random_parts
+        from inlay.lab.models.checkpoint import assemble, random_parts
 
         assemble(path, random_parts(0))
     return path
@@ -58,9 +58,9 @@ def inlay_side(parts, size: int, rank: int, masked: bool):
     """A function that trains for n steps; everything before the first step is done once."""
     from dataclasses import replace
 
-    from inlay.training import host
-    from inlay.training.data import Examples
-    from inlay.training.recipes import DREAMCOM
+    from inlay.training.finetune import host
+    from inlay.training.finetune.data import Examples
+    from inlay.training.finetune.recipes import DREAMCOM
 
     model, *_ = parts
     grid, generator = size // 8, torch.Generator().manual_seed(0)

@@ -11,9 +11,9 @@ import pytest
 from inlay import dev
 from inlay.headless import Server
 from inlay.headless.server import find_comfyui
-from inlay.lab import browser
-from inlay.lab.checkpoint import assemble
-from inlay.lab.job import ASSETS
+from inlay.lab.models.checkpoint import assemble
+from inlay.tools import browser
+from inlay.tools.demo_options import ASSETS
 
 HERE = Path(__file__).parent
 SHOTS = dev.PACK / "out" / "browser"

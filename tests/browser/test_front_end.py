@@ -6,7 +6,7 @@ import pytest
 
 from inlay import dev
 from inlay.headless.workflow import read_workflow
-from inlay.lab.blueprints import BLUEPRINTS
+from inlay.tools.blueprints import BLUEPRINTS
 
 TEMPLATES = {
     path.stem: json.loads(path.read_text("utf-8")) for path in (dev.PACK / "workflows").glob("*.json")

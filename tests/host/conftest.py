@@ -81,7 +81,7 @@ def client(server):
 @pytest.fixture(scope="session")
 def tiny_checkpoint(host_work) -> str:
     """The tiny world's checkpoint, assembled where `server` looks; returns its name for the loader."""
-    from inlay.lab.checkpoint import assemble
+    from inlay.lab.models.checkpoint import assemble
 
     return assemble(host_work / "server" / "models" / "checkpoints" / "inlay_tiny.safetensors").name
 
@@ -92,7 +92,7 @@ def random_tiny(in_process_host, host_work):
     import comfy.sd
     import torch
 
-    from inlay.lab.checkpoint import assemble, random_parts
+    from inlay.lab.models.checkpoint import assemble, random_parts
 
     kept = {}
 

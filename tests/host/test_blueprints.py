@@ -2,7 +2,7 @@
 
 import requests
 
-from inlay.lab.templates import SUBGRAPHS
+from inlay.tools.templates import SUBGRAPHS
 
 
 def test_the_host_lists_and_serves_every_blueprint(server):

@@ -16,14 +16,14 @@ from scipy.ndimage import binary_dilation
 
 from inlay import dev
 from inlay.headless import Interrupted
-from inlay.lab import job
-from inlay.lab.demo import INLAY, PLAIN, TINY, arguments, picture
+from inlay.tools import demo_options as job
+from inlay.tools.demo import INLAY, PLAIN, TINY, arguments, picture
 
 
 @pytest.fixture(scope="module")
 def models(comfyui_path):
     """The host's own checkpoints folder, with the tiny world's checkpoint in it, as the demo leaves it."""
-    from inlay.lab.demo import tiny_checkpoint
+    from inlay.tools.demo import tiny_checkpoint
 
     return tiny_checkpoint(comfyui_path).parent
 
@@ -32,7 +32,7 @@ def start(tmp_path: Path, *options: str, **environment: str) -> subprocess.Popen
     """The demo in a process of its own, started somewhere else, with its files in `tmp_path`."""
     folders = [word for name in ("work", "out", "loras") for word in (f"--{name}", str(tmp_path / name))]
     return subprocess.Popen(
-        [sys.executable, *dev.module("inlay.lab.demo", *folders, *options)],
+        [sys.executable, *dev.module("inlay.tools.demo", *folders, *options)],
         cwd=tmp_path,
         env=os.environ | environment,
         stdout=subprocess.PIPE,

@@ -23,7 +23,7 @@ def control_net(in_process_host):
     import comfy.ops
     from comfy.cldm.cldm import ControlNet
 
-    from inlay.lab.unet import SHAPE
+    from inlay.lab.models.unet import SHAPE
 
     shape: Any = SHAPE | {"in_channels": 4, "hint_channels": 3}
     network = ControlNet(**shape, operations=comfy.ops.disable_weight_init)

@@ -39,7 +39,7 @@ colour = ["brown"]
 @pytest.fixture(scope="module")
 def folder(in_process_host, tmp_path_factory):
     """A checkpoint, two photos with masks and one regular picture, in a folder of their own."""
-    from inlay.lab.checkpoint import assemble, random_parts
+    from inlay.lab.models.checkpoint import assemble, random_parts
 
     place = tmp_path_factory.mktemp("cli")
     assemble(place / "tiny.safetensors", random_parts(0))

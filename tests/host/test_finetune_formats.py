@@ -19,11 +19,11 @@ def lora(in_process_host, host_work):
     import comfy.model_management
     import comfy.sd
 
-    from inlay.lab.checkpoint import assemble, random_parts
-    from inlay.training import host
-    from inlay.training.adapter import attach
-    from inlay.training.formats import lora_names
-    from inlay.training.recipes import Adapter
+    from inlay.lab.models.checkpoint import assemble, random_parts
+    from inlay.training.finetune import host
+    from inlay.training.finetune.lora import attach
+    from inlay.training.finetune.lora_formats import lora_names
+    from inlay.training.finetune.recipes import Adapter
 
     checkpoint = assemble(host_work / "random" / "formats.safetensors", random_parts(1))
     with torch.inference_mode():
@@ -176,9 +176,9 @@ def test_diffusers_finds_every_layer_of_a_full_size_model(in_process_host, famil
     import comfy.supported_models
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    from inlay.training.adapter import exported_shapes
-    from inlay.training.formats import lora_names
-    from inlay.training.recipes import Adapter
+    from inlay.training.finetune.lora import exported_shapes
+    from inlay.training.finetune.lora_formats import lora_names
+    from inlay.training.finetune.recipes import Adapter
 
     size = runpy.run_path(str(Path(__file__).with_name("full_size.py")))["UNET"]
     ours, theirs = FULL_SIZE[family]

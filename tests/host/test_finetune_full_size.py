@@ -61,9 +61,9 @@ def peak_gigabytes():
 def test_the_whole_graph(full_size, store_folder, height, width, resolution, capsys):
     import nodes
 
+    from inlay.nodes.crop_and_paste import InlayPasteBack
     from inlay.nodes.inpaint_conditioning import InlayInpaintConditioning
     from inlay.nodes.masked_attention_patch import MaskedAttentionPatch
-    from inlay.nodes.paste_back import InlayPasteBack
     from inlay.nodes.subject_finetune import SubjectFinetune
 
     host, (model, clip, vae) = cast(Any, nodes), full_size

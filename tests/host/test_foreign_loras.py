@@ -143,7 +143,7 @@ def test_a_file_for_another_model_and_a_nameless_one_are_refused(sdxl, in_proces
 def test_inlays_own_file_says_what_it_is(sdxl, in_process_host, tmp_path):
     from safetensors.torch import save_file
 
-    from inlay.training.subject import Subject
+    from inlay.training.finetune.subject import Subject
 
     own = Subject("sks", "mug", "a photo of sks mug", "inlay/mug.safetensors", "DreamCom", "SDXL", 1, 0, 4)
     down, up = torch.rand(4, 48), torch.rand(64, 4)
@@ -167,7 +167,7 @@ def test_other_programs_notes_beside_a_lora_are_passed_over(sdxl, in_process_hos
     """AUTOMATIC1111 and Forge keep theirs as <lora>.json."""
     from safetensors.torch import save_file
 
-    from inlay.training.subject import Subject
+    from inlay.training.finetune.subject import Subject
 
     name = "lora_unet_middle_block_1_transformer_blocks_0_attn2_to_k"
     tensors = {f"{name}.lora_down.weight": torch.rand(4, 48), f"{name}.lora_up.weight": torch.rand(64, 4)}

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from inlay import dev
-from inlay.headless import Client, Server, cli
+from inlay.headless import Client, Server
+from inlay.headless import run_cli as cli
 from inlay.headless.jobs import plan
 from inlay.headless.workflow import Setting, as_graph, read_workflow
 

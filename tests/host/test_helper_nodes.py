@@ -14,7 +14,7 @@ def parts(in_process_host, host_work):
     """(model, clip, vae) of a shallow inpainting checkpoint with random weights, from the stock loader."""
     import comfy.sd
 
-    from inlay.lab.checkpoint import assemble, random_parts
+    from inlay.lab.models.checkpoint import assemble, random_parts
 
     checkpoint = assemble(host_work / "helpers" / "tiny.safetensors", random_parts(1))
     with torch.inference_mode():

@@ -8,7 +8,7 @@ from inlay import dev
 from inlay.headless import Client
 from inlay.headless.definitions import inputs_of
 from inlay.headless.interface import breaks, interface_of
-from inlay.lab.interface import FILE, LOCALES, as_text, completed, english, our_definitions
+from inlay.tools.interface import FILE, LOCALES, as_text, completed, english, our_definitions
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def test_saved_workflows_still_open(client, server, definitions):
     kept = json.loads(FILE.read_text(encoding="utf-8"))
     now = interface_of(definitions)
     assert breaks(kept, now, replaced) == []
-    assert as_text(now) == FILE.read_text(encoding="utf-8"), "python dev.py lab interface writes it down"
+    assert as_text(now) == FILE.read_text(encoding="utf-8"), "python dev.py tool interface writes it down"
 
 
 def test_every_node_can_be_found_and_says_what_it_does(definitions):
@@ -49,9 +49,9 @@ def test_every_node_has_a_help_page_that_names_each_of_its_inputs(definitions):
 def test_every_name_and_tooltip_is_translated_and_none_is_left_over(definitions, language):
     words = json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
     model, missing = english(definitions), []
-    assert completed(words, model, missing) == words, "python dev.py lab interface drops what is gone"
+    assert completed(words, model, missing) == words, "python dev.py tool interface drops what is gone"
     assert missing == []
-    assert language != "en" or words == model, "python dev.py lab interface writes it"
+    assert language != "en" or words == model, "python dev.py tool interface writes it"
 
 
 def test_the_host_gives_our_words_to_the_front_end(client, server):

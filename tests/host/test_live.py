@@ -10,7 +10,7 @@ import pytest
 
 from inlay import dev
 from inlay.headless import Client, Interrupted
-from inlay.lab import job
+from inlay.tools import demo_options as job
 
 FINETUNE = "5"
 

@@ -16,7 +16,7 @@ def parts(in_process_host, host_work):
     """(model, clip, vae) of a shallow inpainting checkpoint with random weights, from the stock loader."""
     import comfy.sd
 
-    from inlay.lab.checkpoint import assemble, random_parts
+    from inlay.lab.models.checkpoint import assemble, random_parts
 
     checkpoint = assemble(host_work / "regular" / "tiny.safetensors", random_parts(2))
     with torch.inference_mode():
@@ -55,7 +55,7 @@ def test_the_dictionary_goes_out_as_json_and_as_prompts(in_process_host):
 
 
 def test_a_vision_model_proposes_what_was_not_typed(in_process_host, monkeypatch):
-    from inlay.training import vision_language
+    from inlay.training.finetune import vision_language
 
     folder = in_process_host.models / "vlm" / "tiny"
     folder.mkdir(parents=True)
@@ -103,7 +103,7 @@ def test_every_prompt_is_painted_as_often_as_asked_and_follows_the_seed(parts):
 
 
 def test_wired_backgrounds_keep_their_bits_outside_the_box(parts):
-    from inlay.training.regular import random_box
+    from inlay.training.finetune.regular_data import random_box
 
     backgrounds = [torch.rand(1, 64, 72, 3), torch.rand(2, 48, 64, 3)]
     images, masks, _ = paint(parts, ["a brown teapot"], count=4, backgrounds=backgrounds)

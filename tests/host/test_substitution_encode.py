@@ -171,7 +171,7 @@ def test_a_prompt_of_several_chunks_is_changed_in_all_of_them(sd15):
 
 
 def test_a_subject_gives_the_words_that_the_prompt_contradicts(sd15):
-    from inlay.training.subject import Subject
+    from inlay.training.finetune.subject import Subject
 
     subject = Subject(
         "sks", "teapot", "a photo of sks teapot", "inlay/a.safetensors", "dreammix", "SD15", 1, 0, 4,

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from inlay.lab import assets, identity, templates
-from inlay.lab.job import ASSETS
+from inlay.lab.models import identity
+from inlay.tools import assets, templates
+from inlay.tools.demo_options import ASSETS
 
 SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "InlayRegularImages": 1}  # steps
 # workflow -> the bundled picture it paints into, the box, the nodes that save what they painted
@@ -81,5 +82,5 @@ def test_what_was_removed_is_said(client, server, tiny_checkpoint):
 def test_the_two_forms_of_every_workflow_agree(client):
     for path, text in templates.drawn(client.object_info()).items():
         assert path.read_text(encoding="utf-8") == text, (
-            f"python dev.py lab templates writes {path.name} anew"
+            f"python dev.py tool templates writes {path.name} anew"
         )

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from inlay.headless import Graph
 from inlay.headless.workflow import read_workflow
-from inlay.lab import assets, templates
-from inlay.lab.job import ASSETS
+from inlay.tools import assets, templates
+from inlay.tools.demo_options import ASSETS
 
 SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "KSampler": 2}  # steps
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from inlay.lab.blueprints import BLUEPRINTS, INPUTS, OUTPUTS, inner_graph
-from inlay.lab.templates import SUBGRAPHS, WORKFLOWS
+from inlay.tools.blueprints import BLUEPRINTS, INPUTS, OUTPUTS, inner_graph
+from inlay.tools.templates import SUBGRAPHS, WORKFLOWS
 
 
 @pytest.fixture(params=BLUEPRINTS, ids=lambda plan: plan.name)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from inlay.headless.client import NodeOutput
-from inlay.lab import cards
-from inlay.lab.templates import WORKFLOWS
+from inlay.tools import template_thumbnails as cards
+from inlay.tools.templates import WORKFLOWS
 
 
 @pytest.fixture

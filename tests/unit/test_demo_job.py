@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from inlay.imaging.boxes import Box
-from inlay.lab import assets, job
-from inlay.lab.demo import arguments
+from inlay.tools import assets
+from inlay.tools import demo_options as job
+from inlay.tools.demo import arguments
 
 numbers = st.integers(-50, 300)
 

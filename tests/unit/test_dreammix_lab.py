@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from inlay.imaging.boxes import bounding_box
-from inlay.lab import dreammix, world
-from inlay.lab.dreammix_cells import (
+from inlay.lab import world
+from inlay.lab.models.classifier import load_judge
+from inlay.lab.studies import dreammix
+from inlay.lab.studies.dreammix_cells import (
     EDIT_TAS,
     EDIT_TRUTH,
     LIKENESS,
@@ -20,8 +22,7 @@ from inlay.lab.dreammix_cells import (
     measured,
     share_removed,
 )
-from inlay.lab.judge import load_judge
-from inlay.lab.placed import held_out_case, other_colour, placed, portraits, rim
+from inlay.lab.studies.placed_cases import held_out_case, other_colour, placed, portraits, rim
 
 CHOICES = Choices("DreamMix", 150, 16, 1e-3, 4, 4, 2, 192, "euler", "normal", 20, 4.0, "0123")
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from inlay.encoders import dinov2, layouts
-from inlay.encoders.adapter import AdapterConfig, ContentAdapter, Reading, thin, weigh
-from inlay.encoders.optimizer import EmbeddingOptimizer, OptimizerConfig, seeded_queries
+from inlay.encoders import checkpoint_layouts as layouts
+from inlay.encoders import dinov2
+from inlay.encoders.content_adapter import AdapterConfig, ContentAdapter, Reading, thin, weigh
+from inlay.encoders.embedding_optimizer import EmbeddingOptimizer, OptimizerConfig, seeded_queries
 from inlay.encoders.pixels import as_pixels
 
 SMALL = {

@@ -5,8 +5,9 @@ from dataclasses import astuple
 import pytest
 import torch
 
-from inlay.lab import dreamcom, quality, world
-from inlay.lab.judge import load_judge
+from inlay.lab import world
+from inlay.lab.models.classifier import load_judge
+from inlay.lab.studies import dreamcom, quality
 
 CHOICES = dreamcom.Choices("DreamCom", 150, 16, 1e-3, 4, 4, 2, "euler", "normal", 20, 4.0, "0123")
 

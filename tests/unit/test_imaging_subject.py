@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from inlay.imaging.levels import LEVELS, level_preview, mask_level
+from inlay.imaging.mask_levels import LEVELS, level_preview, mask_level
 from inlay.imaging.masks import box_mask
-from inlay.imaging.subject import subject_picture
+from inlay.imaging.object_picture import subject_picture
 
 
 def picture(height, width, seed=0):

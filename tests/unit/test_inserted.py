@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from inlay.lab import world
-from inlay.lab.inserted import HELD, found, held_out_scene, kind_and_others, measured
-from inlay.lab.judge import load_judge
+from inlay.lab.models.classifier import load_judge
+from inlay.lab.studies.insertion_cases import HELD, found, held_out_scene, kind_and_others, measured
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from inlay.evaluation.metrics import subject_similarity
 from inlay.imaging.boxes import Box
 from inlay.imaging.masks import fill_box
 from inlay.lab import world
-from inlay.lab.files import WEIGHTS
-from inlay.lab.judge import NAMES, Judge, load_judge
-from inlay.lab.train_judge import contrast, labels, measure, portrait, sample_group
+from inlay.lab.models.classifier import NAMES, Judge, load_judge
+from inlay.lab.models.files import WEIGHTS
+from inlay.lab.models.train_judge import contrast, labels, measure, portrait, sample_group
 
 FILE = WEIGHTS / "judge.safetensors"
 

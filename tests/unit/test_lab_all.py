@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from inlay.evaluation.tables import Mean, Table
-from inlay.lab.all import Figure, compare_pictures, compare_texts, figures, only_columns, update
+from inlay.lab.studies.reproduce_figures import (
+    Figure,
+    compare_pictures,
+    compare_texts,
+    figures,
+    only_columns,
+    update,
+)
 
 TABLE = Table(
     "How good?",

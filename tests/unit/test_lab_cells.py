@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from inlay.lab import cells
+from inlay.lab.studies import result_cache as cells
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from inlay.lab import finetune, quality, world
-from inlay.lab.dreamcom import LIKENESS, held_out_subject
-from inlay.lab.dreammix import cell_file
-from inlay.lab.finetune_cells import (
+from inlay.lab import world
+from inlay.lab.models.classifier import load_judge
+from inlay.lab.studies import finetune, quality
+from inlay.lab.studies.dreamcom import LIKENESS, held_out_subject
+from inlay.lab.studies.dreammix import cell_file
+from inlay.lab.studies.finetune_cells import (
     EDIT_LIKENESS,
     EDIT_RIGHT,
     IDENTITY,
@@ -27,10 +29,9 @@ from inlay.lab.finetune_cells import (
     scored,
     snapshots,
 )
-from inlay.lab.finetune_pictures import draw_curves, picture_sheet
-from inlay.lab.judge import load_judge
-from inlay.training.attributes import compose_prompts
-from inlay.training.recipes import DREAMMIX
+from inlay.lab.studies.finetune_pictures import draw_curves, picture_sheet
+from inlay.training.finetune.attribute_dictionary import compose_prompts
+from inlay.training.finetune.recipes import DREAMMIX
 
 OPTIONS = Namespace(steps=150, batch=4, rate=1e-3, full_rate=1e-4, rank=16, snapshots=(25, 50, 100))
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from inlay.imaging.boxes import Box
-from inlay.lab import sheet
+from inlay.lab.studies import sheet
 
 
 @given(st.integers(1, 300), st.integers(1, 300))

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from inlay.lab import object_bank, world
+from inlay.lab import world
+from inlay.lab.models import object_cache as object_bank
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -30,7 +30,7 @@ def test_only_whole_rooms_are_left_out_of_the_published_pack():
     assert all(pattern.startswith("/") for pattern in patterns)
     left_out = {pattern.strip("/") for pattern in patterns}
     needed = {"nodes", "training", "sampling", "attention", "encoders", "conditioning", "imaging",
-              "evaluation", "headless", "web", "workflows", "subgraphs", "locales", "__init__.py",
+              "evaluation", "headless", "common", "web", "workflows", "subgraphs", "locales", "__init__.py",
               "__main__.py", "pyproject.toml", "README.md", "LICENSE"}  # fmt: skip
     assert not needed & left_out
 
@@ -50,11 +50,11 @@ METHODS = sorted({"spawn", "forkserver"} & set(multiprocessing.get_all_start_met
 def test_workers_find_the_package_in_every_form_of_the_command(tmp_path, folder, form, method):
     """`train` reads data in workers, which Windows and macOS spawn; a ZIP's folder has a name of its own."""
     pack = tmp_path / folder
-    (pack / "training").mkdir(parents=True)
+    (pack / "headless").mkdir(parents=True)
     shutil.copy(dev.PACK / "__main__.py", pack)
     (pack / "__init__.py").touch()
-    (pack / "training" / "__init__.py").touch()
-    (pack / "training" / "train_cli.py").write_text(WORKER, encoding="utf-8")
+    (pack / "headless" / "__init__.py").touch()
+    (pack / "headless" / "train_cli.py").write_text(WORKER, encoding="utf-8")
     command = [sys.executable, "-S", *form, "train", method]  # -S: without the package that is being tested
     done = subprocess.run(command, capture_output=True, text=True, env=alone(), cwd=tmp_path)
     assert done.stdout.strip() == "worked in another process", done.stderr
@@ -79,11 +79,11 @@ def main(options):
 
 def test_spawned_workers_load_data_whatever_the_folder_is_called(tmp_path):
     pack = tmp_path / "inlay-main"
-    for name in ("training", "encoders", "imaging"):
+    for name in ("training", "encoders", "imaging", "headless", "common"):
         shutil.copytree(dev.PACK / name, pack / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("__init__.py", "__main__.py"):
         shutil.copy(dev.PACK / name, pack)
-    (pack / "training" / "train_cli.py").write_text(LOADING, encoding="utf-8")
+    (pack / "headless" / "train_cli.py").write_text(LOADING, encoding="utf-8")
     command = [sys.executable, pack, "train", tmp_path / "shards"]
     done = subprocess.run(command, capture_output=True, text=True, env=alone(), cwd=tmp_path)
     assert done.stdout.split() == ["0", "1", "2", "3"], done.stderr
@@ -96,8 +96,8 @@ from pathlib import Path
 
 import torch
 
-from .records import open_source, write_shards
-from .stream import Examples, Steps, loader
+from ..training.adapters.shards import open_source, write_shards
+from ..training.adapters.dataset import Examples, Steps, loader
 
 def add_arguments(parser):
     parser.add_argument("folder", type=Path)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.conditioning.attributes import words_to_remove
+from inlay.conditioning.attribute_words import words_to_remove
 from inlay.conditioning.substitution import JOINT, SEQUENTIAL, project_off, span, substitute, word_rows
 
 examples = settings(max_examples=40)

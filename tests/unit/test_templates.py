@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from inlay.lab import interface
-from inlay.lab.drawing import PAINT, STAGES, depths, stage_of
-from inlay.lab.templates import WORKFLOWS, notes_of
+from inlay.tools import interface
+from inlay.tools.drawing import PAINT, STAGES, depths, stage_of
+from inlay.tools.templates import WORKFLOWS, notes_of
 
 # Nodes that no bundled workflow shows, and why.
 APART = {

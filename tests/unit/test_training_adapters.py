@@ -19,10 +19,12 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from inlay.encoders.adapter import AdapterConfig, ContentAdapter, Reading
+from inlay.encoders.content_adapter import AdapterConfig, ContentAdapter, Reading
 from inlay.encoders.dinov2 import DinoConfig, DinoV2
-from inlay.training import adapters, runs, train_cli
-from inlay.training.adapters import (
+from inlay.headless import train_cli
+from inlay.training.adapters import identity_stages as adapters
+from inlay.training.adapters import run_checkpoints as runs
+from inlay.training.adapters.identity_stages import (
     COMPOSE,
     INSERT,
     VIEWS,
@@ -32,9 +34,15 @@ from inlay.training.adapters import (
     kept,
     prepare,
 )
-from inlay.training.data import generator_at
-from inlay.training.engine import Diffusion
-from inlay.training.foundations import check_pair, load_diffusion, load_encoder, load_unet, read_adapter
+from inlay.training.adapters.pretrained import (
+    check_pair,
+    load_diffusion,
+    load_encoder,
+    load_unet,
+    read_adapter,
+)
+from inlay.training.finetune.data import generator_at
+from inlay.training.finetune.trainer import Diffusion
 
 DINO = DinoConfig(32, 1, 2, 64, False, 4, grid=4)
 READS = Reading(width=32, size=28)
@@ -340,7 +348,7 @@ def losses(out):
 
 
 def test_both_stages_and_the_files_they_leave(packed, tmp_path):
-    from inlay.encoders import layouts
+    from inlay.encoders import checkpoint_layouts as layouts
 
     first, second = tmp_path / "views.safetensors", tmp_path / "compose.safetensors"
     stage = ["views", *common(packed, "shards", first), "--encoder", packed / "dino", "--steps", 3]
@@ -389,7 +397,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(packed, tmp_path, monkeypatch):
         return ["views", *common(packed, "shards", out), "--encoder", packed / "dino", "--steps", 5]
 
     assert train_cli.main(options(*stage(whole))) == 0
-    from inlay.training import accelerated
+    from inlay.training.adapters import trainer as accelerated
 
     def fail(accelerator, run, step, loss):
         log(accelerator, run, step, loss)
@@ -417,7 +425,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_it_came_in(packed, tmp_path, m
         return ["views", *common(packed, "shards", out), "--encoder", packed / "dino", "--steps", 4]
 
     assert train_cli.main(options(*stage(whole))) == 0
-    from inlay.training import accelerated
+    from inlay.training.adapters import trainer as accelerated
 
     def tap(accelerator, run, step, loss):
         log(accelerator, run, step, loss)
@@ -438,7 +446,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_it_came_in(packed, tmp_path, m
 
 
 def test_a_failed_export_is_made_good_without_another_step(packed, tmp_path, monkeypatch, capsys):
-    from inlay.training import accelerated
+    from inlay.training.adapters import trainer as accelerated
 
     out = tmp_path / "out.safetensors"
     stage = ["views", *common(packed, "shards", out), "--encoder", packed / "dino", "--steps", 3]

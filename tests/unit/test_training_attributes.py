@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.conditioning.attributes import words_to_remove
-from inlay.training.attributes import (
+from inlay.conditioning.attribute_words import words_to_remove
+from inlay.training.finetune.attribute_dictionary import (
     compose_prompts,
     describe,
     parse_attributes,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from inlay import dev
-from inlay.training.choices import ADAFACTOR_RATE
-from inlay.training.config import read_config, read_recipe
-from inlay.training.recipes import DREAMCOM, DREAMMIX
+from inlay.training.finetune.presets import ADAFACTOR_RATE
+from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX
+from inlay.training.finetune.toml_config import read_config, read_recipe
 
 NEEDED = 'checkpoint = "sd.safetensors"\nreferences = "photos"\nclass_name = "cat"\n'
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inlay.training.curve import SAMPLES, WIDTH, as_tensor, draw_curve, draw_strip
+from inlay.training.finetune.plots import SAMPLES, WIDTH, as_tensor, draw_curve, draw_strip
 
 
 def test_a_note_is_written_into_the_curve():

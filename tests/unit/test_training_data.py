@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from inlay.imaging.augment import Augmentation, augment
 from inlay.imaging.bezier import bezier_mask
 from inlay.imaging.masks import box_mask
-from inlay.training.data import (
+from inlay.training.finetune.data import (
     ENCODED_AT_ONCE,
     Examples,
     Reference,
@@ -22,7 +22,7 @@ from inlay.training.data import (
     rows_of_step,
     shrunk_hole,
 )
-from inlay.training.recipes import DREAMCOM, DREAMMIX
+from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX
 
 STILL = replace(DREAMCOM, copies=1, augmentation=Augmentation(scale_chance=0.0))
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.encoders.adapter import Reading
-from inlay.training.adapters import read_tokens
-from inlay.training.foundations import load_encoder
+from inlay.encoders.content_adapter import Reading
+from inlay.training.adapters.identity_stages import read_tokens
+from inlay.training.adapters.pretrained import load_encoder
 
 
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float32])

@@ -6,7 +6,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.training import live
+from inlay.training.finetune import progress as live
 
 losses = st.lists(st.floats(0, 10), min_size=1, max_size=200)
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from inlay.training.cli import between_steps, stop
-from inlay.training.data import generator_at
-from inlay.training.engine import ALONE
-from inlay.training.loop import Diverged, State, fit
-from inlay.training.optimisers import check_optimiser, eight_bit_installed
-from inlay.training.recipes import Optimiser
+from inlay.headless.finetune_cli import between_steps, stop
+from inlay.training.finetune.data import generator_at
+from inlay.training.finetune.recipes import Optimiser
+from inlay.training.finetune.trainer import ALONE
+from inlay.training.finetune.training_loop import Diverged, State, fit
+from inlay.training.optimizers import check_optimiser, eight_bit_installed
 
 FAST = Optimiser(learning_rate=1e-2)
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from inlay.training.checkpointing import recompute
-from inlay.training.choices import PRESETS, RECIPE_NAMES, describe
-from inlay.training.engine import ALONE, Group
-from inlay.training.memory import Need, Trace, check_fits, trace, trained_need, with_preset
-from inlay.training.optimisers import Stepper
-from inlay.training.recipes import DREAMCOM, DREAMMIX, RECIPES, Optimiser
+from inlay.training.finetune.gradient_checkpointing import recompute
+from inlay.training.finetune.memory import Need, Trace, check_fits, trace, trained_need, with_preset
+from inlay.training.finetune.presets import PRESETS, RECIPE_NAMES, describe
+from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, RECIPES, Optimiser
+from inlay.training.finetune.trainer import ALONE, Group
+from inlay.training.optimizers import Stepper
 
 GB = 2**30
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from inlay.training.adapter import attach
-from inlay.training.data import Examples, generator_at, rows_of_step
-from inlay.training.engine import Diffusion, Group, Trainee, finetune, loss_of_pass
+from inlay.training.finetune.data import Examples, generator_at, rows_of_step
+from inlay.training.finetune.lora import attach
+from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, Adapter
+from inlay.training.finetune.trainer import Diffusion, Group, Trainee, finetune, loss_of_pass
 from inlay.training.objective import noised, reconstruction, region_weight, target
-from inlay.training.recipes import DREAMCOM, DREAMMIX, Adapter
 
 SIGMAS = torch.linspace(0.03, 14.6, 50)
 

@@ -10,20 +10,20 @@ import torch
 from safetensors.torch import load_file
 
 from inlay.headless.server import loopback_port
-from inlay.training.engine import ALONE
-from inlay.training.processes import open_group, shared_out
-from inlay.training.recipes import DREAMMIX
+from inlay.training.finetune.distributed import open_group, shared_out
+from inlay.training.finetune.recipes import DREAMMIX
+from inlay.training.finetune.trainer import ALONE
 
 TRAIN = """
 import sys
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from inlay.training.adapter import attach
-from inlay.training.data import Examples
-from inlay.training.engine import Diffusion, Trainee, finetune
-from inlay.training.processes import close_group, open_group
-from inlay.training.recipes import Adapter, Optimiser, Recipe
+from inlay.training.finetune.lora import attach
+from inlay.training.finetune.data import Examples
+from inlay.training.finetune.trainer import Diffusion, Trainee, finetune
+from inlay.training.finetune.distributed import close_group, open_group
+from inlay.training.finetune.recipes import Adapter, Optimiser, Recipe
 
 class Net(nn.Module):
     '''The host's signature around one attention layer.'''
@@ -64,8 +64,8 @@ STOP = """
 import signal
 import sys
 from pathlib import Path
-from inlay.training.cli import between_steps, stop
-from inlay.training.processes import close_group, open_group
+from inlay.headless.finetune_cli import between_steps, stop
+from inlay.training.finetune.distributed import close_group, open_group
 
 signal.signal(signal.SIGTERM, stop)
 group, step = open_group(), 0

@@ -12,14 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inlay.encoders.adapter import Reading
+from inlay.encoders.content_adapter import Reading
+from inlay.imaging.object_picture import subject_picture
 from inlay.imaging.perturb import Perturbation, lookup_table, perturb, relight
-from inlay.imaging.subject import subject_picture
-from inlay.training.data import generator_at
-from inlay.training.examples import Compositions, Insertions, Views, draw_pair, draw_window, read_picture
-from inlay.training.packing import pack_pictures
-from inlay.training.records import Shards, open_source, places, write_shards
-from inlay.training.stream import TRIES, Examples, Order, Steps, loader
+from inlay.training.adapters.dataset import TRIES, Examples, Order, Steps, loader
+from inlay.training.adapters.make_shards import pack_pictures
+from inlay.training.adapters.samples import (
+    Compositions,
+    Insertions,
+    Views,
+    draw_pair,
+    draw_window,
+    read_picture,
+)
+from inlay.training.adapters.shards import Shards, open_source, places, write_shards
+from inlay.training.finetune.data import generator_at
 
 READS = Reading(width=32, size=28)
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inlay.imaging.references import read_reference
-from inlay.lab import quality
-from inlay.training.data import Examples, Reference
-from inlay.training.regular import changed_mask, group_by_prompt, otsu, random_box, together
-from inlay.training.regular_files import list_regular, write_regular
+from inlay.lab.studies import quality
+from inlay.training.finetune.data import Examples, Reference
+from inlay.training.finetune.regular_data import changed_mask, group_by_prompt, otsu, random_box, together
+from inlay.training.finetune.regular_files import list_regular, write_regular
 
 
 def picture(seed, height=24, width=40):

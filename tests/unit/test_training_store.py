@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from inlay.training import disk
-from inlay.training.data import Material, Reference
-from inlay.training.loop import State
-from inlay.training.recipes import DREAMCOM, DREAMMIX
-from inlay.training.store import Store, content_key, fingerprint
-from inlay.training.subject import Subject, is_subject
+from inlay.common import atomic_io as disk
+from inlay.training.finetune.data import Material, Reference
+from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX
+from inlay.training.finetune.store import Store, content_key, fingerprint
+from inlay.training.finetune.subject import Subject, is_subject
+from inlay.training.finetune.training_loop import State
 
 SUBJECT = Subject(
     "sks", "cat", "a photo of sks cat", "inlay/cat.safetensors", "DreamCom", "SD15", 400, 1, 16, losses=[1.0]
@@ -123,7 +123,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("inlay.training.store.save_file", full)
+    monkeypatch.setattr("inlay.training.finetune.store.save_file", full)
     with pytest.raises(ValueError, match=r"could not be written.*No space left.*make room"):
         store.save("cat", SUBJECT, {"a.lora_up.weight": torch.zeros(2, 3)}, {})
     found = store.find("cat")
@@ -205,7 +205,7 @@ def test_a_full_disk_is_said_before_training_and_while_saving(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     store.save_state("cat", State(3, [1.0], {"master.0": torch.ones(2)}))
-    monkeypatch.setattr("inlay.training.store.save_file", full)
+    monkeypatch.setattr("inlay.training.finetune.store.save_file", full)
     with pytest.raises(ValueError, match=r"cat.resume could not be written.*No space left.*queue again"):
         store.save_state("cat", State(4, [1.0], {"master.0": torch.ones(2)}))
     state = store.find_state("cat")
@@ -229,9 +229,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from inlay.training.loop import State
-from inlay.training.store import Store
-from inlay.training.subject import Subject
+from inlay.training.finetune.training_loop import State
+from inlay.training.finetune.store import Store
+from inlay.training.finetune.subject import Subject
 
 store, step = Store(Path(sys.argv[1])), 0
 subject = Subject("sks", "cat", "", "", "", "SD15", 0, 0, 4)

@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.training.vision_language import ANSWER_TOKENS, Chat, parse_answer, propose_attributes, vote
+from inlay.training.finetune.vision_language import (
+    ANSWER_TOKENS,
+    Chat,
+    parse_answer,
+    propose_attributes,
+    vote,
+)
 
 TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"

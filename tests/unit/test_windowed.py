@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from inlay.imaging.boxes import Box
 from inlay.imaging.views import View
-from inlay.sampling.windowed import Place, crop_area, crop_conditions, crop_part, only_rows
+from inlay.sampling.crop_conditioning import Place, crop_area, crop_conditions, crop_part, only_rows
 
 examples = settings(max_examples=60)
 

@@ -11,7 +11,7 @@ import torch
 
 @pytest.fixture(scope="package")
 def random_checkpoint(in_process_host, host_work) -> Path:
-    from inlay.lab.checkpoint import assemble, random_parts
+    from inlay.lab.models.checkpoint import assemble, random_parts
 
     return assemble(host_work / "random" / "tiny.safetensors", random_parts(0))
 

@@ -8,8 +8,8 @@ ATTRIBUTES = "colour: brown; material: clay"
 def test_attributes_go_into_the_subject_and_nothing_is_trained_for_them(
     run, pictures, store_folder, monkeypatch
 ):
-    from inlay.training import host
-    from inlay.training.subject import Subject
+    from inlay.training.finetune import host
+    from inlay.training.finetune.subject import Subject
 
     before = run(*pictures, attributes=ATTRIBUTES)
     assert before[3].attributes == {"colour": ["brown"], "material": ["clay"]}
@@ -22,7 +22,7 @@ def test_attributes_go_into_the_subject_and_nothing_is_trained_for_them(
 
 
 def test_attributes_that_cannot_be_read_are_refused_before_any_work(run, pictures, monkeypatch):
-    from inlay.training import host
+    from inlay.training.finetune import host
 
     monkeypatch.setattr(host, "encode_examples", lambda *_: pytest.fail("work began"))
     with pytest.raises(ValueError, match="attributes: 'brown' has no kind"):

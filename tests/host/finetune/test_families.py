@@ -33,7 +33,7 @@ def make_model(in_process_host):
     import comfy.model_patcher
     import comfy.supported_models
 
-    from inlay.lab.unet import SHAPE, new_unet
+    from inlay.lab.models.unet import SHAPE, new_unet
 
     made = {}
 
@@ -115,11 +115,11 @@ def test_the_node_teaches_it(wired, pictures, store_folder, run, weights):
 @pytest.mark.parametrize("wired", CASES, indirect=True)
 def test_the_loss_is_that_of_the_hosts_own_prediction(wired):
     """Of the clean latent: weighed by 1 / sigma^2 it is eq. 1, with v by (sigma^2 + 1) / sigma^2."""
-    from inlay.training import host
-    from inlay.training.data import Examples, generator_at
-    from inlay.training.engine import loss_of_pass
-    from inlay.training.preview import as_model
-    from inlay.training.recipes import RECIPES
+    from inlay.training.finetune import host
+    from inlay.training.finetune.data import Examples, generator_at
+    from inlay.training.finetune.preview import as_model
+    from inlay.training.finetune.recipes import RECIPES
+    from inlay.training.finetune.trainer import loss_of_pass
 
     recipe = RECIPES["DreamCom"].with_choices(rank=4)
     generator = torch.Generator().manual_seed(3)
@@ -155,7 +155,7 @@ def test_the_loss_is_that_of_the_hosts_own_prediction(wired):
 
 
 def _row(examples, recipe):
-    from inlay.training.data import rows_of_step
+    from inlay.training.finetune.data import rows_of_step
 
     return int(rows_of_step(len(examples), recipe.batch_size, 2, 5))
 
@@ -164,7 +164,7 @@ def test_a_prediction_is_told_by_how_it_is_wired(make_model, in_process_host):
     """ModelSamplingDiscrete turns a noise model into a v model; the trainer follows."""
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
-    from inlay.training.checks import prediction_of
+    from inlay.training.finetune.checks import prediction_of
 
     with torch.inference_mode():
         model = make_model("SDXL", 9, "EPS")

@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture(scope="module")
 def identity(parts):
     """Of the parts, or of others wired in their place."""
-    from inlay.training.host import identity
+    from inlay.training.finetune.host import identity
 
     return lambda **other: identity(**vars(parts) | other)
 

@@ -30,10 +30,10 @@ with torch.inference_mode():
 """
 LESSON = """
 import torch
-from inlay.training.data import Material, Reference
-from inlay.training.recipes import RECIPES
-from inlay.training.store import Store
-from inlay.training.teach import Lesson, Manner, Wired, teach
+from inlay.training.finetune.data import Material, Reference
+from inlay.training.finetune.recipes import RECIPES
+from inlay.training.finetune.store import Store
+from inlay.training.finetune.finetune_subject import Lesson, Manner, Wired, teach
 
 def teach_cat(wired, folder, on_step):
     generator = torch.Generator().manual_seed(0)

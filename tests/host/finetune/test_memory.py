@@ -65,8 +65,11 @@ def test_optimiser_and_running_mean_reach_the_result(pictures, store_folder, run
 
 @pytest.mark.parametrize(("optimiser", "kind"), [("preset", "AdamW8bit"), ("AdamW", "AdamW")])
 def test_a_preset_leaves_an_optimiser_that_was_chosen(pictures, run, monkeypatch, tmp_path, optimiser, kind):
-    from inlay.training import config, from_config, from_graph, optimisers
-    from inlay.training.engine import ALONE
+    from inlay.training import optimizers as optimisers
+    from inlay.training.finetune import spec_from_node as from_graph
+    from inlay.training.finetune import spec_from_toml as from_config
+    from inlay.training.finetune import toml_config as config
+    from inlay.training.finetune.trainer import ALONE
 
     def told(recipe):
         raise InterruptedError(recipe.optimiser.kind)
@@ -89,7 +92,7 @@ def test_a_preset_leaves_an_optimiser_that_was_chosen(pictures, run, monkeypatch
 def test_what_will_not_fit_is_said_before_the_first_step(pictures, store_folder, run, monkeypatch):
     import comfy.model_management
 
-    from inlay.training import host
+    from inlay.training.finetune import host
 
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 2**20)
     monkeypatch.setattr(host, "finetune", lambda *_, **__: pytest.fail("work began"))
@@ -128,9 +131,9 @@ def peak_of(work):
 
 def estimate_and_peak(model, size, checkpointing, recipe):
     """The estimate of a training of two steps, besides what is loaded, and its measured peak, in bytes."""
-    from inlay.training import host, preflight
-    from inlay.training.data import Examples
-    from inlay.training.engine import finetune
+    from inlay.training.finetune import host, preflight
+    from inlay.training.finetune.data import Examples
+    from inlay.training.finetune.trainer import finetune
 
     grid, generator = size // 8, torch.Generator().manual_seed(0)
     mask = torch.zeros(4, 1, grid, grid)
@@ -152,8 +155,8 @@ def unets(in_process_host, tmp_path_factory):
     """MODELs of random weights in two sizes."""
     import comfy.sd
 
-    from inlay.lab.checkpoint import assemble, random_parts
-    from inlay.lab.unet import new_unet
+    from inlay.lab.models.checkpoint import assemble, random_parts
+    from inlay.lab.models.unet import new_unet
 
     folder = tmp_path_factory.mktemp("unets")
     loaded = {}
@@ -166,10 +169,10 @@ def unets(in_process_host, tmp_path_factory):
 
 
 def test_a_process_among_four_needs_room_for_its_share(unets):
-    from inlay.training import host, preflight
-    from inlay.training.data import Examples
-    from inlay.training.engine import Group
-    from inlay.training.recipes import DREAMCOM
+    from inlay.training.finetune import host, preflight
+    from inlay.training.finetune.data import Examples
+    from inlay.training.finetune.recipes import DREAMCOM
+    from inlay.training.finetune.trainer import Group
 
     model, recipe = next(iter(unets.values())), DREAMCOM.with_choices(batch_size=4)
     mask = torch.ones(1, 1, 8, 8)
@@ -192,7 +195,7 @@ def test_a_process_among_four_needs_room_for_its_share(unets):
     [("DreamCom", 128, 1), ("DreamCom", 256, 2), ("DreamCom (full UNet)", 128, 1)],
 )
 def test_the_estimate_is_what_a_training_takes(unets, name, checkpointing, recipe, size, batch, capsys):
-    from inlay.training.recipes import RECIPES
+    from inlay.training.finetune.recipes import RECIPES
 
     chosen = replace(RECIPES[recipe], steps=2, batch_size=batch)
     estimate, peak = estimate_and_peak(unets[name], size, checkpointing, chosen)

@@ -28,7 +28,7 @@ def test_every_output_and_an_untouched_model(parts, pictures, store_folder, run,
 
 
 def test_the_same_inputs_train_once(parts, pictures, store_folder, monkeypatch, run, predict):
-    from inlay.training import host
+    from inlay.training.finetune import host
 
     first = run(*pictures)
     monkeypatch.setattr(host, "train", lambda *_, **__: pytest.fail("trained again"))
@@ -112,7 +112,7 @@ def test_dreammix_trains_keys_and_values_only(parts, pictures, store_folder, run
 
 def test_the_words_of_dreamcom_reach_only_the_hole(parts):
     """One layer's cross-attention in training: zero outside the hole, plain inside; so are its gradients."""
-    from inlay.training import host
+    from inlay.training.finetune import host
 
     options = host.attention_options(parts.model.model.diffusion_model, True, torch.device("cpu"))
     hole = torch.zeros(1, 8, 8)
@@ -192,7 +192,7 @@ def tiny_mask():
     ],
 )
 def test_bad_input_gets_one_sentence_before_any_work(parts, pictures, monkeypatch, changes, message, run):
-    from inlay.training import host
+    from inlay.training.finetune import host
 
     monkeypatch.setattr(host, "encode_examples", lambda *_: pytest.fail("work began"))
     images, masks = changes.pop("images", pictures[0][:1]), changes.pop("masks", pictures[1][:1])
@@ -203,7 +203,8 @@ def test_bad_input_gets_one_sentence_before_any_work(parts, pictures, monkeypatc
 def test_eight_bits_without_bitsandbytes_are_refused_before_any_work(
     pictures, store_folder, run, monkeypatch
 ):
-    from inlay.training import host, optimisers
+    from inlay.training import optimizers as optimisers
+    from inlay.training.finetune import host
 
     monkeypatch.setattr(optimisers, "eight_bit_installed", lambda: False)
     monkeypatch.setattr(host, "encode_examples", lambda *_: pytest.fail("work began"))
@@ -213,7 +214,7 @@ def test_eight_bits_without_bitsandbytes_are_refused_before_any_work(
 
 def test_identical_references_are_warned_of_where_the_user_looks(pictures, store_folder, run, monkeypatch):
     from inlay.nodes import subject_finetune
-    from inlay.training import curve
+    from inlay.training.finetune import plots as curve
 
     said = []
 
@@ -241,7 +242,7 @@ def test_a_full_disk_is_said_before_any_work(pictures, store_folder, run, monkey
     import shutil
     from types import SimpleNamespace
 
-    from inlay.training import host
+    from inlay.training.finetune import host
 
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
     monkeypatch.setattr(host, "encode_examples", lambda *_: pytest.fail("work began"))
@@ -252,7 +253,8 @@ def test_a_full_disk_is_said_before_any_work(pictures, store_folder, run, monkey
 def test_a_disk_that_fills_up_while_saving_loses_no_checkpoint(pictures, store_folder, run, monkeypatch):
     from functools import partial
 
-    from inlay.training import store, teach
+    from inlay.training.finetune import finetune_subject as teach
+    from inlay.training.finetune import store
 
     save = store.save_file
 

@@ -51,11 +51,11 @@ def test_a_sample_is_what_the_finished_model_would_paint(parts, pictures, store_
     """The last sample, painted again through the patched MODEL, as a user would sample it."""
     import comfy.model_management
 
-    from inlay.training.checks import crop_size
-    from inlay.training.data import Material, collect_references
-    from inlay.training.host import encode_examples
-    from inlay.training.preview import make_scene, paint
-    from inlay.training.recipes import RECIPES
+    from inlay.training.finetune.checks import crop_size
+    from inlay.training.finetune.data import Material, collect_references
+    from inlay.training.finetune.host import encode_examples
+    from inlay.training.finetune.preview import make_scene, paint
+    from inlay.training.finetune.recipes import RECIPES
 
     model, _, _, subject, _ = run(*pictures, learning_rate=1e-2, preview_every=3)
     recipe = RECIPES["DreamCom"].with_choices(steps=3, batch_size=2, resolution=64)

@@ -24,7 +24,7 @@ def dense_masks(unet, hole):
 
 def reference(trainee, recipe, subject, regular, seed, k):
     """Eq. 1, with tau of eq. 7 and beta of eq. 8, in alphas, one picture after the other."""
-    from inlay.training.data import generator_at, rows_of_step
+    from inlay.training.finetune.data import generator_at, rows_of_step
 
     drawn, batch = generator_at(seed, k), recipe.batch_size
     rows = [(subject, i) for i in rows_of_step(len(subject), batch, k, seed).tolist()]
@@ -50,10 +50,10 @@ def reference(trainee, recipe, subject, regular, seed, k):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["DreamCom", "DreamMix"])
 def test_loss_and_gradients_of_a_step(parts, name, checkpointing):
-    from inlay.training import host
-    from inlay.training.data import Examples
-    from inlay.training.engine import loss_of_pass
-    from inlay.training.recipes import RECIPES
+    from inlay.training.finetune import host
+    from inlay.training.finetune.data import Examples
+    from inlay.training.finetune.recipes import RECIPES
+    from inlay.training.finetune.trainer import loss_of_pass
 
     def examples(seed):
         generator = torch.Generator().manual_seed(seed)

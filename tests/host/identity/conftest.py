@@ -39,7 +39,7 @@ def clip(seed=0):
 
 def write_adapter(path: Path, config, dino_config=None, encoder=None, seed=0):
     """One of Inlay's own adapter files; returns the module whose weights it holds."""
-    from inlay.encoders import layouts
+    from inlay.encoders import checkpoint_layouts as layouts
 
     module = randomise(layouts.build(config), seed)
     state = {f"adapter.{key}": value for key, value in module.state_dict().items()}
@@ -89,7 +89,7 @@ def load_checkpoint(in_process_host, host_work):
     """Loads (model, clip, vae) of a shallow checkpoint with that many channels and random weights, once."""
     import comfy.sd
 
-    from inlay.lab.checkpoint import assemble, random_parts
+    from inlay.lab.models.checkpoint import assemble, random_parts
 
     loaded = {}
 
@@ -107,7 +107,7 @@ def load_checkpoint(in_process_host, host_work):
 
 def unet_state(channels):
     """The weights of a fresh shallow UNet, with noise where they start at zero: it predicts something."""
-    from inlay.lab.unet import new_unet
+    from inlay.lab.models.unet import new_unet
 
     unet, generator = new_unet(1, in_channels=channels), torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -88,7 +88,7 @@ def test_the_disentangled_sampler_blends_as_asked(kit, load_checkpoint):
     ("level", "count"), [("1 outline", 1), ("2 near the outline", 1), ("4 box", 1), ("all four", 4)]
 )
 def test_levels_come_with_a_preview(kit, level, count):
-    from inlay.imaging.levels import LEVELS, mask_level
+    from inlay.imaging.mask_levels import LEVELS, mask_level
 
     mask = hole()
     mask[:, 16:24, 8:16] = 0

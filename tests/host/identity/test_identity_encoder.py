@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 
 @pytest.fixture(scope="module")
 def reading():
-    from inlay.encoders.adapter import Reading
+    from inlay.encoders.content_adapter import Reading
 
     return Reading(width=32, registers=4, size=70)
 
 
 @pytest.fixture(scope="module")
 def adapter_config(reading):
-    from inlay.encoders.adapter import AdapterConfig
+    from inlay.encoders.content_adapter import AdapterConfig
 
     return AdapterConfig(reading, width=24, depth=2, heads=2, context=768)
 
@@ -110,7 +110,7 @@ def adapter_named(name, reading) -> Any:
 def test_the_hosts_clip_gives_the_tokens_published_adapters_read(kit, tokens):
     import comfy.clip_vision
 
-    from inlay.encoders.adapter import Reading
+    from inlay.encoders.content_adapter import Reading
     from inlay.encoders.host import _tokens
     from inlay.encoders.pixels import OPENAI, as_pixels
 
@@ -163,7 +163,7 @@ def test_a_clip_without_prefix_and_projection_is_read_as_it_is():
 def test_a_clip_for_larger_pictures_is_another(kit):
     import comfy.clip_vision
 
-    from inlay.encoders.adapter import Reading
+    from inlay.encoders.content_adapter import Reading
     from inlay.encoders.host import check_encoder
 
     vision = comfy.clip_vision.ClipVisionModel({**kit.CLIP, "model_type": "clip_vision_model"})
@@ -223,8 +223,8 @@ def test_one_file_can_hold_adapter_and_encoder(kit, in_process_host, dinov2, ada
 
 
 def test_a_checkpoint_with_a_published_adapter_is_listed_and_read(kit, in_process_host):
-    from inlay.encoders.adapter import AdapterConfig, ContentAdapter, Reading
-    from inlay.nodes.load_adapter import _names
+    from inlay.encoders.content_adapter import AdapterConfig, ContentAdapter, Reading
+    from inlay.nodes.loaders import _names
 
     module = ContentAdapter(AdapterConfig(Reading("clip", 32, 0), 32, 5, context=24))
     prefixes = {"resblocks": "cond_stage_model.mapper.", "final_ln": "cond_stage_model.", "proj_out": ""}
@@ -267,7 +267,7 @@ def encode(kit, dinov2, adapter, images, masks=None, **choices):
 
 
 def test_the_conditioning_is_the_adapter_on_the_encoder_on_the_object(kit, dinov2, adapter):
-    from inlay.imaging.subject import subject_picture
+    from inlay.imaging.object_picture import subject_picture
 
     image, mask = kit.object_picture()
     positive, negative, seen = encode(kit, dinov2, adapter, [image], [mask])

@@ -60,9 +60,9 @@ def scene():
 @pytest.fixture(scope="module")
 def identity(kit, in_process_host, photograph):
     """positive, negative of ViT-g/14 with registers and the default adapter, which are gone again."""
-    from inlay.encoders.adapter import AdapterConfig, ContentAdapter
+    from inlay.encoders.checkpoint_layouts import METADATA, describe
+    from inlay.encoders.content_adapter import AdapterConfig, ContentAdapter
     from inlay.encoders.dinov2 import DinoConfig, DinoV2
-    from inlay.encoders.layouts import METADATA, describe
 
     folder = in_process_host.models / "inlay" / "dinov2-g"
     folder.mkdir()
@@ -133,8 +133,8 @@ def test_it_is_inserted_without_a_mask(kit, in_process_host, sd15, photograph, s
     import comfy.sd
     from comfy_extras.nodes_custom_sampler import KSamplerSelect, Noise_RandomNoise, SamplerCustomAdvanced
 
-    from inlay.encoders.layouts import METADATA, describe
-    from inlay.encoders.optimizer import EmbeddingOptimizer, OptimizerConfig
+    from inlay.encoders.checkpoint_layouts import METADATA, describe
+    from inlay.encoders.embedding_optimizer import EmbeddingOptimizer, OptimizerConfig
 
     _, _, vae, file = sd15
     prefix = "model.diffusion_model."

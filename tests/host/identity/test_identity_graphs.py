@@ -11,10 +11,10 @@ from PIL import Image
 @pytest.fixture(scope="module")
 def files(kit, server):
     """What the graphs load, in the server's folders."""
-    from inlay.encoders.adapter import AdapterConfig, Reading
+    from inlay.encoders.content_adapter import AdapterConfig, Reading
     from inlay.encoders.dinov2 import read_config
-    from inlay.encoders.optimizer import OptimizerConfig
-    from inlay.lab.checkpoint import assemble, random_parts
+    from inlay.encoders.embedding_optimizer import OptimizerConfig
+    from inlay.lab.models.checkpoint import assemble, random_parts
 
     models = server.work / "models"
     kit.dino().save_pretrained(models / "inlay" / "graph-dino")

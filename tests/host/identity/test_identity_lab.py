@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 @pytest.fixture(scope="module")
 def work(in_process_host, tmp_path_factory):
     """A folder with a few examples of every kind."""
-    from inlay.lab import object_bank
-    from inlay.lab.checkpoint import shipped_parts
-    from inlay.lab.train_autoencoder import new_autoencoder
+    from inlay.lab.models import object_cache as object_bank
+    from inlay.lab.models.checkpoint import shipped_parts
+    from inlay.lab.models.train_autoencoder import new_autoencoder
 
     folder = tmp_path_factory.mktemp("lab")
     (folder / "objects").mkdir()
@@ -29,7 +29,7 @@ def work(in_process_host, tmp_path_factory):
 
 def loaded(path: Path) -> dict[str, Any]:
     """A training's state."""
-    from inlay.lab import files
+    from inlay.lab.models import files
 
     state = files.load(path)
     assert state
@@ -67,7 +67,7 @@ def test_examples_show_the_object_its_hole_and_its_scene(work):
 
 def test_an_inserted_thing_stands_where_nothing_else_did(in_process_host):
     from inlay.lab import world
-    from inlay.lab.object_bank import covered
+    from inlay.lab.models.object_cache import covered
 
     thing = world.sample_thing(np.random.default_rng(0)).posed(x=0.5, y=0.6, scale=0.4)
     room = world.sample_room(np.random.default_rng(1))
@@ -84,7 +84,7 @@ def call(monkeypatch, module, *arguments):
 @pytest.fixture(scope="module")
 def trained(in_process_host, work):
     """Both trainings through all stages in a few steps, the first of them in two goes."""
-    from inlay.lab import train_imprint, train_pix2pix
+    from inlay.lab.models import train_imprint, train_pix2pix
 
     for module in (train_imprint, train_pix2pix):
         patch = pytest.MonkeyPatch()
@@ -117,7 +117,7 @@ def test_the_stages_train_what_they_should(trained):
 
 
 def test_a_projection_learns_its_words_on_the_encoder_that_knows_them(trained, monkeypatch):
-    from inlay.lab import train_imprint
+    from inlay.lab.models import train_imprint
 
     monkeypatch.setattr(train_imprint, "BATCH", dict.fromkeys(train_imprint.BATCH, 2))
     monkeypatch.setattr(train_imprint, "ON_FROZEN", 1)
@@ -138,7 +138,7 @@ def test_what_was_trained_ships_small_and_loads_in_the_host(kit, in_process_host
     import comfy.sd
     import comfy.utils
 
-    from inlay.lab import checkpoint, files, identity
+    from inlay.lab.models import checkpoint, files, identity
 
     weights = tmp_path / "weights"
     shutil.copytree(files.WEIGHTS, weights)
@@ -172,7 +172,7 @@ def test_the_tables_are_made_and_not_made_twice(trained, monkeypatch, tmp_path, 
     """Of networks that have learned nothing, by the commands themselves."""
     import json
 
-    from inlay.lab import imprint, pix2pix
+    from inlay.lab.studies import imprint, pix2pix
 
     common = "--work", trained, "--minutes", 0, "--steps", 2
     few = "--rows", "caption", "words", "two_stage", "--subjects", 2, "--backgrounds", 1
@@ -193,8 +193,8 @@ def test_the_tables_are_made_and_not_made_twice(trained, monkeypatch, tmp_path, 
 
 
 def test_a_change_is_what_was_attached(in_process_host):
-    from inlay.lab import low_rank
-    from inlay.lab.unet import new_unet
+    from inlay.lab.models import low_rank
+    from inlay.lab.models.unet import new_unet
 
     unet = new_unet(0)
     before = {name: value.clone() for name, value in unet.state_dict().items()}
@@ -214,8 +214,8 @@ def test_a_change_is_what_was_attached(in_process_host):
 
 
 def test_a_source_is_read_as_the_surroundings_of_a_hole_were(in_process_host):
-    from inlay.lab.checkpoint import LATENT_SCALE, shipped_parts
-    from inlay.lab.object_training import shipped_unet
+    from inlay.lab.models.checkpoint import LATENT_SCALE, shipped_parts
+    from inlay.lab.models.object_training import shipped_unet
 
     x, source = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
     state, unet = shipped_parts()["unet"], cast(Any, shipped_unet(8, hole=1.0))
@@ -229,7 +229,7 @@ def test_a_source_is_read_as_the_surroundings_of_a_hole_were(in_process_host):
 
 
 def test_windows_hold_what_is_painted():
-    from inlay.lab.object_training import cut, painted
+    from inlay.lab.models.object_training import cut, painted
 
     hole = torch.zeros(2, 1, 12, 12)
     hole[0, :, 2:6, 7:12] = 1
@@ -246,13 +246,13 @@ def test_windows_hold_what_is_painted():
 
 def test_the_weight_of_an_error_favours_the_hole_and_makes_it_one_in_v(in_process_host):
     """A network that says nothing: the error in epsilon is the noise's, and 1 / a of it that in v."""
-    from inlay.encoders.adapter import AdapterConfig, ContentAdapter
+    from inlay.encoders.content_adapter import AdapterConfig, ContentAdapter
     from inlay.encoders.pixels import IMAGENET
-    from inlay.lab.object_training import TinyTrainee, inputs_of, tiny_sigmas
-    from inlay.lab.train_imprint import READING
-    from inlay.lab.unet import alphas_cumprod, new_unet
-    from inlay.training.adapters import COMPOSE
-    from inlay.training.engine import Diffusion
+    from inlay.lab.models.object_training import TinyTrainee, inputs_of, tiny_sigmas
+    from inlay.lab.models.train_imprint import READING
+    from inlay.lab.models.unet import alphas_cumprod, new_unet
+    from inlay.training.adapters.identity_stages import COMPOSE
+    from inlay.training.finetune.trainer import Diffusion
 
     hole = torch.zeros(2, 1, 4, 4)
     hole[..., :2] = 1

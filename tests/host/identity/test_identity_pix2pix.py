@@ -11,8 +11,8 @@ import torch
 @pytest.fixture(scope="module")
 def parts(kit, in_process_host, load_checkpoint):
     """An 8-channel model, its VAE, an encoder, and embedding-optimizer weights for that encoder."""
-    from inlay.encoders.adapter import Reading
-    from inlay.encoders.optimizer import OptimizerConfig
+    from inlay.encoders.content_adapter import Reading
+    from inlay.encoders.embedding_optimizer import OptimizerConfig
 
     kit.dino().save_pretrained(in_process_host.models / "inlay" / "pix2pix-dino")
     reads = Reading(width=32, size=70, background="original", nothing="zeros")
@@ -160,7 +160,7 @@ def test_the_wrong_encoder_is_named(kit, in_process_host, parts):
 
 
 def test_another_width_of_context_is_named(kit, in_process_host, parts):
-    from inlay.encoders.optimizer import OptimizerConfig
+    from inlay.encoders.embedding_optimizer import OptimizerConfig
 
     config = OptimizerConfig(parts.optimizer.reading, context=1024)
     kit.write_adapter(in_process_host.models / "inlay" / "wide.safetensors", config)
@@ -188,8 +188,8 @@ def test_an_object_without_a_pixel_is_named_by_its_input(kit, parts):
 
 
 def test_learned_queries_are_no_grid_of_patches(kit, in_process_host, parts):
+    from inlay.encoders.embedding_optimizer import OptimizerConfig
     from inlay.encoders.host import encode_views
-    from inlay.encoders.optimizer import OptimizerConfig
 
     reads = parts.optimizer.reading
     config = OptimizerConfig(reads, context=768, tokens=reads.leading + 16)

@@ -14,7 +14,7 @@ def small_unet():
 
 
 def test_every_weight_of_diffusers_finds_its_name(in_process_host):
-    from inlay.nodes.load_pix2pix import original_keys
+    from inlay.nodes.loaders import original_keys
 
     state = small_unet()
     renamed = original_keys(state)

@@ -1,0 +1,1 @@
+"""What every folder uses: atomic file writing, the logger, shared keys."""

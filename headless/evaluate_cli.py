@@ -1,0 +1,150 @@
+"""Score folders of results against a benchmark, or against what they were made from.
+
+    python -m inlay evaluate out/ --dino dino-vits16/ --clip clip-vit-large-patch14/
+    python -m inlay evaluate ours/ theirs/ --benchmark murecom --data MureCom/ --dino dino-vits16/ -o scores
+
+RESULTS holds a picture for every case, at the case's name. Each folder is a row of the table, each cell a
+mean over pictures with its standard error. Weights are folders of your own in transformers' layout; a measure
+without weights is left out. SSIM needs none.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ..evaluation.readers import READERS, read_cases
+
+LPIPS = ("alex", "vgg", "squeeze")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    folder = {"type": Path, "metavar": "DIR"}
+    add("results", type=Path, nargs="+", metavar="RESULTS", help="a folder of results, a row of the table")
+    add("--benchmark", choices=list(READERS), default="batch", help="default: batch, of inlay run --each")
+    add("--data", help="the benchmark's folder (default: the results')", **folder)
+    add("--subjects", help="subjects, for a benchmark of backgrounds alone", **folder)
+    add("--picture", metavar="NAME", help="which one, where a result is a folder of several pictures")
+    add("--dino", help="DINO, DINOv2 or DINOv3, for the likeness of the subject", **folder)
+    add("--clip", help="CLIP, for the likeness of the subject and of picture and prompt", **folder)
+    add("--lpips", choices=LPIPS, help="its backbone, from torch's folder of checkpoints")
+    add("--dreamsim", help="DreamSim's weights; its package must be installed", **folder)
+    add("--fid", help="real pictures to compare the results with as a set", **folder)
+    add(
+        "--fid-weights",
+        type=Path,
+        metavar="FILE",
+        help="torch-fidelity's Inception (default: --dino or --clip)",
+    )
+    add("-o", "--out", type=Path, metavar="NAME", help="write NAME.md and NAME.json")
+
+
+def evaluate(options: argparse.Namespace):
+    """(the table, row -> case -> measure -> value). Raises ValueError, in the user's words."""
+    from ..evaluation.tables import Table
+
+    data = options.data or options.results[0]
+    cases = read_cases(options.benchmark, data, options.subjects)
+    measures, notes = load_measures(options)
+    rows, scores, sets = {}, {}, {}
+    for folder in options.results:
+        label = folder.resolve().name
+        if label in rows:
+            label = str(folder)
+        own = cases if options.data or folder == data else read_cases(options.benchmark, folder, None)
+        scores[label] = score(folder, own, measures, options.picture)
+        rows[label] = by_measure(scores[label])
+        if options.fid:
+            name, value = frechet(folder, own, options, measures)
+            sets[label] = {name: value}
+    if not any(rows.values()) and not sets:
+        raise ValueError("Nothing can be measured; name weights with --dino or --clip.")
+    notes = [f"{options.benchmark}, {len(cases)} cases; mean and standard error over pictures.", *notes]
+    return Table("Is it the subject, and is the rest left alone?", rows, notes, sets), scores
+
+
+def load_measures(options: argparse.Namespace):
+    """The measures whose weights are named, and notes that say which weights these are."""
+    from ..evaluation.distances import load_dreamsim
+    from ..evaluation.encoders import ClipEncoder, load_encoder
+    from ..evaluation.score import Measures
+
+    device = best_device()
+    measures, notes = Measures(lpips=options.lpips), []
+    for name, folder in (("DINO", options.dino), ("CLIP-I", options.clip)):
+        if folder:
+            measures.encoders[name] = load_encoder(folder, device)
+            notes.append(f"{name}: {measures.encoders[name].name}, the subject's own region.")
+    clip = measures.encoders.get("CLIP-I")
+    if isinstance(clip, ClipEncoder):
+        measures.clip = clip
+    if options.lpips:
+        notes.append(f"LPIPS: {options.lpips}, outside the hole, towards the original.")
+    if options.dreamsim:
+        measures.dreamsim = load_dreamsim(options.dreamsim, device)
+        notes.append("DreamSim: its ensemble, the subject's own region; a distance.")
+    return measures, notes
+
+
+def best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def score(folder: Path, cases, measures, stem: str | None) -> dict[str, dict[str, float]]:
+    from ..evaluation.score import score_folder
+
+    def tell(done: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r  {folder.name}: {done} of {len(cases)}", end="", file=sys.stderr, flush=True)
+
+    scores = score_folder(folder, cases, measures, stem, tell)
+    print(f"\r  {folder.name}: {len(scores)} of {len(cases)} cases have a result", file=sys.stderr)
+    return scores
+
+
+def by_measure(scores: dict[str, dict[str, float]]) -> dict[str, list[float]]:
+    names = dict.fromkeys(name for values in scores.values() for name in values)
+    return {name: [values[name] for values in scores.values() if name in values] for name in names}
+
+
+def frechet(folder: Path, cases, options: argparse.Namespace, measures) -> tuple[str, float]:
+    """The set's name and distance: FID, or a Frechet distance that names its encoder."""
+    from ..evaluation.distances import frechet_distance
+    from ..evaluation.readers import pictures
+    from ..evaluation.score import find_result, load
+
+    network = options.fid_weights or next(iter(measures.encoders.values()), None)
+    if network is None:
+        raise ValueError("--fid: name the weights too, with --fid-weights, --dino or --clip.")
+    results = filter(None, (find_result(folder, case, options.picture) for case in cases))
+    value = frechet_distance(map(load, results), map(load, pictures(options.fid)), network)
+    return ("FID" if options.fid_weights else f"Frechet ({network.name})"), value
+
+
+def write(table, scores: dict, out: Path) -> None:
+    """NAME.md and NAME.json, the latter with every case's own measures."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    document = json.loads(table.to_json()) | {"cases": scores}
+    # with_suffix would take the last number of a name such as scores-0.7
+    out.with_name(f"{out.name}.md").write_text(table.markdown(), encoding="utf-8")
+    out.with_name(f"{out.name}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def main(options: argparse.Namespace) -> int:
+    """`python -m inlay evaluate`; returns the exit code: 0, or 2 when what was asked for is not there."""
+    try:
+        table, scores = evaluate(options)
+        print(table.markdown())
+        if options.out:
+            write(table, scores, options.out)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"{error.name} is not installed here; pip install {error.name}.", file=sys.stderr)
+        return 2
+    return 0

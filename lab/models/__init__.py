@@ -1,0 +1,1 @@
+"""Train, assemble and export the tiny models."""

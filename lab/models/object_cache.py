@@ -1,0 +1,227 @@
+"""Examples for learning to insert an object from one picture: rendered, encoded and kept on disk.
+
+    python -m inlay.lab.models.object_cache KIND --work DIR --shards 24
+
+KIND is objects (on black, and nothing else), views (an object, and another look of it), compositions (an
+object, and the hole it stands in) or insertions (an object, a scene without it and with it). Shards hold 512
+examples each; those that are there already are kept. Every example has its caption, which no node ever sees.
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...imaging.mask_levels import LEVELS, mask_level
+from ...imaging.object_picture import subject_picture
+from ...imaging.perturb import Perturbation, perturb
+from .. import world
+from .checkpoint import LATENT_SCALE, shipped_parts
+from .latent_cache import encode, look
+from .text import token_ids
+from .train_autoencoder import new_autoencoder
+
+SHARD = 512
+SEEN = 84  # pixels a side of the object as the encoder sees it: 6 x 6 patches of 14
+VIEW = 64  # pixels a side of a view that is asked for: things in it are as large as in scenes
+MARGIN = 0.1
+TILT = 0.25  # radians, standard deviation between two views
+COVERED = 0.05  # of another thing, at most, where a place counts as free
+SMALLEST, LARGEST = 0.35, 0.6  # scales of a thing in a gap
+JITTER = 0.015  # standard deviation of its place, in shares of the picture
+# object (84, 84, 3), pictures target and beside (S, S, 3); mask of the object in the target and hole (S, S)
+Example = dict[str, Tensor]
+
+
+def to_tensors(picture: world.Picture) -> tuple[Tensor, Tensor]:
+    """Image (1, H, W, 3) in [0, 1] and mask (1, H, W)."""
+    return torch.from_numpy(picture.image).float()[None] / 255, torch.from_numpy(picture.mask).float()[None]
+
+
+def another_look(rng: np.random.Generator, thing: world.Thing) -> tuple[Tensor, Tensor]:
+    """The thing large in a room of its own: another pose, another light."""
+    scene = world.sample_scene(rng, subject=thing, others=0, scale=(0.55, 0.8))
+    assert scene.subject is not None
+    turned = scene.subject.posed(tilt=float(rng.normal(0, TILT)))
+    return to_tensors(world.render(replace(scene, subject=turned)))
+
+
+def shown(image: Tensor, mask: Tensor) -> Tensor:
+    return subject_picture(image, mask, SEEN, "black", MARGIN)[0]
+
+
+def objects(rng: np.random.Generator) -> Example:
+    thing = world.sample_thing(rng)
+    return {"object": shown(*another_look(rng, thing)), "caption": words_of(thing)}
+
+
+def views(rng: np.random.Generator) -> Example:
+    thing = world.sample_thing(rng)
+    given, (image, mask) = another_look(rng, thing), another_look(rng, thing)
+    white = torch.ones_like(image)
+    target, outline = (subject_picture(x, mask, VIEW, "black", MARGIN)[0] for x in (image, white))
+    return {"object": shown(*given), "target": target, "mask": outline[..., 0], "caption": words_of(thing)}
+
+
+def compositions(rng: np.random.Generator) -> Example:
+    """Half of the objects come from another picture, half from this one, turned and in another light."""
+    scene = _scene(rng)
+    assert scene.subject is not None
+    image, mask = to_tensors(world.render(scene))
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    if rng.random() < 0.5:
+        given = another_look(rng, scene.subject)
+    else:
+        given = perturb(image, mask, generator, Perturbation(flip=0.0))
+    hole = mask_level(mask, LEVELS[int(rng.integers(len(LEVELS)))])
+    grey = (image - 0.5) * (1 - hole[..., None]) + 0.5
+    return {
+        "object": shown(*given), "target": image[0], "mask": mask[0], "beside": grey[0], "hole": hole[0],
+        "caption": words_of(scene.subject),
+    }  # fmt: skip
+
+
+def insertions(rng: np.random.Generator) -> Example:
+    """The subject stands in the middle of the widest gap, so that the picture itself says where."""
+    while (scene := in_gap(rng, _scene(rng))) is None or covered(scene) > COVERED:
+        pass
+    assert scene.subject is not None
+    image, mask = to_tensors(world.render(scene))
+    empty, _ = to_tensors(world.render(replace(scene, subject=None)))
+    given = shown(*another_look(rng, scene.subject))
+    words = words_of(scene.subject)
+    return {"object": given, "target": image[0], "mask": mask[0], "beside": empty[0], "caption": words}
+
+
+def words_of(thing: world.Thing) -> Tensor:
+    """The ids (77,) of its caption."""
+    return torch.tensor(token_ids(world.caption(thing)), dtype=torch.int32)
+
+
+def outlines(scene: world.Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Where the subject is, and where the other things are, both (96, 96) of booleans."""
+    alone = [world.render(world.Scene(scene.room, thing)).mask > 0.5 for thing in scene.others]
+    return world.render(scene).mask > 0.5, np.any([*alone, np.zeros((world.SIZE,) * 2, bool)], 0)
+
+
+def in_gap(rng: np.random.Generator, scene: world.Scene) -> world.Scene | None:
+    """The scene with its subject in the middle of the widest gap, as large as fits; None for a narrow one."""
+    subject, (_, others) = scene.subject, outlines(scene)
+    free = np.flatnonzero(~others.any(0))
+    left, right = max(_runs(free), key=lambda run: run[1] - run[0], default=(0, 0))
+    scale = min(LARGEST, (right - left) / world.SIZE)
+    if subject is None or scale < SMALLEST:
+        return None
+    x = (left + right) / 2 / world.SIZE + rng.normal(0, JITTER)
+    table = (scene.room.horizon + 1) / 2 + rng.normal(0, JITTER)
+    return replace(scene, subject=subject.posed(x=x, y=min(table, 0.97) - scale / 2, scale=scale))
+
+
+def _runs(free: np.ndarray) -> list[tuple[int, int]]:
+    """(first, past the last) of every run of neighbours in ascending numbers."""
+    runs = np.split(free, np.flatnonzero(np.diff(free) > 1) + 1)
+    return [(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
+
+
+def covered(scene: world.Scene) -> float:
+    """The share of the other things that the subject's outline covers."""
+    subject, others = outlines(scene)
+    return float((subject & others).sum() / max(1, others.sum()))
+
+
+def _scene(rng: np.random.Generator) -> world.Scene:
+    """A scene whose subject is visible and large enough."""
+    while True:
+        scene = world.sample_scene(rng, scale=(0.35, 0.75))
+        box = world.render(scene).box
+        if box and min(box[2] - box[0], box[3] - box[1]) >= 12:
+            return scene
+
+
+KINDS: dict[str, Callable[[np.random.Generator], Example]] = {
+    "views": views, "compositions": compositions, "insertions": insertions, "objects": objects,
+}  # fmt: skip
+
+
+@torch.no_grad()
+def shard(kind: str, encoder, rng: np.random.Generator, count: int = SHARD) -> dict[str, Tensor]:
+    """`object` (n, 84, 84, 3) bytes, `caption` (n, 77); but for objects `latent` (n, 4, h, w) and its `look`
+    (n, 16, h, w); but for views `beside` (n, 4 or 5, h, w); h = w = 12, of views 8.
+
+    beside is what the UNet reads next to the noisy latent: the hole and the latent around it, or the source's
+    latent in InstructPix2Pix's scale, which is the autoencoder's without Stable Diffusion's factor.
+    """
+    examples = [KINDS[kind](rng) for _ in range(count)]
+
+    def stack(name: str) -> Tensor:
+        return torch.stack([example[name] for example in examples])
+
+    tensors = {"object": (stack("object") * 255).round().byte(), "caption": stack("caption")}
+    if kind != "objects":
+        target = stack("target").movedim(-1, 1)
+        tensors |= {"latent": encode(encoder, target).half(), "look": look(target, stack("mask")).half()}
+    if kind in ("compositions", "insertions"):
+        beside = encode(encoder, stack("beside").movedim(-1, 1))
+        if kind == "insertions":
+            beside = beside / LATENT_SCALE
+        else:
+            hole = F.interpolate(stack("hole")[:, None], beside.shape[-2:], mode="nearest-exact")
+            beside = torch.cat([hole, beside], 1)
+        tensors["beside"] = beside.half()
+    return {name: value.contiguous() for name, value in tensors.items()}
+
+
+class ObjectBank:
+    """All shards of a kind in a folder; batches are drawn evenly from them."""
+
+    def __init__(self, folder: Path, kind: str):
+        parts = [load_file(path) for path in sorted(folder.glob(f"{kind}-*.safetensors"))]
+        if not parts:
+            raise SystemExit(f"{folder} holds no {kind}; make them with python dev.py lab object_cache.")
+        self.tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def __len__(self) -> int:
+        return len(self.tensors["object"])
+
+    def batch(self, rng: np.random.Generator, count: int) -> dict[str, Tensor]:
+        """Floating, objects in [0, 1]; captions as ids."""
+        rows = torch.from_numpy(rng.integers(len(self), size=count))
+        batch = {name: value[rows].float() for name, value in self.tensors.items()}
+        return batch | {"object": batch["object"] / 255, "caption": self.tensors["caption"][rows].long()}
+
+
+def fill(folder: Path, kind: str, shards: int, seed: int) -> None:
+    model = new_autoencoder()
+    model.load_state_dict(shipped_parts()["autoencoder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(shards):
+        path = folder / f"{kind}-{index:05d}.safetensors"
+        if not path.exists():
+            rng = np.random.default_rng([seed, index, list(KINDS).index(kind)])
+            partial = path.with_suffix(".partial")
+            save_file(shard(kind, model.taesd_encoder, rng), partial)
+            os.replace(partial, path)
+            print(path.name, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kind", choices=list(KINDS))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--shards", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    fill(arguments.work / "objects", arguments.kind, arguments.shards, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

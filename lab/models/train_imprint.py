@@ -1,0 +1,223 @@
+"""Train the tiny world's identity encoder and adapter through IMPRINT's two stages.
+
+    python -m inlay.lab.models.object_cache objects --work DIR --shards 40
+    python -m inlay.lab.models.object_cache views --work DIR --shards 4
+    python -m inlay.lab.models.object_cache compositions --work DIR --shards 4
+    python -m inlay.lab.models.train_imprint --work DIR [--variant NAME]
+
+Before them, `words`: DINOv2 and CLIP come pretrained to IMPRINT, and the tiny encoder from noise; so encoder
+and adapter first learn to say, from the object's picture, the words that its caption has (the linear
+projection learns them on the encoder that learned with the adapter). Then `views` and `compose` as in the
+paper, from the shipped UNet, which learns a low-rank difference. Every stage saves every two minutes and goes
+on from there when called again; --minutes ends the call, not the stage. Leaves DIR/imprint_<variant>.pt and,
+as the nodes load it, DIR/imprint_<variant>.safetensors.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ...encoders import checkpoint_layouts as layouts
+from ...encoders.content_adapter import CLIP, AdapterConfig, ContentAdapter, Reading
+from ...encoders.dinov2 import DinoConfig, DinoV2
+from ...training.adapters.identity_stages import COMPOSE, VIEWS, Part, Phase, Stage, by_host
+from ...training.finetune.trainer import Diffusion
+from . import files
+from .caption_pretraining import AllObjects, Words, fit_words
+from .object_cache import MARGIN, SEEN, ObjectBank
+from .object_training import Run, TinyTrainee, fit_stage, part_of, shipped_unet, tiny_sigmas
+
+ENCODER = DinoConfig(width=192, depth=4, heads=3, hidden=768, gated=False, registers=4, grid=SEEN // 14)
+READING = Reading(width=192, registers=4, size=SEEN, margin=MARGIN)
+CLIP_READING = replace(READING, encoder=CLIP, registers=0)
+# For so short a training; the papers' are for finetuning large models.
+WORDS_RATE = 5e-4
+RATES: dict[Part, float] = {"encoder": 1e-4, "adapter": 3e-4, "unet": 1e-3}
+LOW = 0.1  # of a rate, where a part follows the other
+WARM_UP = 50
+STEPS = {"words": 3000, "views": 192, "compose": 240}
+ON_FROZEN = 3  # so many times fewer steps for words where the encoder knows them already
+BATCH = {"words": 48, "views": 16, "compose": 16}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to train; those that share a `foundation` share the first stages."""
+
+    foundation: str = "dino"  # dino, clip (the encoder's shape), or linear (a projection for an adapter)
+    views: bool = True  # False: compose trains for as long as both stages together
+    joint: bool = False  # both parts at their rates from start to end, no sequential schedule
+
+
+VARIANTS = {
+    "two_stage": Variant(),
+    "single_stage": Variant(views=False),
+    "joint": Variant(joint=True),
+    "clip": Variant("clip"),
+    "linear": Variant("linear"),
+}
+
+
+def new_encoder(foundation: str) -> nn.Module:
+    if foundation == "clip":
+        from transformers import CLIPVisionConfig, CLIPVisionModel  # slow to import
+
+        config = CLIPVisionConfig(
+            hidden_size=ENCODER.width, intermediate_size=ENCODER.hidden, num_hidden_layers=ENCODER.depth,
+            num_attention_heads=ENCODER.heads, image_size=SEEN, patch_size=ENCODER.patch,
+        )  # fmt: skip
+        return CLIPVisionModel(config)
+    encoder = DinoV2(ENCODER)
+    for parameter in encoder.embeddings.parameters():
+        if parameter.ndim == 3:  # tokens and positions, which a file would fill
+            nn.init.trunc_normal_(parameter, std=0.02)
+    return encoder
+
+
+def new_adapter(foundation: str) -> ContentAdapter:
+    reading = CLIP_READING if foundation == "clip" else READING
+    depth = 0 if foundation == "linear" else 2
+    return ContentAdapter(AdapterConfig(reading, width=reading.width, depth=depth, heads=3))
+
+
+def stage_of(name: str, joint: bool = False) -> Stage:
+    """The paper's stage at the tiny world's rates; the hole is all of a view that is asked for."""
+    if name == "views":
+        return replace(VIEWS, channels=9, phases=(Phase(1.0, RATES),), warm_up=WARM_UP)
+    adapter, unet = RATES["adapter"], RATES["unet"]
+    phases = (
+        Phase(0.5, {"adapter": adapter, "unet": unet * LOW}),
+        Phase(0.5, {"adapter": adapter * LOW, "unet": unet}),
+    )
+    both = (Phase(1.0, {"adapter": adapter, "unet": unet}),)
+    return replace(COMPOSE, phases=both if joint else phases, warm_up=WARM_UP)
+
+
+def new_trainee(encoder: nn.Module, adapter: nn.Module, channels: int = 9) -> TinyTrainee:
+    return TinyTrainee(encoder, adapter, shipped_unet(channels), Diffusion(tiny_sigmas(), "epsilon"), by_host)
+
+
+def state_file(work: Path, stage: str, name: str) -> Path:
+    """Of the first stages by foundation, of the last by variant."""
+    return work / (f"imprint_{name}.pt" if stage == "compose" else f"imprint_{name}_{stage}.pt")
+
+
+def is_finished(state: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    return state is not None and state["step"] >= state["steps"]
+
+
+def load_parts(path: Path, **parts: nn.Module) -> None:
+    """The parts' weights as a finished run left them, where it trained them. Raises SystemExit before."""
+    if not is_finished(state := files.load(path)):
+        raise SystemExit(f"{path.name} is not finished; call the training again.")
+    for name, module in parts.items():
+        module.load_state_dict(part_of(state, name), strict=False)
+
+
+class Trainer:
+    """One variant's stages, each going on from where it was."""
+
+    def __init__(self, work: Path, name: str, seed: int = 0, steps: Mapping[str, int] = STEPS):
+        self.work, self.name, self.variant, self.seed = work, name, VARIANTS[name], seed
+        self.steps, self.bank = steps, work / "objects"
+        self.stages = ["words", *(["views"] if self.variant.views else []), "compose"]
+
+    def file(self, stage: str) -> Path:
+        return state_file(self.work, stage, self.name if stage == "compose" else self.variant.foundation)
+
+    def run(self, stage: str, minutes: float) -> dict[str, Any]:
+        """Train a stage for so long at most. Raises SystemExit when the one before is not finished."""
+        variant, foundation = self.variant, self.variant.foundation
+        path = self.file(stage)
+        if (done := files.load(path)) and done["step"] >= self.length(stage):
+            return done
+        torch.manual_seed(self.seed)
+        encoder, adapter = new_encoder(foundation), new_adapter(foundation)
+        run = Run(path, self.length(stage), BATCH[stage], self.seed, minutes)
+        parts = {"encoder": encoder, "adapter": adapter}
+        if stage == "words":
+            if foundation == "linear":
+                load_parts(state_file(self.work, "words", "dino"), encoder=encoder.requires_grad_(False))
+            words = Words(encoder, adapter)
+            learns = [p for p in words.parameters() if p.requires_grad]
+            return fit_words(words, [(learns, WORDS_RATE)], AllObjects(self.bank), run)
+        if foundation == "linear":
+            load_parts(state_file(self.work, "words", "dino"), encoder=encoder)
+        load_parts(state_file(self.work, "words", foundation), **parts)
+        if stage == "compose" and variant.views:
+            load_parts(
+                state_file(self.work, "views", foundation), **parts
+            )  # its UNet stays behind (sec. 3.1)
+        bank = ObjectBank(self.bank, "views" if stage == "views" else "compositions")
+        trainee = new_trainee(encoder, adapter)
+        state = fit_stage(trainee, stage_of(stage, variant.joint), bank, run)
+        if stage == "compose" and state["step"] >= run.steps:
+            write(self.work / f"imprint_{self.name}.safetensors", encoder, adapter, state)
+        return state
+
+    def length(self, stage: str) -> int:
+        """A stage's steps; a training of one stage is as long as the other ones' two."""
+        if stage == "words" and self.variant.foundation == "linear":
+            return self.steps[stage] // ON_FROZEN
+        extra = 0 if self.variant.views else self.steps["views"]
+        return self.steps[stage] + (extra if stage == "compose" else 0)
+
+
+def write(path: Path, encoder: nn.Module, adapter: Any, state: dict[str, Any]) -> None:
+    """The file that the nodes load: the adapter as a finished run left it, and the encoder."""
+    adapter.load_state_dict(part_of(state, "adapter"))
+    weights = {f"adapter.{k}": v.contiguous() for k, v in adapter.state_dict().items()}
+    weights |= {f"encoder.{k}": v.contiguous() for k, v in encoder.state_dict().items()}
+    dino = encoder.config if isinstance(encoder, DinoV2) else None
+    save_file(weights, path, {layouts.METADATA: layouts.describe(adapter.config, dino)})
+
+
+def finish(trainer: Any, minutes: float = math.inf) -> bool:
+    """Whatever is left of a trainer's stages, for so long at most; True when it is all done."""
+    end = time.time() + 60 * minutes
+    for stage in trainer.stages:
+        print(f"{trainer.name}: {stage}", flush=True)
+        state = trainer.run(stage, (end - time.time()) / 60)
+        if state["step"] < state["steps"]:
+            return False
+    return True
+
+
+def is_ready(trainer: Any, minutes: float) -> bool:
+    """Whether all of a trainer's stages are finished, of whatever length; trains what is not, for so long."""
+    return all(is_finished(files.load(trainer.file(s))) for s in trainer.stages) or finish(trainer, minutes)
+
+
+def choices(about: str | None, variants: Iterable[str], steps: Mapping[str, int]) -> argparse.Namespace:
+    """The command line of a training of several variants and stages; `steps` become a dict of that name."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = list(variants)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--variant", choices=names, default=names[0])
+    parser.add_argument("--minutes", type=float, default=math.inf, help="how long to train now")
+    parser.add_argument("--seed", type=int, default=0)
+    for stage, count in steps.items():
+        parser.add_argument(
+            f"--{stage}", type=int, default=count, metavar="STEPS", help="default: %(default)s"
+        )
+    chosen = parser.parse_args()
+    chosen.steps = {stage: getattr(chosen, stage) for stage in steps}
+    return chosen
+
+
+def main():
+    chosen = choices(__doc__, VARIANTS, STEPS)
+    done = finish(Trainer(chosen.work, chosen.variant, chosen.seed, chosen.steps), chosen.minutes)
+    print("done" if done else "not done yet; the same command goes on")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Measure the tiny models: tables and pictures of the documentation."""

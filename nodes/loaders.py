@@ -1,0 +1,340 @@
+"""Nodes that load a subject, an adapter, an encoder, a UNet or an inpaint patch from a file."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import comfy.model_detection
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..conditioning.family import family
+from ..conditioning.fooocus import InpaintHead, InpaintPatch
+from ..encoders.published import AUTO, CHOICES
+from .model_files import INLAY, model_file, model_files, model_folders, read_file, read_folder
+
+
+class InlayLoadSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlayLoadSubject",
+            display_name="Load Subject (Inlay)",
+            category="Inlay",
+            description="Puts a learned subject on the model: one of Subject Finetune's, or a LoRA that"
+            " DreamMix, diffusers or kohya's tools trained.",
+            search_aliases=[
+                "load lora",
+                "DreamMix",
+                "pytorch_lora_weights",
+                "diffusers lora",
+                "INLAY_SUBJECT",
+            ],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the subject was trained on; it is not changed."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=folder_paths.get_filename_list("loras"),
+                    tooltip="A file in models/loras. Subject Finetune keeps its results in inlay/. DreamMix's"
+                    " pytorch_lora_weights.safetensors is read as it is.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How much of it: 1 = as learned, 0 = nothing.",
+                ),
+                io.String.Input(
+                    "token",
+                    default="",
+                    tooltip="The subject's rare word; empty = as the file says, if it does.",
+                ),
+                io.String.Input(
+                    "class_name", default="", tooltip="What the subject is; empty = as the file says."
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="For files from elsewhere that changed the text encoder too.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the subject on it."),
+                io.Clip.Output(display_name="clip", tooltip="The wired-in text encoder with its part of it."),
+                io.Custom("LORA_MODEL").Output(display_name="lora", tooltip="The weights."),
+                io.Custom("INLAY_SUBJECT").Output(
+                    display_name="subject", tooltip="Its words and history, for Inlay's other nodes."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, lora_name, strength, token, class_name, clip=None) -> io.NodeOutput:
+        from ..training.finetune.foreign_loras import read_lora_file  # loaded when needed
+
+        path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
+        lora, metadata = read_lora_file(path)
+        subject = _subject(path, metadata, lora_name, token.strip(), class_name.strip(), family(model))
+        if subject.family != family(model):
+            raise ValueError(
+                f"lora_name: {subject.words} was trained for {subject.family} but the model is"
+                f" {family(model)}; load the model it was trained on."
+            )
+        patched, text = comfy.sd.load_lora_for_models(model, clip, lora, strength, strength)
+        if strength and _count(patched) == _count(model) and (clip is None or _count(text) == _count(clip)):
+            raise ValueError(
+                f"lora_name: no weight of {lora_name} belongs to this model ({family(model)}); load the model"
+                " it was trained on."
+            )
+        return io.NodeOutput(patched, text, lora, subject)
+
+
+def _count(patcher) -> int:
+    patcher = getattr(patcher, "patcher", patcher)  # a CLIP has one inside
+    return sum(map(len, patcher.patches.values()))
+
+
+def _subject(path: Path, metadata: dict, name: str, token: str, class_name: str, base: str):
+    """The Subject that the JSON beside the file describes, or the file itself, or else the user."""
+    from ..training.finetune.subject import Subject, is_subject
+
+    facts = path.with_suffix(".json")
+    beside = facts.read_text(encoding="utf-8", errors="replace") if facts.is_file() else ""
+    said, where = (beside, facts.name) if is_subject(beside) else (metadata.get("inlay"), name)
+    if said:
+        known = Subject.from_json(said, f"lora_name: the subject in {where}")
+        words = {"token": token or known.token, "class_name": class_name or known.class_name}
+        return replace(known, lora=name, **words)  # it may lie elsewhere than where it was trained
+    for key, value in (("token", token), ("class_name", class_name)):
+        if not value:
+            raise ValueError(f"{key}: {name} does not say it; type what it was trained with.")
+    words = f"a {token} {class_name}"
+    return Subject(token, class_name, words, name, recipe="", family=base, steps=0, seed=0, rank=0)
+
+
+AdapterType = io.Custom("INLAY_ADAPTER")
+CHECKPOINTS = "checkpoints"
+
+
+class InlayLoadAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlayLoadAdapter",
+            display_name="Load Identity Adapter (Inlay)",
+            category="Inlay",
+            description="Loads what turns an object's picture into a model's context: an adapter trained with"
+            " Inlay, ObjectStitch, Paint-by-Example, AnyDoor's projector, or a Visually Guided embedding"
+            " optimizer. The layout is told from the file.",
+            search_aliases=["objectstitch", "paint by example", "anydoor", "emb_opt", "imprint"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=_names(),
+                    tooltip="A file of models/inlay, or a checkpoint of models/checkpoints that holds one"
+                    " (ObjectStitch.pth, Paint-by-Example's model.ckpt, AnyDoor's).",
+                ),
+                io.Combo.Input(
+                    "published_as",
+                    options=list(CHOICES),
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="ObjectStitch and Paint-by-Example files look alike, but one was trained with all"
+                    " of CLIP's tokens and one with the first. by the file: ObjectStitch where the name says"
+                    " 'stitch', else Paint-by-Example.",
+                ),
+            ],
+            outputs=[
+                AdapterType.Output(display_name="adapter", tooltip="Turns an encoder's tokens into context."),
+                io.ClipVision.Output(
+                    display_name="encoder", tooltip="The encoder in the same file; nothing if there is none."
+                ),
+                io.String.Output(display_name="report", tooltip="What the file holds."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, file: str, published_as: str = AUTO) -> io.NodeOutput:
+        from ..encoders.checkpoint_layouts import recognise
+        from ..encoders.host import encoder_name, load_adapter, load_vision  # loaded when needed
+
+        kind, _, name = file.partition("/") if file.startswith(f"{CHECKPOINTS}/") else (INLAY, "", file)
+        state, metadata = read_file(model_file(name, kind, "file"))
+        found = recognise(state, metadata, name, published_as)
+        adapter = load_adapter(found, name)
+        vision = None if found.encoder is None else load_vision(found.encoder, found.dino)
+        reads = found.config.reading
+        wanted = encoder_name(reads.encoder, reads.width, reads.registers)
+        report = (
+            f"{name}: {found.layout}, for {wanted} at {reads.size}x{reads.size} pixels, context of width"
+            f" {found.config.context}; {'with' if vision else 'without'} its encoder."
+        )
+        return io.NodeOutput(adapter, vision, report, ui=ui.PreviewText(report))
+
+
+def _names() -> list[str]:
+    return model_files() + [f"{CHECKPOINTS}/{name}" for name in model_files(CHECKPOINTS)]
+
+
+CLIP_VISION = "clip_vision"
+
+
+class InlayLoadImageEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlayLoadImageEncoder",
+            display_name="Load Image Encoder (Inlay)",
+            category="Inlay",
+            description="Loads a DINOv2 (S, B, L, g; with or without registers) or a CLIP image encoder. The"
+            " host's Load CLIP Vision knows CLIP and two DINOv2 without registers.",
+            search_aliases=["dinov2", "dino", "registers", "clip vision loader", "image encoder"],
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=[*model_folders(), *model_files(CLIP_VISION)],
+                    tooltip="A folder of models/inlay as transformers writes it (config.json and weights), or"
+                    " a file of models/clip_vision, transformers' or the published DINOv2's.",
+                ),
+            ],
+            outputs=[
+                io.ClipVision.Output(
+                    display_name="encoder",
+                    tooltip="For the identity nodes, and the host's CLIP Vision nodes.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        from ..encoders import dinov2  # loaded when needed: a host starts sooner without
+        from ..encoders.host import load_vision
+
+        folder, config = model_folders().get(name), None
+        if folder is not None:
+            state, facts = read_folder(folder)
+            if dinov2.is_transformers(state):
+                config = dinov2.read_config(state, facts["num_attention_heads"])
+        else:
+            state, _ = read_file(model_file(name, CLIP_VISION, "name"))
+        encoder = load_vision(state, config)
+        if encoder is None:
+            raise ValueError(
+                f"name: '{name}' is no encoder that Inlay or ComfyUI knows; choose a DINOv2 or a CLIP."
+            )
+        return io.NodeOutput(encoder)
+
+
+PIX2PIX_FOLDER = "diffusion_models"
+FIRST = "conv_in.weight"  # (320, channels, 3, 3)
+
+
+class InlayLoadPix2Pix(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlayLoadPix2Pix",
+            display_name="Load Pix2Pix UNet (Inlay)",
+            category="Inlay",
+            description="Loads an SD 1.5 InstructPix2Pix UNet (8 channels) from diffusers' file, which the"
+            " host's loaders do not know.",
+            search_aliases=["instruct pix2pix", "diffusers", "unet loader", "paint by inpaint"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=model_files(PIX2PIX_FOLDER),
+                    tooltip="A file of models/diffusion_models: unet/diffusion_pytorch_model.safetensors of"
+                    " the model, under a name of your choice.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="The InstructPix2Pix model, for Image-Conditioned Pix2Pix."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        state, _ = read_file(model_file(file, PIX2PIX_FOLDER, "file"))
+        if FIRST not in state:
+            raise ValueError(f"file: '{file}' is no UNet in diffusers' layout; use the host's own loader.")
+        model = comfy.sd.load_diffusion_model_state_dict(original_keys(state))
+        if model is None:
+            raise ValueError(f"file: '{file}' is no SD 1.5 UNet; choose an InstructPix2Pix UNet of SD 1.5.")
+        return io.NodeOutput(model)
+
+
+def original_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A diffusers UNet's weights under the original names, by the host's table for its four-channel twin."""
+    config = comfy.model_detection.unet_config_from_diffusers_unet(state | {FIRST: state[FIRST][:, :4]})
+    names = {} if config is None else comfy.utils.unet_to_diffusers(config)
+    return {ours: state[theirs] for theirs, ours in names.items() if theirs in state}
+
+
+INPAINT_FOLDER = "inpaint"
+
+
+class InlayLoadFooocusInpaint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        files = _files()
+        return io.Schema(
+            node_id="InlayLoadFooocusInpaint",
+            display_name="Load Fooocus Inpaint (Inlay)",
+            category="Inlay",
+            description="Fooocus' inpaint patch, which makes a plain SDXL model an inpainting one for the"
+            " Disentangled Inpaint Sampler. The same INPAINT_PATCH as in Acly's Inpaint Nodes.",
+            search_aliases=["fooocus", "inpaint head", "inpaint patch", "sdxl inpaint"],
+            inputs=[
+                io.Combo.Input("head", options=files, tooltip="fooocus_inpaint_head.pth, in models/inpaint."),
+                io.Combo.Input(
+                    "patch", options=files, tooltip="inpaint_v26.fooocus.patch, in models/inpaint."
+                ),
+            ],
+            outputs=[
+                io.Custom("INPAINT_PATCH").Output(
+                    display_name="inpaint_patch",
+                    tooltip="For the Disentangled Inpaint Sampler, or the inpaint nodes pack.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, head: str, patch: str) -> io.NodeOutput:
+        weights = _read(head, "head").get("head")
+        if not isinstance(weights, torch.Tensor) or weights.shape[1:] != (5, 3, 3):
+            raise ValueError(f"head: '{head}' is not Fooocus' inpaint head; choose fooocus_inpaint_head.pth.")
+        deltas = _read(patch, "patch")
+        if not all(isinstance(delta, tuple | list) and len(delta) == 3 for delta in deltas.values()):
+            raise ValueError(f"patch: '{patch}' is not Fooocus' patch; choose inpaint_v26.fooocus.patch.")
+        loaded = InpaintPatch(InpaintHead(weights), {key: tuple(delta) for key, delta in deltas.items()})
+        return io.NodeOutput(loaded)
+
+
+def _files() -> list[str]:
+    if INPAINT_FOLDER not in folder_paths.folder_names_and_paths:
+        # Fooocus' files end in .pth and .patch
+        paths = [str(Path(folder_paths.models_dir) / INPAINT_FOLDER)]
+        folder_paths.folder_names_and_paths[INPAINT_FOLDER] = (
+            paths,
+            {*folder_paths.supported_pt_extensions, ".patch"},
+        )
+    return folder_paths.get_filename_list(INPAINT_FOLDER)
+
+
+def _read(name: str, input_name: str) -> dict:
+    """A file of models/inpaint; folder_paths keeps the name inside it, and the host reads tensors only."""
+    path = folder_paths.get_full_path(INPAINT_FOLDER, name)
+    if path is None:
+        raise ValueError(f"{input_name}: there is no '{name}' in models/inpaint; download it there.")
+    weights = comfy.utils.load_torch_file(path, safe_load=True)
+    if not isinstance(weights, dict):
+        raise ValueError(f"{input_name}: '{name}' holds no weights; choose another file.")
+    return weights

@@ -1,0 +1,156 @@
+"""Nodes that make masks: a box, mask levels, what changed."""
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..imaging.boxes import Box, outline
+from ..imaging.changes import TOLERANCE, change_mask
+from ..imaging.mask_levels import LEVELS, NAMES, level_preview, mask_level
+from ..imaging.masks import check_mask, check_not_empty, fill_box, match_batch
+from ..imaging.padding import crop_back
+
+LIMIT = 16384
+PREVIEW_SIDE = 1024  # pixels, at most
+
+
+class InlayBoxMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlayBoxMask",
+            display_name="Box Mask (Inlay)",
+            category="Inlay",
+            description="A mask of the image's size that is 1 inside a box, where the subject goes.",
+            search_aliases=["rectangle mask", "bounding box", "bbox to mask", "region", "placement"],
+            inputs=[
+                io.Image.Input("image", tooltip="The picture the subject goes into; gives the mask's size."),
+                io.Int.Input(
+                    "x", default=0, min=-LIMIT, max=LIMIT, tooltip="Left edge of the box in pixels."
+                ),
+                io.Int.Input("y", default=0, min=-LIMIT, max=LIMIT, tooltip="Top edge of the box in pixels."),
+                io.Int.Input(
+                    "width",
+                    default=256,
+                    min=1,
+                    max=LIMIT,
+                    tooltip="Width of the box, in pixels; what reaches over the border is cut off.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=256,
+                    min=1,
+                    max=LIMIT,
+                    tooltip="Height of the box, in pixels; what reaches over the border is cut off.",
+                ),
+            ],
+            outputs=[io.Mask.Output(tooltip="One mask of the image's size, 1 inside the box.")],
+        )
+
+    @classmethod
+    def execute(cls, image: torch.Tensor, x: int, y: int, width: int, height: int) -> io.NodeOutput:
+        rows, columns = image.shape[1:3]
+        box = Box(y, x, y + height, x + width).clamp(rows, columns)
+        if not box.area:
+            raise ValueError(
+                f"x, y: the box at ({x}, {y}) is outside the {columns}x{rows} image; move it inside."
+            )
+        step = -(-max(rows, columns) // PREVIEW_SIDE)
+        preview = outline(image[:1, ::step, ::step], box.scale(1 / step), thickness=2)
+        return io.NodeOutput(fill_box(box, rows, columns), ui=ui.PreviewImage(preview, cls=cls))
+
+
+ALL_LEVELS = "all four"
+
+
+class InlayMaskLevels(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlayMaskLevels",
+            display_name="Mask Levels (Inlay)",
+            category="Inlay",
+            description="Makes a mask say less about the shape: outline, near the outline, rough shape, box"
+            " (IMPRINT). A close mask guides pose and view; a box leaves them to the model.",
+            search_aliases=["grow mask", "blur mask", "bounding box", "shape guidance", "imprint"],
+            inputs=[
+                io.Mask.Input("mask", tooltip="The drawn shape, thresholded at 0.5; one or a batch."),
+                io.Combo.Input(
+                    "level",
+                    options=[*NAMES.values(), ALL_LEVELS],
+                    default=NAMES[4],
+                    tooltip="1 keeps the shape. 2 and 3 grow it by 6 % and 16 % of its longer side and smooth"
+                    " it. 4 is its box. all four: a batch of them, one after another.",
+                ),
+                io.Image.Input("image", optional=True, tooltip="What lies under the mask, for the preview."),
+            ],
+            outputs=[
+                io.Mask.Output(display_name="mask", tooltip="Zeros and ones, of the same size."),
+                io.Image.Output(
+                    display_name="levels",
+                    tooltip="The four levels side by side, each of at most 1024 pixels.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, mask: torch.Tensor, level: str, image: torch.Tensor | None = None) -> io.NodeOutput:
+        check_not_empty(mask)
+        if image is None:
+            image = torch.full((1, 1, 1, 3), 0.5).expand(1, *mask.shape[-2:], 3)
+        else:
+            check_mask(image, mask)
+        chosen = LEVELS if level == ALL_LEVELS else [k for k, name in NAMES.items() if name == level]
+        result = torch.cat([mask_level(mask, k) for k in chosen])
+        shown = level_preview(image[:1, ..., :3], mask[:1].to(image))
+        return io.NodeOutput(result, shown, ui=ui.PreviewImage(shown, cls=cls))
+
+
+LARGEST, ALL = "the largest", "all"
+
+
+class InlayChangeMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlayChangeMask",
+            display_name="Change Mask (Inlay)",
+            category="Inlay",
+            description="A mask of what a generated picture shows and the original does not. With Paste Back,"
+            " what was inserted without a mask lies on the original, whose other pixels stay untouched.",
+            search_aliases=["difference mask", "diff", "compare images", "what changed", "auto mask"],
+            inputs=[
+                io.Image.Input("original", tooltip="The picture that it was made from."),
+                io.Image.Input(
+                    "generated",
+                    tooltip="The decoded picture: of the original's size, or padded, which is cropped off.",
+                ),
+                io.Float.Input(
+                    "tolerance",
+                    default=TOLERANCE,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much a pixel may differ and still count as the same, 0 to 1. Higher where"
+                    " the mask takes in too much, lower where it misses a part.",
+                ),
+                io.Combo.Input(
+                    "patches",
+                    options=[LARGEST, ALL],
+                    default=LARGEST,
+                    tooltip="the largest: the one largest patch that changed. all: every patch larger than"
+                    " half a percent of the picture, such as a reflection apart from the object.",
+                ),
+            ],
+            outputs=[io.Mask.Output(tooltip="1 where something is new, of the original's size.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, original: torch.Tensor, generated: torch.Tensor, tolerance: float, patches: str
+    ) -> io.NodeOutput:
+        generated = crop_back(generated, *original.shape[1:3]).to(original)
+        original, generated = match_batch(original=original[..., :3], generated=generated[..., :3])
+        mask = change_mask(original, generated, tolerance, patches == LARGEST)
+        step = -(-max(mask.shape[1:]) // PREVIEW_SIDE)
+        shown = mask[:, ::step, ::step, None].expand(-1, -1, -1, 3)
+        return io.NodeOutput(mask, ui=ui.PreviewImage(shown, cls=cls))

@@ -1,0 +1,400 @@
+"""Nodes for regular data (DreamMix, section 3.3): attribute dictionary, generation, loading and saving."""
+
+import hashlib
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..conditioning.family import working_side
+from ..imaging.references import read_reference
+from ..training.finetune.attribute_dictionary import (
+    SUBJECT,
+    compose_prompts,
+    parse_attributes,
+    write_attributes,
+)
+from ..training.finetune.regular_files import list_regular
+
+NO_MODEL = "none"
+KINDS = ("vlm", "VLM", "LLM")  # where packs keep vision-language models, inside ComfyUI's models folder
+LOOKED_AT = 5  # pictures, at most
+
+
+class InlayAttributeDictionary(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlayAttributeDictionary",
+            display_name="Attribute Dictionary (Inlay)",
+            category="Inlay",
+            description="The subject's attributes (colour, material, accessories ...) and prompts that"
+            " combine them at random, for regular images: so that words can edit the subject (DreamMix).",
+            search_aliases=["ADM", "DreamMix", "attributes", "describe subject", "VLM", "caption", "regular"],
+            is_input_list=True,  # the pictures of a subject are looked at together, of whatever sizes
+            inputs=[
+                io.String.Input("class_name", tooltip="What the subject is, in a word or two: teapot."),
+                io.String.Input(
+                    "attributes",
+                    multiline=True,
+                    tooltip="The subject's own looks, as lines: colour: brown; material: clay; accessory: a"
+                    " lid; or as JSON. Empty: the vision model proposes them. A kind typed here wins.",
+                ),
+                io.String.Input(
+                    "token",
+                    default="sks",
+                    tooltip="The subject's rare word in the prompts, as in DreamMix's paper; empty leaves it"
+                    " out, so that it stands for your subject alone.",
+                ),
+                io.Int.Input("count", default=8, min=1, max=1000, tooltip="How many different prompts."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Which combinations; the same seed gives the same prompts.",
+                ),
+                io.String.Input(
+                    "template",
+                    default=f"a {SUBJECT}",
+                    advanced=True,
+                    tooltip=f"What stands around the subject, such as: a photo of a {SUBJECT}.",
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Pictures of the subject for the vision model; it looks at the first five.",
+                ),
+                io.Combo.Input(
+                    "vision_model",
+                    options=[NO_MODEL, *models()],
+                    optional=True,
+                    tooltip="A vision-language model in models/vlm (a transformers folder with config.json),"
+                    " which proposes the attributes from the images. Nothing is downloaded.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="attributes", tooltip="The dictionary as JSON, for Subject Finetune."
+                ),
+                io.String.Output(
+                    display_name="prompts", is_output_list=True, tooltip="For Regular Images, one by one."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, attributes: list[str] | None = None) -> bool | str:
+        try:
+            parse_attributes((attributes or [""])[0] or "")
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, class_name, attributes, token, count, seed, template, images=None, vision_model=(NO_MODEL,)
+    ) -> io.NodeOutput:
+        found = parse_attributes(attributes[0])
+        if vision_model[0] != NO_MODEL:
+            if not images:
+                raise ValueError("vision_model: it has nothing to look at; wire the subject's images.")
+            pictures = [picture for batch in images for picture in batch]
+            found = propose(pictures[:LOOKED_AT], class_name[0], vision_model[0]) | found
+        prompts = compose_prompts(found, class_name[0], token[0], count[0], seed[0], template[0])
+        shown = "\n".join([write_attributes(found), "", *prompts])
+        return io.NodeOutput(write_attributes(found), prompts, ui=ui.PreviewText(shown))
+
+
+def models() -> dict[str, Path]:
+    """Every folder with a transformers model in it, as "vlm/SmolVLM"."""
+    roots = [Path(folder_paths.models_dir, kind) for kind in KINDS]
+    registered = [kind for kind in KINDS if kind in folder_paths.folder_names_and_paths]
+    roots += [Path(root) for kind in registered for root in folder_paths.get_folder_paths(kind)]
+    configs = (config for root in roots for config in sorted(root.glob("*/config.json")))
+    return {f"{config.parent.parent.name}/{config.parent.name}": config.parent for config in configs}
+
+
+def propose(images: Sequence[Tensor], class_name: str, vision_model: str) -> dict[str, list[str]]:
+    """What the model says of the pictures (H, W, 3) in [0, 1]."""
+    from ..training.finetune.vision_language import propose_attributes
+
+    folder = models().get(vision_model)
+    if folder is None:
+        raise ValueError(
+            f"vision_model: there is no {vision_model}; put a transformers folder in models/vlm."
+        )
+    device = comfy.model_management.get_torch_device()
+    dtype = comfy.model_management.text_encoder_dtype(device)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    comfy.model_management.free_memory(1.2 * size, device)
+    try:
+        return propose_attributes(images, class_name, folder, device, dtype)
+    finally:
+        comfy.model_management.soft_empty_cache()
+
+
+class InlayRegularImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlayRegularImages",
+            display_name="Regular Images (Inlay)",
+            category="Inlay",
+            description="Paints each prompt with the wired-in model itself, before it learns your subject,"
+            " and finds the outline of what it painted: regular data for Subject Finetune (DreamMix eq. 8).",
+            search_aliases=["regularization images", "class images", "prior preservation", "ADM", "DreamMix"],
+            is_input_list=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will be taught, still without the subject."),
+                io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
+                io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
+                io.String.Input(
+                    "prompts",
+                    force_input=True,
+                    tooltip="What to paint, from Attribute Dictionary, Load Regular Data or a text.",
+                ),
+                io.Int.Input(
+                    "count",
+                    default=4,
+                    min=1,
+                    max=1000,
+                    tooltip="Pictures of each prompt (DreamMix: 30), each with its own background and place.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="The same seed gives the same pictures.",
+                ),
+                io.Int.Input(
+                    "steps", default=20, min=1, max=10000, tooltip="Sampling steps of each picture."
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How strictly the pictures follow their prompts.",
+                ),
+                io.Combo.Input(
+                    "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="As in KSampler."
+                ),
+                io.Combo.Input(
+                    "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="As in KSampler."
+                ),
+                io.String.Input(
+                    "background_prompt",
+                    default="a photo of an empty room",
+                    tooltip="What the pictures show before the thing is painted into them. Unused where"
+                    " backgrounds are wired in.",
+                ),
+                io.Int.Input(
+                    "size",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=8,
+                    advanced=True,
+                    tooltip="Side of the pictures in pixels where no backgrounds are wired in; 0 = the"
+                    " model's own (SD 1.5 512, SDXL 1024).",
+                ),
+                io.Image.Input(
+                    "backgrounds",
+                    optional=True,
+                    tooltip="Pictures to paint into, in turn: a batch, or a list of different sizes.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="images",
+                    is_output_list=True,
+                    tooltip="For Subject Finetune's regular_images, or first through a segmenter.",
+                ),
+                io.Mask.Output(
+                    display_name="masks",
+                    is_output_list=True,
+                    tooltip="The outline by what changed in the background; a segmenter's is better.",
+                ),
+                io.String.Output(
+                    display_name="prompts", is_output_list=True, tooltip="The prompt of each picture."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, clip, vae, prompts, count, seed, steps, cfg, sampler_name, scheduler, background_prompt,
+        size=(0,), backgrounds=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        from ..training.finetune.regular_generation import (  # loaded when needed
+            Sampling,
+            paint_backgrounds,
+            paint_regular,
+        )
+
+        wired = model[0], clip[0], vae[0]
+        how = Sampling(steps[0], cfg[0], sampler_name[0], scheduler[0])
+        prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
+        if not prompts:
+            raise ValueError("prompts: there are none; wire Attribute Dictionary's prompts.")
+        own = 0 if backgrounds else count[0]
+        bar = comfy.utils.ProgressBar((own + count[0] * len(prompts)) * how.steps)
+
+        def advance(*_):
+            bar.update(1)
+
+        scenes = (
+            [picture[None, ..., :3] for batch in backgrounds for picture in batch]
+            if backgrounds
+            else list(
+                paint_backgrounds(
+                    *wired,
+                    background_prompt[0],
+                    size[0] or working_side(wired[0]),
+                    own,
+                    seed[0],
+                    how,
+                    advance,
+                )
+            )
+        )
+        said = [prompt for prompt in prompts for _ in range(count[0])]
+        painted = [
+            paint_regular(*wired, scenes[number % len(scenes)], prompt, seed[0] + number, how, advance)
+            for number, prompt in enumerate(said)
+        ]
+        images, masks = ([getattr(one, name) for one in painted] for name in ("image", "mask"))
+        return io.NodeOutput(images, masks, said, ui=ui.PreviewImage(images[0], cls=cls))
+
+
+class InlayLoadRegularData(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlayLoadRegularData",
+            display_name="Load Regular Data (Inlay)",
+            category="Inlay",
+            description="Loads the regular pictures of a class with their masks and prompts, from the folders"
+            " that DreamMix's code writes and Save Regular Data.",
+            search_aliases=["regularization images", "DreamMix", "load dataset", "class images", "prior"],
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=list(folders()),
+                    tooltip="A folder regular_<category> in ComfyUI's input or output folder, with"
+                    " <prompt_with_underscores>/<name>-image.png and -mask.png in it.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="images", is_output_list=True, tooltip="The pictures, by prompt and name."
+                ),
+                io.Mask.Output(display_name="masks", is_output_list=True, tooltip="1 on the thing."),
+                io.String.Output(
+                    display_name="prompts", is_output_list=True, tooltip="The prompt of each picture."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str) -> bool | str:
+        try:
+            list_regular(_resolve(folder))
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str) -> str:
+        digest = hashlib.sha256()
+        for file in list_regular(_resolve(folder)):
+            for path in (file.image, file.mask):
+                digest.update(f"{file.prompt}/{path.name}\0".encode())
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+    @classmethod
+    def execute(cls, folder: str) -> io.NodeOutput:
+        files = list_regular(_resolve(folder))
+        references = [read_reference(file.image, file.mask) for file in files]
+        images, masks = ([pair[i] for pair in references] for i in (0, 1))
+        return io.NodeOutput(images, masks, [file.prompt for file in files])
+
+
+def folders() -> dict[str, Path]:
+    """Every regular_<category> folder of the input, and of the output as "regular_<category> [output]"."""
+    places = {"": folder_paths.get_input_directory(), " [output]": folder_paths.get_output_directory()}
+    return {
+        f"{path.name}{mark}": path
+        for mark, place in places.items()
+        for path in sorted(Path(place).glob("regular_*"))
+        if path.is_dir()
+    }
+
+
+def _resolve(folder: str) -> Path:
+    """The named folder; only those that are listed are opened."""
+    found = folders().get(folder)
+    if found is None:
+        raise ValueError(f"folder: there is no {folder} in ComfyUI's input or output folder; save one there.")
+    return found
+
+
+class InlaySaveRegularData(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlaySaveRegularData",
+            display_name="Save Regular Data (Inlay)",
+            category="Inlay",
+            description="Keeps regular pictures in ComfyUI's output folder, as DreamMix's code lays them out:"
+            " regular_<category>/<prompt>/<name>-image.png and -mask.png.",
+            search_aliases=["regularization images", "DreamMix", "save dataset", "class images"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures, from Regular Images."),
+                io.Mask.Input("masks", tooltip="One mask per picture, 1 on the thing."),
+                io.String.Input(
+                    "prompts", force_input=True, tooltip="One for all of the pictures, or one for each."
+                ),
+                io.String.Input("category", tooltip="The folder will be called regular_<category>."),
+            ],
+            outputs=[io.String.Output(display_name="folder", tooltip="Where they are now.")],
+        )
+
+    @classmethod
+    def execute(cls, images, masks, prompts, category) -> io.NodeOutput:
+        from ..training.finetune.data import collect_references  # loaded when needed
+        from ..training.finetune.regular_files import check_prompt, write_regular
+
+        category = category[0].strip()
+        if not re.fullmatch(r"[\w -]+", category):
+            raise ValueError(
+                "category: use letters, digits, spaces, hyphens and underscores, such as teapot."
+            )
+        references = collect_references(images, masks)
+        if len(prompts) not in (1, len(references)):
+            raise ValueError(
+                f"prompts: there are {len(prompts)} for {len(references)} pictures; give one for all or each."
+            )
+        for prompt in prompts:
+            check_prompt(prompt)
+        folder = Path(folder_paths.get_output_directory(), f"regular_{category}")
+        for number, (image, mask) in enumerate(references):
+            # Named by content: saving again changes nothing, and new pictures push none aside.
+            name = zlib.crc32(image.cpu().contiguous().numpy().tobytes())
+            write_regular(folder, prompts[number % len(prompts)], str(name), image, mask)
+        return io.NodeOutput(str(folder))

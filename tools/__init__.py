@@ -1,0 +1,1 @@
+"""Maintainers' tools: demo, serve, generators of templates, thumbnails and screenshots. Not published."""

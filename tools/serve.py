@@ -1,0 +1,53 @@
+"""Open ComfyUI with Inlay, the tiny models and the templates' pictures, in the foreground.
+
+python dev.py serve [--port 8188] [further arguments of ComfyUI]
+"""
+
+import argparse
+import shutil
+import signal
+import sys
+
+from ..headless import HostError, Server
+from ..lab.models import identity
+from .demo import say, stop, tiny_checkpoint
+from .demo_options import ASSETS, PACK
+
+WORK = PACK / ".inlay" / "serve"
+
+
+def serve(port: int, extra: list[str]) -> None:
+    server = Server(WORK, port=port, extra=tuple(extra))
+    print("\nInlay in ComfyUI\n")
+    checkpoint, others = tiny_checkpoint(server.comfyui), identity.install(server.comfyui / "models")
+    say("models", ", ".join(sorted({path.name for path in (checkpoint, *others.values())})))
+    shutil.copytree(ASSETS, WORK / "input", dirs_exist_ok=True)
+    with server:
+        say("open", server.url)
+        say("then", f"Templates > {server.pack_folder().name} > insert_subject, and press Run")
+        say("stop", "Ctrl-C")
+        say("log", str(server.log))
+        server.wait()
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)  # a shell's background jobs are born deaf to it
+    parser = argparse.ArgumentParser(
+        prog="python dev.py serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=int, default=8188)
+    options, extra = parser.parse_known_args()
+    try:
+        serve(options.port, extra)
+    except KeyboardInterrupt:
+        print("\nStopped.")
+        return 0
+    except HostError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Train identity adapters at scale: stages, samples, shards, trainer, checkpoints."""

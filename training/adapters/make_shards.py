@@ -1,0 +1,61 @@
+"""From a folder of pictures to shards: one record for every picture, or for every subfolder of views."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...imaging.references import SUFFIXES, list_references, natural_order
+from .shards import write_shards
+
+STORED = {".png", ".jpg", ".jpeg", ".webp"}  # as they are; other kinds as PNG
+
+
+def pack_pictures(folder: Path, shards: Path, per_shard: int = 1000) -> int:
+    """Write the folder's objects as shards and return how many there are.
+
+    A subfolder is one object, its pictures the views in natural order; pictures in the folder itself are one
+    object each, after those. Masks stand beside them (cat_mask.png, cat-mask.png) or are their alpha
+    channel. A subfolder with pictures named source, target and object is a triplet. Raises ValueError when
+    there is none, or shards are there already.
+    """
+    return write_shards(_records(folder), shards, per_shard)
+
+
+def _records(folder: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    objects = sorted((path for path in visible if path.is_dir()), key=natural_order)
+    loose = any(path.is_file() and path.suffix.lower() in SUFFIXES for path in visible)
+    number = 0
+    for number, path in enumerate(objects, 1):
+        yield f"{number - 1:08d}", _triplet(path) or _views(list_references(path))
+    if loose or not objects:
+        for place, pair in enumerate(list_references(folder), number):
+            yield f"{place:08d}", _views([pair])
+
+
+def _triplet(folder: Path) -> dict[str, bytes] | None:
+    pictures = {path.stem: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+    if not {"source", "target"} <= pictures.keys():
+        return None
+    return {f"{name}{file.suffix.lower()}": file.read_bytes() for name, file in sorted(pictures.items())}
+
+
+def _views(pairs: list[tuple[Path, Path | None]]) -> dict[str, bytes]:
+    fields = {}
+    for number, (picture, mask) in enumerate(pairs):
+        kind, name = picture.suffix.lower(), f"{number:03d}"
+        if kind in STORED:
+            fields[f"{name}{kind}"] = picture.read_bytes()
+        else:
+            fields[f"{name}.png"] = _as_png(picture)
+        if mask is not None:
+            fields[f"{name}.mask.png"] = mask.read_bytes() if mask.suffix.lower() == ".png" else _as_png(mask)
+    return fields
+
+
+def _as_png(path: Path) -> bytes:
+    from PIL import Image, ImageOps
+
+    data = io.BytesIO()
+    ImageOps.exif_transpose(Image.open(path)).save(data, "PNG")  # a PNG would lose the camera's orientation
+    return data.getvalue()

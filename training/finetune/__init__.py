@@ -1,0 +1,1 @@
+"""Finetune a subject: spec, data, LoRA, trainer, memory, previews, store."""

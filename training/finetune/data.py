@@ -1,0 +1,217 @@
+"""From references to what a training step needs: everything encoded once, nothing encoded in a step."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...imaging.augment import augment
+from ...imaging.bezier import bezier_mask
+from ...imaging.boxes import bounding_box
+from ...imaging.masks import box_mask, check_mask
+from .recipes import Recipe
+
+LATENT_PIXEL = 8  # pixels to a latent pixel, in every VAE of the UNet families
+ENCODED_AT_ONCE = 8
+
+
+class Reference(NamedTuple):
+    """A picture of the subject: image (H,W,3) in [0,1], mask (H,W), 1 on the subject."""
+
+    image: Tensor
+    mask: Tensor
+
+
+class Material(NamedTuple):
+    """What there is to learn: the words, and the pictures they stand for."""
+
+    caption: str
+    references: Sequence[Reference]
+
+
+def collect_references(
+    images: Sequence[Tensor], masks: Sequence[Tensor] | None, kind: str = ""
+) -> list[Reference]:
+    """Pictures and masks as they are wired, batches (B,H,W,C) and (B,H,W) of any sizes, as single references.
+
+    Without masks an alpha channel is the mask; without that the whole picture is. Raises ValueError when they
+    do not belong together; `kind` stands before the inputs' names there, such as "regular_".
+    """
+    pictures = [picture for batch in images for picture in batch]
+    if not pictures:
+        raise ValueError(
+            f"{kind}images: there are no reference pictures; wire at least one picture of the subject."
+        )
+    if masks is None:
+        return [_with_own_mask(picture) for picture in pictures]
+    shapes = [mask for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])]
+    if len(shapes) != len(pictures):
+        raise ValueError(
+            f"{kind}masks: there are {len(shapes)} masks for {len(pictures)} images;"
+            " give one mask for every image."
+        )
+    return [Reference(picture[..., :3], mask) for picture, mask in zip(pictures, shapes, strict=True)]
+
+
+def _with_own_mask(picture: Tensor) -> Reference:
+    alpha = picture[..., 3] if picture.shape[-1] == 4 else torch.ones(picture.shape[:2])
+    return Reference(picture[..., :3], alpha)
+
+
+def check_references(references: Sequence[Reference], size: int, masked: bool, kind: str = "") -> list[str]:
+    """Raises ValueError, naming the mask, when there is no subject to learn; `size` is that of the crops.
+
+    `masked`: the masks were wired in, so one that covers its whole picture is a mistake, not a wish. `kind`
+    as in `collect_references`. Returns what the user should be warned of, which is in the log as well.
+    """
+    for number, (image, mask) in enumerate(references, 1):
+        name = f"{kind}masks: mask {number}"
+        if not (mask > 0.5).any():
+            raise ValueError(
+                f"{name} is empty; paint over the subject (white, 1) in every reference picture."
+            )
+        check_mask(image[None], mask[None], name)
+        if masked and (mask > 0.5).all():
+            raise ValueError(
+                f"{name} covers the whole picture; paint over the subject only, or invert the mask."
+            )
+        box, shrink = bounding_box(mask), size / min(mask.shape)
+        if min(box.height, box.width) * shrink < LATENT_PIXEL:
+            raise ValueError(
+                f"{name}: the subject is only {box.width}x{box.height} pixels of a"
+                f" {mask.shape[1]}x{mask.shape[0]} picture, too small to learn; crop closer to it."
+            )
+        if not torch.isfinite(image).all():
+            raise ValueError(f"{kind}images: picture {number} holds NaN or infinite values; load it again.")
+    warnings = []
+    if len(references) > 1 and all(torch.equal(r.image, references[0].image) for r in references[1:]):
+        warnings.append("All reference pictures are identical; different views teach the subject better.")
+    for warning in warnings:
+        logging.warning(f"Inlay: {warning}")
+    return warnings
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N examples on the model's side of the VAE; everything a step reads.
+
+    `context` and `pooled` may hold one row that stands for all N.
+    """
+
+    latent: Tensor  # (N,4,h,w), scaled as the network sees it
+    mask: Tensor  # (N,1,h,w), 1 = the hole
+    masked: Tensor  # (N,4,h,w), the latent of the picture with a grey hole
+    valid: Tensor  # (N,1,h,w), 0 on the padded ring
+    context: Tensor  # (N or 1,L,D)
+    pooled: Tensor | None = None  # (N or 1,P), only where the network has a label embedding
+
+    def __len__(self) -> int:
+        return len(self.latent)
+
+    def take(self, rows: Tensor) -> "Examples":
+        """The examples at `rows` (B,), with one context row each."""
+        return self._map(
+            lambda part: part[rows] if len(part) == len(self) else part.expand(len(rows), *part.shape[1:])
+        )
+
+    def to(self, device: torch.device) -> "Examples":
+        return self._map(lambda part: part.to(device, non_blocking=True))
+
+    def cloned(self) -> "Examples":
+        return self._map(Tensor.clone)
+
+    def joined(self, other: "Examples") -> "Examples":
+        """These rows and then the other's; both as `take` returns them.
+
+        Contexts of 77 and of 154 tokens meet at 154: attention gives the same answer to keys said twice.
+        """
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        length = math.lcm(self.context.shape[1], other.context.shape[1])
+        pairs["context"] = tuple(c.repeat(1, length // c.shape[1], 1) for c in pairs["context"])
+        return Examples(**{name: torch.cat(pair) for name, pair in pairs.items() if pair[0] is not None})
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Examples":
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Examples(**{name: change(part) for name, part in parts.items() if part is not None})
+
+
+def prepare(
+    references: Sequence[Reference],
+    recipe: Recipe,
+    size: int,
+    encode: Callable[[Tensor], Tensor],
+    context: Tensor,
+    pooled: Tensor | None,
+    seed: int,
+) -> Examples:
+    """Augmented copies of every reference, `size` pixels square, with their holes, encoded.
+
+    As many as the recipe says, or as the run will look at if that is less.
+    `encode` takes pictures (B,size,size,3) in [0,1] to latents (B,4,h,w) scaled for the network.
+    """
+    looks = recipe.steps * recipe.accumulation * recipe.batch_size
+    copies = min(recipe.copies, -(-looks // len(references)))
+    views = _views(references, recipe, size, copies, torch.Generator().manual_seed(seed))
+    groups = iter(lambda: list(islice(views, ENCODED_AT_ONCE // 2)), [])  # drawn as they are encoded
+    parts = zip(*(_encoded(group, encode) for group in groups), strict=True)
+    latent, mask, masked, valid = (torch.cat(part) for part in parts)
+    return Examples(latent, mask, masked, valid, context, pooled)
+
+
+View = tuple[Tensor, Tensor, Tensor]  # picture (1,3,S,S) in [-1,1], hole and valid (1,1,S,S)
+
+
+def _views(
+    references: Sequence[Reference], recipe: Recipe, size: int, copies: int, generator: torch.Generator
+) -> Iterator[View]:
+    for reference in references:
+        image = reference.image.movedim(-1, 0)[None].float() * 2 - 1
+        mask = (reference.mask > 0.5).float()[None, None]
+        for _ in range(copies):
+            view, subject, valid = augment(image, mask, size, generator, recipe.augmentation)
+            hole = box_mask(subject[:, 0]) if recipe.hole == "box" else bezier_mask(subject[:, 0], generator)
+            yield view, hole[:, None], valid
+
+
+def _encoded(group: Sequence[View], encode: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """What `Examples` holds of a few views: latent, mask, masked, valid."""
+    view, hole, valid = (torch.cat(parts) for parts in zip(*group, strict=True))
+    pictures = torch.cat([view, view * (1 - hole)])  # a hole is grey: 0 in [-1, 1]
+    latent, masked = encode((pictures.movedim(1, -1) + 1) / 2).chunk(2)
+    grid = latent.shape[-2:]
+    # A latent pixel is valid only where all the pixels under it show the picture.
+    return latent, shrunk_hole(hole, grid), masked, -F.adaptive_max_pool2d(-valid, grid)
+
+
+def shrunk_hole(hole: Tensor, grid: torch.Size | tuple[int, int]) -> Tensor:
+    """Holes (B,1,S,S) on the latents' grid (h,w), as inpainting models know them: the nearest pixel decides.
+
+    Where a hole is so thin that all of it would fall between, every pixel that it touches.
+    """
+    small = F.interpolate(hole, grid, mode="nearest")
+    lost = small.amax((1, 2, 3), keepdim=True) == 0
+    return torch.where(lost, F.adaptive_max_pool2d(hole, grid), small)
+
+
+def rows_of_step(count: int, batch: int, step: int, seed: int) -> Tensor:
+    """Which examples the step uses (batch,): every example once per epoch, in an order drawn from the seed.
+
+    A function of the step alone, so a resumed run sees what the uninterrupted one saw.
+    """
+    places = range(step * batch, (step + 1) * batch)
+    epochs = {place // count for place in places}
+    orders = {epoch: torch.randperm(count, generator=generator_at(seed, epoch, 1)) for epoch in epochs}
+    return torch.stack([orders[place // count][place % count] for place in places])
+
+
+def generator_at(seed: int, step: int, stream: int = 0) -> torch.Generator:
+    """Random numbers that depend on nothing but the seed, the step and the stream (0 noise, 1 order)."""
+    # Odd multipliers spread neighbouring steps over the whole range (Steele et al. 2014, SplitMix64).
+    mixed = seed + step * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9
+    return torch.Generator().manual_seed(mixed & (2**63 - 1))

@@ -1,0 +1,168 @@
+"""What a training needs in memory, known before its first step, and presets that need less.
+
+need = weights + adapter + optimiser + activations, in bytes:
+
+weights      parameters of the frozen network, times their size
+adapter      trained parameters, times: their size, their gradients', in 16 bits a float32 master and its
+             gradient (4 + 4), and a running mean (4)
+optimiser    trained parameters, times 8 (AdamW) or 2 (in 8 bits); Adafactor: 4 for each row and column of
+             a matrix
+activations  what the forward pass keeps for the backward pass, and twice the largest output of a layer (its
+             gradient, and that of its input). Measured on the network itself, on two small grids: all of it
+             is a + b * latent pixels, for attention keeps no matrix of weights. With checkpointing: what
+             enters each block, and the inside of the largest one
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from .presets import Preset
+from .recipes import Optimiser, Recipe
+
+GIGABYTE = 2**30
+OUTSIDE = -1  # of every block
+
+
+def with_preset(recipe: Recipe, preset: Preset, eight_bit: bool) -> Recipe:
+    """The recipe as the preset runs it; where the recipe itself names a precision, that stays.
+
+    `eight_bit`: whether 8-bit moments are to be had and nobody asked for another optimiser.
+    """
+    if preset.half and recipe.precision == "model":
+        recipe = replace(recipe, precision="half")
+    if preset.at_once and preset.at_once < recipe.batch_size:
+        at_once = max(n for n in range(1, preset.at_once + 1) if recipe.batch_size % n == 0)
+        passes = recipe.accumulation * recipe.batch_size // at_once
+        recipe = replace(recipe, batch_size=at_once, accumulation=passes)
+    if preset.eight_bit and eight_bit and recipe.optimiser.kind == "AdamW":
+        recipe = replace(recipe, optimiser=replace(recipe.optimiser, kind="AdamW8bit"))
+    return recipe
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes; `loaded` of the weights are in memory already."""
+
+    weights: int
+    adapter: int
+    optimiser: int
+    activations: int
+    loaded: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.adapter + self.optimiser + self.activations
+
+    @property
+    def missing(self) -> int:
+        return self.total - self.loaded
+
+    def __str__(self) -> str:
+        parts = ("weights", "adapter", "optimiser", "activations")
+        return ", ".join(f"{name} {getattr(self, name) / GIGABYTE:.2f} GB" for name in parts)
+
+
+class Trace(NamedTuple):
+    """What one picture's forward pass keeps, in bytes: outside of the blocks, entering each, inside each."""
+
+    outside: float
+    entering: tuple[float, ...]
+    inside: tuple[float, ...]
+    largest: float  # output of a layer
+
+    def at(self, pixels: int, other: "Trace", measured: tuple[int, int]) -> "Trace":
+        """This trace and another's, measured on so many latent pixels each, continued in a straight line."""
+        share = (pixels - measured[0]) / (measured[1] - measured[0])
+
+        def line(a: float, b: float) -> float:
+            return a + (b - a) * share
+
+        return Trace(
+            line(self.outside, other.outside),
+            tuple(map(line, self.entering, other.entering)),
+            tuple(map(line, self.inside, other.inside)),
+            line(self.largest, other.largest),
+        )
+
+    def activations(self, checkpointing: bool) -> float:
+        kept = sum(self.entering) + max(self.inside) if checkpointing else sum(self.inside)
+        return self.outside + kept + 2 * self.largest
+
+
+def trained_need(
+    shapes: Iterable[Sequence[int]], size: int, optimiser: Optimiser, ema: bool
+) -> tuple[int, int]:
+    """The bytes of the adapter and of the optimiser; `shapes` of what is trained, `size` of one number."""
+    sizes = [torch.Size(shape) for shape in shapes]
+    count = sum(shape.numel() for shape in sizes)
+    masters = 0 if size == 4 else 8
+    factored = sum(
+        shape.numel() // shape[-1] + shape.numel() // shape[-2] if len(shape) > 1 else shape.numel()
+        for shape in sizes
+    )
+    states = {"AdamW": 8 * count, "AdamW8bit": 2 * count, "Adafactor": 4 * factored}
+    return count * (2 * size + masters + 4 * ema), states[optimiser.kind]
+
+
+def trace(unet: nn.Module, blocks: Sequence[nn.Module], forward: Callable[[], Tensor]) -> Trace:
+    """Run `forward`, a pass of one picture through the network, and see what it keeps; see `Trace`.
+
+    `blocks` do not lie inside one another.
+    """
+    seen, alive = {p.untyped_storage().data_ptr() for p in unet.parameters()}, []
+    entering, inside = [0.0] * len(blocks), dict.fromkeys(range(OUTSIDE, len(blocks)), 0.0)
+    where, largest = [OUTSIDE], [0.0]
+
+    def keep(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            alive.append(storage)  # or another would get its address
+            inside[where[0]] += storage.nbytes()
+
+    def enter(number: int):
+        def hook(block, args, kwargs):
+            where[0] = number
+            inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+            entering[number] = float(max(value.untyped_storage().nbytes() for value in inputs))
+
+        return hook
+
+    def leave(block, args, output):
+        where[0] = OUTSIDE
+
+    def measure(layer, args, output):
+        if isinstance(output, Tensor):
+            largest[0] = max(largest[0], float(output.untyped_storage().nbytes()))
+
+    with ExitStack() as hooks:
+        for number, block in enumerate(blocks):
+            hooks.callback(block.register_forward_pre_hook(enter(number), with_kwargs=True).remove)
+            hooks.callback(block.register_forward_hook(leave).remove)
+        for layer in unet.modules():
+            hooks.callback(layer.register_forward_hook(measure).remove)
+        hooks.enter_context(saved_tensors_hooks(keep, lambda nothing: nothing))  # no backward pass follows
+        forward()
+    return Trace(inside[OUTSIDE], tuple(entering), tuple(inside[n] for n in range(len(blocks))), largest[0])
+
+
+def check_fits(need: Need, free: int, others: dict[str, Need], otherwise: str) -> None:
+    """Raises ValueError when more is needed than is free.
+
+    `others`: what each preset would need, the largest first; `otherwise`: the advice where none of them fits.
+    """
+    if need.missing <= free:
+        return
+    fitting = [name for name, other in others.items() if other.missing <= free]
+    leave = "leave optimiser and checkpointing to it"
+    advice = f'use the memory preset "{fitting[0]}" and {leave}' if fitting else otherwise
+    raise ValueError(
+        f"memory: this training will not fit: it needs about {need.missing / GIGABYTE:.1f} GB besides the"
+        f" loaded model and {free / GIGABYTE:.1f} GB are free; {advice}."
+    )

@@ -1,0 +1,136 @@
+"""The published recipes as data: a user picks one and changes what they like.
+
+Every number carries its source. Where a paper and its released code differ the paper is the default; what the
+code does is named in the comment. Lines marked "ours" are choices neither states.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ...imaging.augment import Augmentation
+from .presets import ADAFACTOR_RATE, Kind
+
+# Of the network's arithmetic. "model": the host's choice; "half": 16 bits of whatever kind suits the device.
+Precision = Literal["model", "half", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is trained: a low-rank addition to some layers, or every weight (stored as a difference)."""
+
+    kind: Literal["lora", "full"] = "lora"
+    rank: int = 16
+    alpha: float | None = None  # None: equal to the rank, so that the scale alpha / rank is 1
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # ends of module paths
+    init: Literal["gaussian", "kaiming"] = "kaiming"  # of A; B starts at zero
+    dora: bool = False  # DoRA: magnitude and direction apart (Liu et al. 2024)
+    rslora: bool = False  # scale alpha / sqrt(rank) (Kalajdzievski 2023)
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """Constant learning rate, no warm-up. Adafactor's rate is relative to the size of each weight."""
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)  # DreamCom and DreamMix, released code
+    weight_decay: float = 1e-2
+    eps: float = 1e-8  # DreamCom, released code
+    clip_norm: float = 1.0  # DreamCom, released code
+    kind: Kind = "AdamW"  # betas and eps are AdamW's
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to teach a model a subject. `resolution` 0 means the model's own working size."""
+
+    name: str
+    adapter: Adapter = field(default_factory=Adapter)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    prompt: str = "a photo of {token} {class_name}"  # DreamCom, released code
+    steps: int = 400
+    batch_size: int = 1
+    accumulation: int = 1
+    resolution: int = 0
+    hole: Literal["box", "bezier"] = "box"
+    copies: int = 16  # augmented copies of each reference, encoded once and kept
+    regular_copies: int = 3  # and of each regular picture (DreamMix, released code)
+    augmentation: Augmentation = field(default_factory=Augmentation)  # DreamCom's numbers, named there
+    masked_cross_attention: bool = False  # words speak to the hole only (DreamCom eq. 2)
+    weight_inside: float = 1.0  # tau 1 of DreamMix eq. 7
+    weight_outside: float = 1.0  # tau 2 of DreamMix eq. 7
+    weights_squared: bool = False  # weigh prediction and target before squaring, as DreamMix's code does
+    beta: float = 0.0  # share of the regular data's loss, DreamMix eq. 8
+    inpainting_only: bool = True
+    precision: Precision = "model"
+    ema_decay: float = 0.0  # of a running mean of the weights, which is then the result; 0: none
+
+    def with_choices(
+        self,
+        *,
+        steps=0,
+        rank=0,
+        learning_rate=0.0,
+        batch_size=0,
+        resolution=0,
+        optimiser: Kind | None = None,
+        precision: Precision | None = None,
+        ema_decay=0.0,
+    ) -> "Recipe":
+        """This recipe with the user's choices; 0 and None keep the recipe's own."""
+        alpha = self.adapter.alpha if self.adapter.alpha is None or not rank else float(rank)
+        own_rate = ADAFACTOR_RATE if optimiser == "Adafactor" else self.optimiser.learning_rate
+        return replace(
+            self,
+            steps=steps or self.steps,
+            batch_size=batch_size or self.batch_size,
+            resolution=resolution or self.resolution,
+            adapter=replace(self.adapter, rank=rank or self.adapter.rank, alpha=alpha),
+            optimiser=replace(
+                self.optimiser,
+                learning_rate=learning_rate or own_rate,
+                kind=optimiser or self.optimiser.kind,
+            ),
+            precision=precision or self.precision,
+            ema_decay=ema_decay or self.ema_decay,
+        )
+
+
+DREAMCOM_FULL = Recipe(
+    name="DreamCom (full UNet)",
+    adapter=Adapter(kind="full", targets=()),
+    optimiser=Optimiser(learning_rate=5e-6, weight_decay=1e-2),  # released code
+    steps=400,  # released code
+    batch_size=1,  # released code
+    hole="box",  # paper, section 3.2: the bounding box of the foreground
+    copies=16,  # ours: the paper augments afresh at every step
+    masked_cross_attention=True,  # paper, eq. 2: in training and in inference
+)
+
+DREAMCOM = replace(
+    DREAMCOM_FULL,
+    name="DreamCom",
+    adapter=Adapter(rank=16),  # ours: the paper trains the whole UNet
+    optimiser=Optimiser(learning_rate=1e-4, weight_decay=1e-2),  # ours: 5e-6 is for the whole UNet
+)
+
+DREAMMIX = Recipe(
+    name="DreamMix",
+    # Paper: W_k and W_v of every attention layer, rank 4. The code also trains to_out.0.
+    adapter=Adapter(rank=4, alpha=4.0, targets=("to_k", "to_v"), init="gaussian"),
+    optimiser=Optimiser(learning_rate=1e-4, weight_decay=1e-4),  # paper; released code
+    prompt="a {token} {class_name}",  # paper, section 3.3
+    steps=1000,  # released code
+    batch_size=1,  # released code
+    accumulation=4,  # released code
+    hole="bezier",  # released code
+    copies=10,  # released code
+    augmentation=Augmentation(scale_chance=0.0),  # square crops only: the holes are what varies
+    weight_inside=1.5,  # paper, eq. 7
+    weight_outside=0.7,  # paper, eq. 7; README 0.6 with weights_squared
+    beta=0.4,  # paper, eq. 8; the code draws regular data with probability 0.3 instead
+    # The paper's base is SDXL with the Fooocus head. Here a 4-channel UNet is trained without a head: it sees
+    # neither mask nor masked picture, the mask only weighs its loss.
+    inpainting_only=False,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (DREAMCOM, DREAMCOM_FULL, DREAMMIX)}

@@ -1,0 +1,46 @@
+"""What a graph wires into Subject Finetune, as a lesson; `from_config` does the same for the command line."""
+
+from pathlib import Path
+
+import folder_paths
+
+from .checks import check_model, crop_size
+from .data import Material, Reference, check_references, collect_references
+from .finetune_subject import Lesson, Previous, Wired, caption_of
+from .regular_data import group_by_prompt
+from .store import read_lora
+from .subject import Subject
+
+
+def lesson_of(
+    wired: Wired, recipe, token, class_name, images, masks, regular_images, regular_masks, regular_prompt,
+    seed: int, previous: Subject | None,
+) -> tuple[Lesson, list[str]]:  # fmt: skip
+    """What was wired, checked, and what the user should be warned of. Raises ValueError in their words."""
+    caption = caption_of(recipe, token, class_name)
+    check_model(wired.model, recipe)
+    size = crop_size(wired.model, recipe)
+    references, notes = _references(images, masks, size)
+    regular = []
+    if regular_images and recipe.beta:
+        prompts = [prompt.strip() or f"a {class_name}" for prompt in regular_prompt]
+        others, _ = _references(regular_images, regular_masks, size, "regular_")
+        regular = group_by_prompt(others, prompts)
+    start = previous and _with_weights(previous)
+    material = Material(caption, references)
+    return Lesson(token, class_name, recipe, material, regular, size, seed, start), notes
+
+
+def _references(images, masks, size: int, kind="") -> tuple[list[Reference], list[str]]:
+    references = collect_references(images, masks, kind)
+    return references, check_references(references, size, masks is not None, kind)
+
+
+def _with_weights(subject: Subject) -> Previous:
+    path = folder_paths.get_full_path("loras", subject.lora)
+    if path is None:
+        raise ValueError(
+            f"previous: its weights, {subject.lora}, are not in models/loras any more; put them back or train"
+            " it again."
+        )
+    return Previous(subject, read_lora(Path(path)))

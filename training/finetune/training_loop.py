@@ -1,0 +1,92 @@
+"""The training loop: a few parameters, one callable for the loss, nothing about models."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..optimizers import Average, Stepper
+from .recipes import Optimiser
+
+
+class Diverged(ValueError):
+    """The loss or its gradients are no longer numbers."""
+
+
+@dataclass
+class State:
+    """Where a run stands: what a checkpoint holds beside the parameters themselves."""
+
+    step: int
+    losses: list[float]
+    tensors: dict[str, Tensor]  # master weights and the optimiser's state, by "<kind>.<index>"
+
+
+def fit(
+    parameters: Sequence[Tensor],
+    loss_at: Callable[[int], Tensor],
+    optimiser: Optimiser,
+    steps: int,
+    accumulation: int = 1,
+    resume: State | None = None,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    on_save: Callable[[State], None] | None = None,
+    save_every: int = 0,
+    ema_decay: float = 0.0,
+    average: Average | None = None,
+) -> list[float]:
+    """Take `steps` optimiser steps and return the loss of each.
+
+    `loss_at(k)` is the scalar loss of the k-th forward pass; a step averages `accumulation` of them. It must
+    draw its random numbers from k alone: then a run resumed from a `State` is the uninterrupted run, bit for
+    bit. `on_step(step, loss)` may raise to stop. `on_save(state)` is called every `save_every` steps (0:
+    never) and when anything stops the run early, with the last state that was finite; not when that comes
+    while the weights move, for then no step describes them. `ema_decay` and `average` as in `Stepper`. Raises
+    `Diverged` at the first loss or gradient that is not finite.
+    """
+    stepper = Stepper(parameters, optimiser, ema_decay, average)
+    losses: list[float] = []
+    if resume:
+        stepper.load(resume.tensors, resume.step)
+        losses = list(resume.losses)
+    good = len(losses)
+    try:
+        for step in range(len(losses), steps):
+            loss = _gradients(stepper, loss_at, step * accumulation, accumulation)
+            if not math.isfinite(loss) or not stepper.step():
+                raise Diverged(_diverged(step, optimiser, kept=on_save is not None))
+            losses.append(loss)
+            on_step(step + 1, loss)
+            if on_save and save_every and (step + 1) % save_every == 0 and step + 1 < steps:
+                on_save(State(step + 1, list(losses), stepper.tensors()))
+                good = step + 1
+    except BaseException:
+        whole = stepper.taken == len(losses)  # not cut off while the weights moved
+        if on_save and whole and len(losses) > good:
+            on_save(State(len(losses), list(losses), stepper.tensors()))
+        raise
+    stepper.finish()
+    return losses
+
+
+def _diverged(step: int, optimiser: Optimiser, kept: bool) -> str:
+    sentence = (
+        f"learning_rate: the loss stopped being a number at step {step + 1} with"
+        f" {optimiser.learning_rate:g}; choose a smaller learning rate"
+    )
+    return sentence + (f" (the checkpoint of step {step} is kept)." if kept and step else ".")
+
+
+def _gradients(stepper: Stepper, loss_at: Callable[[int], Tensor], first: int, count: int) -> float:
+    """Add up the gradients of `count` passes; their mean loss."""
+    losses = []
+    for k in range(first, first + count):
+        loss = loss_at(k) / count
+        stepper.backward(loss)
+        losses.append(loss.detach())
+    mean = torch.stack(losses).sum()
+    if stepper.average:
+        stepper.average([mean])
+    return float(mean)

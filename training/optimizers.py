@@ -1,0 +1,152 @@
+"""One optimiser step: float32 masters, loss scaling, clipping, a running mean; and all of it as tensors."""
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+
+from .finetune.recipes import Optimiser
+
+Average = Callable[[Sequence[Tensor]], None]  # over all processes, in place
+NO_STATE = ("", "master", "mean", "sample")  # what else a checkpoint holds beside an optimiser's state
+
+
+def eight_bit_installed() -> bool:
+    return find_spec("bitsandbytes") is not None
+
+
+def check_optimiser(spec: Optimiser) -> None:
+    """Raises ValueError for an optimiser that is not installed."""
+    if spec.kind == "AdamW8bit" and not eight_bit_installed():
+        raise ValueError(
+            "optimiser: AdamW8bit needs the Python package bitsandbytes, which is not installed; install it"
+            " or choose another optimiser."
+        )
+
+
+def make_optimiser(parameters: Sequence[Tensor], spec: Optimiser) -> Any:
+    """Torch's AdamW (Loshchilov & Hutter 2019) or Adafactor (Shazeer & Stern 2018), or bitsandbytes' AdamW
+    with its moments in 8 bits (Dettmers et al. 2022)."""
+    common: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    if spec.kind == "Adafactor":
+        return torch.optim.Adafactor(parameters, **common)
+    common |= {"betas": spec.betas, "eps": spec.eps}
+    if spec.kind == "AdamW8bit":
+        import bitsandbytes  # pyright: ignore[reportMissingImports]  (optional, see check_optimiser)
+
+        return bitsandbytes.optim.AdamW8bit(parameters, **common)
+    return torch.optim.AdamW(parameters, fused=True, **common)
+
+
+class Stepper:
+    """An optimiser in float32. Parameters of a half type get float32 masters, and float16 gets loss scaling.
+
+    `ema_decay` above 0 keeps a running mean of the masters. `finish` leaves these or the means in the
+    parameters. `average` takes the mean of the gradients over the processes that train together.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        optimiser: Optimiser,
+        ema_decay: float = 0.0,
+        average: Average | None = None,
+    ):
+        self.parameters = list(parameters)
+        half = self.parameters[0].dtype != torch.float32
+        self.masters = (
+            [p.detach().float().requires_grad_() for p in self.parameters] if half else self.parameters
+        )
+        self.clip_norm = optimiser.clip_norm
+        self.optimiser = make_optimiser(self.masters, optimiser)
+        self.scaler = GradScaler(
+            self.parameters[0].device.type, enabled=self.parameters[0].dtype == torch.float16
+        )
+        self.ema_decay = ema_decay
+        self.means = [m.detach().clone() for m in self.masters] if ema_decay else []
+        self.average = average
+        self.taken = 0
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self) -> bool:
+        """Take the step; False, with nothing changed, where the gradients are no numbers."""
+        gradients = self._gradients()
+        if self.average:
+            self.average(gradients)
+        self.scaler.unscale_(self.optimiser)
+        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.clip_norm)
+        # Loss scaling meets infinite gradients on purpose: it leaves the step out and scales less.
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            return False
+        self.taken += 1  # before anything moves, so that whoever is cut off in here can tell
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        self._publish()
+        return True
+
+    def _gradients(self) -> list[Tensor]:
+        """Every master's gradient; a half-precision network's are moved to its masters."""
+        if self.masters is not self.parameters:
+            for master, p in zip(self.masters, self.parameters, strict=True):
+                assert p.grad is not None
+                master.grad, p.grad = p.grad.float(), None
+        return [master.grad for master in self.masters if master.grad is not None]
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        if self.masters is not self.parameters:
+            for master, p in zip(self.masters, self.parameters, strict=True):
+                p.copy_(master)
+        # Young means forget faster, or they would remember the random start.
+        decay = min(self.ema_decay, self.taken / (9 + self.taken))
+        for mean, master in zip(self.means, self.masters, strict=False):
+            mean.lerp_(master, 1 - decay)
+
+    def finish(self) -> None:
+        """Leave what was asked for in the parameters, in float32: the last weights, or their running mean.
+
+        A half type would round away what small steps have added up; the network itself runs no more.
+        """
+        for value, p in zip(self.means or self.masters, self.parameters, strict=True):
+            p.data = value.detach()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that decides the next step, copied to the CPU."""
+        kept = {f"master.{i}": p for i, p in enumerate(self.masters)}
+        kept |= {f"mean.{i}": mean for i, mean in enumerate(self.means)}
+        for i, p in enumerate(self.masters):
+            kept |= {f"{name}.{i}": torch.as_tensor(v) for name, v in self.optimiser.state[p].items()}
+        if self.scaler.is_enabled():
+            scaler = self.scaler.state_dict()
+            kept["scale"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
+        return {name: value.detach().cpu().clone() for name, value in kept.items()}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], taken: int) -> None:
+        """Go on from what `tensors()` gave. Copies: it may come from a file read in inference mode."""
+        self.taken = taken
+        states: dict[int, dict[str, Any]] = {i: {} for i in range(len(self.masters))}
+        for key, tensor in tensors.items():
+            name, _, i = key.rpartition(".")
+            if name not in NO_STATE:
+                states[int(i)][name] = int(tensor) if tensor.dtype == torch.int64 else tensor
+        for i, (master, p) in enumerate(zip(self.masters, self.parameters, strict=True)):
+            master.copy_(tensors[f"master.{i}"])
+            p.copy_(master)
+            self.optimiser.state[master] = {
+                name: value.to(master.device, copy=True) if isinstance(value, Tensor) else value
+                for name, value in states[i].items()
+            }
+        for i, mean in enumerate(self.means):
+            mean.copy_(tensors[f"mean.{i}"])
+        if "scale" in tensors:
+            scale, tracker = tensors["scale"].tolist()
+            self.scaler.load_state_dict(
+                self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)}
+            )
