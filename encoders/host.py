@@ -12,12 +12,15 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from . import dinov2
-from .checkpoint_layouts import Found, build, from_published
-from .content_adapter import CLIP, DINOV2, AdapterConfig, Reading, thin, weigh
+from .checkpoint_layouts import AdapterCheckpoint, build_adapter, from_published
+from .content_adapter import CLIP, DINOV2, AdapterConfig, EncoderSpec, downsample_tokens, scale_context
 from .embedding_optimizer import OptimizerConfig
 from .pixels import IMAGENET, as_pixels
 
-KINDS = {"dinov2": DINOV2, "clip_vision_model": CLIP}  # the host's model types that adapters were made for
+ENCODER_KINDS = {
+    "dinov2": DINOV2,
+    "clip_vision_model": CLIP,
+}  # the host's model types that adapters were made for
 CLIP_SIZES = {768: "ViT-B", 1024: "ViT-L/14", 1280: "ViT-H/14", 1664: "ViT-bigG/14"}
 
 
@@ -57,7 +60,7 @@ def load_vision(state: dict[str, Tensor], config: dinov2.DinoConfig | None = Non
     if dinov2.is_facebook(state):
         state, config = from_published(state)
     if dinov2.is_transformers(state):
-        return DinoVision(config or dinov2.read_config(state), state)
+        return DinoVision(config or dinov2.read_dino_config(state), state)
     if "pre_layrnorm.weight" in state:  # transformers 5 writes a CLIPVisionModel like this
         state = {f"vision_model.{key}": value for key, value in state.items()}
     published = "visual.transformer.resblocks.0.attn.in_proj_weight" in state
@@ -80,14 +83,14 @@ class IdentityAdapter:
     patcher: ModelPatcher
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> EncoderSpec:
         return self.config.reading
 
 
-def load_adapter(found: Found, name: str) -> IdentityAdapter:
+def load_adapter(found: AdapterCheckpoint, name: str) -> IdentityAdapter:
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
-    module = build(found.config, torch.float32, offload, comfy.ops.manual_cast)
+    module = build_adapter(found.config, torch.float32, offload, comfy.ops.manual_cast)
     module.load_state_dict(found.adapter)
     patcher = ModelPatcher(module.eval(), load_device=device, offload_device=offload)
     return IdentityAdapter(name, found.layout, found.config, patcher)
@@ -112,7 +115,7 @@ def check_encoder(vision, adapter: IdentityAdapter) -> None:
             f"encoder: there is none in the adapter's file; load {wanted}, which {adapter.name} was made for."
         )
     registers = vision.config.get("num_register_tokens", 0)
-    kind, width = KINDS.get(vision.model_type, str(vision.model_type)), vision.config["hidden_size"]
+    kind, width = ENCODER_KINDS.get(vision.model_type, str(vision.model_type)), vision.config["hidden_size"]
     if (kind, width, registers) != (reads.encoder, reads.width, reads.registers):
         raise ValueError(
             f"encoder: this is {encoder_name(kind, width, registers)}, but the adapter {adapter.name}"
@@ -125,7 +128,7 @@ def check_encoder(vision, adapter: IdentityAdapter) -> None:
         )
 
 
-class Seen(NamedTuple):
+class ImageContext(NamedTuple):
     """What the sampler is given: context (1, V * N, C) of the object, and of no object."""
 
     context: Tensor
@@ -139,7 +142,7 @@ def encode_views(
     strength: float = 1.0,
     count: int = 0,
     raw: bool = False,
-) -> Seen:
+) -> ImageContext:
     """Square pictures (1, S, S, 3) in [0, 1], views of one object, to its context rows, view after view.
 
     count: tokens a view keeps at most, 0 all. raw: pixels from 0 to 255 instead of normalised ones, as the
@@ -161,14 +164,14 @@ def encode_views(
     else:
         nothing = torch.zeros_like(context[:1])
     leading = None if adapter.config.tokens else 1 if reads.tokens == "pooled" else reads.leading
-    context, nothing = thin(context, count, leading), thin(nothing, count, leading)
-    context = weigh(context, nothing.expand_as(context), strength)
+    context, nothing = downsample_tokens(context, count, leading), downsample_tokens(nothing, count, leading)
+    context = scale_context(context, nothing.expand_as(context), strength)
     out = comfy.model_management.intermediate_device()
     views, _, width = context.shape
-    return Seen(context.reshape(1, -1, width).to(out), nothing.repeat(1, views, 1).to(out))
+    return ImageContext(context.reshape(1, -1, width).to(out), nothing.repeat(1, views, 1).to(out))
 
 
-def _tokens(vision, reads: Reading, pictures: Tensor, raw: bool) -> Tensor:
+def _tokens(vision, reads: EncoderSpec, pictures: Tensor, raw: bool) -> Tensor:
     """The encoder's tokens (B, N, E) that the adapter reads."""
     comfy.model_management.load_model_gpu(vision.patcher)
     pictures = pictures.to(vision.load_device, torch.float32)

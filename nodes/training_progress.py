@@ -27,10 +27,10 @@ def add_route() -> None:
 
     @PromptServer.instance.routes.get(ROUTE)
     async def trainings(request: web.Request) -> web.Response:
-        return web.json_response(live.runs())
+        return web.json_response(live.all_progress())
 
 
-class Progress:
+class NodeProgress:
     """Step, loss and time left: on the node's bar, text and chart in the browser, and every tenth in the log.
 
     `notes` are warnings, which stay under the text; `workflow` is the id of the workflow with the node, see
@@ -40,11 +40,11 @@ class Progress:
     def __init__(self, steps: int, node_id: str | None, notes: Sequence[str] = (), workflow: str = ""):
         self.steps, self.node_id, self.notes, self.workflow = steps, node_id, notes, workflow
         self.bar = comfy.utils.ProgressBar(steps, node_id=node_id)
-        self.run: live.Run | None = None  # nothing is shown of a training that was done before
+        self.run: live.TrainingProgress | None = None  # nothing is shown of a training that was done before
         self.first: tuple[int, float] | None = None
         self.told = 0.0
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "NodeProgress":
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -61,7 +61,7 @@ class Progress:
         line = f"step {step} of {self.steps}, loss {loss:.4f}, {left:.0f} s left"
         self.bar.update_absolute(step, self.steps)
         if self.node_id:
-            self.run = self.run or live.begin(self.node_id, self.steps, self.workflow)
+            self.run = self.run or live.begin_progress(self.node_id, self.steps, self.workflow)
             self.run.add(step, loss)
             if now - self.told > 0.25 or step == self.steps:
                 PromptServer.instance.send_progress_text("\n".join([line, *self.notes]), self.node_id)
@@ -79,7 +79,7 @@ class Progress:
             self.run.add_sample(step, data_url(image))
             self._tell(self.run, sample=True)
 
-    def _tell(self, run: live.Run, sample: bool = False) -> None:
+    def _tell(self, run: live.TrainingProgress, sample: bool = False) -> None:
         """To every page that is open, whoever queued the graph."""
         PromptServer.instance.send_sync(EVENT, run.news(sample))
 

@@ -13,7 +13,7 @@ from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from torch import Tensor
 
 
-def check_model(model: ModelPatcher, width: int) -> None:
+def check_pix2pix_model(model: ModelPatcher, width: int) -> None:
     """Raises ValueError for a model that does not read a source picture beside the noisy latent, or whose
     context is of another width than what replaces its words."""
     facts = model.model.model_config.unet_config
