@@ -1,0 +1,102 @@
+"""The tokens of a transformer's attention: which of them are text, image, reference or padding.
+
+Diffusion transformers attend over one sequence of text and image tokens. The order is a fact of the network's
+class; the counts follow from the sizes of the latents and of the text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Size = tuple[int, int]
+TEXT, IMAGE, REFERENCE, PAD = "text", "image", "reference", "pad"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive tokens of one kind.
+
+    number: which reference, counted from 0. grid: (rows, columns) of an image or a reference.
+    """
+
+    kind: str
+    count: int
+    number: int = 0
+    grid: Size = (0, 0)
+
+
+@dataclass(frozen=True)
+class TokenOrder:
+    """How a network class builds its sequence.
+
+    order: of TEXT, IMAGE and REFERENCE. patch: latent cells per side of a token, or the attribute of the
+    network that holds it (a number, or a sequence that ends with it). pad_multiple: the attribute with the
+    multiple to which text and image are each padded. alone: kinds over which some blocks also attend without
+    the others. joint: False for networks with separate self-attention (image) and cross-attention (text).
+    """
+
+    order: tuple[str, ...]
+    patch: str | int
+    pad_multiple: str = ""
+    alone: tuple[str, ...] = ()
+    joint: bool = True
+
+
+TEXT_FIRST = (TEXT, IMAGE, REFERENCE)
+
+# Class name of the host's network -> its order.
+TOKEN_ORDERS = {
+    "Flux": TokenOrder(TEXT_FIRST, "patch_size"),
+    "Chroma": TokenOrder((TEXT, IMAGE), "patch_size"),
+    "QwenImageTransformer2DModel": TokenOrder(TEXT_FIRST, "patch_size"),
+    "MageFlowTransformer2DModel": TokenOrder(TEXT_FIRST, 1),
+    "SingleStreamDiT": TokenOrder(TEXT_FIRST, "patch"),
+    "NextDiT": TokenOrder((TEXT, IMAGE), "patch_size", pad_multiple="pad_tokens_multiple"),
+    "OmniGen2Transformer2DModel": TokenOrder((TEXT, REFERENCE, IMAGE), "patch_size"),
+    "BooguTransformer2DModel": TokenOrder((TEXT, REFERENCE, IMAGE), "patch_size", alone=(REFERENCE, IMAGE)),
+    "LensTransformer2DModel": TokenOrder((IMAGE, TEXT), 1),
+    "JoyImageTransformer3DModel": TokenOrder((IMAGE, REFERENCE, TEXT), "patch_size"),
+    "Anima": TokenOrder((IMAGE,), "patch_spatial", joint=False),
+}
+
+
+def grid_of(size: Sequence[int], patch: int) -> Size:
+    """(rows, columns) of the tokens of a latent (..., height, width); the host pads up to whole patches."""
+    return -(-size[-2] // patch), -(-size[-1] // patch)
+
+
+def padding(count: int, multiple: int) -> int:
+    """How many tokens fill `count` up to a multiple; none for a multiple of 0."""
+    return -count % multiple if multiple else 0
+
+
+def token_layout(
+    order: TokenOrder, patch: int, image: Size, text: int, references: Sequence[Size] = (), multiple: int = 0
+) -> list[Span]:
+    """The spans of the sequence.
+
+    Args:
+        order: of the network's class.
+        patch: latent cells per side of a token.
+        image: (height, width) of the noisy latent.
+        text: number of text tokens.
+        references: (height, width) of every reference latent; ignored by networks that read none.
+        multiple: text and image are each padded to it, 0 for no padding.
+    """
+    grid = grid_of(image, patch)
+    grids = [grid_of(size, patch) for size in references]
+    parts = {
+        TEXT: [Span(TEXT, text)],
+        IMAGE: [Span(IMAGE, grid[0] * grid[1], grid=grid)],
+        REFERENCE: [Span(REFERENCE, g[0] * g[1], number, g) for number, g in enumerate(grids)],
+    }
+    spans: list[Span] = []
+    for kind in order.order:
+        spans += parts[kind]
+        fill = padding(sum(span.count for span in parts[kind]), multiple)
+        spans += [Span(PAD, fill)] if fill else []
+    return spans
+
+
+def length_of(spans: Sequence[Span]) -> int:
+    """The number of tokens of a sequence."""
+    return sum(span.count for span in spans)

@@ -1,0 +1,1 @@
+"""Every private seam to ComfyUI, one function per seam."""
