@@ -39,23 +39,35 @@ class TokenOrder:
     pad_multiple: str = ""
     alone: tuple[str, ...] = ()
     joint: bool = True
+    blocks: tuple[tuple[str, str], ...] = ()
 
 
 TEXT_FIRST = (TEXT, IMAGE, REFERENCE)
 
+FLUX_BLOCKS = (("double", "double_blocks"), ("single", "single_blocks"))
+DOUBLE_BLOCKS = (("double", "transformer_blocks"),)
+
 # Class name of the host's network -> its order.
 TOKEN_ORDERS = {
-    "Flux": TokenOrder(TEXT_FIRST, "patch_size"),
-    "Chroma": TokenOrder((TEXT, IMAGE), "patch_size"),
-    "QwenImageTransformer2DModel": TokenOrder(TEXT_FIRST, "patch_size"),
-    "MageFlowTransformer2DModel": TokenOrder(TEXT_FIRST, 1),
-    "SingleStreamDiT": TokenOrder(TEXT_FIRST, "patch"),
-    "NextDiT": TokenOrder((TEXT, IMAGE), "patch_size", pad_multiple="pad_tokens_multiple"),
-    "OmniGen2Transformer2DModel": TokenOrder((TEXT, REFERENCE, IMAGE), "patch_size"),
-    "BooguTransformer2DModel": TokenOrder((TEXT, REFERENCE, IMAGE), "patch_size", alone=(REFERENCE, IMAGE)),
-    "LensTransformer2DModel": TokenOrder((IMAGE, TEXT), 1),
-    "JoyImageTransformer3DModel": TokenOrder((IMAGE, REFERENCE, TEXT), "patch_size"),
-    "Anima": TokenOrder((IMAGE,), "patch_spatial", joint=False),
+    "Flux": TokenOrder(TEXT_FIRST, "patch_size", blocks=FLUX_BLOCKS),
+    "Chroma": TokenOrder((TEXT, IMAGE), "patch_size", blocks=FLUX_BLOCKS),
+    "QwenImageTransformer2DModel": TokenOrder(TEXT_FIRST, "patch_size", blocks=DOUBLE_BLOCKS),
+    "MageFlowTransformer2DModel": TokenOrder(TEXT_FIRST, 1, blocks=DOUBLE_BLOCKS),
+    "SingleStreamDiT": TokenOrder(TEXT_FIRST, "patch", blocks=(("single", "blocks"),)),
+    "NextDiT": TokenOrder(
+        (TEXT, IMAGE), "patch_size", pad_multiple="pad_tokens_multiple", blocks=(("single", "layers"),)
+    ),
+    "OmniGen2Transformer2DModel": TokenOrder(
+        (TEXT, REFERENCE, IMAGE), "patch_size", blocks=(("single", "layers"),)
+    ),
+    "BooguTransformer2DModel": TokenOrder(
+        (TEXT, REFERENCE, IMAGE),
+        "patch_size",
+        alone=(REFERENCE, IMAGE),
+        blocks=(("double", "double_stream_layers"), ("single", "single_stream_layers")),
+    ),
+    "LensTransformer2DModel": TokenOrder((IMAGE, TEXT), 1, blocks=DOUBLE_BLOCKS),
+    "Anima": TokenOrder((IMAGE,), "patch_spatial", joint=False, blocks=(("single", "blocks"),)),
 }
 
 

@@ -17,7 +17,7 @@ FLUX2_SCHEDULE = "flux2"  # the host's Flux2Scheduler, whose shift depends on th
 
 @dataclass(frozen=True)
 class Settings:
-    """What the sampler takes where a choice is `auto`; guidance is the embedded one, None where there is none."""
+    """What the sampler takes where a choice is `auto`; guidance: the embedded one, None if there is none."""
 
     sampler: str
     scheduler: str

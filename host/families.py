@@ -65,6 +65,12 @@ def token_order(network: torch.nn.Module) -> TokenOrder | None:
     return TOKEN_ORDERS.get(type(network).__name__)
 
 
+def patch_of(network: torch.nn.Module, order: TokenOrder) -> int:
+    """Latent cells per side of a token."""
+    patch = getattr(network, order.patch) if isinstance(order.patch, str) else order.patch
+    return patch if isinstance(patch, int) else patch[-1]
+
+
 def layout_of(
     network: torch.nn.Module, latent: Sequence[int], text: int, references: Sequence[Sequence[int]] = ()
 ) -> list[Span] | None:
@@ -79,8 +85,6 @@ def layout_of(
     order = token_order(network)
     if order is None:
         return None
-    patch = getattr(network, order.patch) if isinstance(order.patch, str) else order.patch
-    patch = patch if isinstance(patch, int) else patch[-1]
     multiple = getattr(network, order.pad_multiple, 0) or 0 if order.pad_multiple else 0
     sizes = [(shape[-2], shape[-1]) for shape in references]
-    return token_layout(order, patch, (latent[-2], latent[-1]), text, sizes, multiple)
+    return token_layout(order, patch_of(network, order), (latent[-2], latent[-1]), text, sizes, multiple)

@@ -29,8 +29,8 @@ Z_IMAGE = LUMINA | {
     "pad_tokens_multiple": 32, "cap_feat_dim": 2560,
 }  # fmt: skip
 UNET = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "use_spatial_transformer": True,
-    "legacy": False,
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320,
+    "use_spatial_transformer": True, "legacy": False,
 }  # fmt: skip
 SD = UNET | {
     "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth_middle": 1,
@@ -38,8 +38,9 @@ SD = UNET | {
     "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
 }  # fmt: skip
 SDXL = UNET | {
-    "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth_middle": 10, "context_dim": 2048,
-    "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth_middle": 10,
+    "context_dim": 2048, "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
     "num_head_channels": 64, "use_linear_in_transformer": True, "num_classes": "sequential",
     "adm_in_channels": 2816,
 }  # fmt: skip

@@ -1,10 +1,11 @@
-"""Every row of the table agrees with the host: detection at full size, LoRA targets, latents, token counts."""
+"""Every row of the table agrees with the host: detection, LoRA targets, latents, token counts."""
 
 import re
 from types import SimpleNamespace
 
 import pytest
 import torch
+
 from inlay.families.layout import IMAGE, REFERENCE, TEXT, length_of
 from inlay.families.table import CHANNELS, FAMILIES, FILL, FLUX2_SCHEDULE, NO_REFERENCES, find_family, named
 from inlay.lab.tiny_transformers import TINY
@@ -50,6 +51,7 @@ def test_lora_targets_are_linear_layers_of_every_block(full_size, name):
 def test_lora_targets_load_under_the_names_of_the_usual_tools(in_process_host, name):
     import comfy.lora
     import comfy.utils
+
     from inlay.lab.tiny_transformers import tiny_transformer
 
     row, model = named(name), tiny_transformer(name)
@@ -70,6 +72,7 @@ def test_lora_targets_load_under_the_names_of_the_usual_tools(in_process_host, n
 def test_the_layout_has_the_length_of_the_attention(in_process_host, name, size):
     """The longest sequence that the network attends over, with two references where it reads them."""
     import comfy.sample
+
     from inlay.host.families import family_of, layout_of
     from inlay.lab.tiny_transformers import random_latent, random_prompt, tiny_transformer
 
