@@ -69,7 +69,12 @@ def _matching(blocks: Sequence[TransformerBlock], entry: str) -> set[int]:
 
 
 def describe_blocks(blocks: Sequence[TransformerBlock]) -> str:
-    """Return "double 0-18, single 0-37": the blocks by kind."""
-    kinds = dict.fromkeys(block.kind for block in blocks)
-    counts = {kind: sum(block.kind == kind for block in blocks) for kind in kinds}
-    return ", ".join(f"{kind} 0-{count - 1}" for kind, count in counts.items())
+    """Return "double 0-18, single 0, 2": the numbers of the blocks by kind."""
+    kinds: dict[str, list[int]] = {}
+    for block in blocks:
+        kinds.setdefault(block.kind, []).append(block.number)
+    parts = []
+    for kind, numbers in kinds.items():
+        whole = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
+        parts.append(f"{kind} {f'{numbers[0]}-{numbers[-1]}' if whole else ', '.join(map(str, numbers))}")
+    return ", ".join(parts)

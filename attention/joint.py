@@ -8,6 +8,7 @@ With P = softmax(Q K^T / sqrt(d)) and W the weight with which a query sees a key
 W is constant over blocks of queries, so every block is one ordinary call and no S x S matrix is built.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,12 +32,15 @@ class RowBlocks(NamedTuple):
 class Sequences(NamedTuple):
     """The blocks of every kind of call that a network makes, by (number of queries, number of keys).
 
-    by_length: as said. cross: the blocks of the second call of every block of the network, where a call over
-    text has as many tokens as one over the image. rows: of the batch.
+    main: the call that every block makes once. rows: of the batch. skip: how many first calls of a length are
+    of another kind and stay as they are. cross: the blocks of every second call of the main length, where the
+    text of a network with cross-attention has as many tokens as its image.
     """
 
     by_length: dict[tuple[int, int], list[RowBlocks]]
+    main: tuple[int, int]
     rows: int
+    skip: dict[tuple[int, int], int]
     cross: list[RowBlocks] | None = None
 
 
@@ -121,7 +125,7 @@ class RegionOverride:
     """`optimized_attention_override` of one call of the network, around the one that is there.
 
     Calls of other lengths (text encoders inside the network, refiners) and of blocks that are not chosen run
-    as without it. masked: how many calls were masked.
+    as without it. masked: how many calls were masked; joint: how many blocks have run.
     """
 
     def __init__(
@@ -136,6 +140,7 @@ class RegionOverride:
         self.sequences, self.operator, self.strength = sequences, operator, strength
         self.previous, self.position, self.chosen = previous, position, chosen
         self.masked = self.joint = 0
+        self.calls: Counter[tuple[int, int]] = Counter()
 
     def __call__(self, function, q: Tensor, k: Tensor, v: Tensor, heads: int, mask=None, *args, **kwargs):
         inner: Callable[..., Tensor] = function if self.previous is None else partial(self.previous, function)
@@ -153,13 +158,18 @@ class RegionOverride:
 
     def _rows(self, q: Tensor, k: Tensor, dim: int, options: dict) -> list[RowBlocks] | None:
         """The blocks of a call, None where it stays as it is."""
-        lengths = (q.shape[dim], k.shape[dim])
-        rows = self.sequences.by_length.get(lengths)
-        if rows is None or q.shape[0] != self.sequences.rows:
+        sequences, lengths = self.sequences, (q.shape[dim], k.shape[dim])
+        rows = sequences.by_length.get(lengths)
+        if rows is None or q.shape[0] != sequences.rows:
             return None
-        if self.sequences.cross is not None and self.joint % 2:
-            rows = self.sequences.cross
-        self.joint += 1
+        count = self.calls[lengths]
+        self.calls[lengths] += 1
+        if count < sequences.skip.get(lengths, 0):
+            return None
+        if sequences.cross is not None and lengths == sequences.main and count % 2:
+            rows = sequences.cross
+        elif lengths == sequences.main:
+            self.joint += 1
         if self.chosen is not None and self.position is not None:
             return rows if self.position(options, self.joint - 1) in self.chosen else None
         return rows

@@ -95,7 +95,10 @@ def token_groups(
         text: for every region its text tokens, None for all; tokens of no region are read by none.
         references: of the reference spans, by their number.
         text_start: position of the prompt's first token in the text span.
+
+    Regions that hold no token do not count as readers: in a view of one subject, the whole text is its own.
     """
+    present = frozenset(labels.unique().tolist())
     groups: list[Group] = []
     start = 0
     for span in spans:
@@ -109,10 +112,11 @@ def token_groups(
             role = PHOTO if shown.regions else SCENE
             groups.append(Group(role, tokens, shown.regions, shown.strength))
         elif span.kind == TEXT:
-            groups += _text_groups(tokens, text, text_start)
+            start_of_text = text_start if span.number == 0 else span.count  # padding is no region's own text
+            groups += _text_groups(tokens, text, start_of_text)
         else:
             groups.append(Group(PAD, tokens))
-    return [group for group in groups if len(group.tokens)]
+    return [g._replace(regions=g.regions & present) for g in groups if len(g.tokens)]
 
 
 def _text_groups(tokens: Tensor, text: Sequence[Collection[int] | None], start: int) -> list[Group]:
@@ -129,7 +133,7 @@ def sight(query: Group, key: Group, sees: Mapping[str, Mapping[str, str]]) -> fl
     rule = sees[query.role].get(key.role)
     if rule is None or (rule == OWN and not query.regions <= key.regions):
         return 0.0
-    return key.strength if query.role == INSIDE and key.role == PHOTO else 1.0
+    return 1.0 if query is key or key.role != PHOTO else key.strength
 
 
 def make_blocks(
@@ -147,7 +151,12 @@ def make_blocks(
         index = torch.cat([key.tokens for key, _ in seen]) if seen else torch.empty(0, dtype=torch.long)
         index, order = index.sort()
         weighted = any(weight != 1 for _, weight in seen)
-        own = torch.cat([torch.full((len(key.tokens),), w) for key, w in seen])[order] if weighted else None
+        own = _weights(seen)[order] if weighted else None
         every = None if len(index) == total and not weighted else index
         blocks.append(Block(torch.cat(tokens).sort().values, every, own))
     return blocks
+
+
+def _weights(seen: Sequence[tuple[Group, float]]) -> Tensor:
+    """One weight per key, in double precision."""
+    return torch.cat([torch.full((len(key.tokens),), weight, dtype=torch.float64) for key, weight in seen])

@@ -239,6 +239,7 @@ class StepTokens:
             alike.setdefault((image, start if image is not None else 0), []).append(row)
         lengths: dict[tuple[int, int], list[RowBlocks]] = {}
         cross = None
+        main = (length_of(spans), length_of(spans))
         for (image, start), rows in alike.items():
             pick = None if len(rows) == len(images) else torch.tensor(rows)
             for length, blocks in self._blocks(spans, tokens, image, references, start):
@@ -246,7 +247,17 @@ class StepTokens:
                     cross = [*(cross or ()), RowBlocks(pick, blocks)]  # as many text tokens as image tokens
                 else:
                     lengths.setdefault(length, []).append(RowBlocks(pick, blocks))
-        return Sequences(lengths, len(images), cross)
+        return Sequences(lengths, main, len(images), self._skip(spans, lengths), cross)
+
+    def _skip(self, spans: Sequence[Span], lengths) -> dict[tuple[int, int], int]:
+        """How many calls of refiners over one kind have the length of a masked call that comes later."""
+        counts = {kind: sum(s.count for s in spans if s.kind == kind) for kind in (TEXT, IMAGE, REFERENCE)}
+        skip: dict[tuple[int, int], int] = {}
+        for kind, attribute in self.order.refiners:
+            length = (counts[kind], counts[kind])
+            if length in lengths and ((kind,) not in self.order.alone):
+                skip[length] = skip.get(length, 0) + len(getattr(self.network, attribute))
+        return skip
 
     def _token_labels(self, labels: Tensor, grid: Size, latent: Size, window: Window) -> Tensor:
         """Labels (N, rows, columns) of the image's tokens; the last ones may reach past the latent."""
@@ -274,9 +285,10 @@ class StepTokens:
             yield (length, text), make_blocks(queries, keys, sees)
             return
         kinds = [spans]
-        alone = [span for span in spans if span.kind in self.order.alone]
-        if self.order.alone and length_of(alone) != text:
-            kinds.append(alone)
+        for names in self.order.alone:
+            alone = [span for span in spans if span.kind in names]
+            if any(span.kind == REFERENCE for span in alone) or IMAGE in names:
+                kinds.append(alone)
         for part in kinds:
             count = length_of(part)
             if image is None:
@@ -291,7 +303,8 @@ def _moved(sequences: Sequences, device: torch.device) -> Sequences:
 
     def moved(value):
         if isinstance(value, Tensor):
-            return value.to(device)
+            single = value.is_floating_point() and device.type == "mps"  # which has no double precision
+            return value.to(device, torch.float32 if single else value.dtype)
         if isinstance(value, dict):
             return {key: moved(part) for key, part in value.items()}
         if isinstance(value, list):

@@ -15,7 +15,8 @@ TEXT, IMAGE, REFERENCE, PAD = "text", "image", "reference", "pad"
 class Span:
     """Consecutive tokens of one kind.
 
-    number: which reference, counted from 0. grid: (rows, columns) of an image or a reference.
+    number: which reference, counted from 0; 1 for the padding of the text, which holds text after the
+    refiners. grid: (rows, columns) of an image or a reference.
     """
 
     kind: str
@@ -28,16 +29,23 @@ class Span:
 class TokenOrder:
     """How a network class builds its sequence.
 
-    order: of TEXT, IMAGE and REFERENCE. patch: latent cells per side of a token, or the attribute of the
-    network that holds it (a number, or a sequence that ends with it). pad_multiple: the attribute with the
-    multiple to which text and image are each padded. alone: kinds over which some blocks also attend without
-    the others. joint: False for networks with separate self-attention (image) and cross-attention (text).
+    order: of TEXT, IMAGE and REFERENCE.
+    patch: latent cells per side of a token, or the attribute of the network that holds it (a number, or a
+        sequence that ends with it).
+    pad_multiple: the attribute with the multiple to which text and image are each padded.
+    alone: sets of kinds over which some blocks also attend without the others.
+    refiners: (kind, attribute) of the lists of blocks that attend over one kind before the joint blocks, in
+        the order they run.
+    joint: False for networks with separate self-attention (image) and cross-attention (text).
+    blocks: (name, attribute) of the lists of blocks that attend over the sequence, in the order they run:
+        "double" for separate weights for text and image, "single" for the same weights for both.
     """
 
     order: tuple[str, ...]
     patch: str | int
     pad_multiple: str = ""
-    alone: tuple[str, ...] = ()
+    alone: tuple[tuple[str, ...], ...] = ()
+    refiners: tuple[tuple[str, str], ...] = ()
     joint: bool = True
     blocks: tuple[tuple[str, str], ...] = ()
 
@@ -46,6 +54,7 @@ TEXT_FIRST = (TEXT, IMAGE, REFERENCE)
 
 FLUX_BLOCKS = (("double", "double_blocks"), ("single", "single_blocks"))
 DOUBLE_BLOCKS = (("double", "transformer_blocks"),)
+REFINERS = ((TEXT, "context_refiner"), (IMAGE, "noise_refiner"), (REFERENCE, "ref_image_refiner"))
 
 # Class name of the host's network -> its order.
 TOKEN_ORDERS = {
@@ -58,12 +67,17 @@ TOKEN_ORDERS = {
         (TEXT, IMAGE), "patch_size", pad_multiple="pad_tokens_multiple", blocks=(("single", "layers"),)
     ),
     "OmniGen2Transformer2DModel": TokenOrder(
-        (TEXT, REFERENCE, IMAGE), "patch_size", blocks=(("single", "layers"),)
+        (TEXT, REFERENCE, IMAGE),
+        "patch_size",
+        alone=((REFERENCE,),),
+        refiners=REFINERS,
+        blocks=(("single", "layers"),),
     ),
     "BooguTransformer2DModel": TokenOrder(
         (TEXT, REFERENCE, IMAGE),
         "patch_size",
-        alone=(REFERENCE, IMAGE),
+        alone=((REFERENCE,), (REFERENCE, IMAGE)),
+        refiners=REFINERS,
         blocks=(("double", "double_stream_layers"), ("single", "single_stream_layers")),
     ),
     "LensTransformer2DModel": TokenOrder((IMAGE, TEXT), 1, blocks=DOUBLE_BLOCKS),
@@ -105,7 +119,8 @@ def token_layout(
     for kind in order.order:
         spans += parts[kind]
         fill = padding(sum(span.count for span in parts[kind]), multiple)
-        spans += [Span(PAD, fill)] if fill else []
+        if fill:
+            spans.append(Span(TEXT, fill, number=1) if kind == TEXT else Span(PAD, fill))
     return spans
 
 
