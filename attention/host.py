@@ -97,7 +97,7 @@ def _mask_transformer(
     if masking is not None:
         model.add_wrapper_with_key(
             WrappersMP.APPLY_MODEL,
-            KEY,
+            WRAPPER_KEY,
             StepTokens(
                 network,
                 order,
