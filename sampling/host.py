@@ -21,7 +21,7 @@ from torch import Tensor
 from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintPatch, block_patch
 from ..conditioning.inpaint import inpaint_pictures
-from ..families.table import BLEND, FILL, FLUX2_SCHEDULE, Settings
+from ..families.table import BLEND, FLUX2_SCHEDULE, Settings
 from ..host.families import family_of, settings_of
 from ..host.model_patches import crop_picture_patches
 from ..host.vae import PictureVae
@@ -339,7 +339,7 @@ def _crop_patches(guider: comfy.samplers.CFGGuider, options: dict, place: CropRe
 def _wants_conditions(model: ModelPatcher) -> bool:
     """A plain text-to-image model has no input for them, so they need not be encoded."""
     base, row = model.model, family_of(model)
-    if row is not None and row.condition in (FILL, BLEND):
-        return row.condition == FILL
+    if row is not None and row.condition == BLEND and not row.channels:
+        return False  # some of these count patches as channels
     channels = base.model_config.unet_config.get("in_channels")
     return bool(base.concat_keys) or channels != base.latent_format.latent_channels

@@ -73,9 +73,12 @@ class ViewReferences:
     def _is_scene(self, latent: Tensor) -> bool:
         if id(latent) not in self.scenes:
             size = [length * self._pixels(latent) for length in latent.shape[-2:]]
-            same = self.vae.encode(resize_image(self.image[:1, ..., :3], *size))
-            alike = same.shape[-2:] == latent.shape[-2:] and same.shape[1] == latent.shape[1]
-            found = alike and correlation(same[:1].squeeze(2), latent[:1].to(same).squeeze(2)) > SAME_PICTURE
+            picture = resize_image(self.image[:1, ..., :3], *size)
+            same = self.vae.encode(picture)
+            found = same.shape[1:] == latent.shape[1:]
+            if found:
+                grey = self.vae.encode(torch.full_like(picture, 0.5))  # what all pictures have in common
+                found = correlation(same - grey, latent[:1].to(same) - grey) > SAME_PICTURE
             self.scenes[id(latent)] = latent, found
         return self.scenes[id(latent)][1]
 

@@ -121,6 +121,37 @@ def tiny_transformer(family: str, dtype: torch.dtype = torch.float32, seed: int 
     return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
 
 
+def tiny_vae(family: str, seed: int = 0):
+    """A VAE of the host with random weights that fits a family's latents.
+
+    FLUX.2 and Lens have 128 channels and 16 pixels per cell, Qwen-Image and Krea 2 a film autoencoder, the
+    others 16 channels and 8 pixels per cell.
+    """
+    import comfy.ldm.wan.vae
+    import comfy.sd
+    import comfy.taesd.taesd
+
+    metadata = None
+    if family.startswith(("qwen", "krea2")):
+        network = comfy.ldm.wan.vae.WanVAE(dim=8, z_dim=16, temperal_downsample=[False, True, True])
+    else:
+        channels = 128 if family.startswith(("flux2", "lens")) else 16
+        network = comfy.taesd.taesd.TAESD(latent_channels=channels)
+        metadata = {"tae_latent_channels": channels}
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, value in network.state_dict().items():
+        if not value.is_floating_point() or name.startswith("vae_"):
+            weights[name] = value
+            continue
+        fan_in = value[0].numel() if value.ndim > 1 else 1
+        scale = fan_in**-0.5 if value.ndim > 1 else 0.02
+        weights[name] = torch.randn(value.shape, generator=generator) * scale
+        if name.endswith("gamma"):
+            weights[name] = torch.ones_like(value)
+    return comfy.sd.VAE(sd=weights, metadata=metadata)
+
+
 def context_width(family: str) -> int:
     """The width of the text that a tiny model reads."""
     facts = TINY[family][1]
