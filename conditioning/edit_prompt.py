@@ -32,6 +32,7 @@ EASY_INSERT_PROMPT = (
     " surrounding elements, maintain a seamless and natural result."
 )
 EASY_INSERT_SIDE = 1024
+EASY_INSERT_CONTEXT = 1.2
 
 
 class SubjectPhoto(NamedTuple):
@@ -52,7 +53,8 @@ class EditPrompt:
     """A prompt whose text and references can be made again for a part of the scene.
 
     hole: what the hole in the scene looks like, one of HOLES. shows_pictures: whether a text encoder that
-    reads pictures is shown them.
+    reads pictures is shown them. context: side of the close-up's crop in the mask's longer side, where a LoRA
+    was trained on one, else 0.
     """
 
     clip: object
@@ -60,6 +62,7 @@ class EditPrompt:
     photos: Sequence[SubjectPhoto]
     hole: str = GREY
     shows_pictures: bool = True
+    context: float = 0.0
 
     @property
     def rereads(self) -> bool:

@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .attribute_substitution_encode import AttributeSubstitutionEncode
 from .crop_and_paste import InlayCropBack, InlayPasteBack
 from .disentangled_inpaint_sampler import DisentangledInpaintSampler, DisentangledInpaintSamplerAdvanced
+from .edit_prompt import InlayEditPrompt
 from .identity_encoder_dinov2 import IdentityEncoderDINOv2
 from .image_conditioned_pix2pix import ImageConditionedPix2Pix
 from .inpaint_conditioning import (
@@ -65,4 +66,5 @@ class InlayExtension(ComfyExtension):
             InlayCropBack,
             InlayChangeMask,
             InlaySubjectScore,
+            InlayEditPrompt,
         ]

@@ -21,6 +21,7 @@ from ..sampling.schedule import split_schedule
 from ..sampling.stages import InpaintOptions
 
 AUTO = "auto"
+CONTEXT = 1.5
 EVERY_STEP, AT_THE_END = "every step", "at the end"
 InpaintPatchType = io.Custom("INPAINT_PATCH")
 
@@ -65,7 +66,7 @@ def close_up_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "context",
-            default=1.5,
+            default=CONTEXT,
             min=1.0,
             max=16.0,
             step=0.05,
@@ -228,7 +229,7 @@ class DisentangledInpaintSampler(io.ComfyNode):
 def sample(
     guider, noise, sampler, sigmas: torch.Tensor, vae, image: torch.Tensor, mask: torch.Tensor,
     close_up_share: float = 0.7, soft_edge: int = 32, several_masks: str = EACH, close_up_size: int = 0,
-    context: float = 1.5, least_share: float = 0.0, grow: int = 8, window_area: float = 2.0,
+    context: float = CONTEXT, least_share: float = 0.0, grow: int = 8, window_area: float = 2.0,
     blend: str = EVERY_STEP, inpaint_patch=None,
 ) -> io.NodeOutput:  # fmt: skip
     """What both samplers do once they have a guider and sigmas; `choices` as in `close_up_inputs`."""
@@ -237,6 +238,8 @@ def sample(
     host.check_prompts(guider)
     check_mask(image, mask)
     split_schedule(sigmas, close_up_share)  # says so when the share is none
+    if context == CONTEXT:  # a LoRA's own, where the input was left alone
+        context = host.trained_context(guider) or context
     options = InpaintOptions(
         close_up_size or working_side(model),
         close_up_share,

@@ -229,7 +229,7 @@ def token_grids(model, size, chosen: str, bindings) -> tuple[tuple[int, int], li
     return latent, [grid_of(latent, patch_of(network, order))], notes
 
 
-def parse_photos(text: str) -> list[tuple[int, float]]:
+def parse_photos(text: str, name: str = "photos") -> list[tuple[int, float]]:
     """ "1; 2: 0.8" -> [(1, 1.0), (2, 0.8)]: the box (0 for all) and the strength of every subject photo."""
     try:
         entries = [part.split(":") for part in text.split(";") if part.strip()]
@@ -239,7 +239,7 @@ def parse_photos(text: str) -> list[tuple[int, float]]:
         valid, bindings = False, []
     if not valid:
         raise ValueError(
-            f'photos: "{text}" is no list of boxes; write one entry for each photo, such as "1; 2: 0.8".'
+            f'{name}: "{text}" is no list of boxes; write one entry for each photo, such as "1; 2: 0.8".'
         )
     return bindings
 

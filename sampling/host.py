@@ -18,8 +18,10 @@ from comfy.model_base import IP2P, Flux
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from torch import Tensor
 
+from ..conditioning.edit_prompt import EDIT
 from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintPatch, block_patch
+from ..conditioning.host import IDENTITY
 from ..conditioning.inpaint import inpaint_pictures
 from ..families.table import BLEND, FLUX2_SCHEDULE, Settings
 from ..host.families import family_of, settings_of
@@ -66,6 +68,12 @@ def _takes_control(model: ModelPatcher) -> bool:
 def check_prompts(guider: comfy.samplers.CFGGuider) -> None:
     """Raises ValueError for a control picture that a LoRA taught a Flux to read: it is not cut for a view."""
     conds = [cond for part in guider.original_conds.values() for cond in part]
+    row = family_of(guider.model_patcher)
+    if row is not None and row.transformer and any(cond.get(IDENTITY) for cond in conds):
+        raise ValueError(
+            f"positive: Identity Encoder makes conditions for SD models, and this is {row.label}; use Edit"
+            " Prompt with Subject Photos, which shows the photos to the model itself."
+        )
     controlled = any("concat_latent_image" in cond for cond in conds)
     model = guider.model_patcher
     if controlled and isinstance(model.model, Flux) and not _wants_conditions(model):
@@ -124,6 +132,12 @@ def with_guidance(conditioning: list, guidance: float | None) -> list:
     if guidance is None:
         return conditioning
     return [[text, {"guidance": guidance} | values] for text, values in conditioning]
+
+
+def trained_context(guider: comfy.samplers.CFGGuider) -> float:
+    """Side of the crop that a prompt's LoRA was trained on, in the mask's longer side; 0 for none."""
+    entries = (cond.get(EDIT) for conds in guider.original_conds.values() for cond in conds)
+    return max((entry.edit.context for entry in entries if entry is not None), default=0.0)
 
 
 def view_multiple(model: ModelPatcher) -> int:
@@ -242,7 +256,7 @@ class ViewSampler:
         )
 
     def _noise_mask(self, hole: Tensor) -> dict:
-        return {"noise_mask": hole.reshape(len(hole), 1, *hole.shape[-2:])} if self.keep else {}
+        return {"noise_mask": hole} if self.keep else {}
 
     def _sample(self, guider, latent: Tensor, hole: Tensor | None, sigmas: Tensor):
         x0: list[Tensor] = []
