@@ -162,7 +162,7 @@ class InlayLoadAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, published_as: str = AUTO_LAYOUT) -> io.NodeOutput:
         from ..encoders.checkpoint_layouts import recognise_checkpoint
-        from ..encoders.host import encoder_name, load_adapter, load_vision  # loaded when needed
+        from ..encoders.image_context import encoder_name, load_adapter, load_vision  # loaded when needed
 
         kind, _, name = file.partition("/") if file.startswith(f"{CHECKPOINTS}/") else (INLAY, "", file)
         state, metadata = read_file(model_file(name, kind, "file"))
@@ -214,7 +214,7 @@ class InlayLoadImageEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         from ..encoders import dinov2  # loaded when needed: a host starts sooner without
-        from ..encoders.host import load_vision
+        from ..encoders.image_context import load_vision
 
         folder, config = model_folders().get(name), None
         if folder is not None:
