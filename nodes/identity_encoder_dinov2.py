@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..conditioning.host import as_conditioning
+from ..conditioning.channel_order import as_conditioning
 from ..imaging.object_picture import BACKGROUND_COLOURS, ORIGINAL, subject_picture
 from .loaders import AdapterType
 
@@ -108,7 +108,7 @@ class IdentityEncoderDINOv2(io.ComfyNode):
         background=(AUTO_BACKGROUND,),
         size=(0,),
     ) -> io.NodeOutput:
-        from ..encoders.host import check_encoder, encode_views  # loaded when needed
+        from ..encoders.image_context import check_encoder, encode_views  # loaded when needed
 
         vision, adapter = encoder[0], adapter[0]
         check_encoder(vision, adapter)

@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..conditioning.host import as_conditioning
+from ..conditioning.channel_order import as_conditioning
 from ..imaging.padding import pad_to_multiple
 from ..sampling.guidance import check_pix2pix_model, two_scale_guider, with_source
 from .identity_encoder_dinov2 import prepare_object_images
@@ -90,7 +90,7 @@ class ImageConditionedPix2Pix(io.ComfyNode):
         object_guidance: float = 7.0, image_guidance: float = 1.5, strength: float = 1.0,
         raw_pixels: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
-        from ..encoders.host import check_encoder, encode_views  # loaded when needed
+        from ..encoders.image_context import check_encoder, encode_views  # loaded when needed
 
         check_pix2pix_model(model, embedding_optimizer.config.context)
         check_encoder(clip_vision, embedding_optimizer)

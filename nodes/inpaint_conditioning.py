@@ -4,8 +4,8 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 
+from ..conditioning.channel_order import read_object_first
 from ..conditioning.edit_prompt import GREY, HOLES, mark_hole
-from ..conditioning.host import read_object_first
 from ..conditioning.inpaint import inpaint_pictures
 from ..families.table import BLEND, FILL, NO_REFERENCES
 from ..host.families import require_family

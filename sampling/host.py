@@ -18,10 +18,10 @@ from comfy.model_base import IP2P, Flux
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from torch import Tensor
 
+from ..conditioning.channel_order import IDENTITY
 from ..conditioning.edit_prompt import EDIT
 from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintPatch, block_patch
-from ..conditioning.host import IDENTITY
 from ..conditioning.inpaint import inpaint_pictures
 from ..families.table import BLEND, FLUX2_SCHEDULE, Settings
 from ..host.families import family_of, settings_of
