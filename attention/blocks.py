@@ -9,7 +9,7 @@ from torch import nn
 from ..families.layout import TokenOrder
 
 ALL_BLOCKS, NO_BLOCKS = "all", "none"
-ENTRY = re.compile(r"(double|single)(?:\s+(\d+)(?:\s*-\s*(\d+))?)?", re.IGNORECASE)
+BLOCK_ENTRY = re.compile(r"(double|single)(?:\s+(\d+)(?:\s*-\s*(\d+))?)?", re.IGNORECASE)
 SHARE = re.compile(r"first\s+(\d+(?:\.\d+)?)\s*%", re.IGNORECASE)
 
 
@@ -57,7 +57,7 @@ def choose_blocks(blocks: Sequence[TransformerBlock], text: str) -> frozenset[in
 def _matching(blocks: Sequence[TransformerBlock], entry: str) -> set[int]:
     if match := SHARE.fullmatch(entry):
         return set(range(max(1, round(float(match[1]) / 100 * len(blocks))))) & set(range(len(blocks)))
-    if match := ENTRY.fullmatch(entry):
+    if match := BLOCK_ENTRY.fullmatch(entry):
         kind, first, last = match[1].lower(), match[2], match[3]
         numbers = None if first is None else range(int(first), int(last or first) + 1)
         return {

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .policy import Block
 
-PAPER, RENORMALISED = "paper", "renormalised"
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+PAPER_OPERATOR = "paper"
+AttendMasked = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 class RowBlocks(NamedTuple):
@@ -45,7 +45,7 @@ class Sequences(NamedTuple):
 
 
 def attend_in_blocks(
-    attend: Attend,
+    attend: AttendMasked,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -63,7 +63,7 @@ def attend_in_blocks(
         q, k, v: as the host gives them, tokens in dimension `dim`.
         mask: the host's own mask (..., queries or 1, keys), additive or boolean.
         blocks: their queries together are all queries.
-        operator: PAPER or RENORMALISED.
+        operator: one of `masked.OPERATORS`.
         strength: s above, over 0.
         dim, out_dim: the dimension of the tokens in the inputs and in the output.
     """
@@ -76,7 +76,7 @@ def attend_in_blocks(
             part = attend(q_block, k, v, rows)
         elif len(block.keys) == 0:
             part = attend(q_block, k, v, rows) * (1 - strength)
-        elif operator == PAPER:
+        elif operator == PAPER_OPERATOR:
             part = attend(q_block, k, _weighted_values(v, block, strength, dim), rows)
         else:
             k_block, v_block = k.index_select(dim, block.keys), v.index_select(dim, block.keys)

@@ -17,27 +17,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..families.layout import IMAGE, PAD, REFERENCE, TEXT, Span
+from ..families.layout import IMAGE_KIND, PAD, REFERENCE, TEXT, Span
 
-INSIDE, OUTSIDE, SCENE, PHOTO = "inside", "outside", "scene", "photo"
-ALL, OWN = "all", "own"  # OWN: only if every region that may read the query may read the key
+INSIDE, OUTSIDE_REGIONS, SCENE, PHOTO = "inside", "outside", "scene", "photo"
+ANYONE, OWN = "all", "own"  # OWN: only if every region that may read the query may read the key
 
 # Query role -> the roles of the keys that it sees.
 SEES: Mapping[str, Mapping[str, str]] = {
-    INSIDE: {INSIDE: OWN, TEXT: OWN, PHOTO: OWN, SCENE: ALL, PAD: ALL},
-    OUTSIDE: {OUTSIDE: ALL, SCENE: ALL, PAD: ALL},
-    SCENE: {SCENE: ALL, OUTSIDE: ALL, PAD: ALL},
-    TEXT: {TEXT: OWN, INSIDE: OWN, PHOTO: OWN, PAD: ALL},
-    PHOTO: {PHOTO: OWN, TEXT: OWN, PAD: ALL},
-    PAD: {PAD: ALL},
+    INSIDE: {INSIDE: OWN, TEXT: OWN, PHOTO: OWN, SCENE: ANYONE, PAD: ANYONE},
+    OUTSIDE_REGIONS: {OUTSIDE_REGIONS: ANYONE, SCENE: ANYONE, PAD: ANYONE},
+    SCENE: {SCENE: ANYONE, OUTSIDE_REGIONS: ANYONE, PAD: ANYONE},
+    TEXT: {TEXT: OWN, INSIDE: OWN, PHOTO: OWN, PAD: ANYONE},
+    PHOTO: {PHOTO: OWN, TEXT: OWN, PAD: ANYONE},
+    PAD: {PAD: ANYONE},
 }
-PICTURE = (INSIDE, OUTSIDE, SCENE)
+PICTURE = (INSIDE, OUTSIDE_REGIONS, SCENE)
 
 
 def open_text(sees: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
     """The table with text that acts everywhere: every role sees it, and it sees the whole picture."""
-    table = {role: dict(keys) | {TEXT: ALL} for role, keys in sees.items()}
-    table[TEXT] |= dict.fromkeys(PICTURE, ALL)
+    table = {role: dict(keys) | {TEXT: ANYONE} for role, keys in sees.items()}
+    table[TEXT] |= dict.fromkeys(PICTURE, ANYONE)
     return table
 
 
@@ -45,11 +45,11 @@ def open_picture(sees: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, s
     """The table with a picture that is not separated: inside, outside and scene see one another."""
     table = {role: dict(keys) for role, keys in sees.items()}
     for role in PICTURE:
-        table[role] |= dict.fromkeys(PICTURE, ALL)
+        table[role] |= dict.fromkeys(PICTURE, ANYONE)
     return table
 
 
-class Reference(NamedTuple):
+class ShownReference(NamedTuple):
     """What a reference latent shows.
 
     regions: the regions (from 1) in which a subject photo acts; empty for the scene. strength: the weight of
@@ -84,7 +84,7 @@ def token_groups(
     spans: Sequence[Span],
     labels: Tensor,
     text: Sequence[Collection[int] | None],
-    references: Sequence[Reference] = (),
+    references: Sequence[ShownReference] = (),
     text_start: int = 0,
 ) -> list[Group]:
     """The tokens of a sequence by role.
@@ -104,8 +104,8 @@ def token_groups(
     for span in spans:
         tokens = torch.arange(start, start + span.count)
         start += span.count
-        if span.kind == IMAGE:
-            groups.append(Group(OUTSIDE, tokens[labels == 0]))
+        if span.kind == IMAGE_KIND:
+            groups.append(Group(OUTSIDE_REGIONS, tokens[labels == 0]))
             groups += [Group(INSIDE, tokens[labels == k], frozenset({k})) for k in range(1, len(text) + 1)]
         elif span.kind == REFERENCE:
             shown = references[span.number]

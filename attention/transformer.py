@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..families.layout import IMAGE, REFERENCE, TEXT, Size, Span, TokenOrder, length_of
+from ..families.layout import IMAGE_KIND, REFERENCE, TEXT, GridSize, Span, TokenOrder, length_of
 from ..host.families import layout_of, patch_of
 from .blocks import TransformerBlock, choose_blocks, transformer_blocks
 from .joint import RegionOverride, RowBlocks, Sequences
 from .patch import CONDITIONAL, row_masks
-from .policy import SEES, Reference, make_blocks, open_picture, open_text, token_groups
+from .policy import SEES, ShownReference, make_blocks, open_picture, open_text, token_groups
 from .regions import WHOLE_IMAGE, Window, token_labels
 
 OVERRIDE = "optimized_attention_override"  # the host's key
@@ -197,10 +197,10 @@ class StepTokens:
         default = getattr(self.network, "default_ref_method", "index")
         return kwargs.get("ref_latents_method", default) is not None
 
-    def _references(self, spans: Sequence[Span], shown: Sequence[tuple]) -> tuple[Reference, ...]:
+    def _references(self, spans: Sequence[Span], shown: Sequence[tuple]) -> tuple[ShownReference, ...]:
         """What every reference shows, as the CONDITIONING tells it, else by its size: as large as the picture
         for a scene. Bindings of the node come before those of the CONDITIONING."""
-        (image,) = (span for span in spans if span.kind == IMAGE)
+        (image,) = (span for span in spans if span.kind == IMAGE_KIND)
         everywhere = frozenset(range(1, len(self.text) + 1))
         photos = list(self.masking.photos)
         references = []
@@ -208,10 +208,10 @@ class StepTokens:
             guess = (SCENE_REFERENCE,) if span.grid == image.grid else (SUBJECT_REFERENCE, EVERY_BOX, 1.0)
             kind, *binding = shown[span.number] if span.number < len(shown) else guess
             if kind == SCENE_REFERENCE:
-                references.append(Reference())
+                references.append(ShownReference())
                 continue
             box, strength = photos.pop(0) if photos else binding
-            references.append(Reference(everywhere if box == EVERY_BOX else frozenset({box}), strength))
+            references.append(ShownReference(everywhere if box == EVERY_BOX else frozenset({box}), strength))
         return tuple(references)
 
     def _text_starts(self, context: Tensor) -> tuple[int, ...]:
@@ -226,13 +226,13 @@ class StepTokens:
         self,
         spans: list[Span],
         labels: Tensor,
-        latent: Size,
+        latent: GridSize,
         window: Window,
         images: Sequence[int | None],
-        references: Sequence[Reference],
+        references: Sequence[ShownReference],
         starts: Sequence[int],
     ) -> Sequences:
-        grid = next(span.grid for span in spans if span.kind == IMAGE)
+        grid = next(span.grid for span in spans if span.kind == IMAGE_KIND)
         tokens = self._token_labels(labels, grid, latent, window).flatten(1)
         alike: dict[tuple[int | None, int], list[int]] = {}
         for row, (image, start) in enumerate(zip(images, starts, strict=True)):
@@ -251,7 +251,9 @@ class StepTokens:
 
     def _skip(self, spans: Sequence[Span], lengths) -> dict[tuple[int, int], int]:
         """How many calls of refiners over one kind have the length of a masked call that comes later."""
-        counts = {kind: sum(s.count for s in spans if s.kind == kind) for kind in (TEXT, IMAGE, REFERENCE)}
+        counts = {
+            kind: sum(s.count for s in spans if s.kind == kind) for kind in (TEXT, IMAGE_KIND, REFERENCE)
+        }
         skip: dict[tuple[int, int], int] = {}
         for kind, attribute in self.order.refiners:
             length = (counts[kind], counts[kind])
@@ -259,7 +261,7 @@ class StepTokens:
                 skip[length] = skip.get(length, 0) + len(getattr(self.network, attribute))
         return skip
 
-    def _token_labels(self, labels: Tensor, grid: Size, latent: Size, window: Window) -> Tensor:
+    def _token_labels(self, labels: Tensor, grid: GridSize, latent: GridSize, window: Window) -> Tensor:
         """Labels (N, rows, columns) of the image's tokens; the last ones may reach past the latent."""
         patch = patch_of(self.network, self.order)
         padded = (grid[0] * patch, grid[1] * patch)
@@ -287,7 +289,7 @@ class StepTokens:
         kinds = [spans]
         for names in self.order.alone:
             alone = [span for span in spans if span.kind in names]
-            if any(span.kind == REFERENCE for span in alone) or IMAGE in names:
+            if any(span.kind == REFERENCE for span in alone) or IMAGE_KIND in names:
                 kinds.append(alone)
         for part in kinds:
             count = length_of(part)

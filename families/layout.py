@@ -7,8 +7,8 @@ class; the counts follow from the sizes of the latents and of the text.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Size = tuple[int, int]
-TEXT, IMAGE, REFERENCE, PAD = "text", "image", "reference", "pad"
+GridSize = tuple[int, int]
+TEXT, IMAGE_KIND, REFERENCE, PAD = "text", "image", "reference", "pad"
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Span:
     kind: str
     count: int
     number: int = 0
-    grid: Size = (0, 0)
+    grid: GridSize = (0, 0)
 
 
 @dataclass(frozen=True)
 class TokenOrder:
     """How a network class builds its sequence.
 
-    order: of TEXT, IMAGE and REFERENCE.
+    order: of TEXT, IMAGE_KIND and REFERENCE.
     patch: latent cells per side of a token, or the attribute of the network that holds it (a number, or a
         sequence that ends with it).
     pad_multiple: the attribute with the multiple to which text and image are each padded.
@@ -50,42 +50,42 @@ class TokenOrder:
     blocks: tuple[tuple[str, str], ...] = ()
 
 
-TEXT_FIRST = (TEXT, IMAGE, REFERENCE)
+TEXT_FIRST = (TEXT, IMAGE_KIND, REFERENCE)
 
 FLUX_BLOCKS = (("double", "double_blocks"), ("single", "single_blocks"))
 DOUBLE_BLOCKS = (("double", "transformer_blocks"),)
-REFINERS = ((TEXT, "context_refiner"), (IMAGE, "noise_refiner"), (REFERENCE, "ref_image_refiner"))
+REFINERS = ((TEXT, "context_refiner"), (IMAGE_KIND, "noise_refiner"), (REFERENCE, "ref_image_refiner"))
 
 # Class name of the host's network -> its order.
 TOKEN_ORDERS = {
     "Flux": TokenOrder(TEXT_FIRST, "patch_size", blocks=FLUX_BLOCKS),
-    "Chroma": TokenOrder((TEXT, IMAGE), "patch_size", blocks=FLUX_BLOCKS),
+    "Chroma": TokenOrder((TEXT, IMAGE_KIND), "patch_size", blocks=FLUX_BLOCKS),
     "QwenImageTransformer2DModel": TokenOrder(TEXT_FIRST, "patch_size", blocks=DOUBLE_BLOCKS),
     "MageFlowTransformer2DModel": TokenOrder(TEXT_FIRST, 1, blocks=DOUBLE_BLOCKS),
     "SingleStreamDiT": TokenOrder(TEXT_FIRST, "patch", blocks=(("single", "blocks"),)),
     "NextDiT": TokenOrder(
-        (TEXT, IMAGE), "patch_size", pad_multiple="pad_tokens_multiple", blocks=(("single", "layers"),)
+        (TEXT, IMAGE_KIND), "patch_size", pad_multiple="pad_tokens_multiple", blocks=(("single", "layers"),)
     ),
     "OmniGen2Transformer2DModel": TokenOrder(
-        (TEXT, REFERENCE, IMAGE),
+        (TEXT, REFERENCE, IMAGE_KIND),
         "patch_size",
         alone=((REFERENCE,),),
         refiners=REFINERS,
         blocks=(("single", "layers"),),
     ),
     "BooguTransformer2DModel": TokenOrder(
-        (TEXT, REFERENCE, IMAGE),
+        (TEXT, REFERENCE, IMAGE_KIND),
         "patch_size",
-        alone=((REFERENCE,), (REFERENCE, IMAGE)),
+        alone=((REFERENCE,), (REFERENCE, IMAGE_KIND)),
         refiners=REFINERS,
         blocks=(("double", "double_stream_layers"), ("single", "single_stream_layers")),
     ),
-    "LensTransformer2DModel": TokenOrder((IMAGE, TEXT), 1, blocks=DOUBLE_BLOCKS),
-    "Anima": TokenOrder((IMAGE,), "patch_spatial", joint=False, blocks=(("single", "blocks"),)),
+    "LensTransformer2DModel": TokenOrder((IMAGE_KIND, TEXT), 1, blocks=DOUBLE_BLOCKS),
+    "Anima": TokenOrder((IMAGE_KIND,), "patch_spatial", joint=False, blocks=(("single", "blocks"),)),
 }
 
 
-def grid_of(size: Sequence[int], patch: int) -> Size:
+def grid_of(size: Sequence[int], patch: int) -> GridSize:
     """(rows, columns) of the tokens of a latent (..., height, width); the host pads up to whole patches."""
     return -(-size[-2] // patch), -(-size[-1] // patch)
 
@@ -96,7 +96,12 @@ def padding(count: int, multiple: int) -> int:
 
 
 def token_layout(
-    order: TokenOrder, patch: int, image: Size, text: int, references: Sequence[Size] = (), multiple: int = 0
+    order: TokenOrder,
+    patch: int,
+    image: GridSize,
+    text: int,
+    references: Sequence[GridSize] = (),
+    multiple: int = 0,
 ) -> list[Span]:
     """The spans of the sequence.
 
@@ -112,7 +117,7 @@ def token_layout(
     grids = [grid_of(size, patch) for size in references]
     parts = {
         TEXT: [Span(TEXT, text)],
-        IMAGE: [Span(IMAGE, grid[0] * grid[1], grid=grid)],
+        IMAGE_KIND: [Span(IMAGE_KIND, grid[0] * grid[1], grid=grid)],
         REFERENCE: [Span(REFERENCE, g[0] * g[1], number, g) for number, g in enumerate(grids)],
     }
     spans: list[Span] = []

@@ -1,13 +1,18 @@
 """Which family a MODEL belongs to, and what its network reads."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 import torch
-from comfy.model_patcher import ModelPatcher
 
 from ..families.layout import TOKEN_ORDERS, Span, TokenOrder, token_layout
 from ..families.table import FAMILIES, Family, Settings, find_family
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 
 def config_name(model: ModelPatcher) -> str:
@@ -17,7 +22,7 @@ def config_name(model: ModelPatcher) -> str:
 
 def family_of(model: ModelPatcher) -> Family | None:
     """The row of a MODEL's family, or None for a model without one."""
-    return find_family(config_name(model), model.model.model_config.unet_config)
+    return find_family(config_name(model), getattr(model.model.model_config, "unet_config", {}))
 
 
 def require_family(model: ModelPatcher) -> Family:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 # Tokenizer classes that take pictures beside the text. Only Qwen-Image numbers them in the prompt.
 QWEN, BOOGU = "QwenImageTokenizer", "BooguTokenizer"
-READERS = (QWEN, BOOGU)
+PICTURE_READERS = (QWEN, BOOGU)
 KREA = "Krea2Tokenizer"
 QWEN_TEMPLATE = (
     "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects,"
@@ -23,7 +23,7 @@ def _tokenizers(clip) -> set[str]:
 
 def reads_pictures(clip) -> bool:
     """Whether a CLIP's tokenizer takes pictures."""
-    return bool(_tokenizers(clip) & set(READERS))
+    return bool(_tokenizers(clip) & set(PICTURE_READERS))
 
 
 def negative_reads_pictures(clip) -> bool:

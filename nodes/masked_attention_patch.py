@@ -16,7 +16,7 @@ from ..families.layout import grid_of
 from ..host.families import patch_of, token_order
 
 CUSTOM = "custom"
-BLOCKS = ("double", "single", "first half")  # of a transformer
+TRANSFORMER_PARTS = ("double", "single", "first half")  # of a transformer
 PER_IMAGE, PER_SUBJECT = "one mask per image", "one mask per subject"
 ALL_TOKENS, RELEASED_TOKENS = "all", "released"
 LATENT_PIXELS = 8
@@ -60,7 +60,7 @@ class MaskedAttentionPatch(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "self_attention",
-                    options=[*LAYER_PRESETS, CUSTOM, *BLOCKS],
+                    options=[*LAYER_PRESETS, CUSTOM, *TRANSFORMER_PARTS],
                     default="paper",
                     tooltip="Layers in which subject and background do not see each other. paper: all but the"
                     " decoder's outer ones, which blend the two. decoder_outer: only those. released: what"

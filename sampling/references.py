@@ -16,7 +16,7 @@ from ..host.conditions import constant
 from ..host.vae import PictureVae
 from ..imaging.views import resize_image
 
-LATENTS, METHOD = "reference_latents", "reference_latents_method"  # the host's keys
+REFERENCE_LATENTS, METHOD = "reference_latents", "reference_latents_method"  # the host's keys
 SAME_PICTURE = 0.6  # least correlation of two latents of one picture; other pictures are near 0
 
 
@@ -40,7 +40,7 @@ class ViewReferences:
 
     def _condition(self, cond: dict, picture: Tensor, hole: Tensor, encoded: dict[str, Tensor]) -> dict:
         entry: EditEntry | None = cond.get(EDIT)
-        latents = list(cond.get(LATENTS) or ())
+        latents = list(cond.get(REFERENCE_LATENTS) or ())
         kinds = [self._kind(latent, entry) for latent in latents]
         if entry is not None and entry.scene is None:
             latents, kinds = [picture, *latents], [SCENE_REFERENCE, *kinds]
@@ -55,7 +55,7 @@ class ViewReferences:
                 encoded[style] if kind == SCENE_REFERENCE else latent
                 for kind, latent in zip(kinds, latents, strict=True)
             ]
-            cond = cond | {LATENTS: latents}
+            cond = cond | {REFERENCE_LATENTS: latents}
             if entry is not None and entry.edit.rereads:
                 cond = cond | _reread(entry, scene)
         if self.family is not None and self.family.reference_method and METHOD not in cond:

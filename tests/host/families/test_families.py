@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from inlay.families.layout import IMAGE, REFERENCE, TEXT, length_of
+from inlay.families.layout import IMAGE_KIND, REFERENCE, TEXT, length_of
 from inlay.families.table import CHANNELS, FAMILIES, FILL, FLUX2_SCHEDULE, NO_REFERENCES, find_family, named
 from inlay.lab.models.tiny_transformers import TINY
 
@@ -102,7 +102,7 @@ def test_the_layout_has_the_length_of_the_attention(in_process_host, name, size)
     assert spans is not None
     assert length_of(spans) == max(lengths)
     assert sum(span.count for span in spans if span.kind == TEXT and not span.number) == text
-    assert [span.grid for span in spans if span.kind == IMAGE] == (
+    assert [span.grid for span in spans if span.kind == IMAGE_KIND] == (
         [size] if name.startswith("flux2") or name == "lens" else [(-(-size[0] // 2), -(-size[1] // 2))]
     )
     assert sum(span.kind == REFERENCE for span in spans) == len(shapes)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from inlay.families.layout import IMAGE, PAD, REFERENCE, TEXT, TOKEN_ORDERS
+from inlay.families.layout import IMAGE_KIND, PAD, REFERENCE, TEXT, TOKEN_ORDERS
 from inlay.families.table import NO_REFERENCES, named
 from inlay.lab.models.tiny_transformers import TINY, random_latent, random_prompt, tiny_transformer
 
@@ -63,7 +63,7 @@ def roles(spans, tokens, start):
     both = {1, 2}
     listed = []
     for span in spans:
-        if span.kind == IMAGE:
+        if span.kind == IMAGE_KIND:
             listed += [("in", {int(t)}, 1) if t else ("out", set(), 1) for t in tokens]
         elif span.kind == TEXT:
             for position in range(span.count):
@@ -133,7 +133,7 @@ def dense(model, operator, strength, tokens_of, kinds=None):
                     images.append(weights_of(listed))
                 seen.sequences[count] = torch.stack(images)
         refined = {TEXT: context.shape[1]}
-        refined[IMAGE] = sum(span.count for span in spans if span.kind == IMAGE)
+        refined[IMAGE_KIND] = sum(span.count for span in spans if span.kind == IMAGE_KIND)
         seen.left_alone = [
             refined[kind]
             for kind, attribute in order.refiners
