@@ -43,7 +43,7 @@ class Picture:
         """Bounds of the first thing: (top, left, bottom, right), ends exclusive; None if it is not seen."""
         return bounds(self.mask > 0.5)
 
-    def reach(self, index: int = 0, faint: float = 0.10) -> tuple[int, int, int, int] | None:
+    def reach(self, index: int = 0, faint: float = 0.16) -> tuple[int, int, int, int] | None:
         """Bounds of a thing with the part of its shadow that is darker than `faint`."""
         return bounds((self.masks[index] > 0.5) | (self.shadows[index] > faint))
 

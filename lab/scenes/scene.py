@@ -140,12 +140,21 @@ def sample_yaw(rng: np.random.Generator) -> float:
     return float(rng.uniform(-np.pi, np.pi) if rng.random() < 0.25 else rng.uniform(-1.3, 1.3))
 
 
+def row_of(room: Room, y: float, z: float) -> float:
+    """Where a point over the middle of the floor is seen: the share of the picture's height above it."""
+    tilt = np.arctan2(room.camera_height - LOOK_AT, CAMERA_DISTANCE)
+    angle = np.arctan2(room.camera_height - y, CAMERA_DISTANCE - z) - tilt
+    return float(0.5 + 0.5 * np.tan(angle) / HALF_VIEW)
+
+
 def sample_pose(rng: np.random.Generator, thing: Thing, room: Room, scale: tuple[float, float]) -> Thing:
     """Stand the thing anywhere on the floor; `scale` bounds its larger side as a share of the picture."""
     half, height = thing.extent
     z = float(rng.uniform(-0.45, 0.75))
     view = 2 * HALF_VIEW * (CAMERA_DISTANCE - z)  # width of the picture at this depth
     size = float(rng.uniform(*scale)) * view / max(height, 2 * half * 0.85)
+    while row_of(room, height * size, z) < 0.02:
+        size *= 0.95
     room_left = max(view / 2 - half * size * 0.9, 0.0)
     return thing.posed(x=float(rng.uniform(-room_left, room_left)), z=z, scale=size, yaw=sample_yaw(rng))
 
