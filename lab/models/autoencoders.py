@@ -22,7 +22,8 @@ from ..files import WEIGHTS
 from ..host import open_host
 from . import runs, scene_data
 
-CROP, BATCH, STEPS = 48, 12, {4: 5000, 16: 5000}
+CROP, BATCH = 48, 12
+STEPS = {"autoencoder4": 5000, "autoencoder16": 4000, "decoder4": 6000, "decoder16": 3000}
 HELD_OUT = 424_242  # no training draws from this seed
 WARM = WEIGHTS / "autoencoder.safetensors"
 
@@ -55,9 +56,10 @@ def new_autoencoder(channels: int, warm: dict[str, Tensor] | None = None, seed: 
 
 
 def trained_autoencoder(work: Path, channels: int) -> Any:
-    """The autoencoder trained in `work`, without gradients."""
+    """The autoencoder trained in `work`, without gradients; its later decoder if that is finished."""
     model = new_autoencoder(channels)
-    state = runs.load(work / f"autoencoder{channels}.pt")
+    later = runs.finished(work / f"decoder{channels}.pt")
+    state = runs.load(work / f"{'decoder' if later else 'autoencoder'}{channels}.pt")
     assert state, f"{work} has no trained autoencoder of {channels} channels."
     model.load_state_dict(state["modules"]["autoencoder"])
     return model.eval().requires_grad_(False)
@@ -149,20 +151,29 @@ def fidelity(model: Any, images: Tensor, boxes) -> dict[str, float]:
     return numbers
 
 
-def train(work: Path, channels: int, steps: int = 0, seed: int = 0, rate: float = 1e-3) -> None:
-    """Train the autoencoder of `channels` latent channels in `work` to its last step."""
+def train(
+    work: Path, channels: int, steps: int = 0, seed: int = 0, rate: float = 4e-4, decoder_only: bool = False
+) -> None:
+    """Train the autoencoder of `channels` latent channels in `work` to its last step.
+
+    With `decoder_only` its decoder goes on alone, so that latents made with the encoder stay valid.
+    """
     warm = load_file(WARM) if WARM.exists() else None
     model = new_autoencoder(channels, {k: v.float() for k, v in warm.items()} if warm else None, seed)
     model.vae_scale.requires_grad_(False)
     model.vae_shift.requires_grad_(False)
-    fit = runs.Fit(work / f"autoencoder{channels}.pt", {"autoencoder": model}, steps or STEPS[channels], rate)
+    name = f"{'decoder' if decoder_only else 'autoencoder'}{channels}"
+    if decoder_only:
+        model.load_state_dict(trained_autoencoder(work, channels).state_dict())
+        model.taesd_encoder.requires_grad_(False)
+    fit = runs.Fit(work / f"{name}.pt", {"autoencoder": model}, steps or STEPS[name], rate)
     if fit.done:
         return
     crops = Crops(work)
     images, boxes = held_out(16)
 
     def loss_at(step: int):
-        rng, generator = runs.draws(seed, step)
+        rng, generator = runs.draws(seed + decoder_only, step)
         image = crops.batch(rng, BATCH)
         with torch.autocast("cpu", torch.bfloat16):
             latent = model.taesd_encoder(image).float()
@@ -170,6 +181,8 @@ def train(work: Path, channels: int, steps: int = 0, seed: int = 0, rate: float 
             output = model.taesd_decoder(latent + noise).float()
         spread = spread_loss(latent)
         loss = reconstruction_loss(output, image)
+        if decoder_only:
+            spread = spread.detach()
         mse = (output.detach() - image).square().mean().item()
         return loss + 0.02 * spread, {"spread": spread.item(), "psnr_crop": -10 * float(np.log10(mse))}
 
@@ -177,13 +190,18 @@ def train(work: Path, channels: int, steps: int = 0, seed: int = 0, rate: float 
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--channels", type=int, choices=(4, 16), default=4)
-    parser.add_argument("--steps", type=int, default=0, help="0: the default of the number of channels")
+    parser.add_argument("--steps", type=int, default=0, help="0: the default")
+    parser.add_argument(
+        "--decoder-only", action="store_true", help="after the rest: only the decoder goes on"
+    )
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
-    train(a.work, a.channels, a.steps, a.seed)
+    train(a.work, a.channels, a.steps, a.seed, decoder_only=a.decoder_only)
 
 
 if __name__ == "__main__":

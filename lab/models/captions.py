@@ -39,7 +39,11 @@ def picture_caption(rng: np.random.Generator, things: list[dict[str, str]], drop
 
 
 def prompt(
-    rng: np.random.Generator, things: list[dict[str, str]], content: int, whole: float = 0.25, free: float = 0.10
+    rng: np.random.Generator,
+    things: list[dict[str, str]],
+    content: int,
+    whole: float = 0.25,
+    free: float = 0.10,
 ) -> str:
     """The prompt of one example.
 

@@ -216,7 +216,9 @@ def trained_text_encoder(work: Path) -> TextEncoder:
 
 
 @torch.no_grad()
-def inpaint(unet, context: Tensor, free: Tensor, masked: Tensor, hole: Tensor, seed=0, steps=20, guidance=3.0) -> Tensor:
+def inpaint(
+    unet, context: Tensor, free: Tensor, masked: Tensor, hole: Tensor, seed=0, steps=20, guidance=3.0
+) -> Tensor:
     """DDIM (Song et al. 2020, eq. 12, eta = 0) from noise to latents (B, 4, h, w): a look at a training."""
     alphas = alphas_cumprod()
     x = torch.randn(masked.shape, generator=torch.Generator().manual_seed(seed))
@@ -234,7 +236,9 @@ def inpaint(unet, context: Tensor, free: Tensor, masked: Tensor, hole: Tensor, s
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=STEPS, help="over which the learning rate falls")
     parser.add_argument("--seed", type=int, default=0)

@@ -29,7 +29,9 @@ SNAPPED = 0.6  # share of the holes that are grown to the latent grid, as the no
 def encode(model, images: Tensor) -> Tensor:
     """Latents (B, C, h, w) of pictures (B, 3, H, W) in [0, 1], in bfloat16 arithmetic."""
     with torch.autocast("cpu", torch.bfloat16):
-        parts = [model.taesd_encoder(p.contiguous(memory_format=torch.channels_last)) for p in images.split(16)]
+        parts = [
+            model.taesd_encoder(p.contiguous(memory_format=torch.channels_last)) for p in images.split(16)
+        ]
     return torch.cat(parts).float()
 
 
@@ -118,7 +120,9 @@ class Latents:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--channels", type=int, choices=(4, 16), required=True)
     a = parser.parse_args()

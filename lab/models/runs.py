@@ -43,6 +43,11 @@ def cosine(step: int, total: int, warm_up: int = 200, least: float = 0.02) -> fl
     )
 
 
+def finished(path: Path) -> bool:
+    """Whether the run at `path` has taken all its steps."""
+    return path.with_suffix(".done").exists()
+
+
 class Fit:
     """A training: `modules` by name, trained by AdamW at `rate` for `total` steps, its state at `path`."""
 
@@ -101,7 +106,9 @@ class Fit:
             self._run(loss_at, measure, log_every, measure_every, save_every, stopped)
         finally:
             signal.signal(signal.SIGTERM, previous)
-        if stopped:
+        if self.done:
+            self.path.with_suffix(".done").touch()
+        elif stopped:
             raise SystemExit(143)
 
     def _run(self, loss_at, measure, log_every, measure_every, save_every, stopped) -> None:

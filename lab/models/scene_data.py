@@ -35,7 +35,12 @@ def grown(rng: np.random.Generator, box, share: float) -> tuple[int, int, int, i
     top, left, bottom, right = box
     more = rng.uniform(0, share, 4) * [bottom - top, right - left, bottom - top, right - left]
     top, left = max(int(top - more[0]), 0), max(int(left - more[1]), 0)
-    return top, left, min(int(bottom + more[2] + 0.99), scenes.SIZE), min(int(right + more[3] + 0.99), scenes.SIZE)
+    return (
+        top,
+        left,
+        min(int(bottom + more[2] + 0.99), scenes.SIZE),
+        min(int(right + more[3] + 0.99), scenes.SIZE),
+    )
 
 
 def filled(box) -> np.ndarray:
@@ -80,7 +85,10 @@ def random_hole(rng: np.random.Generator, picture: scenes.Picture) -> tuple[np.n
 
 def sample_holes(rng: np.random.Generator, picture: scenes.Picture) -> tuple[list[np.ndarray], list[int]]:
     """Two holes: the first about the subject, the second anywhere, about another thing, or the whole picture."""
-    kind, others = rng.random(), [i for i in range(1, len(picture.masks)) if (picture.masks[i] > 0.5).sum() > 150]
+    kind, others = (
+        rng.random(),
+        [i for i in range(1, len(picture.masks)) if (picture.masks[i] > 0.5).sum() > 150],
+    )
     if kind < 0.55:
         hole, content = random_hole(rng, picture)
     elif kind < 0.85:
@@ -138,7 +146,9 @@ def draw(work: Path, count: int, seed: int, processes: int = 2) -> None:
     indices = [i for i in range(-(-count // SHARD)) if not (folder / f"{i:05d}.safetensors").exists()]
     if indices:
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            for _ in pool.imap_unordered(partial(write_shard, folder=folder, seed=seed), indices, chunksize=1):
+            for _ in pool.imap_unordered(
+                partial(write_shard, folder=folder, seed=seed), indices, chunksize=1
+            ):
                 pass
 
 
@@ -165,7 +175,9 @@ def shards(work: Path) -> list[Path]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=16384)
     parser.add_argument("--seed", type=int, default=1)

@@ -118,7 +118,11 @@ def host_state(trained: dict[str, Tensor]) -> dict[str, Tensor]:
     wide, used = 3072, HEADS * HEAD
     for index in range(12):
         layer = f"encoder.layers.{index}."
-        own = {k.removeprefix(f"layers.{index}."): v for k, v in trained.items() if k.startswith(f"layers.{index}.")}
+        own = {
+            k.removeprefix(f"layers.{index}."): v
+            for k, v in trained.items()
+            if k.startswith(f"layers.{index}.")
+        }
         for norm in ("layer_norm1", "layer_norm2"):
             state[f"{layer}{norm}.weight"] = own.get(f"{norm}.weight", torch.ones(WIDTH))
             state[f"{layer}{norm}.bias"] = own.get(f"{norm}.bias", torch.zeros(WIDTH))
@@ -132,7 +136,11 @@ def host_state(trained: dict[str, Tensor]) -> dict[str, Tensor]:
         out, fc1, fc2 = torch.zeros(WIDTH, WIDTH), torch.zeros(wide, WIDTH), torch.zeros(WIDTH, wide)
         fc1_bias = torch.zeros(wide)
         if own:
-            out[:, :used], fc1[:HIDDEN], fc2[:, :HIDDEN] = own["out.weight"], own["fc1.weight"], own["fc2.weight"]
+            out[:, :used], fc1[:HIDDEN], fc2[:, :HIDDEN] = (
+                own["out.weight"],
+                own["fc1.weight"],
+                own["fc2.weight"],
+            )
             fc1_bias[:HIDDEN] = own["fc1.bias"]
         state[f"{layer}self_attn.out_proj.weight"] = out
         state[f"{layer}self_attn.out_proj.bias"] = own.get("out.bias", torch.zeros(WIDTH))

@@ -336,7 +336,9 @@ def _decorate(wall, room: Room, x, y, pixel):
     """A window, a picture or broad stripes on the wall, and a skirting board; changes `wall`."""
     side = -1.0 if room.lamp[0] > 0 else 1.0  # away from the lamp
     if room.wall_style == "stripes":
-        wall *= (1 - 0.22 * _soft(np.abs((x / 0.62 + room.wall_phase) % 1 - 0.5) - 0.25, pixel / 0.62))[..., None]
+        wall *= (1 - 0.22 * _soft(np.abs((x / 0.62 + room.wall_phase) % 1 - 0.5) - 0.25, pixel / 0.62))[
+            ..., None
+        ]
     elif room.wall_style in ("window", "picture"):
         cx, cy = side * (0.15 + 0.75 * room.wall_phase), 1.45
         half, tall = (0.44, 0.50) if room.wall_style == "window" else (0.40, 0.34)

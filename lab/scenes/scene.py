@@ -159,7 +159,9 @@ def sample_pose(rng: np.random.Generator, thing: Thing, room: Room, scale: tuple
     return thing.posed(x=float(rng.uniform(-room_left, room_left)), z=z, scale=size, yaw=sample_yaw(rng))
 
 
-def sample_colour(rng: np.random.Generator, low: float, high: float, tint: float) -> tuple[float, float, float]:
+def sample_colour(
+    rng: np.random.Generator, low: float, high: float, tint: float
+) -> tuple[float, float, float]:
     """A colour of brightness low to high; `tint` is the largest saturation."""
     hue, saturation = rng.random(), tint * rng.random()
     value = rng.uniform(low, high)

@@ -169,7 +169,9 @@ def cat(p: Points, a, b, c) -> list[Part]:
     head = ellipsoid(q, 0.30, 0.26, 0.27)
     mirrored = (np.abs(q[0]), q[1], q[2])
     ear = cone(moved(mirrored, x=0.185, y=0.15), 0.12, 0.25 + 0.04 * b, 0.02)
-    paw = ellipsoid((np.abs(p[0]) - np.float32(0.15), p[1] - np.float32(0.08), p[2] - np.float32(0.27)), 0.10, 0.085, 0.13)
+    paw = ellipsoid(
+        (np.abs(p[0]) - np.float32(0.15), p[1] - np.float32(0.08), p[2] - np.float32(0.27)), 0.10, 0.085, 0.13
+    )
     tail = capsule(p, (0.24, 0.10, -0.24), (0.52, 0.46 + 0.1 * c, -0.26), 0.08, 0.07)
     fur = smooth(smooth(body, np.minimum(head, ear), 0.10), tail, 0.08)
     eyes = sphere(moved(mirrored, x=0.115, y=0.035, z=0.235), 0.058)
@@ -207,7 +209,10 @@ def mushroom(p: Points, a, b, c) -> list[Part]:
 def rocket(p: Points, a, b, c) -> list[Part]:
     body = ellipsoid(moved(p, y=0.68), 0.27 + 0.02 * a, 0.62, 0.27 + 0.02 * a)
     body = np.maximum(body, np.float32(0.16) - p[1])
-    nose = np.maximum(ellipsoid(moved(p, y=0.68), 0.285 + 0.02 * a, 0.635, 0.285 + 0.02 * a), np.float32(1.03 + 0.04 * b) - p[1])
+    nose = np.maximum(
+        ellipsoid(moved(p, y=0.68), 0.285 + 0.02 * a, 0.635, 0.285 + 0.02 * a),
+        np.float32(1.03 + 0.04 * b) - p[1],
+    )
     # four fins by folding the plane
     x, z = np.maximum(np.abs(p[0]), np.abs(p[2])), np.minimum(np.abs(p[0]), np.abs(p[2]))
     fin = capsule((x, p[1], z), (0.20, 0.42, 0), (0.44 + 0.03 * c, 0.06, 0), 0.055, 0.055)
