@@ -10,6 +10,7 @@ is DIR/logs/STAGE.log. With --status it only prints how far each stage is and ho
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -78,13 +79,14 @@ def start(stage: Stage, work: Path, threads: int) -> subprocess.Popen:
     # idle threads that spin would take time from the others
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with log.open("a", encoding="utf-8") as out:
-        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
 
 
 def run(work: Path, slots: int, threads: int) -> None:
     """Run the stages until all are done; a stage that fails is not started again, and the others go on."""
     running: dict[str, subprocess.Popen] = {}
     failed: set[str] = set()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         while True:
             for name, process in list(running.items()):
@@ -107,7 +109,7 @@ def run(work: Path, slots: int, threads: int) -> None:
             time.sleep(10)
     finally:
         for process in running.values():
-            process.terminate()  # each saves its state
+            os.killpg(process.pid, signal.SIGTERM)  # each saves its state
         for process in running.values():
             process.wait()
     if failed:
