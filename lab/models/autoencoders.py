@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import scenes
-from ..files import WEIGHTS
-from ..host import open_host
+from .files import WEIGHTS
+from .host import open_host
 from . import runs, scene_data
 
 CROP, BATCH = 48, 12

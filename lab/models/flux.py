@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..host import open_host
+from .host import open_host
 from . import captions, runs, scene_data
 from .inpainting_unet import trained_text_encoder
 from .latents import Latents

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..files import WEIGHTS
-from ..host import open_host
+from .files import WEIGHTS
+from .host import open_host
 from . import captions, runs
 from .latents import Latents
 from .text_encoder import TextEncoder, ids_of
@@ -145,7 +145,7 @@ class Training:
         self.seed, self.work = seed, work
         self.unet, self.encoder, self.alphas = new_unet(seed), TextEncoder(seed), alphas_cumprod()
         if WARM.exists():
-            from ..checkpoint import unpack
+            from .checkpoint import unpack
 
             warm_start(self.unet, unpack(load_file(WARM)))
         self.look = LookHead(self.unet.model_channels)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..host import open_host
+from .host import open_host
 from .captions import VOCABULARY
 
 SIZE, WIDTH, LENGTH = 49408, 768, 77
