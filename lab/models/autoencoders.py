@@ -23,7 +23,7 @@ from .host import open_host
 from . import runs, scene_data
 
 CROP, BATCH = 48, 12
-STEPS = {"autoencoder4": 5000, "autoencoder16": 4000, "decoder4": 6000, "decoder16": 3000}
+STEPS = {"autoencoder4": 4000, "autoencoder16": 4000, "decoder4": 8000, "decoder16": 3000}
 HELD_OUT = 424_242  # no training draws from this seed
 WARM = WEIGHTS / "autoencoder.safetensors"
 
@@ -152,7 +152,7 @@ def fidelity(model: Any, images: Tensor, boxes) -> dict[str, float]:
 
 
 def train(
-    work: Path, channels: int, steps: int = 0, seed: int = 0, rate: float = 4e-4, decoder_only: bool = False
+    work: Path, channels: int, steps: int = 0, seed: int = 0, rate: float = 3e-4, decoder_only: bool = False
 ) -> None:
     """Train the autoencoder of `channels` latent channels in `work` to its last step.
 

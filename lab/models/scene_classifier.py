@@ -214,7 +214,9 @@ def empty_crop(rng: np.random.Generator, image: np.ndarray, anything: np.ndarray
             box = np.array([top, left, top + height, left + width])
             shown = np.zeros(anything.shape, bool)
             shown[top : top + height, left : left + width] = True
-            picture = torch.where(torch.from_numpy(shown), torch.from_numpy(image).permute(2, 0, 1) / 255, 0.5)
+            picture = torch.where(
+                torch.from_numpy(shown), torch.from_numpy(image).permute(2, 0, 1) / 255, 0.5
+            )
             return square_crop(picture, Box(*box.tolist()), SIZE, MARGIN)
     return None
 
@@ -227,7 +229,9 @@ def softened(crops: Tensor, generator: torch.Generator) -> Tensor:
     soft = F.interpolate(small, (SIZE, SIZE), mode="bicubic")
     share = (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1).clamp(min=0)
     strength = 0.04 * torch.rand(count, 1, 1, 1, generator=generator)
-    return (torch.lerp(crops, soft, share) + strength * torch.randn(crops.shape, generator=generator)).clamp(0, 1)
+    return (torch.lerp(crops, soft, share) + strength * torch.randn(crops.shape, generator=generator)).clamp(
+        0, 1
+    )
 
 
 def contrast(embedding: Tensor) -> Tensor:
@@ -280,7 +284,9 @@ def measure(classifier: SceneClassifier, things: int = 600, seed: int = 10_000) 
     share of pictures whose nearest among all the second pictures is of the same thing.
     """
     rng = np.random.default_rng([seed, 99])
-    drawn = [portrait(rng, t) for t in (scenes.sample_thing(rng) for _ in range(things)) for _ in range(VIEWS)]
+    drawn = [
+        portrait(rng, t) for t in (scenes.sample_thing(rng) for _ in range(things)) for _ in range(VIEWS)
+    ]
     crops = torch.stack([jittered_crop(rng, p.image, p.mask > 0.5, np.array(p.box)) for p, _ in drawn])
     features = torch.cat([classifier.features(part) for part in crops.split(256)])
     logits = classifier.logits(features)

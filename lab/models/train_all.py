@@ -1,7 +1,7 @@
 """Train everything of the world of `scenes`, in order; started again, it goes on where it was stopped.
 
-    python dev.py lab models.train_all --work DIR [--slots 2] [--threads 1]
-    python dev.py lab models.train_all --work DIR --status
+    python dev.py lab train_all --work DIR [--slots 2] [--threads 1]
+    python dev.py lab train_all --work DIR --status
 
 A stage starts when what it needs is there. Two run at the same time with one thread each, which on two cores is
 faster than one with two threads. Every stage saves its state every three minutes and when it is stopped; its log
@@ -79,7 +79,9 @@ def start(stage: Stage, work: Path, threads: int) -> subprocess.Popen:
     # idle threads that spin would take time from the others
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with log.open("a", encoding="utf-8") as out:
-        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
 
 
 def run(work: Path, slots: int, threads: int) -> None:

@@ -199,20 +199,23 @@ class Solid:
         if thing.pattern == "plain":
             return np.zeros(p[0].shape, bool)
         if thing.pattern == "striped":
-            return (p[1] / F(0.25) + phase) % 1 < 0.42
-        around = np.arctan2(p[0], p[2]) * F(6 / np.pi) + phase
-        row = np.floor(p[1] / F(0.21))
+            return (p[1] / F(0.36) + phase) % 1 < 0.45
+        # sectors around the vertical and rows: cells of about equal sides at radius 0.4
+        height = F(0.32)
+        around = np.arctan2(p[0], p[2]) * F(4 / np.pi) + phase
+        row = np.floor(p[1] / height + F(0.15))
         if thing.pattern == "checkered":
             return (np.floor(around) + row) % 2 < 0.5
-        u, v = (around + 0.5 * (row % 2)) % 1 - 0.5, (p[1] / F(0.21)) % 1 - 0.5
+        u = (around + 0.5 * (row % 2)) % 1 - 0.5
+        v = (p[1] / height + F(0.15)) % 1 - 0.5
         radius = np.maximum(np.hypot(p[0], p[2]), F(0.12))
-        return np.hypot(u * radius * F(np.pi / 6 / 0.21), v) < 0.34
+        return np.hypot(u * radius * F(np.pi / 4 / 0.32), v) < 0.32
 
     def emblem(self, p, normal) -> np.ndarray:
         """Where an emblem is: each lies in a plane through one side."""
         thing = self.thing
         marked = np.zeros(p[0].shape, bool)
-        size = F(0.15 if thing.kind in ("car", "rocket", "house") else 0.18)
+        size = F(0.16 if thing.kind in ("car", "rocket", "house") else 0.20)
         for side, name in enumerate(thing.emblems):
             if not name or side == shapes.BARE.get(thing.kind):
                 continue

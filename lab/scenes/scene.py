@@ -204,7 +204,7 @@ def sample_scene(
     subject: Thing | None = None,
     room: Room | None = None,
     others: int | None = None,
-    scale: tuple[float, float] = (0.40, 0.72),
+    scale: tuple[float, float] = (0.44, 0.74),
 ) -> Scene:
     """A room with one subject, and `others` smaller things beside it (0 to 2 when not given)."""
     room = room or sample_room(rng)
@@ -213,7 +213,7 @@ def sample_scene(
     placed = [subject]
     for _ in range(count):
         for _ in range(12):
-            other = sample_pose(rng, sample_thing(rng), room, (0.28, 0.44))
+            other = sample_pose(rng, sample_thing(rng), room, (0.34, 0.50))
             if apart(other, placed):
                 placed.append(other)
                 break
