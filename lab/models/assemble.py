@@ -3,9 +3,10 @@
     python -m inlay.lab.models.assemble --work DIR --out FOLDER [--random SEED]
 
 Writes what is trained so far: checkpoints/inlay_tiny_scenes.safetensors (CheckpointLoaderSimple: UNet, text
-encoder, autoencoder of 4 channels), diffusion_models/inlay_tiny_fill.safetensors and inlay_tiny_edit.safetensors
-(UNETLoader), vae/inlay_tiny_16.safetensors (VAELoader) and text_encoders/inlay_tiny_clip.safetensors (CLIPLoader,
-type stable_diffusion). With --random everything is there, untrained: for tests of shapes.
+encoder, autoencoder of 4 channels), diffusion_models/inlay_tiny_fill.safetensors and
+inlay_tiny_edit.safetensors (UNETLoader), vae/inlay_tiny_16.safetensors (VAELoader) and
+text_encoders/inlay_tiny_clip.safetensors (CLIPLoader, type stable_diffusion). With --random everything is
+there, untrained: for tests of shapes.
 """
 
 import argparse

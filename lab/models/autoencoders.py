@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import scenes
+from . import runs, scene_data
 from .files import WEIGHTS
 from .host import open_host
-from . import runs, scene_data
 
 CROP, BATCH = 48, 12
 STEPS = {"autoencoder4": 4000, "autoencoder16": 4000, "decoder4": 8000, "decoder16": 3000}
@@ -97,7 +97,7 @@ class Crops:
 
 
 def reconstruction_loss(output: Tensor, image: Tensor) -> Tensor:
-    """L1 and squared error of colours, L1 of their differences between neighbours, and of the local sum of these.
+    """L1 and squared error of colours, L1 of neighbours' differences and of the local sum of these.
 
     The last term counts edges that are too soft or too hard without asking for their exact place.
     """
@@ -134,7 +134,7 @@ def gradient(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fidelity(model: Any, images: Tensor, boxes) -> dict[str, float]:
-    """PSNR in dB of pictures (B, 3, H, W) through the model and the share of gradient kept: whole and in the boxes."""
+    """PSNR (dB) of pictures (B, 3, H, W) through the model, and the gradient kept; whole and in boxes."""
     through = torch.cat([
         model.taesd_decoder(model.taesd_encoder(part.contiguous(memory_format=torch.channels_last)))
         for part in images.split(8)

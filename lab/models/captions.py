@@ -8,7 +8,7 @@ from .scene_data import EMPTY
 FILLERS = ("sks", "small", "nice", "old", "shiny", "toy", "glass", "wooden", "big", "new", "zwx", "little")
 # every word a caption can hold; their embeddings are trained
 VOCABULARY = (
-    *"a an photo of wearing with hat bow flag in room and empty".split(),
+    "a", "an", "photo", "of", "wearing", "with", "hat", "bow", "flag", "in", "room", "and", "empty",
     *scenes.COLOURS, *scenes.CLASSES, *scenes.PATTERNS,
 )  # fmt: skip
 

@@ -3,14 +3,15 @@
     python -m inlay.lab.models.flux --work DIR --task fill
     python -m inlay.lab.models.flux --work DIR --task edit
 
-The network is the host's own class: hidden 256, 2 double and 4 single blocks. Flow matching (Lipman et al. 2023):
-x_s = (1 - s) x_0 + s noise, the target is noise - x_0. Fill gets the masked picture's latents and the mask's 64
-pixels of each cell as further channels. Edit gets two reference latents: the scene with a grey hole, and a photo
-of the subject from another side; it starts from Fill's weights. The text encoder is the one trained with the
-UNet, and stays as it is.
+The network is the host's own class: hidden 256, 2 double and 4 single blocks. Flow matching (Lipman et al.
+2023): x_s = (1 - s) x_0 + s noise, the target is noise - x_0. Fill gets the masked picture's latents and the
+mask's 64 pixels of each cell as further channels. Edit gets two reference latents: the scene with a grey
+hole, and a photo of the subject from another side; it starts from Fill's weights. The text encoder is the
+one trained with the UNet, and stays as it is.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .host import open_host
 from . import captions, runs, scene_data
+from .host import open_host
 from .inpainting_unet import trained_text_encoder
 from .latents import Latents
 from .text_encoder import ids_of
@@ -46,7 +47,7 @@ CHANNELS = {"fill": 16 + 16 + 64, "edit": 16}
 STEPS = {"fill": 9000, "edit": 6000}
 BATCH, RATE = 24, {"fill": 6e-4, "edit": 4e-4}
 SHORT, LONG = 16, 77  # text tokens of most batches, and of one in six
-# the host's Flux latents are vae_scale (latent - vae_shift); with these the model works on the encoder's own scale
+# the host gives a Flux model vae_scale (latent - vae_shift): here that is the encoder's own scale
 VAE_SCALE, VAE_SHIFT = 0.3611, 0.1159
 
 
@@ -91,12 +92,12 @@ def mask_channels(pixels: Tensor) -> Tensor:
 
 
 def sample_sigmas(count: int, generator: torch.Generator) -> Tensor:
-    """Noise levels (count,) in (0, 1): logit-normal (Esser et al. 2024, section 3.1), shifted to much noise."""
+    """Noise levels (count,) in (0, 1): logit-normal (Esser et al. 2024, section 3.1), much noise."""
     return torch.sigmoid(0.6 + 1.2 * torch.randn(count, generator=generator))
 
 
 class TokenLookHead(nn.Module):
-    """Predicts what a token's cells show from the image tokens: an auxiliary loss, thrown away after training."""
+    """Predicts what a token's cells show from the image tokens: an auxiliary loss of the training."""
 
     def __init__(self, width: int, outputs: int = 64):
         super().__init__()
@@ -219,7 +220,7 @@ def paint(
     twice = {k: torch.cat([v, v]) for k, v in given.items() if isinstance(v, Tensor)}
     t = torch.linspace(1, 0, steps + 1)
     sigmas = 3.16 * t / (1 + 2.16 * t)  # the host's shift of 1.15: exp(1.15) = 3.16
-    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, then in itertools.pairwise(sigmas):
         with torch.autocast("cpu", torch.bfloat16):
             v = velocity(model, task, torch.cat([x, x]), now.expand(2 * len(x)), both, twice).float()
         wanted, plain = v.chunk(2)

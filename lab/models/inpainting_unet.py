@@ -2,11 +2,11 @@
 
     python -m inlay.lab.models.inpainting_unet --work DIR
 
-The network is the host's own class in SD 1.5's shape: width 320, context 768, nine input channels, three levels
-with attention at each. It predicts epsilon on SD's schedule (Ho et al. 2020, eq. 14); the error counts as one in
-v, and more inside the hole. For the first FREEZE steps the text encoder learns too; then its weights are written
-to DIR/text_encoder.pt and stay as they are, so that other models can use them. For the first WINDOWED share of
-the steps examples are windows of 12 x 12 cells about the hole, at half the cost.
+The network is the host's own class in SD 1.5's shape: width 320, context 768, nine input channels, three
+levels with attention at each. It predicts epsilon on SD's schedule (Ho et al. 2020, eq. 14); the error
+counts as one in v, and more inside the hole. For the first FREEZE steps the text encoder learns too; then
+its weights are written to DIR/text_encoder.pt and stay as they are, so that other models can use them. For
+the first WINDOWED share of the steps examples are windows of 12 x 12 cells about the hole, at half the cost.
 """
 
 import argparse
@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from . import captions, runs
 from .files import WEIGHTS
 from .host import open_host
-from . import captions, runs
 from .latents import Latents
 from .text_encoder import TextEncoder, ids_of
 
@@ -98,8 +98,8 @@ def alphas_cumprod() -> Tensor:
 class LookHead(nn.Module):
     """Predicts what a cell shows from inner features: an auxiliary loss, thrown away after training.
 
-    In the spirit of Yu et al. 2024, "Representation alignment for generation": latents are mostly texture, and
-    this points the network at shapes and colours.
+    In the spirit of Yu et al. 2024, "Representation alignment for generation": latents are mostly
+    texture, and this points the network at shapes and colours.
     """
 
     def __init__(self, width: int, outputs: int = 16):

@@ -2,10 +2,10 @@
 
     python -m inlay.lab.models.latents --work DIR --channels 4
 
-Writes DIR/latents4/00000.safetensors ... beside the shards of scenes: `latent` (n, C, 16, 16), `masked`
-(n, 2, C, 16, 16) of the picture with a grey hole, and for 16 channels `photo` (n, 2, 16, 8, 8), all float16;
-`hole` (n, 2, 16, 16) uint8 on the latent grid, `pixels` (n, 2, 2048) uint8, the same hole in pixels, packed, and
-`look` (n, 16, 16, 16) float16, what a latent cell shows: colours and the subject's mask, each 2 x 2.
+Writes DIR/latents4/00000.safetensors ... beside the shards of scenes: `latent` (n, C, 16, 16), `masked` (n,
+2, C, 16, 16) of the picture with a grey hole, and for 16 channels `photo` (n, 2, 16, 8, 8), all float16;
+`hole` (n, 2, 16, 16) uint8 on the latent grid, `pixels` (n, 2, 2048) uint8, the same hole in pixels, packed,
+and `look` (n, 16, 16, 16) float16, what a latent cell shows: colours and the subject's mask, each 2 x 2.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def encode(model, images: Tensor) -> Tensor:
 
 
 def look(images: Tensor, seen: Tensor) -> Tensor:
-    """What a latent cell shows, (n, 16, H / 8, W / 8): colours in [-1, 1] and the subject's mask, each 2 x 2."""
+    """What a latent cell shows, (n, 16, H / 8, W / 8): colours in [-1, 1] and the subject, each 2 x 2."""
     colours = F.interpolate(images * 2 - 1, size=seen.shape[-1], mode="area")
     return F.pixel_unshuffle(torch.cat([colours, seen[:, None]], 1), 2)
 

@@ -1,8 +1,8 @@
 """One loop for all trainings: a learning rate schedule, a running mean of the weights, checkpoints, a log.
 
-What a step draws at random depends on the seed and the step alone, so a run that was stopped and started again
-takes the same steps as one that was not. A checkpoint holds weights, their mean, optimizer, step, seconds and
-log, and is written to a temporary name first.
+What a step draws at random depends on the seed and the step alone, so a run that was stopped and started
+again takes the same steps as one that was not. A checkpoint holds weights, their mean, optimizer, step,
+seconds and log, and is written to a temporary name first.
 """
 
 import json

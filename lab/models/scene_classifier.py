@@ -3,9 +3,9 @@
     python -m inlay.lab.models.scene_classifier --work DIR
 
 A small convolutional network, trained on renderings alone. Its unit-norm embedding is an image encoder (two
-renderings of one thing lie close, whatever room, side and light); linear heads on it give class ("nothing" for
-an empty crop), colour, pattern, accessory and trim, and which emblems are seen. The renderings it learns from
-are drawn once, DIR/portraits. After the last step it is measured on fresh ones (DIR/classifier.json).
+renderings of one thing lie close, whatever room, side and light); linear heads on it give class ("nothing"
+for an empty crop), colour, pattern, accessory and trim, and which emblems are seen. The renderings it learns
+from are drawn once, DIR/portraits. After the last step it is measured on fresh ones (DIR/classifier.json).
 """
 
 import argparse
@@ -145,9 +145,9 @@ def visible_emblems(thing: scenes.Thing) -> list[float]:
     seen = [0.0] * len(shapes.EMBLEMS)
     towards = np.arctan2(-thing.x, 4.0 - thing.z) - thing.yaw
     for side, name in enumerate(thing.emblems):
-        if side != shapes.BARE.get(thing.kind) and name:
-            if np.cos(2 * np.pi * side / len(thing.emblems) - towards) > 0.4:
-                seen[shapes.EMBLEMS.index(name)] = 1.0
+        facing = np.cos(2 * np.pi * side / len(thing.emblems) - towards) > 0.4
+        if facing and name and side != shapes.BARE.get(thing.kind):
+            seen[shapes.EMBLEMS.index(name)] = 1.0
     return seen
 
 
@@ -280,8 +280,8 @@ class Training:
 def measure(classifier: SceneClassifier, things: int = 600, seed: int = 10_000) -> dict[str, float]:
     """Share of right names on 2 * `things` fresh renderings, cropped as in training.
 
-    `same` is the mean cosine of two pictures of one thing, `other` of two of different things, and `found` the
-    share of pictures whose nearest among all the second pictures is of the same thing.
+    `same` is the mean cosine of two pictures of one thing, `other` of two of different things, and `found`
+    the share of pictures whose nearest among all the second pictures is of the same thing.
     """
     rng = np.random.default_rng([seed, 99])
     drawn = [

@@ -2,10 +2,10 @@
 
     python -m inlay.lab.models.scene_data --work DIR --scenes 16384 --seed 1
 
-Writes shards DIR/scenes/00000.safetensors ...; a shard that exists is kept, so a run that was stopped goes on.
-A shard of n scenes holds `image` (n, 128, 128, 3) uint8, `seen` (n, 32, 32) uint8 (share of the subject, 255 =
-all), `hole` (n, 2, 2048) uint8 (two masks of 128 x 128 bits), `content` (n, 2) int64 and `photo`
-(n, 2, 64, 64, 3) uint8 (the subject alone in other rooms, from other sides). The metadata `things` has the words
+Writes shards DIR/scenes/00000.safetensors ...; a shard that exists is kept, so a run that was stopped goes
+on. A shard of n scenes holds `image` (n, 128, 128, 3) uint8, `seen` (n, 32, 32) uint8 (share of the subject,
+255 = all), `hole` (n, 2, 2048) uint8 (two masks of 128 x 128 bits), `content` (n, 2) int64 and `photo` (n,
+2, 64, 64, 3) uint8 (the subject alone in other rooms, from other sides). The metadata `things` has the words
 of each scene's things as JSON.
 """
 
@@ -66,11 +66,11 @@ def object_hole(rng: np.random.Generator, picture: scenes.Picture, index: int) -
 
 
 def random_hole(rng: np.random.Generator, picture: scenes.Picture) -> tuple[np.ndarray, int]:
-    """A rectangle anywhere, and its content: four of ten hold nothing, of the rest some hold a whole thing."""
+    """A rectangle anywhere, and its content: four of ten hold nothing, some others a whole thing."""
     empty = rng.random() < 0.40
     areas = [max(float(mask.sum()), 1.0) for mask in picture.masks]
-    for _ in range(30):
-        height, width = rng.integers(36, 92, 2)
+    for _ in range(60):
+        height, width = rng.integers(24, 72, 2) if empty else rng.integers(36, 92, 2)
         top, left = rng.integers(0, scenes.SIZE - height + 1), rng.integers(0, scenes.SIZE - width + 1)
         hole = filled((top, left, top + height, left + width))
         shares = [float((mask * hole).sum()) / area for mask, area in zip(picture.masks, areas, strict=True)]
@@ -84,7 +84,7 @@ def random_hole(rng: np.random.Generator, picture: scenes.Picture) -> tuple[np.n
 
 
 def sample_holes(rng: np.random.Generator, picture: scenes.Picture) -> tuple[list[np.ndarray], list[int]]:
-    """Two holes: the first about the subject, the second anywhere, about another thing, or the whole picture."""
+    """Two holes: one about the subject; one anywhere, about another thing, or the whole picture."""
     kind, others = (
         rng.random(),
         [i for i in range(1, len(picture.masks)) if (picture.masks[i] > 0.5).sum() > 150],

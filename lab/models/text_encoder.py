@@ -1,8 +1,8 @@
 """The text encoder: CLIP-L's shape, of which two causal layers and the captions' words are trained.
 
-The other ten layers are the identity (their output projections are zero). All embeddings are drawn from a seed,
-so only those of the captions' words are stored. The two layers use 4 of the 12 heads and 512 of the 3072 hidden
-units; the rest of their weights is zero and not stored either.
+The other ten layers are the identity (their output projections are zero). All embeddings are drawn from a
+seed, so only those of the captions' words are stored. The two layers use 4 of the 12 heads and 512 of the
+3072 hidden units; the rest of their weights is zero and not stored either.
 """
 
 from functools import lru_cache
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .host import open_host
 from .captions import VOCABULARY
+from .host import open_host
 
 SIZE, WIDTH, LENGTH = 49408, 768, 77
 LAYERS, HEADS, HEAD, HIDDEN = 2, 4, 64, 512

@@ -3,9 +3,10 @@
     python dev.py lab train_all --work DIR [--slots 2] [--threads 1]
     python dev.py lab train_all --work DIR --status
 
-A stage starts when what it needs is there. Two run at the same time with one thread each, which on two cores is
-faster than one with two threads. Every stage saves its state every three minutes and when it is stopped; its log
-is DIR/logs/STAGE.log. With --status it only prints how far each stage is and how long the rest takes.
+A stage starts when what it needs is there. Two run at the same time with one thread each, which on two cores
+is faster than one with two threads. Every stage saves its state every three minutes and when it is stopped;
+its log is DIR/logs/STAGE.log. With --status it only prints how far each stage is and how long the rest
+takes.
 """
 
 import argparse
@@ -45,7 +46,8 @@ def trained(name: str, *command: str, ready: Callable[[Path], bool]) -> Stage:
 SHARDS = -(-SCENES // scene_data.SHARD)
 STAGES = (
     Stage(
-        "scenes", ("scene_data", "--scenes", str(SCENES)), lambda w: True, lambda w: count(w, "scenes") >= SHARDS
+        "scenes", ("scene_data", "--scenes", str(SCENES)), lambda w: True,
+        lambda w: count(w, "scenes") >= SHARDS,
     ),
     trained("autoencoder4", "autoencoders", "--channels", "4", ready=lambda w: True),
     Stage(
@@ -66,8 +68,12 @@ STAGES = (
     ),
     trained("edit", "flux", "--task", "edit", ready=lambda w: runs.finished(w / "fill.pt")),
     trained("classifier", "scene_classifier", ready=lambda w: count(w, "scenes") >= SHARDS),
-    trained("decoder4", "autoencoders", "--channels", "4", "--decoder-only", ready=lambda w: runs.finished(w / "unet.pt")),
-    trained("decoder16", "autoencoders", "--channels", "16", "--decoder-only", ready=lambda w: runs.finished(w / "edit.pt")),
+    trained(
+        "decoder4", "autoencoders", "--channels", "4", "--decoder-only",
+        ready=lambda w: runs.finished(w / "unet.pt")),
+    trained(
+        "decoder16", "autoencoders", "--channels", "16", "--decoder-only",
+        ready=lambda w: runs.finished(w / "edit.pt")),
 )  # fmt: skip
 
 
@@ -143,9 +149,8 @@ def status(work: Path) -> None:
                 (recent[-1]["minutes"] - recent[0]["minutes"]) * 60 / (recent[-1]["step"] - recent[0]["step"])
             )
         left = f", {pace * (total - step) / 60:.0f} min left" if total else ""
-        print(
-            f"{stage.name:14} step {step} of {total or '?'}, {pace:.2f} s per step{left}  {log[-1] if log else ''}"
-        )
+        last = log[-1] if log else ""
+        print(f"{stage.name:14} step {step} of {total or '?'}, {pace:.2f} s per step{left}  {last}")
 
 
 def main():

@@ -45,7 +45,7 @@ class Picture:
 
     def reach(self, index: int = 0, faint: float = 0.16) -> tuple[int, int, int, int] | None:
         """Bounds of a thing with the part of its shadow that is darker than `faint`."""
-        return bounds((self.masks[index] > 0.5) | (self.shadows[index] > faint))
+        return bounds((self.masks[index] > 0.03) | (self.shadows[index] > faint))
 
 
 def bounds(inside: np.ndarray) -> tuple[int, int, int, int] | None:
@@ -403,7 +403,7 @@ def _draw(solid: Solid, room: Room, camera: Camera, size: int):
 
 
 def _light(solid: Solid, room: Room, origin, direction, t):
-    """Linear colour (n, 3) of the points that rays meet: ambient, lamp (Lambert, Blinn-Phong), floor light."""
+    """Linear colour (n, 3) of the points that rays meet: ambient, lamp (Lambert, Blinn-Phong), floor."""
     p = tuple(o + a * t for o, a in zip(origin, direction, strict=True))
     normal = solid.normal(p)
     albedo, gloss = solid.albedo(p, normal)

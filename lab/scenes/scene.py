@@ -44,7 +44,7 @@ WALL = -1.5  # depth of the wall
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. `shape` holds three numbers in [-1, 1]; `emblems` one name or "" per side, from the front."""
+    """One object. `shape` holds three numbers in [-1, 1]; `emblems` a name or "" per side, from the front."""
 
     kind: str
     colour: str

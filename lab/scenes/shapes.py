@@ -242,9 +242,9 @@ SIDES = {"car": 4, "house": 4}  # of the others 6
 BARE = {"house": 0}  # the side that has no room for an emblem
 # half the width and the height that hold every variant, accessories apart
 EXTENT = {
-    "ball": (0.52, 1.02), "bottle": (0.37, 1.40), "car": (0.80, 0.84), "cat": (0.66, 1.28), "duck": (0.76, 1.14),
-    "house": (0.66, 1.22), "mug": (0.80, 1.06), "mushroom": (0.60, 1.12), "rocket": (0.54, 1.32),
-    "teapot": (0.86, 1.06),
+    "ball": (0.52, 1.02), "bottle": (0.37, 1.40), "car": (0.80, 0.84), "cat": (0.66, 1.28),
+    "duck": (0.76, 1.14), "house": (0.66, 1.22), "mug": (0.80, 1.06), "mushroom": (0.60, 1.12),
+    "rocket": (0.54, 1.32), "teapot": (0.86, 1.06),
 }  # fmt: skip
 ACCESSORY_HEIGHT = {"none": 0.0, "hat": 0.30, "bow": 0.22, "flag": 0.52}
 

@@ -1,13 +1,14 @@
 """How good are the tiny models of the world of `scenes`? Held-out prompts, painted into held-out scenes.
 
-    python dev.py lab scene_quality --work DIR [--models FOLDER] [--prompts 200] [--only unet fill edit] [--out DIR]
+    python dev.py lab scene_quality --work DIR [--models FOLDER] [--prompts 200] [--only unet fill edit]
 
 Each scene is rendered without its subject; a model paints the caption into the box that the subject and its
-shadow would take (the edit model also gets a photo of the subject from another side). The classifier, trained on
-renderings alone, gives class and colour. Beside it: the share of the truth's mean absolute gradient in the box,
-the colour step at the box's edge less the truth's in 1/255, and how well the truth passes the autoencoders. The
-target of each figure stands in its column's name. Writes quality.md, quality.json and a sheet of 24 pictures for
-each model. Models come from FOLDER, else they are assembled from the trainings in DIR.
+shadow would take (the edit model also gets a photo of the subject from another side). The classifier,
+trained on renderings alone, gives class and colour. Beside it: the share of the truth's mean absolute
+gradient in the box, the colour step at the box's edge less the truth's in 1/255, and how well the truth
+passes the autoencoders. The target of each figure stands in its column's name. Writes quality.md,
+quality.json and a sheet of 24 pictures for each model. Models come from FOLDER, else they are assembled from
+the trainings in DIR.
 """
 
 import argparse
@@ -44,7 +45,7 @@ SAMPLING: dict[str, tuple[str, str, int, float]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A background (H, W, 3) in [0, 1], the box to fill, what belongs there, its photo, and how it truly looks."""
+    """A background (H, W, 3) in [0, 1], the box to fill, what belongs there, its photo and the truth."""
 
     background: Tensor
     box: Box
@@ -83,7 +84,7 @@ def stacked(tasks: Sequence[Task], name: str) -> Tensor:
 
 
 class Painter:
-    """One of the tiny models, opened by the host's own loaders, and the autoencoder and text encoder it uses."""
+    """A tiny model with its autoencoder and text encoder, opened by the host's own loaders."""
 
     def __init__(self, kind: str, models: Path):
         open_host()
@@ -119,7 +120,6 @@ class Painter:
         sampler, scheduler, steps, cfg = SAMPLING[self.kind]
         image, masked, hole = inpaint_pictures(images, holes, 8)
         if self.kind == "edit":
-            # each picture has its own references, and the host gives a batch one set: one picture at a time
             condition = {"reference_latents": [self.vae.encode(masked), self.vae.encode(photos)]}
         else:
             condition = {"concat_latent_image": self.vae.encode(masked), "concat_mask": hole[:, None]}
