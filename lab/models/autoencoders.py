@@ -68,7 +68,7 @@ def trained_autoencoder(work: Path, channels: int) -> Any:
 class Crops:
     """Crops of the drawn scenes, mostly about the subjects; some with a grey hole."""
 
-    def __init__(self, work: Path, limit: int = 8):
+    def __init__(self, work: Path, limit: int = 4):
         while len(scene_data.shards(work)) < limit:  # they may still be drawn by another process
             time.sleep(5)
         loaded = [scene_data.load(path, "image", "seen") for path in scene_data.shards(work)[:limit]]
