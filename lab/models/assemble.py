@@ -60,7 +60,7 @@ def trained_parts(work: Path) -> dict[str, State]:
                 for module in (training.unet, training.encoder)
             )
     if (work / "text_encoder.pt").exists():
-        parts["text"] = runs.load(work / "text_encoder.pt")
+        parts["text"] = inpainting_unet.trained_text_encoder(work).state_dict()
     for task in ("fill", "edit"):
         if (work / f"{task}.pt").exists():
             fit = flux.Training(work, task)

@@ -57,15 +57,13 @@ def new_flux(task: str, seed: int = 0) -> Any:
     import comfy.cli_args
 
     comfy.cli_args.args.use_pytorch_cross_attention = True
-    import comfy.model_management
     import comfy.ops
     from comfy.ldm.flux.model import Flux
 
-    # the fused rotary embedding has no gradient; the host switches it off while it trains
-    comfy.model_management.in_training = True
     torch.manual_seed(seed)
     shape = {name: list(value) if isinstance(value, list) else value for name, value in SHAPE.items()}
-    model: Any = Flux(
+    build: Any = Flux
+    model: Any = build(
         **shape, in_channels=CHANNELS[task], dtype=torch.float32, operations=comfy.ops.disable_weight_init
     )
     for name, layer in model.named_modules():
@@ -198,7 +196,14 @@ class Training:
         return error + aside, {"error": error.item(), "look": aside.item()}
 
     def run(self) -> None:
-        self.fit.run(self.loss_at)
+        import comfy.model_management
+
+        # the fused rotary embedding has no gradient; the host does without it while it trains
+        comfy.model_management.in_training = True
+        try:
+            self.fit.run(self.loss_at)
+        finally:
+            comfy.model_management.in_training = False
 
 
 def velocity(model, task: str, x: Tensor, sigma: Tensor, context: Tensor, given: dict[str, Any]) -> Tensor:

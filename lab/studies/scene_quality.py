@@ -88,11 +88,9 @@ class Painter:
 
     def __init__(self, kind: str, models: Path):
         open_host()
-        import comfy.model_management
         import comfy.sd
         import comfy.utils
 
-        comfy.model_management.in_training = False
         self.kind = kind
         if kind == "unet":
             path = models / "checkpoints" / "inlay_tiny_scenes.safetensors"
@@ -139,9 +137,9 @@ class Painter:
         painted = []
         for start in range(0, len(tasks), BATCH):
             part = tasks[start : start + BATCH]
-            given = [stacked(part, name) for name in ("background", "hole")]
+            images, holes, photos = (stacked(part, name) for name in ("background", "hole", "photo"))
             prompts = [scenes.caption(task.thing) for task in part]
-            painted.append(self.paint(*given, prompts, stacked(part, "photo"), seed=start))
+            painted.append(self.paint(images, holes, prompts, photos, seed=start))
             print(f"{self.kind}: painted {start + len(part)} of {len(tasks)}", flush=True)
         return torch.cat(painted).cpu()
 
