@@ -44,7 +44,7 @@ SHAPE = {
     "txt_ids_dims": [],
 }
 CHANNELS = {"fill": 16 + 16 + 64, "edit": 16}
-STEPS = {"fill": 9000, "edit": 6000}
+STEPS = {"fill": 9000, "edit": 5000}
 BATCH, RATE = 24, {"fill": 6e-4, "edit": 4e-4}
 SHORT, LONG = 16, 77  # text tokens of most batches, and of one in six
 # the host gives a Flux model vae_scale (latent - vae_shift): here that is the encoder's own scale

@@ -41,7 +41,7 @@ SHAPE = {
     "context_dim": 768,
     "legacy": False,
 }
-STEPS, BATCH, RATE, FREEZE, WINDOWED, WINDOW = 9000, 16, 4e-4, 2500, 0.60, 12
+STEPS, BATCH, RATE, FREEZE, WINDOWED, WINDOW = 8000, 16, 4e-4, 2400, 0.70, 12
 WARM = WEIGHTS / "unet.safetensors"
 
 
