@@ -56,7 +56,8 @@ def new_unet(seed: int = 0, **changes) -> Any:
 
     torch.manual_seed(seed)
     shape = {name: list(value) if isinstance(value, list) else value for name, value in SHAPE.items()}
-    unet = UNetModel(**{**shape, **changes}, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    build: Any = UNetModel
+    unet = build(**{**shape, **changes}, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
     # the host's layers skip initialisation (they expect a file); call torch's own
     for layer in unet.modules():
         for kind in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm):
@@ -132,7 +133,11 @@ def window_of(rng: np.random.Generator, example: Tensor, window: int, hole: int 
     if len(rows) == 0:
         rows = columns = torch.tensor([[example.shape[1] // 2]])
     top, left = (
-        int(np.clip((cells.min() + cells.max() + 1 - window) // 2 + rng.integers(-2, 3), 0, side - window))
+        int(
+            np.clip(
+                (int(cells.min() + cells.max()) + 1 - window) // 2 + rng.integers(-2, 3), 0, side - window
+            )
+        )
         for cells, side in ((rows, example.shape[1]), (columns, example.shape[2]))
     )
     return example[:, top : top + window, left : left + window]

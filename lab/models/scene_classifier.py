@@ -247,7 +247,8 @@ class Training:
 
     def __init__(self, work: Path, steps: int = STEPS, seed: int = 0):
         self.seed = seed
-        self.classifier: Any = SceneClassifier().to(memory_format=torch.channels_last)
+        self.classifier: Any = SceneClassifier()
+        self.classifier.to(memory_format=torch.channels_last)
         modules = {"classifier": self.classifier}
         self.fit = runs.Fit(work / "classifier.pt", modules, steps, RATE, average=0.99, decay=0.02)
         self.data: dict[str, np.ndarray] = load_portraits(work / "portraits")

@@ -140,7 +140,8 @@ class Solid:
             if step % 3 == 2 or step == steps - 1:
                 t[rest[hit]] = now[hit]
                 keep = ~hit & (now < end)
-                rest, now, end, dx, dy, dz = (a[keep] for a in (rest, now, end, dx, dy, dz))
+                rest, now, end = rest[keep], now[keep], end[keep]
+                dx, dy, dz = dx[keep], dy[keep], dz[keep]
                 if len(rest) == 0:
                     break
         return t

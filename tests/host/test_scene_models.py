@@ -1,5 +1,7 @@
 """The tiny models of the world of `scenes`, untrained: the host's loaders recognise them and agree with them."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -26,7 +28,8 @@ def test_the_checkpoint_is_recognised(parts):
     """As SD 1.5 for inpainting, with three levels, attention at each, and our autoencoder and text encoder."""
     import comfy.sd
 
-    model, clip, vae = comfy.sd.load_state_dict_guess_config(assemble.checkpoint_state(parts))[:3]
+    loaded: Any = comfy.sd.load_state_dict_guess_config(assemble.checkpoint_state(parts))
+    model, clip, vae = loaded[:3]
     shape = model.model.model_config.unet_config
     for name in ("num_res_blocks", "transformer_depth", "transformer_depth_output", "in_channels"):
         assert list_of(shape[name]) == list_of(inpainting_unet.SHAPE[name])
@@ -63,7 +66,7 @@ def test_the_text_encoder_is_causal_and_mixes_words(parts):
 def test_a_transformer_is_recognised(parts, task):
     import comfy.sd
 
-    model = comfy.sd.load_diffusion_model_state_dict(dict(parts[task]))
+    model: Any = comfy.sd.load_diffusion_model_state_dict(dict(parts[task]))
     assert type(model.model.model_config).__name__ == {"fill": "FluxInpaint", "edit": "Flux"}[task]
     assert model.model.model_config.unet_config["in_channels"] == flux.CHANNELS[task]
 
