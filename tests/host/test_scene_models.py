@@ -1,4 +1,4 @@
-"""The tiny models of the world of `scenes`, untrained: the host's loaders recognise them and agree with them."""
+"""The tiny models of the world of `scenes`, untrained: the loaders of the host recognise them and agree."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def training(in_process_host):
 
 
 def test_the_checkpoint_is_recognised(parts):
-    """As SD 1.5 for inpainting, with three levels, attention at each, and our autoencoder and text encoder."""
+    """As SD 1.5 for inpainting: three levels with attention at each, our autoencoder and text encoder."""
     import comfy.sd
 
     loaded: Any = comfy.sd.load_state_dict_guess_config(assemble.checkpoint_state(parts))
