@@ -6,18 +6,20 @@ Writes what is trained so far: checkpoints/inlay_tiny_scenes.safetensors (Checkp
 encoder, autoencoder of 4 channels), diffusion_models/inlay_tiny_fill.safetensors and
 inlay_tiny_edit.safetensors (UNETLoader), vae/inlay_tiny_16.safetensors (VAELoader) and
 text_encoders/inlay_tiny_clip.safetensors (CLIPLoader, type stable_diffusion). With --random everything is
-there, untrained: for tests of shapes.
+there, untrained: for tests of shapes. With --ship the parts go into FOLDER in few bits instead, as the
+repository holds them, and --shipped FOLDER reads them from there.
 """
 
 import argparse
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import autoencoders, flux, inpainting_unet, runs, text_encoder
+from . import autoencoders, flux, inpainting_unet, quantised, runs, text_encoder
 
 # the host's latents are the autoencoder's times this; the models work on the encoder's own scale
 SD_SCALE, SD_SHIFT = 0.18215, 0.0
@@ -67,6 +69,42 @@ def trained_parts(work: Path) -> dict[str, State]:
             with runs.Averaged(fit.fit):
                 parts[task] = {name: value.clone() for name, value in fit.model.state_dict().items()}
     return parts
+
+
+# the blocks of the highest level decide the detail
+FINE = ("input_blocks.0.", "input_blocks.1.", "output_blocks.4.", "output_blocks.5.", "out.", "time_embed.")
+
+
+def bits_of(part: str) -> Callable[[str], int]:
+    """How many bits the weights of a part are shipped in, by name."""
+    if part == "unet":
+        return lambda name: 6 if name.startswith(FINE) else 5
+    return lambda name: 8 if part.startswith("autoencoder") else 6
+
+
+def ship(parts: dict[str, State], folder: Path, records: dict[str, dict]) -> list[Path]:
+    """Write the parts in few bits as FOLDER/PART.safetensors, each with its record of the training."""
+    written = []
+    for part, state in parts.items():
+        path = folder / f"{part}.safetensors"
+        quantised.save(state, path, bits_of(part), records.get(part))
+        written.append(path)
+    return written
+
+
+def shipped_parts(folder: Path) -> dict[str, State]:
+    """The parts that `ship` wrote."""
+    return {path.stem: quantised.load(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def training_records(work: Path, parts: Iterable[str]) -> dict[str, dict]:
+    """Steps, minutes and the last losses of each part's training."""
+    found = {}
+    for part in parts:
+        if state := runs.load(work / f"{part}.pt"):
+            minutes = round(state["seconds"] / 60, 1)
+            found[part] = {"steps": state["step"], "minutes": minutes, "log": state["log"][-1:]}
+    return found
 
 
 def autoencoder_state(part: State, scale: float, shift: float) -> State:
@@ -124,11 +162,24 @@ def main():
     parser.add_argument("--work", type=Path, help="folder of the trainings")
     parser.add_argument("--out", type=Path, required=True, help="a models folder")
     parser.add_argument("--random", type=int, metavar="SEED", help="untrained parts instead")
+    parser.add_argument("--shipped", type=Path, metavar="FOLDER", help="parts in few bits instead")
+    parser.add_argument("--ship", action="store_true", help="write parts in few bits")
     a = parser.parse_args()
-    if a.random is None and a.work is None:
-        parser.error("Name the folder of the trainings with --work, or give --random SEED.")
-    parts = trained_parts(a.work) if a.random is None else random_parts(a.random)
-    for path in assemble(parts, a.out):
+    if a.random is not None:
+        parts = random_parts(a.random)
+    elif a.shipped:
+        parts = shipped_parts(a.shipped)
+    elif a.work:
+        parts = trained_parts(a.work)
+    else:
+        parser.error(
+            "Name the folder of the trainings with --work, or give --shipped FOLDER or --random SEED."
+        )
+    if a.ship:
+        written = ship(parts, a.out, training_records(a.work, parts) if a.work else {})
+    else:
+        written = assemble(parts, a.out)
+    for path in written:
         print(f"{path}  {path.stat().st_size / 2**20:.1f} MiB")
 
 

@@ -120,3 +120,13 @@ def test_a_transformer_can_be_trained(training, task):
             weight.add_(way, alpha=-step)
     # the host rounds rotary embeddings to float32
     assert float((values[0] - values[1]) / 2e-4) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_shipped_parts_come_back_and_are_small(parts, tmp_path):
+    """All parts together stay below the room that the repository has for them."""
+    written = assemble.ship(parts, tmp_path, {"fill": {"steps": 3}})
+    loaded = assemble.shipped_parts(tmp_path)
+    assert loaded.keys() == parts.keys()
+    for part, state in parts.items():
+        assert {n: v.shape for n, v in loaded[part].items()} == {n: v.shape for n, v in state.items()}
+    assert sum(path.stat().st_size for path in written) < 62 * 2**20
