@@ -5,9 +5,9 @@
 
 The network is the host's own class: hidden 256, 2 double and 4 single blocks. Flow matching (Lipman et al.
 2023): x_s = (1 - s) x_0 + s noise, the target is noise - x_0. Fill gets the masked picture's latents and the
-mask's 64 pixels of each cell as further channels. Edit gets two reference latents: the scene with a grey
-hole, and a photo of the subject from another side; it starts from Fill's weights. The text encoder is the
-one trained with the UNet, and stays as it is.
+mask's 64 pixels of each cell as further channels. Edit gets two or three reference latents: the scene with a
+grey hole, and one or two photos of the subject from other sides; it starts from Fill's weights. The text
+encoder is the one trained with the UNet, and stays as it is.
 """
 
 import argparse
@@ -141,7 +141,7 @@ class Training:
         state["img_in.weight"] = state["img_in.weight"][:, : 16 * 4]
         self.model.load_state_dict(state)
 
-    def batch(self, rng: np.random.Generator, long: bool) -> dict[str, Any]:
+    def batch(self, rng: np.random.Generator, long: bool, photos_each: int = 1) -> dict[str, Any]:
         assert self.data
         tensors = self.data.tensors
         # an edit is about the subject, for its photo shows it
@@ -162,7 +162,7 @@ class Training:
                     prompts[i] = (
                         f"a photo of a {self.data.things[index][0]['kind']}" if rng.random() < 0.7 else ""
                     )
-        view = torch.from_numpy(rng.integers(2, size=BATCH))
+        first = torch.from_numpy(rng.integers(2, size=BATCH))
         shown = torch.tensor(photos)[:, None, None, None]
         return {
             "latent": tensors["latent"][scene].float(),
@@ -170,7 +170,10 @@ class Training:
             "hole": tensors["hole"][scene, hole][:, None].float(),
             "pixels": scene_data.unpacked(tensors["pixels"][scene, hole]),
             "look": tensors["look"][scene].float(),
-            "photo": torch.where(shown, tensors["photo"][scene, view].float(), 0.0),
+            "photos": [
+                torch.where(shown, tensors["photo"][scene, view].float(), 0.0)
+                for view in (first, 1 - first)[:photos_each]
+            ],
             "prompts": prompts,
         }
 
@@ -180,7 +183,7 @@ class Training:
             self.data = self.data or Latents(self.work, 16)
             self.data.refresh()
         long = step % 6 == 5
-        batch = self.batch(rng, long)
+        batch = self.batch(rng, long, photos_each=2 if step % 4 == 3 else 1)
         latent = batch["latent"]
         noise = torch.randn(latent.shape, generator=generator)
         sigma = sample_sigmas(BATCH, generator)
@@ -212,7 +215,7 @@ def velocity(model, task: str, x: Tensor, sigma: Tensor, context: Tensor, given:
     if task == "fill":
         x = torch.cat([x, given["masked"], mask_channels(given["pixels"])], 1)
         return model(x, sigma, context, guidance=guidance)
-    return model(x, sigma, context, guidance=guidance, ref_latents=[given["masked"], given["photo"]])
+    return model(x, sigma, context, guidance=guidance, ref_latents=[given["masked"], *given["photos"]])
 
 
 @torch.no_grad()
@@ -222,7 +225,8 @@ def paint(
     """Euler from noise to latents (B, 16, h, w), with classifier-free guidance: a look at a training."""
     x = torch.randn(given["masked"].shape, generator=torch.Generator().manual_seed(seed))
     both = torch.cat([context, free.expand_as(context)])
-    twice = {k: torch.cat([v, v]) for k, v in given.items() if isinstance(v, Tensor)}
+    twice: dict[str, Any] = {k: torch.cat([v, v]) for k, v in given.items() if isinstance(v, Tensor)}
+    twice["photos"] = [torch.cat([photo, photo]) for photo in given.get("photos", [])]
     t = torch.linspace(1, 0, steps + 1)
     sigmas = 3.16 * t / (1 + 2.16 * t)  # the host's shift of 1.15: exp(1.15) = 3.16
     for now, then in itertools.pairwise(sigmas):

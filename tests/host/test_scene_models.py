@@ -102,7 +102,11 @@ def test_a_transformer_can_be_trained(training, task):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     x, sigma, context = drawn(1, 16, 4, 4), torch.tensor([0.7], dtype=torch.float64), drawn(1, 5, 768)
-    given = {"masked": drawn(1, 16, 4, 4), "pixels": torch.zeros(1, 1, 32, 32), "photo": drawn(1, 16, 2, 2)}
+    given = {
+        "masked": drawn(1, 16, 4, 4),
+        "pixels": torch.zeros(1, 1, 32, 32),
+        "photos": [drawn(1, 16, 2, 2)] * 2,
+    }
 
     def loss():
         return flux.velocity(model, task, x, sigma, context, given).square().mean()
