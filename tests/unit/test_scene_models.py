@@ -1,5 +1,7 @@
 """The trainings of the world of `scenes`: holes, captions, resuming, and the shapes of what they train."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +117,23 @@ def test_an_interrupted_training_ends_where_the_other_one_does(tmp_path):
     assert torch.equal(whole[1], parts[1])
     assert not torch.equal(whole[1], whole[0])
     assert list(tmp_path.glob("*.partial")) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a process can handle")
+def test_sigterm_saves_the_state_first(tmp_path):
+    line = Line()
+    fit = runs.Fit(tmp_path / "line.pt", {"line": line}, 10, 0.05)
+
+    def loss_at(step: int):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return line.layer(torch.ones(1, 3)).square().mean(), {}
+
+    with pytest.raises(SystemExit, match="143"):
+        fit.run(loss_at)
+    again = runs.Fit(tmp_path / "line.pt", {"line": Line()}, 10, 0.05)
+    assert again.step == 4
+    assert not runs.finished(tmp_path / "line.pt")
 
 
 def test_a_finished_training_takes_no_step(tmp_path):
