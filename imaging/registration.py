@@ -25,9 +25,9 @@ MODELS = (SHIFT, SHIFT_AND_SCALE, AFFINE)
 GEOMETRY = {SHIFT: 2, SHIFT_AND_SCALE: 3, AFFINE: 6}  # parameters of each transformation
 
 COARSEST = 128  # pixels of the longer side of the level that is searched
-POINTS = 60_000  # pixels of a level that take part, one of each square of the image
+POINTS = 25_000  # pixels of a level that take part, one of each square of the image
 ITERATIONS = 12  # of Gauss-Newton on one level, at most
-CONVERGED = 0.003  # pixels of the level: mean motion of a step that ends the iterations
+CONVERGED = 0.01  # pixels of the level: mean motion of a step that ends the iterations
 SCALES = np.arange(0.86, 1.161, 0.02)  # searched on the coarsest level
 CANDIDATES = 3  # starts that are refined on the coarsest level
 MAX_SHIFT = 0.2  # of the longer side; also the range of the search
@@ -226,11 +226,13 @@ class _Level:
 
 @dataclass(frozen=True)
 class _Fit:
-    """Parameters on a level, with the correlation of the points and the covariance of the geometry."""
+    """Parameters on a level, with the correlation of the points, the scale of the residuals and their weights."""
 
     parameters: np.ndarray
     correlation: float
-    covariance: np.ndarray
+    scale: float
+    inside: np.ndarray
+    weight: np.ndarray
 
 
 def _pyramid(reference: np.ndarray, painted: np.ndarray, known: np.ndarray) -> list[_Level]:
@@ -392,8 +394,8 @@ def _refined(level: _Level, start: np.ndarray, model: str) -> _Fit | None:
         parameters[k] = np.clip(parameters[k], 0.3, 3)
         if motion.mean() < CONVERGED:
             break
-    covariance = np.linalg.inv(normal)[:k, :k] * (scale**2)
-    return _Fit(parameters, _correlation(problem, parameters, model, inside, weight), covariance)
+    correlation = _correlation(problem, parameters, model, inside, weight)
+    return _Fit(parameters, correlation, scale, inside, weight)
 
 
 def _inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -452,8 +454,8 @@ def _judge(fit: _Fit, level: _Level, model: str) -> Alignment:
     moved = rim @ matrix[:, :2].T + matrix[:, 2]
     motion = float(np.linalg.norm(moved - rim, axis=1).max())
     basis = problem.unit * geometry_basis((rim - problem.centre) / problem.unit, model)
-    variance = np.einsum("nik,kl,nil->n", basis, fit.covariance, basis)
-    found = Alignment(matrix, "", fit.correlation, motion, float(np.sqrt(max(variance.max(), 0))))
+    variance = np.einsum("nik,kl,nil->n", basis, _covariance(fit, level, model), basis)
+    found = Alignment(matrix, "", fit.correlation, motion, float(np.sqrt(np.nan_to_num(variance, nan=np.inf).max())))
     longest = max(level.reference.shape)
     shear = np.abs(matrix[:, :2] - found.scale * np.eye(2)).max()
     centre = np.array(found.shift_at(*problem.centre))
@@ -472,6 +474,30 @@ def _judge(fit: _Fit, level: _Level, model: str) -> Alignment:
     else:
         reason = ""
     return replace(found, reason=reason)
+
+
+def _covariance(fit: _Fit, level: _Level, model: str) -> np.ndarray:
+    """Covariance of the geometry (k, k), infinite where the pictures share no structure that determines it.
+
+    A sandwich estimate H^-1 N H^-1. Noise has gradients too, which determine nothing: H takes the products of one
+    picture's gradients with the other's, in which independent noise cancels; N = sigma^2 J^T W J as usual.
+    """
+    from scipy.ndimage import spline_filter
+
+    problem, k = level.problem, GEOMETRY[model]
+    basis = geometry_basis(problem.positions, model)[fit.inside]
+    _, jacobian = problem.residuals(fit.parameters, model)
+    jacobian = jacobian[fit.inside, :k]
+    coefficients = spline_filter(level.reference, order=3, output=np.float64, mode="mirror")
+    _, slopes = sample_spline(coefficients, problem.points[fit.inside])
+    expected = problem.unit * np.einsum("ni,nik->nk", slopes, basis)
+    weighted = jacobian * fit.weight[:, None]
+    shared = weighted.T @ expected
+    shared = (shared + shared.T) / 2
+    if np.linalg.eigvalsh(shared)[0] <= 0:
+        return np.diag(np.full(k, np.inf))
+    inverse = np.linalg.inv(shared)
+    return inverse @ (weighted.T @ jacobian) @ inverse * fit.scale**2
 
 
 def _rim(known: np.ndarray) -> np.ndarray:
