@@ -1,8 +1,9 @@
 """Colour matching: remove the colour cast of a painted picture, measured where it should equal the original.
 
-Two corrections: the mean and the deviation of each channel in CIE Lab (Reinhard et al., "Color Transfer between
-Images", 2001, eq. 10 and 11, in Lab instead of l-alpha-beta), and a smooth field, which also follows vignettes,
-gradients and tone curves. Both give less weight to pixels that differ for another reason (a shadow that was painted).
+Two corrections: the mean and the deviation of each channel in CIE Lab (Reinhard et al., "Color Transfer
+between Images", 2001, eq. 10 and 11, in Lab instead of l-alpha-beta), and a smooth field, which also follows
+vignettes, gradients and tone curves. Both give less weight to pixels that differ for another reason (a
+shadow that was painted).
 """
 
 from dataclasses import dataclass

@@ -1,22 +1,24 @@
 """Image registration: find how a painted picture is shifted and scaled against the original.
 
-A model that repaints a picture moves and enlarges what it should keep. The pixels around the mask show the same
-in both pictures, so they determine a transformation from the original's pixel positions to the painted one's:
+A model that repaints a picture moves and enlarges what it should keep. The pixels around the mask show the
+same in both pictures, so they determine a transformation from the original's pixel positions to the painted
+one's:
 
     minimise over p, g, b   sum_x w(x) rho( g(x) G(W(x; p)) + b(x) - R(x) )
 
-with the reference R, the painted picture G, the transformation W (shift, shift and scale, or affine), a gain g and
-an offset b that are polynomials of degree 2 in the position (exposure, white balance, vignettes), and the
-Cauchy function rho, which reduces the weight of pixels that differ. Solved by Gauss-Newton with reweighting from
-coarse to fine (Baker and Matthews, "Lucas-Kanade 20 Years On", IJCV 2004; Bartoli, "Groupwise geometric and
-photometric direct image registration", PAMI 2008). It starts at the best shift and scale of a masked normalised
-cross-correlation on the coarsest level (Padfield, "Masked object registration in the Fourier domain", 2012, eq. 14
-to 19).
+with the reference R, the painted picture G, the transformation W (shift, shift and scale, or affine), a gain
+g and an offset b that are polynomials of degree 2 in the position (exposure, white balance, vignettes), and
+the Cauchy function rho, which reduces the weight of pixels that differ. Solved by Gauss-Newton with
+reweighting from coarse to fine (Baker and Matthews, "Lucas-Kanade 20 Years On", IJCV 2004; Bartoli,
+"Groupwise geometric and photometric direct image registration", PAMI 2008). It starts at the best shift and
+scale of a masked normalised cross-correlation on the coarsest level (Padfield, "Masked object registration
+in the Fourier domain", 2012, eq. 14 to 19).
 
 Positions are (row, column) in continuous pixels: the centre of the first pixel is (0.5, 0.5).
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -47,7 +49,8 @@ class Alignment:
     Attributes:
         matrix: (2, 3) in continuous pixels: painted = matrix[:, :2] @ original + matrix[:, 2].
         reason: Why the picture is left in place; "" if the transformation is to be applied.
-        correlation: Of the surroundings after alignment, without their smooth part; NaN if it was not measured.
+        correlation: Of the surroundings after alignment, without their smooth part; NaN if it was not
+            measured.
         rim_motion: Largest distance in pixels by which the transformation moves the rim of the mask.
         rim_error: Estimated standard error of the positions at the rim, in pixels.
     """
@@ -97,7 +100,8 @@ def register(
     Args:
         reference: (H, W) luminance in [0, 1].
         painted: (H, W) luminance in [0, 1], of the same size.
-        known: (H, W) booleans, true where both should show the same; the rest is ignored in the reference's frame.
+        known: (H, W) booleans, true where both should show the same; the rest is ignored in the reference's
+            frame.
         model: One of `MODELS`.
 
     Returns:
@@ -113,7 +117,7 @@ def register(
     if not fits:
         return identity("the surroundings of the mask are too uniform to align")
     fit = max(fits, key=lambda fit: fit.correlation)
-    for coarse, level in zip(levels, levels[1:], strict=False):
+    for coarse, level in pairwise(levels):
         finer = _refined(level, _finer(fit, coarse, level), model)
         if finer is None:
             return identity("the surroundings of the mask are too uniform to align")
@@ -184,8 +188,8 @@ class Problem:
 def sample_spline(coefficients: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values (N,) and gradients (N, 2) of a cubic B-spline at positions in continuous pixels.
 
-    Coefficients as `scipy.ndimage.spline_filter(order=3, mode="mirror")` gives them; positions outside are moved to
-    the border.
+    Coefficients as `scipy.ndimage.spline_filter(order=3, mode="mirror")` gives them; positions outside are
+    moved to the border.
     """
     height, width = coefficients.shape
     weights, slopes, indices = [], [], []
@@ -226,7 +230,7 @@ class _Level:
 
 @dataclass(frozen=True)
 class _Fit:
-    """Parameters on a level, with the correlation of the points, the scale of the residuals and their weights."""
+    """Parameters on a level, with the points' correlation, the residuals' scale, and the points' weights."""
 
     parameters: np.ndarray
     correlation: float
@@ -343,9 +347,7 @@ def _scaled(image: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     from scipy.ndimage import map_coordinates
 
     height, width = image.shape
-    axes = [
-        length / 2 + scale * (np.arange(length) + 0.5 - length / 2) - 0.5 for length in (height, width)
-    ]
+    axes = [length / 2 + scale * (np.arange(length) + 0.5 - length / 2) - 0.5 for length in (height, width)]
     inside = np.multiply.outer(
         *((axis >= 0) & (axis <= length - 1) for axis, length in zip(axes, (height, width), strict=True))
     )
@@ -455,14 +457,18 @@ def _judge(fit: _Fit, level: _Level, model: str) -> Alignment:
     motion = float(np.linalg.norm(moved - rim, axis=1).max())
     basis = problem.unit * geometry_basis((rim - problem.centre) / problem.unit, model)
     variance = np.einsum("nik,kl,nil->n", basis, _covariance(fit, level, model), basis)
-    found = Alignment(matrix, "", fit.correlation, motion, float(np.sqrt(np.nan_to_num(variance, nan=np.inf).max())))
+    found = Alignment(
+        matrix, "", fit.correlation, motion, float(np.sqrt(np.nan_to_num(variance, nan=np.inf).max()))
+    )
     longest = max(level.reference.shape)
     shear = np.abs(matrix[:, :2] - found.scale * np.eye(2)).max()
     centre = np.array(found.shift_at(*problem.centre))
     if not np.isfinite(matrix).all() or fit.correlation < MIN_CORRELATION:
         reason = f"the surroundings of the mask do not match (correlation {fit.correlation:.2f})"
     elif found.rim_error > MAX_RIM_ERROR:
-        reason = f"the surroundings of the mask are too uniform to align (uncertain by {found.rim_error:.1f} px)"
+        reason = (
+            f"the surroundings of the mask are too uniform to align (uncertain by {found.rim_error:.1f} px)"
+        )
     elif not 1 / MAX_SCALE < found.scale < MAX_SCALE:
         reason = f"a scale of {found.scale:.0%} is implausible"
     elif np.abs(centre).max() > MAX_SHIFT * longest:
@@ -479,8 +485,9 @@ def _judge(fit: _Fit, level: _Level, model: str) -> Alignment:
 def _covariance(fit: _Fit, level: _Level, model: str) -> np.ndarray:
     """Covariance of the geometry (k, k), infinite where the pictures share no structure that determines it.
 
-    A sandwich estimate H^-1 N H^-1. Noise has gradients too, which determine nothing: H takes the products of one
-    picture's gradients with the other's, in which independent noise cancels; N = sigma^2 J^T W J as usual.
+    A sandwich estimate H^-1 N H^-1. Noise has gradients too, which determine nothing: H takes the products
+    of one picture's gradients with the other's, in which independent noise cancels; N = sigma^2 J^T W J as
+    usual.
     """
     from scipy.ndimage import spline_filter
 
@@ -501,7 +508,7 @@ def _covariance(fit: _Fit, level: _Level, model: str) -> np.ndarray:
 
 
 def _rim(known: np.ndarray) -> np.ndarray:
-    """(N, 2) positions of known pixels beside unknown ones, at most some hundreds; the corners if there are none."""
+    """(N, 2) positions of known pixels beside unknown ones, some hundreds; the corners if there are none."""
     from scipy.ndimage import binary_dilation
 
     height, width = known.shape

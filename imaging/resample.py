@@ -1,8 +1,8 @@
 """Resampling: a picture at other positions, in one pass that keeps exact pixels exact.
 
-The kernel is the cubic one of Keys (1981, "Cubic convolution interpolation", eq. 15, a = -1/2), widened where the
-picture shrinks, as in the host's bicubic resizing. Positions are continuous pixels: the centre of the first pixel is
-0.5.
+The kernel is the cubic one of Keys (1981, "Cubic convolution interpolation", eq. 15, a = -1/2), widened
+where the picture shrinks, as in the host's bicubic resizing. Positions are continuous pixels: the centre of
+the first pixel is 0.5.
 """
 
 import math
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .boxes import Box
+from .views import resize_image
 
 
 def resample(picture: torch.Tensor, rows: tuple[float, float, int], columns: tuple[float, float, int]):
@@ -66,6 +67,9 @@ def _keys(distance: torch.Tensor) -> torch.Tensor:
 
 def crop_resized(picture: torch.Tensor, box: Box, height: int, width: int) -> torch.Tensor:
     """The part of (B, H, W, C) inside a box at another size, in [0, 1]; the box may reach over the border."""
+    if box == box.clamp(*picture.shape[1:3]):
+        rows, columns = box.slices
+        return resize_image(picture[:, rows, columns], height, width)
     rows = (box.height / height, float(box.top), height)
     columns = (box.width / width, float(box.left), width)
     return resample(picture, rows, columns).clamp(0, 1)
