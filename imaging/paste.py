@@ -1,4 +1,4 @@
-"""Paste back: align a painted picture with the original, match its colours, change nothing outside the mask."""
+"""Paste back: align a painted picture with the original, match its colours, keep everything outside the mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -180,7 +180,7 @@ def _canvas(crop: PaintingCrop) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class _Work:
+class Comparison:
     """One place at the size at which it is compared."""
 
     original: torch.Tensor  # (h, w, 3)
@@ -204,18 +204,19 @@ def _paste(
     nothing = PlaceReport(None, (0.0, 0.0), float("nan"), float("nan"), "nothing to paste: the mask is empty")
     if options.area == MASK and place.mask is None:
         return nothing
-    work = _compared(crop, place, painted, options)
-    correction, before, after = _colours(work, options)
-    corrected = _corrected(work.painted, correction)
+    work = compare(crop, place, painted, options)
+    correction, before, after = measure_colours(work, options)
+    corrected = recoloured(work.painted, correction)
     part = place.mask
     if options.area == CHANGED:
         part = _changed_part(work.original, corrected, place.box, options.tolerance)
         if part is None:
-            return replace(
-                nothing,
-                alignment=work.alignment,
-                note="nothing to paste: the painted picture shows nothing new",
-            )
+            note = "nothing to paste: the painted picture shows nothing new"
+            return replace(nothing, alignment=work.alignment, note=note)
+        if place.mask is None:  # measure the colours again, now that the painted part is known
+            work = _without(work, part, crop, place)
+            correction, before, after = measure_colours(work, options)
+            corrected = recoloured(work.painted, correction)
     assert part is not None
     _blend(result, crop, place, part, painted, work, correction, options)
     middle = part.box.shift(-place.box.top, -place.box.left)
@@ -224,7 +225,7 @@ def _paste(
     return PlaceReport(work.alignment, centre, before, after, check=check)
 
 
-def _compared(crop: PaintingCrop, place: Place, painted: torch.Tensor, options: PasteOptions) -> _Work:
+def compare(crop: PaintingCrop, place: Place, painted: torch.Tensor, options: PasteOptions) -> Comparison:
     """Lay the painted picture on the original at a size that is quick to compare."""
     box = place.box
     area = min(WORK_AREA, painted.shape[1] * painted.shape[2])
@@ -238,7 +239,7 @@ def _compared(crop: PaintingCrop, place: Place, painted: torch.Tensor, options: 
     rows, columns = height / box.height, width / box.width
     best = None
     for to_painted in _frames((height, width), painted.shape[1:3]):
-        seen = _sampled(painted[..., :3], to_painted, height, width)[0]
+        seen = sample_painted(painted[..., :3], to_painted, height, width)[0]
         alignment = None
         if options.align != NONE:
             images = (_luminance(image) for image in (original, seen))
@@ -252,10 +253,19 @@ def _compared(crop: PaintingCrop, place: Place, painted: torch.Tensor, options: 
     before = seen
     if alignment is not None and alignment.applies:
         to_painted = to_painted @ np.vstack([alignment.matrix, [0, 0, 1]])
-        seen = _sampled(painted[..., :3], to_painted, height, width)[0]
+        seen = sample_painted(painted[..., :3], to_painted, height, width)[0]
     if alignment is not None:
         alignment = alignment.resized(1 / rows, 1 / columns)
-    return _Work(original, before, seen, known, masked, to_painted @ np.diag([rows, columns, 1]), alignment)
+    return Comparison(
+        original, before, seen, known, masked, to_painted @ np.diag([rows, columns, 1]), alignment
+    )
+
+
+def _without(work: Comparison, part: MaskPart, crop: PaintingCrop, place: Place) -> Comparison:
+    """The same work with the painted part as its mask."""
+    height, width = work.known.shape
+    known = _known(crop, replace(place, mask=part), height, width)
+    return replace(work, known=known, masked=_resized_part(part, place.box, height, width))
 
 
 def _better(first: Alignment, second: Alignment | None) -> bool:
@@ -277,7 +287,7 @@ def _frames(size: Sequence[int], painted: Sequence[int]) -> list[np.ndarray]:
     return [stretched, cut]
 
 
-def _sampled(painted: torch.Tensor, to_painted: np.ndarray, height: int, width: int) -> torch.Tensor:
+def sample_painted(painted: torch.Tensor, to_painted: np.ndarray, height: int, width: int) -> torch.Tensor:
     """(1, height, width, C): the painted picture at the positions of a grid, see `_frames`."""
     if abs(to_painted[0, 1]) + abs(to_painted[1, 0]) < 1e-12:
         rows = (float(to_painted[0, 0]), float(to_painted[0, 2]), height)
@@ -321,7 +331,7 @@ def _known(crop: PaintingCrop, place: Place, height: int, width: int) -> torch.T
 # -- colour -------------------------------------------------------------------------------
 
 
-def _colours(work: _Work, options: PasteOptions) -> tuple[Correction | None, float, float]:
+def measure_colours(work: Comparison, options: PasteOptions) -> tuple[Correction | None, float, float]:
     """The colour correction, and the colour difference at the rim before and after."""
     from scipy.ndimage import distance_transform_edt
 
@@ -341,11 +351,11 @@ def _colours(work: _Work, options: PasteOptions) -> tuple[Correction | None, flo
     correction = fit_correction(options.colour, original, painted, weight)
     if correction is None:
         return None, before, before
-    after = _rim_difference(original, _corrected(painted, correction), weight)
+    after = _rim_difference(original, recoloured(painted, correction), weight)
     return (correction, before, after) if after < before else (None, before, before)
 
 
-def _corrected(picture: torch.Tensor, correction: Correction | None) -> torch.Tensor:
+def recoloured(picture: torch.Tensor, correction: Correction | None) -> torch.Tensor:
     """A whole crop (h, w, 3) in other colours."""
     if correction is None:
         return picture
@@ -392,7 +402,7 @@ def _blend(
     place: Place,
     part: MaskPart,
     painted: torch.Tensor,
-    work: _Work,
+    work: Comparison,
     correction: Correction | None,
     options: PasteOptions,
 ) -> None:
@@ -405,9 +415,9 @@ def _blend(
     alpha = soft_edge(mask[None].float(), options.feather)[0].to(result.device)
     offset = np.eye(3)
     offset[:2, 2] = [window.top - box.top, window.left - box.left]
-    new = _sampled(painted, work.to_painted @ offset, window.height, window.width)[0]
+    new = sample_painted(painted, work.to_painted @ offset, window.height, window.width)[0]
     if correction is not None:
-        new = _recoloured(new, correction, box, window, mask.to(result.device), options)
+        new = _recoloured_window(new, correction, box, window, mask.to(result.device), options)
     rows, columns = window.shift(crop.margins.top, crop.margins.left).slices
     old = result[place.index, rows, columns]
     if new.shape[-1] < old.shape[-1]:  # a model paints no transparency
@@ -420,7 +430,7 @@ def _blend(
     result[place.index, rows, columns] = torch.where(alpha[..., None] > 0, mixed, old)
 
 
-def _recoloured(
+def _recoloured_window(
     picture: torch.Tensor,
     correction: Correction,
     box: Box,
@@ -466,7 +476,7 @@ def _shared(first: Box, second: Box) -> Box:
 # -- check picture ------------------------------------------------------------------------
 
 
-def _check_picture(work: _Work, corrected: torch.Tensor) -> torch.Tensor:
+def _check_picture(work: Comparison, corrected: torch.Tensor) -> torch.Tensor:
     """(h, 2 w, 3): checkerboards of original and painted picture, as it came and as it was pasted.
 
     The rim of the mask is drawn in red. Edges and colours go on from square to square where the two agree.
