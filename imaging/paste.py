@@ -1,4 +1,4 @@
-"""Paste back: align a painted picture with the original, match its colours, keep everything outside the mask."""
+"""Paste back: align a painted picture with the original, match its colours, keep what is outside the mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,15 +24,19 @@ AREAS = (MASK, CHANGED)
 SOFT_EDGE, GRADIENT = "soft edge", "gradient domain"
 BLENDS = (SOFT_EDGE, GRADIENT)
 
-WORK_AREA = 1024 * 1024  # pixels on which pictures are aligned
-COLOUR_SIDE = 384  # pixels of the longer side on which colours are measured
-COARSE_SIDE = 96  # pixels of the longer side on which a colour difference is told from noise
+WORK_AREA = 768 * 768  # pixels on which pictures are aligned
+COLOUR_SIDE = 256  # pixels of the longer side on which colours are measured
+COARSE_SIDE = 32  # pixels of the longer side on which a colour difference is told from noise
 GUARD = 1 / 100  # of the longer side: what a model changes around the mask
 RING = 1 / 8  # of the longer side: distance from the mask at which a pixel counts 1 / e for the colour
 SAME_COLOUR = 0.5  # dE00 at the rim below which colours are left as they are
+LEAST_GAIN = (
+    0.2  # share of the difference that a correction removes at least, or colours are left as they are
+)
 FADE = 0.15  # of the mask's longer side: over which the correction ends inside a mask that does not follow
 LUMINANCE = (0.299, 0.587, 0.114)
 SHOWN_SIDE, SHOWN_MOST, SQUARES = 640, 8, 8  # of the check picture: pixels, crops, squares along a side
+STRIP = 2**18  # pixels that are pasted at once
 ASPECT = 0.01  # relative difference of two shapes that counts as one
 
 
@@ -254,6 +258,7 @@ def compare(crop: PaintingCrop, place: Place, painted: torch.Tensor, options: Pa
     if alignment is not None and alignment.applies:
         to_painted = to_painted @ np.vstack([alignment.matrix, [0, 0, 1]])
         seen = sample_painted(painted[..., :3], to_painted, height, width)[0]
+        known = known & _shown(to_painted, height, width, painted.shape[1:3])
     if alignment is not None:
         alignment = alignment.resized(1 / rows, 1 / columns)
     return Comparison(
@@ -304,6 +309,16 @@ def sample_painted(painted: torch.Tensor, to_painted: np.ndarray, height: int, w
     return resize_image(straight.clamp(0, 1), height, width)
 
 
+def _shown(to_painted: np.ndarray, height: int, width: int, size: Sequence[int]) -> torch.Tensor:
+    """(height, width) of booleans: positions that lie inside the painted picture of that size."""
+    rows, columns = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
+    inside = np.ones((height, width), bool)
+    for axis, length in enumerate(size):
+        position = to_painted[axis, 0] * rows + to_painted[axis, 1] * columns + to_painted[axis, 2]
+        inside &= (position >= 1) & (position <= length - 1)
+    return torch.from_numpy(inside)
+
+
 def _luminance(image: torch.Tensor) -> np.ndarray:
     return (image.float().cpu() @ torch.tensor(LUMINANCE)).numpy()
 
@@ -352,7 +367,7 @@ def measure_colours(work: Comparison, options: PasteOptions) -> tuple[Correction
     if correction is None:
         return None, before, before
     after = _rim_difference(original, recoloured(painted, correction), weight)
-    return (correction, before, after) if after < before else (None, before, before)
+    return (correction, before, after) if after < (1 - LEAST_GAIN) * before else (None, before, before)
 
 
 def recoloured(picture: torch.Tensor, correction: Correction | None) -> torch.Tensor:
@@ -413,24 +428,35 @@ def _blend(
         return
     mask = part.within(window)
     alpha = soft_edge(mask[None].float(), options.feather)[0].to(result.device)
-    offset = np.eye(3)
-    offset[:2, 2] = [window.top - box.top, window.left - box.left]
-    new = sample_painted(painted, work.to_painted @ offset, window.height, window.width)[0]
-    if correction is not None:
-        new = _recoloured_window(new, correction, box, window, mask.to(result.device), options)
-    rows, columns = window.shift(crop.margins.top, crop.margins.left).slices
-    old = result[place.index, rows, columns]
+    straight = abs(work.to_painted[0, 1]) + abs(work.to_painted[1, 0]) == 0
+    height = window.height
+    if straight and options.follow and options.blend != GRADIENT:  # the others need the whole window at once
+        height = max(1, STRIP // window.width)
+    for top in range(window.top, window.bottom, height):
+        strip = Box(top, window.left, min(top + height, window.bottom), window.right)
+        inner = slice(strip.top - window.top, strip.bottom - window.top)
+        offset = np.eye(3)
+        offset[:2, 2] = [strip.top - box.top, strip.left - box.left]
+        new = sample_painted(painted, work.to_painted @ offset, strip.height, strip.width)[0]
+        if correction is not None:
+            new = _recoloured_part(new, correction, box, strip, mask[inner].to(result.device), options)
+        rows, columns = strip.shift(crop.margins.top, crop.margins.left).slices
+        _mix(result[place.index, rows, columns], new, alpha[inner], options.blend == GRADIENT)
+
+
+def _mix(old: torch.Tensor, new: torch.Tensor, alpha: torch.Tensor, gradients: bool) -> None:
+    """Write old * (1 - alpha) + new * alpha into `old` (h, w, C) where alpha (h, w) is above 0."""
     if new.shape[-1] < old.shape[-1]:  # a model paints no transparency
         new = torch.cat([new, torch.ones_like(new[..., :1])], -1)
     new = new[..., : old.shape[-1]]
-    if options.blend == GRADIENT:
+    if gradients:
         new = _in_gradient_domain(old, new, alpha > 0)
     real = torch.promote_types(old.dtype, torch.float32)
     mixed = torch.lerp(old.to(real), new.to(real), alpha[..., None].to(real)).to(old.dtype)
-    result[place.index, rows, columns] = torch.where(alpha[..., None] > 0, mixed, old)
+    old.copy_(torch.where(alpha[..., None] > 0, mixed, old))
 
 
-def _recoloured_window(
+def _recoloured_part(
     picture: torch.Tensor,
     correction: Correction,
     box: Box,

@@ -68,6 +68,12 @@ class Case:
         centre = np.array(self.mask.shape) / 2
         return centre + self.scale * (points - centre) + self.shift
 
+    def visible(self, margin: float) -> np.ndarray:
+        """(H, W) of booleans: pixels that the painted picture shows, at least `margin` pixels from its border."""
+        size = np.array(self.mask.shape)
+        positions = self.position(np.argwhere(np.ones_like(self.mask)) + 0.5)
+        return ((positions > margin) & (positions < size - margin)).all(1).reshape(self.mask.shape)
+
     @property
     def rim(self) -> np.ndarray:
         """(N, 2) positions just outside the mask."""
@@ -148,7 +154,7 @@ def random_mask(rng: np.random.Generator, height: int, width: int, share: float)
 
 
 def drifted(image: np.ndarray, scale: float, shift: np.ndarray) -> np.ndarray:
-    """(H, W, 3) moved so that position x comes to centre + scale (x - centre) + shift; mirrored beyond the border."""
+    """(H, W, 3) moved so that x comes to centre + scale (x - centre) + shift; mirrored beyond the border."""
     if scale == 1 and not shift.any():
         return image.copy()
     centre = np.array(image.shape[:2]) / 2
