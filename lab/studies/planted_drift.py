@@ -69,7 +69,7 @@ class Case:
         return centre + self.scale * (points - centre) + self.shift
 
     def visible(self, margin: float) -> np.ndarray:
-        """(H, W) of booleans: pixels that the painted picture shows, at least `margin` pixels from its border."""
+        """(H, W) of booleans: pixels that the painted picture shows, `margin` pixels from its border."""
         size = np.array(self.mask.shape)
         positions = self.position(np.argwhere(np.ones_like(self.mask)) + 0.5)
         return ((positions > margin) & (positions < size - margin)).all(1).reshape(self.mask.shape)
