@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .boxes import Box, around, find_box
+from .boxes import Box, enclosing_box, find_box
 from .composite import distance_to
 from .masks import resize_mask
 from .resample import crop_resized
@@ -23,6 +23,8 @@ MEGAPIXELS, EXACT, ORIGINAL = "megapixels", "width and height", "original size"
 SIZES = (MEGAPIXELS, EXACT, ORIGINAL)
 ONE, PER_MASK, PER_PATCH = "one for all", "one for each mask", "one for each patch"
 CROPS = (ONE, PER_MASK, PER_PATCH)
+EDGE, GREY = "edge", "grey"
+FILLS = (EDGE, GREY)  # of what lies beyond the border and is to be painted
 MEGAPIXEL = 1024 * 1024  # as the host counts
 MOST_CROPS = 64  # of one mask: more patches are specks
 
@@ -197,7 +199,7 @@ def plan_crops(
             wanted.append(_context(patch, context, size_options) if patch else None)
     known = [box for box in wanted if box is not None]
     if crops == ONE:
-        known = [around(known)]
+        known = [enclosing_box(known)]
     canvas = margins.canvas(height, width)
     target = _target_size(known, canvas, size_options)
     boxes = [_fitted(box, canvas, target, size_options) for box in known]
@@ -342,7 +344,7 @@ def _context(part: MaskPart, context: Box | None, options: SizeOptions) -> Box:
     down, right = (round((factor - 1) * length / 2) for length in (box.height, box.width))
     wide = Box(box.top - down, box.left - right, box.bottom + down, box.right + right)
     boxes = [wide, box.expand(options.margin)]
-    return around(boxes if context is None else [*boxes, context])
+    return enclosing_box(boxes if context is None else [*boxes, context])
 
 
 def _target_size(boxes: Sequence[Box], canvas: Box, options: SizeOptions) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from .masks import resize_mask
 from .membrane import membrane
 from .registration import Alignment, register
 from .resample import crop_resized, resample, warp_affine
-from .views import at_most, resize_image
+from .views import fit_within, resize_image
 
 NONE = "none"
 MASK, CHANGED = "the mask", "what changed"
@@ -135,6 +135,17 @@ def whole_pictures(original: torch.Tensor, mask: torch.Tensor | None) -> Paintin
             part = MaskPart(tight, mask[index if len(mask) > 1 else 0][tight.slices] > 0.5)
         places.append(Place(index, box, part))
     return PaintingCrop(original, Margins(), tuple(places), height, width, len(original))
+
+
+def with_masks(crop: PaintingCrop, mask: torch.Tensor) -> PaintingCrop:
+    """The crop with other masks (B, H, W) of the picture's size; one, or one for each picture."""
+    places = []
+    for place in crop.places:
+        own = mask[place.index if len(mask) > 1 else 0]
+        tight = find_box(own)
+        part = None if tight is None else MaskPart(tight, own[tight.slices] > 0.5)
+        places.append(replace(place, mask=part))
+    return replace(crop, places=tuple(places))
 
 
 def match_painted(crop: PaintingCrop, painted: torch.Tensor) -> PaintingCrop:
@@ -350,7 +361,7 @@ def measure_colours(work: Comparison, options: PasteOptions) -> tuple[Correction
     """The colour correction, and the colour difference at the rim before and after."""
     from scipy.ndimage import distance_transform_edt
 
-    height, width = at_most(COLOUR_SIDE, *work.known.shape)
+    height, width = fit_within(COLOUR_SIDE, *work.known.shape)
     original, painted = (
         resize_image(image[None], height, width)[0].cpu() for image in (work.original, work.painted)
     )
@@ -507,7 +518,7 @@ def _check_picture(work: Comparison, corrected: torch.Tensor) -> torch.Tensor:
 
     The rim of the mask is drawn in red. Edges and colours go on from square to square where the two agree.
     """
-    height, width = at_most(SHOWN_SIDE, *work.known.shape)
+    height, width = fit_within(SHOWN_SIDE, *work.known.shape)
     pictures = [
         resize_image(image[None], height, width)[0].cpu().float()
         for image in (work.original, work.before, corrected)

@@ -41,20 +41,18 @@ from inlay.imaging.paste import (
     sample_painted,
     whole_pictures,
 )
-from inlay.imaging.registration import AFFINE, SHIFT, SHIFT_AND_SCALE
+from inlay.imaging.registration import AFFINE, SHIFT_AND_SCALE
 from inlay.lab.studies.planted_drift import Case, photographs, plant
 
 BAND = 8  # pixels around the mask in which colours are compared
 BLUR = 2.0  # pixels: standard deviation, against the loss of detail where a picture is sampled twice
 OPTIONS = {
     "plain crop and paste": PasteOptions(),
-    "align: shift": PasteOptions(align=SHIFT),
-    "align: shift and scale": PasteOptions(align=SHIFT_AND_SCALE),
-    "align: affine": PasteOptions(align=AFFINE),
-    "colour: mean and deviation": PasteOptions(colour=LAB),
-    "colour: smooth field": PasteOptions(colour=FIELD),
+    "smooth field only": PasteOptions(colour=FIELD),
+    "shift and scale only": PasteOptions(align=SHIFT_AND_SCALE),
     "shift and scale, mean and deviation": PasteOptions(align=SHIFT_AND_SCALE, colour=LAB),
     "shift and scale, smooth field": PasteOptions(align=SHIFT_AND_SCALE, colour=FIELD),
+    "affine, smooth field": PasteOptions(align=AFFINE, colour=FIELD),
 }
 BEST = OPTIONS["shift and scale, smooth field"]
 SIZES = ((1024, 1024), (2048, 2048), (4000, 6000))
@@ -66,22 +64,27 @@ def tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).float()[None]
 
 
-def measured(case: Case, options: PasteOptions) -> tuple[float, float, bool]:
-    """(largest error at the rim in pixels, dE00 at the rim, whether an alignment was applied)."""
+def measured(case: Case) -> dict[str, tuple[float, float, bool]]:
+    """(largest error at the rim in pixels, dE00 at the rim, whether an alignment was applied) of each option."""
     crop = whole_pictures(tensor(case.original), tensor(case.mask))
-    work = compare(crop, crop.places[0], tensor(case.painted), options)
-    rim = case.rim
-    found = rim @ work.to_painted[:2, :2].T + work.to_painted[:2, 2]
-    error = float(np.linalg.norm(found - case.position(rim), axis=1).max())
-    correction, *_ = measure_colours(work, options)
-    clean = sample_painted(tensor(case.clean), work.to_painted, *case.mask.shape)[0]
-    clean = recoloured(clean, correction).double().numpy()
     band = ndimage.binary_dilation(case.mask, iterations=BAND) & ~case.mask & case.visible(2 * BLUR)
     if not band.any():
         raise ValueError(f"{case.photograph}: nothing around the mask is visible in the painted picture.")
-    pair = (ndimage.gaussian_filter(image, (BLUR, BLUR, 0))[band] for image in (clean, case.original))
-    difference = delta_e(*(rgb_to_lab(torch.from_numpy(colours)) for colours in pair))
-    return error, float(difference.mean()), bool(work.alignment and work.alignment.applies)
+    truth = rgb_to_lab(torch.from_numpy(ndimage.gaussian_filter(case.original, (BLUR, BLUR, 0))[band]))
+    rim, results, compared = case.rim, {}, {}
+    for label, options in OPTIONS.items():
+        if options.align not in compared:
+            compared[options.align] = compare(crop, crop.places[0], tensor(case.painted), options)
+        work = compared[options.align]
+        found = rim @ work.to_painted[:2, :2].T + work.to_painted[:2, 2]
+        error = float(np.linalg.norm(found - case.position(rim), axis=1).max())
+        correction, *_ = measure_colours(work, options)
+        clean = sample_painted(tensor(case.clean), work.to_painted, *case.mask.shape)[0]
+        clean = recoloured(clean, correction).double().numpy()
+        colours = torch.from_numpy(ndimage.gaussian_filter(clean, (BLUR, BLUR, 0))[band])
+        applied = bool(work.alignment and work.alignment.applies)
+        results[label] = error, float(delta_e(rgb_to_lab(colours), truth).mean()), applied
+    return results
 
 
 def row(label: str, *columns: list[float]) -> str:
@@ -101,9 +104,8 @@ def planted(title: str, cases: int, **kind: bool) -> None:
     print(f"\n**{title}** (n = {cases}, seeds 0 to {cases - 1})\n\n{HEAD}", flush=True)
     results: dict[str, list[tuple[float, float, bool]]] = {label: [] for label in OPTIONS}
     for seed in range(cases):
-        case = plant(seed, **kind)
-        for label, options in OPTIONS.items():
-            results[label].append(measured(case, options))
+        for label, values in measured(plant(seed, **kind)).items():
+            results[label].append(values)
     for label, values in results.items():
         errors, colours, _ = zip(*values, strict=True)
         print(row(label, list(errors), list(colours)), flush=True)
@@ -131,9 +133,8 @@ def nothing_planted(cases: int) -> None:
             inside = torch.from_numpy(case.mask)
             largest = max(largest, float((image - tensor(case.painted))[0][inside].abs().max()))
         kind = "noise and JPEG" if damage else "as it was"
-        print(
-            f"{kind}: moved {moved}, recoloured {recolours} of {cases}; largest change {255 * largest:.2f} / 255"
-        )
+        print(f"{kind}: moved {moved}, recoloured {recolours} of {cases};", end=" ")
+        print(f"largest change {255 * largest:.2f} / 255")
 
 
 def impossible() -> None:
@@ -251,7 +252,7 @@ def forget_peak() -> None:
 
 
 def spent(job: Callable[[], object], runs: int = 3) -> tuple[float, float, float, object]:
-    """Median seconds by the clock and of the processor, MiB held at the peak beyond the start, and the result."""
+    """Median seconds by the clock and of the processor, MiB at the peak beyond the start, and the result."""
     clock, work, memory, result = [], [], [], None
     for _ in range(runs):
         result = None
