@@ -8,10 +8,12 @@ the first pixel is 0.5.
 import math
 
 import torch
-import torch.nn.functional as F
 
 from .boxes import Box
 from .views import resize_image
+
+
+TAPS = (-1, 0, 1, 2)  # pixels that a cubic kernel reaches from the one before a position
 
 
 def resample(picture: torch.Tensor, rows: tuple[float, float, int], columns: tuple[float, float, int]):
@@ -85,14 +87,18 @@ def warp_affine(picture: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     Returns:
         The picture of the same size; beyond the border its last pixels are repeated.
     """
-    height, width = picture.shape[1:3]
-    size = torch.tensor([height, width], dtype=torch.float64)
-    # grid_sample counts (x, y) from -1 to 1 over the picture: position = size * (normalised + 1) / 2
-    linear = size[None] * matrix[:, :2] / size[:, None]
-    shift = 2 * matrix[:, 2] / size + linear.sum(1) - 1
-    theta = torch.cat([linear, shift[:, None]], 1).flip(0)[:, [1, 0, 2]].float()
-    real = picture.movedim(-1, 1).to(torch.promote_types(picture.dtype, torch.float32))
-    grid = F.affine_grid(theta[None].to(real), [1, 1, height, width], align_corners=False)
-    grid = grid.expand(len(real), -1, -1, -1)
-    moved = F.grid_sample(real, grid, "bicubic", "border", align_corners=False)
-    return moved.movedim(1, -1).to(picture.dtype)
+    batch, height, width, channels = picture.shape
+    rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    weights, indices = [], []
+    for (down, right, shift), length in zip(matrix.tolist(), (height, width), strict=True):
+        position = (down * rows.double()[:, None] + right * columns.double()[None] + shift).flatten() - 0.5
+        first = position.floor()
+        weights.append([_keys(first + tap - position).to(picture.device, torch.float32) for tap in TAPS])
+        indices.append([(first.long() + tap).clamp(0, length - 1).to(picture.device) for tap in TAPS])
+    flat = picture.reshape(batch, height * width, channels).to(torch.promote_types(picture.dtype, torch.float32))
+    moved = torch.zeros_like(flat)
+    for row, row_weight in zip(indices[0], weights[0], strict=True):
+        for column, weight in zip(indices[1], weights[1], strict=True):
+            taken = flat.index_select(1, row * width + column)
+            moved.addcmul_(taken, (row_weight * weight)[:, None].to(flat))
+    return moved.view(picture.shape).to(picture.dtype)

@@ -65,7 +65,7 @@ def tensor(image: np.ndarray) -> torch.Tensor:
 
 
 def measured(case: Case) -> dict[str, tuple[float, float, bool]]:
-    """(largest error at the rim in pixels, dE00 at the rim, whether an alignment was applied) of each option."""
+    """(largest error at the rim in pixels, dE00 there, whether it was aligned) of each option."""
     crop = whole_pictures(tensor(case.original), tensor(case.mask))
     band = ndimage.binary_dilation(case.mask, iterations=BAND) & ~case.mask & case.visible(2 * BLUR)
     if not band.any():
