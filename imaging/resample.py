@@ -95,7 +95,9 @@ def warp_affine(picture: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
         first = position.floor()
         weights.append([_keys(first + tap - position).to(picture.device, torch.float32) for tap in TAPS])
         indices.append([(first.long() + tap).clamp(0, length - 1).to(picture.device) for tap in TAPS])
-    flat = picture.reshape(batch, height * width, channels).to(torch.promote_types(picture.dtype, torch.float32))
+    flat = picture.reshape(batch, height * width, channels).to(
+        torch.promote_types(picture.dtype, torch.float32)
+    )
     moved = torch.zeros_like(flat)
     for row, row_weight in zip(indices[0], weights[0], strict=True):
         for column, weight in zip(indices[1], weights[1], strict=True):

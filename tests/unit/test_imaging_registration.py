@@ -14,7 +14,7 @@ from inlay.imaging.registration import AFFINE, MODELS, SHIFT, SHIFT_AND_SCALE, r
 from inlay.imaging.resample import crop_resized, resample, warp_affine
 from inlay.imaging.views import resize_image
 
-few = settings(max_examples=25)
+few = settings(max_examples=8)
 
 
 def texture(height=200, width=240, seed=0, sigma=2.0):
@@ -25,7 +25,7 @@ def texture(height=200, width=240, seed=0, sigma=2.0):
 
 
 def moved(image, matrix, shift):
-    """The picture in which position x of `image` has come to matrix @ x + shift, both in continuous pixels."""
+    """The picture in which position x of `image` is at matrix @ x + shift, both in continuous pixels."""
     inverse = np.linalg.inv(matrix)
     start = inverse @ (0.5 - shift) - 0.5
     return ndimage.affine_transform(image, inverse, start, order=3, mode="mirror")
@@ -64,7 +64,7 @@ def test_the_jacobian_is_the_derivative_of_the_residuals(model):
     rng = np.random.default_rng(2)
     parameters = rng.normal(0, 0.02, k + 12)
     parameters[k] += 1.1
-    residual, jacobian = task.residuals(parameters, model)
+    _, jacobian = task.residuals(parameters, model)
     assert jacobian.shape == (len(task.points), k + 12)
     step = 1e-6
     for number in range(k + 12):
@@ -84,7 +84,7 @@ def test_residuals_follow_the_equation():
     for point, target, found in zip(task.points, task.targets, residual, strict=True):
         y, x = (point - task.centre) / task.unit
         down, right, scale = parameters[:3] * task.unit
-        position = point + [down + scale * y, right + scale * x]
+        position = point + np.array([down + scale * y, right + scale * x])
         value = ndimage.map_coordinates(image, (position - 0.5)[:, None], order=3, mode="mirror")[0]
         light = np.array([1, y, x, y * y, y * x, x * x])
         expected = light @ parameters[3:9] * value + light @ parameters[9:] - target
