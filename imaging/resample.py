@@ -12,7 +12,6 @@ import torch
 from .boxes import Box
 from .views import resize_image
 
-
 TAPS = (-1, 0, 1, 2)  # pixels that a cubic kernel reaches from the one before a position
 
 

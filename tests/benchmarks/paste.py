@@ -2,7 +2,8 @@
 
     python dev.py bench paste                     200 cases of each kind (some 15 minutes), then sizes
     python dev.py bench paste --cases 26          fewer
-    python dev.py bench paste --sizes             time and memory at 1, 4 and 24 megapixels only
+    python dev.py bench paste --only sizes        one of both, drift, cast, nothing, impossible,
+                                                  outside, bits, sizes
     python dev.py bench paste --pictures FOLDER   pictures of a real model instead: NAME.original.png,
                                                   NAME.painted.png and NAME.mask.png for each NAME
 
@@ -16,8 +17,10 @@ percentile over the cases.
 
 import argparse
 import ctypes
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +55,6 @@ OPTIONS = {
     "shift and scale only": PasteOptions(align=SHIFT_AND_SCALE),
     "shift and scale, mean and deviation": PasteOptions(align=SHIFT_AND_SCALE, colour=LAB),
     "shift and scale, smooth field": PasteOptions(align=SHIFT_AND_SCALE, colour=FIELD),
-    "affine, smooth field": PasteOptions(align=AFFINE, colour=FIELD),
 }
 BEST = OPTIONS["shift and scale, smooth field"]
 SIZES = ((1024, 1024), (2048, 2048), (4000, 6000))
@@ -106,6 +108,9 @@ def planted(title: str, cases: int, **kind: bool) -> None:
     for seed in range(cases):
         for label, values in measured(plant(seed, **kind)).items():
             results[label].append(values)
+        if seed % 20 == 19:  # it takes minutes: show how far it is
+            so_far = np.median([v[:2] for v in results["shift and scale, smooth field"]], 0)
+            print(f"{seed + 1} cases, medians so far {so_far.round(3)}", file=sys.stderr, flush=True)
     for label, values in results.items():
         errors, colours, _ = zip(*values, strict=True)
         print(row(label, list(errors), list(colours)), flush=True)
@@ -137,7 +142,7 @@ def nothing_planted(cases: int) -> None:
         print(f"largest change {255 * largest:.2f} / 255")
 
 
-def impossible() -> None:
+def impossible(_: int = 0) -> None:
     """Print what is reported where no alignment exists."""
     rng = np.random.default_rng(0)
     x = np.mgrid[:400, :400][1]
@@ -188,6 +193,31 @@ def outside(cases: int) -> None:
         after.append(outside_changed(case.original, image, known))
     print(f"\n**Pixels outside the soft edge that changed** (n = {cases})\n")
     print(f"as painted {Mean.of(before).text(4)}, pasted {Mean.of(after).text(4)}")
+
+
+def bits(cases: int) -> None:
+    """Compare every bit outside the soft edge, and the saved bytes, in five times as many random pictures."""
+    rng, wrong, count = np.random.default_rng(0), 0, 5 * cases
+    for number in range(count):
+        height, width, batch = (int(n) for n in rng.integers(1, (97, 97, 4)))
+        image = torch.from_numpy(rng.integers(0, 256, (batch, height, width, 3)).astype(np.float32) / 255)
+        mask = torch.from_numpy(
+            (rng.random((batch, height, width)) < rng.choice([0, 0.01, 0.2])).astype(np.float32)
+        )
+        mask[:, rng.integers(height), rng.integers(width)] = 1
+        sizes = SizeOptions(megapixels=float(rng.uniform(0.0005, 0.01)), multiple=int(rng.choice([1, 8, 16])))
+        crop = plan_crops(image, mask, size_options=sizes)
+        painted = torch.from_numpy(rng.random((batch, crop.height, crop.width, 3), np.float32))
+        feather = int(rng.integers(0, 12))
+        options = list(OPTIONS.values())[number % len(OPTIONS)]
+        result = paste_paintings(crop, painted, replace(options, feather=feather)).image
+        distance = np.stack([ndimage.distance_transform_edt(m.numpy() < 0.5) for m in mask])
+        outside = torch.from_numpy(distance > feather)
+        saved = [np.clip(255.0 * x[outside].numpy(), 0, 255).astype(np.uint8) for x in (result, image)]
+        wrong += not torch.equal(result[outside], image[outside]) or not np.array_equal(*saved)
+    print(
+        f"\n**Bits outside the soft edge** ({count} random sizes, masks and batches)\n\n{wrong} cases differ"
+    )
 
 
 # -- pictures of a real model -------------------------------------------------------------
@@ -265,7 +295,7 @@ def spent(job: Callable[[], object], runs: int = 3) -> tuple[float, float, float
     return float(np.median(clock)), float(np.median(work)), max(memory), result
 
 
-def sizes() -> None:
+def sizes(_: int = 0) -> None:
     """Print time and memory of crop and paste at 1, 4 and 24 megapixels, with a crop of 1 megapixel."""
     torch.set_num_threads(2)
     print(f"\n**Time and memory** (mask {SHARE:.0%}, crop 1024 x 1024, two threads, median of 3 runs)\n")
@@ -306,25 +336,32 @@ def sizes() -> None:
             )
 
 
+PARTS = {
+    "both": lambda cases: planted("Shift, scale and cast, with noise and JPEG", cases),
+    "drift": lambda cases: planted("Shift and scale, with noise and JPEG", cases, cast=False),
+    "cast": lambda cases: planted("Cast, with noise and JPEG", cases, drift=False),
+    "nothing": nothing_planted,
+    "impossible": impossible,
+    "outside": outside,
+    "bits": bits,
+    "sizes": sizes,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--sizes", action="store_true", help="time and memory only")
+    parser.add_argument("--only", choices=PARTS, help="one part")
     parser.add_argument("--pictures", type=Path, help="a folder with a real model's pictures")
     arguments = parser.parse_args()
     if arguments.pictures:
         return real_pictures(arguments.pictures)
-    if not arguments.sizes:
-        print(f"{len(photographs())} photographs: {', '.join(photographs())}")
-        planted("Shift, scale and cast, with noise and JPEG", arguments.cases)
-        planted("Shift and scale, with noise and JPEG", arguments.cases, cast=False)
-        planted("Cast, with noise and JPEG", arguments.cases, drift=False)
-        nothing_planted(arguments.cases)
-        impossible()
-        outside(arguments.cases)
-    sizes()
+    print(f"{len(photographs())} photographs: {', '.join(photographs())}")
+    for name, part in PARTS.items():
+        if arguments.only in (None, name):
+            part(arguments.cases)
 
 
 if __name__ == "__main__":

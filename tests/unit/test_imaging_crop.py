@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -226,6 +226,8 @@ def test_outside_the_soft_edge_every_bit_is_the_originals(
     picture, options, margins, feather, crops, align, colour, area, blend, seed
 ):
     image, mask = picture
+    if crops == PER_PATCH:
+        assume(all(ndimage.label(m.numpy(), np.ones((3, 3)))[1] <= 6 for m in mask))
     before = image.clone()
     generator = torch.Generator().manual_seed(seed)
     crop = plan_crops(image, mask, margins=margins, size_options=options, crops=crops)
