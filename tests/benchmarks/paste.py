@@ -205,8 +205,8 @@ def bits(cases: int) -> None:
             (rng.random((batch, height, width)) < rng.choice([0, 0.01, 0.2])).astype(np.float32)
         )
         mask[:, rng.integers(height), rng.integers(width)] = 1
-        sizes = SizeOptions(megapixels=float(rng.uniform(0.0005, 0.01)), multiple=int(rng.choice([1, 8, 16])))
-        crop = plan_crops(image, mask, size_options=sizes)
+        size = SizeOptions(megapixels=float(rng.uniform(0.0005, 0.01)), multiple=int(rng.choice([1, 8, 16])))
+        crop = plan_crops(image, mask, size_options=size)
         painted = torch.from_numpy(rng.random((batch, crop.height, crop.width, 3), np.float32))
         feather = int(rng.integers(0, 12))
         options = list(OPTIONS.values())[number % len(OPTIONS)]
