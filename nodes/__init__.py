@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attribute_substitution_encode import AttributeSubstitutionEncode
-from .crop_and_paste import InlayCropBack, InlayPasteBack
+from .crop_and_paste import InlayCropBack, InlayCropForPainting, InlayPasteBack
 from .disentangled_inpaint_sampler import DisentangledInpaintSampler, DisentangledInpaintSamplerAdvanced
 from .edit_prompt import InlayEditPrompt
 from .identity_encoder_dinov2 import IdentityEncoderDINOv2
@@ -43,6 +43,7 @@ class InlayExtension(ComfyExtension):
             InlayLoadReferences,
             InlayBoxMask,
             InlayInpaintConditioning,
+            InlayCropForPainting,
             InlayPasteBack,
             SubjectFinetune,
             MaskedAttentionPatch,
