@@ -3,6 +3,7 @@
 
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
+import { addElement, element, findNode, fit, rootGraph } from "./common.js"
 
 const NODE = "SubjectFinetune"
 const EVENT = "inlay.training"
@@ -13,22 +14,11 @@ const MARGIN = { left: 44, right: 8, top: 8, bottom: 18 }
 const runs = new Map() // workflow and node, as the host names it -> the run so far
 const views = new WeakMap() // node -> its view
 
-// "10:3" is node 3 in the subgraph of node 10
-function findNode(path) {
-  let graph = app.rootGraph ?? app.graph
-  let node
-  for (const id of String(path).split(":")) {
-    node = graph?.getNodeById(id) ?? graph?.getNodeById(Number(id))
-    graph = node?.subgraph
-  }
-  return node?.comfyClass === NODE || node?.type === NODE ? node : undefined
-}
-
 const place = ({ workflow, node }) => `${workflow} ${node}`
 
 // Nodes of several workflows have the same number; a graph from elsewhere comes without a workflow.
 function isElsewhere(run) {
-  const here = (app.rootGraph ?? app.graph)?.id
+  const here = rootGraph()?.id
   return Boolean(run.workflow && here && run.workflow !== here)
 }
 
@@ -59,17 +49,10 @@ async function fetchRuns() {
 }
 
 function show(run) {
-  const node = isElsewhere(run) ? undefined : findNode(run.node)
+  const node = isElsewhere(run) ? undefined : findNode(run.node, NODE)
   if (!node) return
   if (!views.has(node)) views.set(node, addView(node))
   views.get(node).show(run)
-}
-
-function element(tag, style, parent) {
-  const made = document.createElement(tag)
-  Object.assign(made.style, style)
-  parent?.append(made)
-  return made
 }
 
 function addView(node) {
@@ -78,13 +61,7 @@ function addView(node) {
   const canvas = element("canvas", { width: "100%", height: `${CHART}px`, flex: "none" }, root)
   const strip = element("div", { display: "flex", gap: "3px", overflowX: "auto", flex: "none" }, root)
   const height = () => CHART + (strip.childElementCount ? STRIP + 4 : 0)
-  const widget = node.addDOMWidget("inlay_training", "inlay.training", root, {
-    serialize: false,
-    getValue: () => "",
-    setValue: () => {},
-    getMinHeight: height,
-  })
-  widget.serialize = false // it is no value of the workflow
+  addElement(node, "inlay_training", root, height)
 
   let run
   let asked = false
@@ -94,18 +71,13 @@ function addView(node) {
   }
   new ResizeObserver(() => requestAnimationFrame(draw)).observe(canvas)
 
-  const fit = () => {
-    const [width, tall] = node.computeSize()
-    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], tall)])
-    node.setDirtyCanvas?.(true, true)
-  }
-  fit()
+  fit(node)
   return {
     show(newer) {
       run = newer
       const before = height()
       drawStrip(strip, run.samples)
-      if (height() !== before) fit()
+      if (height() !== before) fit(node)
       root.dataset.state = run.state
       root.dataset.step = run.step
       if (!asked) {
