@@ -2,11 +2,15 @@
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError, features
+
+from .masks import check_mask
 
 SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif"
@@ -97,6 +101,46 @@ def is_whole_frame(mask: torch.Tensor) -> bool:
     """Whether a mask tells nothing about where the subject is: empty, or the whole picture."""
     inside = mask > 0.5
     return bool(inside.all() or not inside.any())
+
+
+def collect_wired(
+    images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Connected pictures (B, H, W, C) and masks of any rank as references like those of a folder.
+
+    A fourth channel is the mask where no other is connected. A mask that tells nothing may have any size: the
+    host's Load Image gives 64 x 64 zeros for a picture without transparency. Raises ValueError otherwise.
+    """
+    pictures = [picture[None] for batch in images for picture in batch]
+    if masks is None:
+        return [(p[..., :3], p[..., 3] if p.shape[-1] == 4 else p.new_ones(p.shape[:3])) for p in pictures]
+    shapes = [mask[None] for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])]
+    if len(shapes) != len(pictures):
+        raise ValueError(
+            f"masks: there are {len(shapes)} masks for {len(pictures)} images; give one mask for every image."
+        )
+    references = []
+    for picture, mask in zip(pictures, shapes, strict=True):
+        if is_whole_frame(mask):
+            mask = mask.new_ones(picture.shape[:3])
+        check_mask(picture, mask, "masks")
+        references.append((picture[..., :3], mask))
+    return references
+
+
+def cut_out_subject(model: Any, image: torch.Tensor) -> torch.Tensor:
+    """The subject's MASK (1, H, W) in [0, 1] that a background-removal model finds in IMAGE (1, H, W, 3)."""
+    found = model.encode_image(image)
+    mask = torch.as_tensor(found).detach().float().cpu().reshape(-1, *found.shape[-2:])[:1]
+    check_mask(image, mask, "background_removal")
+    return mask.clamp(0, 1)
+
+
+def preview_cut_out(image: torch.Tensor, mask: torch.Tensor, side: int) -> torch.Tensor:
+    """A reference as a small IMAGE (1, h, w, 3), at most `side` pixels, dark outside of its mask."""
+    step = max(1, max(image.shape[1:3]) // side)
+    colours = darken_outside(image[0, ::step, ::step].cpu().numpy(), mask[0, ::step, ::step].cpu().numpy())
+    return torch.from_numpy(colours)[None]
 
 
 def _open(file: Path, draft: tuple[int, int] | None = None) -> Image.Image:

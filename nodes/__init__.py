@@ -21,7 +21,7 @@ from .loaders import (
 )
 from .masked_attention_patch import MaskedAttentionPatch
 from .masks import InlayBoxMask, InlayChangeMask, InlayMaskLevels
-from .references import InlayLoadReferences
+from .references import InlayLoadReferences, add_reference_route
 from .regular_data import (
     InlayAttributeDictionary,
     InlayLoadRegularData,
@@ -36,6 +36,7 @@ from .training_progress import add_route
 class InlayExtension(ComfyExtension):
     async def on_load(self) -> None:
         add_route()
+        add_reference_route()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

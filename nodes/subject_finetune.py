@@ -273,4 +273,6 @@ class SubjectFinetune(io.ComfyNode):
         if strip:
             curve = torch.cat([curve, as_tensor(strip)], dim=1)
         patched = host.apply(wired.model, lora)
-        return io.NodeOutput(patched, lora, {"loss": subject.losses}, subject, curve)
+        return io.NodeOutput(
+            patched, lora, {"loss": subject.losses}, subject, curve, ui={"inlay_notes": notes}
+        )

@@ -1,33 +1,29 @@
 """What a user sees while something trains."""
 
-import base64
-import io
 import logging
 import time
 from collections.abc import Sequence
 
 import comfy.utils
 import latent_preview
-from aiohttp import web
 from comfy.model_management import InterruptProcessingException
 from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
 from ..training.finetune import progress as live
+from .page import add_get_route, data_url
 
 EVENT, ROUTE = "inlay.training", "/inlay/training"
-THUMBNAIL = 128  # pixels of a sample's longer side on the strip
 
 
 def add_route() -> None:
     """Lets a page that is opened half-way ask what is being trained."""
-    if not hasattr(PromptServer, "instance"):  # the host's modules without its server, as in tests
-        return
 
-    @PromptServer.instance.routes.get(ROUTE)
-    async def trainings(request: web.Request) -> web.Response:
-        return web.json_response(live.runs())
+    async def trainings(query) -> list:
+        return live.runs()
+
+    add_get_route(ROUTE, trainings)
 
 
 class Progress:
@@ -88,11 +84,3 @@ def workflow_id(extra_pnginfo: dict | None) -> str:
     """The id of the workflow that a page queued, from the host's hidden input; empty for other graphs."""
     workflow = (extra_pnginfo or {}).get("workflow") or {}
     return str(workflow.get("id") or "")
-
-
-def data_url(image: Image.Image) -> str:
-    """A small JPEG as a page can show it."""
-    small, file = image.convert("RGB"), io.BytesIO()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    small.save(file, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -8,10 +8,9 @@ const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/exte
 export const rootGraph = () => app.rootGraph ?? app.graph
 
 // Whether a node type belongs to this pack, whatever its folder is called.
-export function isOurs(type) {
-  const definition = globalThis.LiteGraph?.registered_node_types?.[type]?.nodeData
-  return definition?.python_module === `custom_nodes.${FOLDER}`
-}
+export const isOurs = (type) => definitionOf(type)?.python_module === `custom_nodes.${FOLDER}`
+
+export const definitionOf = (type) => globalThis.LiteGraph?.registered_node_types?.[type]?.nodeData
 
 // The nodes on an execution path: "10:3" is node 3 in the subgraph of node 10.
 export function nodesOnPath(path) {
@@ -58,13 +57,14 @@ export function fit(node) {
 }
 
 // Adds an element to a node, in both renderers; it is no value of the workflow or of the prompt.
-export function addElement(node, name, root, height) {
+export function addElement(node, name, root, height, options = {}) {
   const widget = node.addDOMWidget(name, `inlay.${name}`, root, {
     serialize: false,
     hideOnZoom: false,
     getValue: () => "",
     setValue: () => {},
     getMinHeight: typeof height === "function" ? height : () => height,
+    ...options,
   })
   widget.serialize = false
   return widget

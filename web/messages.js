@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
-import { addElement, element, isOurs, nodesOnPath, redraw, widgetOf } from "./common.js"
+import { addElement, definitionOf, element, isOurs, nodesOnPath, redraw, widgetOf } from "./common.js"
 import { text, translated } from "./text.js"
 
 const TOAST_LIFE = 20_000 // milliseconds
@@ -47,7 +47,7 @@ function addMessage(node) {
   }
   const height = () => (root.textContent ? 32 + LINE * Math.min(lines(), 8) : 0)
   root.style.minHeight = "30px" // the Vue renderer takes its size from the style
-  const widget = addElement(node, "inlay_message", root, height)
+  const widget = addElement(node, "inlay_message", root, height, { getMaxHeight: height })
   const view = { root, widget, grown: 0 }
   views.set(node, view)
   return view
@@ -96,10 +96,10 @@ export function sentenceOf({ exception_type: kind = "", exception_message: messa
 
 const REFUSALS = {
   custom_validation_failed: (error, input) => error.details.replace(`${input} - `, ""),
-  required_input_missing: (error, input) => {
-    const [kind] = [error.extra_info?.input_config?.[0]].flat()
-    const wired = typeof kind === "string" && /^[A-Z_]+$/.test(kind) && !/^(INT|FLOAT|STRING|BOOLEAN|COMBO)$/.test(kind)
-    return wired ? text("required", input, kind) : text("empty", input)
+  required_input_missing: (error, input, type) => {
+    const kind = definitionOf(type)?.input?.required?.[input]?.[0]
+    const isValue = Array.isArray(kind) || /^(INT|FLOAT|STRING|BOOLEAN|COMBO|undefined)$/.test(kind)
+    return isValue ? text("empty", input) : text("required", input, kind)
   },
   value_not_in_list: (error, input) =>
     error.extra_info?.received_value ? text("choice", input, error.extra_info.received_value) : text("empty", input),
@@ -118,16 +118,16 @@ const REFUSALS = {
 }
 
 // Our sentence for one entry of the host's `node_errors`.
-export function refusalOf(error) {
+export function refusalOf(error, type) {
   const input = error.extra_info?.input_name ?? ""
   const known = REFUSALS[error.type]
-  return known ? known(error, input) : error.details || error.message
+  return known ? known(error, input, type) : error.details || error.message
 }
 
 async function showRefusals(errors) {
   for (const [path, { class_type: type, errors: found }] of Object.entries(errors ?? {})) {
     if (!isOurs(type)) continue
-    const sentences = [...new Set(found.map(refusalOf))] // one error comes once for each named input
+    const sentences = [...new Set(found.map((error) => refusalOf(error, type)))] // one error comes once for each named input
     report(path, type, "invalid", await Promise.all(sentences.map(translated)))
   }
 }
@@ -152,6 +152,12 @@ app.registerExtension({
   name: "inlay.messages",
   setup() {
     watchPrompts()
+    api.addEventListener("executed", async ({ detail }) => {
+      const notes = detail.output?.inlay_notes
+      if (!notes) return
+      const said = (await Promise.all(notes.map(translated))).join("\n")
+      for (const node of nodesOnPath(detail.display_node ?? detail.node)) showMessage(node, "warn", said)
+    })
     api.addEventListener("execution_error", async ({ detail }) => {
       if (!isOurs(detail.node_type)) return
       const name = nodesOnPath(detail.node_id).at(-1)?.title ?? detail.node_type
