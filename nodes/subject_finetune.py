@@ -264,10 +264,14 @@ class SubjectFinetune(io.ComfyNode):
             preview_every=preview_every[0],
             on_step=progress,
             on_picture=progress.show,
+            on_stage=progress.stage,
         )
         store = Store(Path(folder_paths.get_folder_paths("loras")[0]) / "inlay")
         with progress:
-            subject, lora, strip = teach(wired, lesson, store, manner)
+            learned = teach(wired, lesson, store, manner)
+            subject, lora, strip = learned.subject, learned.lora, learned.strip
+            if learned.was_stored:
+                progress.show_stored(Path(subject.lora).name, subject.losses, strip)
         title = f"{subject.words}, {subject.recipe}, {len(subject.losses)} steps"
         curve = draw_curve(subject.losses, title, notes=notes)
         if strip:

@@ -4,6 +4,7 @@
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 import { addElement, element, findNode, fit, rootGraph } from "./common.js"
+import { text, translated } from "./text.js"
 
 const NODE = "SubjectFinetune"
 const EVENT = "inlay.training"
@@ -79,6 +80,12 @@ function addView(node) {
       drawStrip(strip, run.samples)
       if (height() !== before) fit(node)
       root.dataset.state = run.state
+      root.dataset.stage = run.stage ?? ""
+      if (run.stage && run.state === "running")
+        translated(run.stage).then((stage) => {
+          run.stageText = stage
+          draw()
+        })
       root.dataset.step = run.step
       if (!asked) {
         asked = true
@@ -108,6 +115,23 @@ export function smoothed(points) {
     const near = points.slice(Math.max(0, i - half), i + half + 1)
     return [step, near.reduce((sum, [, loss]) => sum + loss, 0) / near.length]
   })
+}
+
+// "45 s", "3 min 20 s", "1 h 5 min"
+function duration(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.floor((seconds % 60) / 10) * 10} s`
+  return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`
+}
+
+function caption(run) {
+  if (run.state === "loaded") return text("loaded", run.stage)
+  if (run.state === "running" && run.stage) return run.stageText ?? run.stage
+  const endings = { stopped: "stopped", failed: "failed_at", finished: "finished" }
+  const parts = [text("step", run.step, run.steps)]
+  if (endings[run.state]) parts.unshift(text(endings[run.state]))
+  else if (run.left != null) parts.push(text("left", duration(run.left)))
+  return parts.join(" · ")
 }
 
 function drawChart(canvas, run) {
@@ -142,8 +166,7 @@ function drawChart(canvas, run) {
     if (high > low) pen.fillText(low.toPrecision(2), MARGIN.left - 4, bottom - 5)
   }
   pen.textAlign = "left"
-  const ending = { stopped: "stopped", failed: "failed", finished: "finished" }[run.state]
-  pen.fillText(`${ending ? `${ending} at ` : ""}step ${run.step} of ${run.steps}`, MARGIN.left, height - 8)
+  pen.fillText(caption(run), MARGIN.left, height - 8, right - MARGIN.left)
 
   pen.save()
   pen.globalAlpha = 0.35

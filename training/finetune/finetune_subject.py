@@ -67,6 +67,7 @@ class Manner:
     preview_every: int = 0  # steps between samples; 0: none
     on_step: Callable[[int, float], None] = lambda step, loss: None
     on_picture: Callable[[int, Tensor], None] = lambda step, picture: None  # (H,W,3) in bytes
+    on_stage: Callable[[str], None] = lambda stage: None  # what happens before the first step
     group: Group = ALONE  # its first process does the saving and the samples
 
 
@@ -74,6 +75,7 @@ class Learned(NamedTuple):
     subject: Subject
     lora: dict[str, Tensor]
     strip: Image.Image | None = None  # samples over time, where previews were on
+    was_stored: bool = False  # nothing was trained: the store had it
 
 
 def caption_of(recipe: Recipe, token: str, class_name: str) -> str:
@@ -106,6 +108,7 @@ def teach(wired: Wired, lesson: Lesson, store: Store, manner: Manner = Manner())
     """
     if lesson.previous:
         check_previous(wired.model, lesson.recipe, *lesson.previous)
+    manner.on_stage("looking for a stored result")
     name = name_of(wired, lesson)
     found = store.find(name)
     if found:
@@ -114,7 +117,7 @@ def teach(wired: Wired, lesson: Lesson, store: Store, manner: Manner = Manner())
             subject = replace(subject, attributes=dict(lesson.attributes))
             if manner.group.number == 0:
                 store.describe(name, subject)
-        return Learned(subject, lora, store.find_strip(name))
+        return Learned(subject, lora, store.find_strip(name), was_stored=True)
     _check_room(wired.model, lesson.recipe, store)
     learned = _train(wired, lesson, store, name, manner)
     if manner.group.number == 0:
@@ -124,6 +127,8 @@ def teach(wired: Wired, lesson: Lesson, store: Store, manner: Manner = Manner())
 
 
 def _train(wired: Wired, lesson: Lesson, store: Store, name: str, manner: Manner) -> Learned:
+    count = sum(len(part.references) for part in (lesson.material, *lesson.regular))
+    manner.on_stage(f"encoding {count} photos")
     recipe, examples, resume = lesson.recipe, encode(wired, lesson), store.find_state(name)
     first, preview = manner.group.number == 0, None
     if first and manner.preview_every:
@@ -149,6 +154,7 @@ def _train(wired: Wired, lesson: Lesson, store: Store, name: str, manner: Manner
         checkpointing=manner.checkpointing,
         watch=preview,
         group=manner.group,
+        on_stage=manner.on_stage,
     )
     strip = draw_strip(preview.pictures) if preview and preview.pictures else None
     return Learned(_subject(wired, lesson, name, losses), lora, strip)

@@ -123,22 +123,28 @@ def train(
     checkpointing: bool = False,
     watch: Callable[[Any, int], None] | None = None,
     group: Group = ALONE,
+    on_stage: Callable[[str], None] = lambda stage: None,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Finetune on the wired-in MODEL without touching it: the LoRA's tensors and the loss of every step.
 
     `examples` are the subject's and, where there are regular pictures, theirs. `start`: a LoRA to begin with.
-    `watch(model, step)` is called after every step with a MODEL over the weights of the moment.
+    `watch(model, step)` is called after every step with a MODEL over the weights of the moment; `on_stage`
+    with what happens before the first step.
     Raises ValueError before the first step when it will not fit into memory.
     """
     # Where the host pages weights in and out by itself, training needs a copy that stays.
     model = model.clone(disable_dynamic=True) if model.is_dynamic() else model
     dtype = precision_of(model, recipe)
     check_parameters_fit(model, recipe, dtype)
+    on_stage("loading the model")
     comfy.model_management.load_models_gpu([model], force_full_load=True)
     with torch.inference_mode(False), torch.enable_grad():
         trainee = _trainee(model, recipe, dtype, seed, start)
         blocks = [layer for layer in trainee.unet.modules() if isinstance(layer, BLOCKS)]
+        on_stage("measuring memory")
         check_step_fits(model, trainee, recipe, examples, blocks, checkpointing, group)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        on_stage("first step")
         if checkpointing:
             recompute(blocks)
         live = as_model(model, trainee.unet, dtype) if watch else None
