@@ -78,7 +78,7 @@ def main() -> int:
     known = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
     parser.add_argument("names", nargs="*", metavar="NAME", default=known)
     names = parser.parse_args().names
-    graphs = {name: read_workflow(WORKFLOWS / "api" / f"{name}.json") for name in names}
+    graphs = {name: tiny_graph(name) for name in names}
     used = {node["class_type"] for graph in graphs.values() for node in graph.values()}
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models"

@@ -23,7 +23,7 @@ def short(server, tiny_checkpoint):
     shutil.copytree(ASSETS, server.work / "input", dirs_exist_ok=True)
 
     def read(name: str) -> Graph:
-        graph = read_workflow(templates.WORKFLOWS / "api" / f"{name}.json")
+        graph = tiny_graph(name)
         for node in graph.values():
             if node["class_type"] in SHORT:
                 node["inputs"]["steps"] = SHORT[node["class_type"]]
