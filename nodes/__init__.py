@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .attribute_substitution_encode import AttributeSubstitutionEncode
 from .crop_and_paste import InlayCropBack, InlayPasteBack
 from .disentangled_inpaint_sampler import DisentangledInpaintSampler, DisentangledInpaintSamplerAdvanced
+from .examples import install_examples
 from .identity_encoder_dinov2 import IdentityEncoderDINOv2
 from .image_conditioned_pix2pix import ImageConditionedPix2Pix
 from .inpaint_conditioning import (
@@ -37,6 +38,7 @@ class InlayExtension(ComfyExtension):
     async def on_load(self) -> None:
         add_route()
         add_reference_route()
+        install_examples()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

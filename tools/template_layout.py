@@ -7,22 +7,22 @@ from .blueprints import Blueprint, blueprint, identity
 from .drawing import drawn_node, wires
 from .template_plans import MODELS, NOTE, Part, Plan
 
-WIDTH, GAP = 320, 22  # of a column; between nodes
+GAP = 22  # between nodes
 SIDE, HEADER = 14, 46  # between a group's frame and its nodes
-BETWEEN = 20  # groups
 TITLE = 30  # of a node, above its position
 VERSION = "0.1.0"
 # pixels that nodes need on the page, where they show more than sockets and values
 HEIGHTS = {
-    "InlayLoadReferences": 330,
-    "InlayBoxMask": 450,
-    "LoadImage": 340,
-    "LoadImageMask": 360,
-    "SaveImage": 330,
-    "PreviewImage": 250,
-    "SubjectFinetune": 640,
-    "CLIPTextEncode": 120,
-    "AttributeSubstitutionEncode": 330,
+    "InlayLoadReferences": 310,
+    "InlayBoxMask": 434,
+    "LoadImage": 310,
+    "LoadImageMask": 330,
+    "SaveImage": 290,
+    "PreviewImage": 230,
+    "SaveLoRA": 130,
+    "SubjectFinetune": 560,
+    "CLIPTextEncode": 112,
+    "AttributeSubstitutionEncode": 290,
 }
 
 
@@ -38,26 +38,26 @@ def template(plan: Plan, graph: dict, definitions: dict, note: str) -> dict:
     nodes: dict[int, dict] = {}
     groups: list[dict] = []
     left = 0
-    for title, columns in plan.groups:
+    for title, columns in placed(plan, shown):
         bottom = 0
         for number, column in enumerate(columns):
             below = HEADER + TITLE
             for key in column:
-                place = (left + SIDE + number * (WIDTH + GAP), below)
+                place = (left + SIDE + number * (plan.width + GAP), below)
                 if key == NOTE:
-                    node = note_node(1000, note, place, len(nodes))
+                    node = note_node(1000, note, place, plan.width, len(nodes))
                 else:
                     kind = shown[key]["class_type"]
                     node = drawn_node(int(key), shown[key], known[kind], place, len(nodes))
-                    node["size"] = [WIDTH, HEIGHTS.get(kind, node["size"][1])]
+                    node["size"] = [plan.width, HEIGHTS.get(kind, node["size"][1])]
                     if kind in folded:
                         node["properties"] = {"proxyWidgets": [w.split(".") for w in folded[kind].widgets]}
-                        node["size"][1] = 40 + 24 * len(node["inputs"]) + 28 * len(folded[kind].widgets)
+                        node["size"][1] = 24 + 24 * len(node["inputs"]) + 28 * len(folded[kind].widgets)
                         node["widgets_values"] = []
                 nodes[node["id"]] = node
                 below += node["size"][1] + GAP + TITLE
             bottom = max(bottom, below - TITLE)
-        width = 2 * SIDE + len(columns) * (WIDTH + GAP) - GAP
+        width = 2 * SIDE + len(columns) * (plan.width + GAP) - GAP
         groups.append(
             {
                 "id": len(groups) + 1,
@@ -68,7 +68,7 @@ def template(plan: Plan, graph: dict, definitions: dict, note: str) -> dict:
                 "flags": {},
             }
         )
-        left += width + BETWEEN
+        left += width + plan.between
     height = max(group["bounding"][3] for group in groups)
     for group in groups:
         group["bounding"][3] = height
@@ -100,6 +100,17 @@ def template(plan: Plan, graph: dict, definitions: dict, note: str) -> dict:
         "extra": extra,
         "version": 0.4,
     }
+
+
+def placed(plan: Plan, shown: dict) -> list[tuple[str, list[list[str]]]]:
+    """The plan's groups with the nodes that there are; others, as the tiny variants have, go to the first."""
+    groups = [
+        (title, [[key for key in column if key == NOTE or key in shown] for column in columns])
+        for title, columns in plan.groups
+    ]
+    known = {key for _, columns in groups for column in columns for key in column}
+    groups[0][1][0].extend(key for key in shown if key not in known)
+    return groups
 
 
 def without(graph: dict, dropped: tuple[str, ...]) -> dict:
@@ -196,14 +207,14 @@ def mark(node: dict, definitions: dict) -> None:
 CORE = {"cnr_id": "comfy-core", "ver": "0.30.0"}
 
 
-def note_node(key: int, text: str, place: tuple[int, int], order: int) -> dict:
+def note_node(key: int, text: str, place: tuple[int, int], width: int, order: int) -> dict:
     """The template's note; bold, not code, which Nodes 2.0 draws in blue on slate."""
-    lines = sum(1 + len(line) // 44 for line in text.splitlines())
+    lines = sum(1 + len(line) // (width // 7) for line in text.splitlines())
     return {
         "id": key,
         "type": "MarkdownNote",
         "pos": list(place),
-        "size": [WIDTH, 60 + 19 * lines],
+        "size": [width, 60 + 14 * lines],
         "flags": {},
         "order": order,
         "mode": 0,

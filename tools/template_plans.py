@@ -52,13 +52,12 @@ class Plan:
     parts: tuple[Part, ...] = ()
     dropped: tuple[str, ...] = ()
     app: dict[str, Any] = field(default_factory=dict)  # the front end's `linearData`
+    width: int = 292  # pixels of a column
+    between: int = 12  # groups
 
 
 def _group(title: str, *columns: str) -> tuple[str, tuple[tuple[str, ...], ...]]:
     return title, tuple(tuple(column.split()) for column in columns)
-
-
-SEEDS = ("seed", "steps", "cfg")
 
 
 def _app(*inputs: str, output: str) -> dict[str, Any]:
@@ -67,49 +66,42 @@ def _app(*inputs: str, output: str) -> dict[str, Any]:
     return {"inputs": [[node, widget] for node, widget in pairs], "outputs": [output]}
 
 
+BOX = "Paint Into the Box"
+START = _group("Read me; the model", "note 1")
+THINGS = _group("1. Your photos, your picture", "101 2 3")
+LEARN = _group("3. Learn the subject", "5")
+
+
+def _sampling(node: str, *nodes: str, name: str = BOX) -> Part:
+    """The sampler `node`, and what goes with it, as one subgraph that shows its seed, steps and cfg."""
+    return Part(name, (nodes or (node,),), _shown(node), (name,))
+
+
+def _shown(node: str) -> tuple[str, ...]:
+    return tuple(f"{node}.{name}" for name in ("seed", "steps", "cfg"))
+
+
 PLANS = [
     Plan(
         "insert_subject",
         "Inlay 1 - Insert my subject from a few photos",
-        (
-            _group("1. Models and photos", "1 101 2 note"),
-            _group("2. Picture and place", "3 4"),
-            _group("3. Learn the subject", "5"),
-            _group("4. Paint", "7 8 6", "17"),
-        ),
-        (
-            Part(
-                "Paint Into the Box",
-                (("6", "9", "11", "13", "15"),),
-                tuple(f"11.{name}" for name in SEEDS),
-                ("Paint Into the Box",),
-            ),
-        ),
+        (START, THINGS, _group("2. Where, and what", "4 7 8"), LEARN, _group("4. Paint", "6 17")),
+        (_sampling("11", "6", "9", "11", "13", "15"),),
         ("10", "12", "14", "16", "18"),
         _app("2.folder", "3.image", "4.inlay_box", "5.class_name", "7.text", output="17"),
     ),
     Plan(
         "insert_small",
         "Inlay 2 - Insert my subject small into a large photo",
-        (
-            _group("1. Models and photos", "1 101 2 note"),
-            _group("2. Picture and place", "3 4"),
-            _group("3. Learn the subject", "5"),
-            _group("4. Paint", "6 7 8 12", "10"),
-        ),
-        (),
+        (START, THINGS, _group("2. Where, and what", "4 6 7"), LEARN, _group("4. Paint", "8 10 12")),
+        (_sampling("8", name="Close-Up, Then Surroundings"),),
         ("9", "11"),
     ),
     Plan(
         "edit_attribute",
         "Inlay 3 - Edit colour or material of my subject",
-        (
-            _group("1. Models and photos", "1 101 2 note"),
-            _group("2. Picture and place", "3 4"),
-            _group("3. Learn the subject", "5"),
-            _group("4. Paint", "6 7 9", "11"),
-        ),
-        (),
+        (START, THINGS, _group("2. Where, and what", "4 6 7"), LEARN, _group("4. Paint", "9 11")),
+        (_sampling("9"),),
         ("8", "10", "12"),
         _app("2.folder", "3.image", "4.inlay_box", "5.class_name", "6.prompt", output="11"),
     ),
@@ -117,18 +109,12 @@ PLANS = [
         "insert_one_photo",
         "Inlay 4 - Insert an object from one photo",
         (
-            _group("1. Model and object", "1 3 4 note"),
-            _group("2. Picture and place", "6 7"),
-            _group("3. Paint", "5 8 9", "13"),
+            _group("Read me; the model", "note 1 3"),
+            _group("1. Your object, your picture", "4 5 6"),
+            _group("2. Where, and what", "7 8"),
+            _group("3. Paint", "9 13"),
         ),
-        (
-            Part(
-                "Paint Into the Box",
-                (("9", "10", "11", "12"),),
-                tuple(f"10.{name}" for name in SEEDS),
-                ("Paint Into the Box",),
-            ),
-        ),
+        (_sampling("10", "9", "10", "11", "12"),),
         (),
         _app("4.image", "6.image", "7.inlay_box", output="13"),
     ),
@@ -136,36 +122,26 @@ PLANS = [
         "insert_by_shape",
         "Inlay 5 - Insert an object in a drawn shape",
         (
-            _group("1. Model and object", "1 3 4 note"),
-            _group("2. Picture and shape", "6 7"),
-            _group("3. Paint", "8 5", "9 10", "14"),
+            _group("Read me; the model", "note 1 3"),
+            _group("1. Your object, your picture", "4 5 6"),
+            _group("2. The shape", "7 8"),
+            _group("3. Paint", "9 10", "14"),
         ),
-        (
-            Part(
-                "Paint Into the Shapes",
-                (("10", "11", "12", "13"),),
-                tuple(f"11.{name}" for name in SEEDS),
-                ("Paint Into the Shapes",),
-            ),
-        ),
+        (_sampling("11", "10", "11", "12", "13", name="Paint Into the Shapes"),),
     ),
     Plan(
         "dreammix",
         "Inlay 6 - DreamMix - edited subject in a large photo",
         (
-            _group("1. Models and photos", "1 101 2 note"),
-            _group("2. Picture and place", "3 4"),
-            _group("3. Other things of its kind", "12 13"),
-            _group("4. Learn the subject", "5"),
-            _group("5. Paint", "6 7 8 9"),
+            _group("Read me; the model", "note 1 13"),
+            THINGS,
+            _group("2. Where, and its looks", "4 12"),
+            _group("3. Learn the subject", "5 7"),
+            _group("4. Paint", "6 8 9"),
         ),
         (
-            Part(
-                "Close-Up, Then Surroundings",
-                (("8",),),
-                tuple(f"8.{name}" for name in SEEDS),
-                ("Close-Up, Then Surroundings",),
-            ),
+            Part("Paint Others of Its Kind", (("13",),), ("13.count", "13.seed"), ("Others of Its Kind",)),
+            _sampling("8", name="Close-Up, Then Surroundings"),
         ),
         ("10", "11", "14"),
     ),
@@ -173,31 +149,37 @@ PLANS = [
         "train_and_share",
         "Inlay 7 - Train a subject and share it",
         (
-            _group("1. Models and photos", "1 101 2 note"),
-            _group("2. Picture and place", "3 4"),
+            START,
+            THINGS,
+            _group("2. Where, and what", "4 8 9"),
             _group("3. Learn and keep", "5 6"),
-            _group("4. Try what others get", "7 8 9 10", "11 12"),
+            _group("4. Try what others get", "7 10 11"),
         ),
-        (
-            Part("Paint Into the Box", (("10",),), tuple(f"10.{name}" for name in SEEDS), ("Sample",)),
-        ),
+        (_sampling("10"),),
+        ("12",),
     ),
     Plan(
         "compare",
         "Inlay 8 - Compare with and without",
         (
-            _group("1. Models and photos", "1 101 2 note"),
-            _group("2. Picture and place", "3 4"),
-            _group("3. Learn the subject", "5 6"),
-            _group("4. Paint three times", "7 8 9 10 11 12 13", "20 21 22"),
+            _group("Read me; the model", "note 1"),
+            _group("1. Your things", "101 2 3"),
+            _group("2. Where, and what", "4 7 8"),
+            _group("3. Learn the subject", "5 9 10"),
+            _group("4. Paint three times", "6 11 12 13 20"),
+            _group("5. Side by side", "22"),
         ),
         (
+            Part("Masked Attention", (("6",),), (), ("Masked Attention",)),
             Part(
                 "Sample and Paste Back",
                 (("11", "14", "17"), ("12", "15", "18"), ("13", "16", "19")),
-                ("11.seed",),
+                (),
                 ("Without", "Learned", "Learned and Masked"),
             ),
+            Part("Three Side by Side", (("20", "21"),), (), ("Side by Side",)),
         ),
+        width=244,
+        between=8,
     ),
 ]
