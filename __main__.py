@@ -14,7 +14,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 NAME = "inlay"
-FOLDER = Path(__file__).resolve().parent
+PACK_FOLDER = Path(__file__).resolve().parent
 
 # command -> (module with add_arguments(parser) and main(options) -> exit code, what it does)
 COMMANDS = {
@@ -28,9 +28,11 @@ COMMANDS = {
 def be_a_package() -> None:
     """Make this folder the package `inlay`, and keep it off the import path: there its nodes/ would stand
     before the host's `nodes`."""
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != FOLDER]
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != PACK_FOLDER]
     if NAME not in sys.modules:
-        spec = spec_from_file_location(NAME, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)])
+        spec = spec_from_file_location(
+            NAME, PACK_FOLDER / "__init__.py", submodule_search_locations=[str(PACK_FOLDER)]
+        )
         assert spec
         assert spec.loader
         sys.modules[NAME] = module_from_spec(spec)

@@ -16,7 +16,7 @@ from .layers import unet_layers
 from .patch import CONDITIONAL, PLAN, Masking, choose_masking, row_masks, with_replacements
 from .regions import WHOLE_IMAGE, RegionPlan, halved, region_labels, text_period
 
-KEY = "inlay_masked_attention"
+WRAPPER_KEY = "inlay_masked_attention"
 WINDOW = "inlay_window"
 ROWS = "inlay_rows"  # which pictures of how many are sampled
 COMPILED = "torch.compile"  # the host's key for the wrapper that runs a compiled model
@@ -51,7 +51,7 @@ def mask_attention(
         model.model_options["transformer_options"] = with_replacements(options, masking, _attend)
         depths = 1 + max(layer.depth for layer in unet_layers(unet))
         step = StepRegions(masking, labels, text, released, percent, apply_to, depths)
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, step)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, step)
     return model
 
 
@@ -72,7 +72,7 @@ def _unet(model: ModelPatcher):
 
 def _free_plan(model: ModelPatcher) -> str:
     """A place in transformer_options for the plan of one more patch on this model."""
-    return f"{PLAN}.{len(model.get_wrappers(WrappersMP.APPLY_MODEL, KEY))}"
+    return f"{PLAN}.{len(model.get_wrappers(WrappersMP.APPLY_MODEL, WRAPPER_KEY))}"
 
 
 class StepRegions:
@@ -164,4 +164,4 @@ class StepRegions:
         groups = [group for regions in plan.grids for group in regions.groups]
         counts = [(group.period, *map(len, group.tokens)) for group in groups]
         texts = [None if keys is None else len(keys) for text in plan.texts.values() for keys in text]
-        return f"{KEY}_{hash((self.masking, *counts, *texts, *plan.row_masks))}"
+        return f"{WRAPPER_KEY}_{hash((self.masking, *counts, *texts, *plan.row_masks))}"

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-PRESETS = ("paper", "all", "none", "decoder_outer", "released")
+LAYER_PRESETS = ("paper", "all", "none", "decoder_outer", "released")
 
 
 class Layer(NamedTuple):
@@ -74,8 +74,10 @@ def preset_layers(layers: list[Layer], preset: str) -> set[Layer]:
     these are output blocks 6-11, the paper's "last 6 layers". In SDXL, and in a UNet of one or two levels,
     they are the whole decoder: then `paper` masks the encoder and the middle.
     """
-    if preset not in PRESETS:
-        raise ValueError(f'There is no preset "{preset}" of layers: choose {", ".join(PRESETS)} or a list.')
+    if preset not in LAYER_PRESETS:
+        raise ValueError(
+            f'There is no preset "{preset}" of layers: choose {", ".join(LAYER_PRESETS)} or a list.'
+        )
     decoder = [layer for layer in layers if layer.block == "output"]
     finest = sorted({layer.depth for layer in decoder})[:2]
     outer = [layer for layer in decoder if layer.depth in finest]
@@ -102,13 +104,14 @@ def listed_layers(layers: list[Layer], text: str) -> set[Layer]:
         found = set(_matching(layers, entry))
         if not found:
             raise ValueError(
-                f'The layer list names "{entry}", but this model\'s attention layers are: {describe(layers)}.'
+                f'The layer list names "{entry}", but this model\'s attention layers are:'
+                f" {describe_layers(layers)}."
             )
         chosen |= found
     if not chosen:
         raise ValueError(
             'The layer list is empty: write for example "output 3-5, middle"; '
-            f"this model's attention layers are: {describe(layers)}."
+            f"this model's attention layers are: {describe_layers(layers)}."
         )
     return chosen
 
@@ -128,7 +131,7 @@ def _matching(layers: list[Layer], entry: str):
             yield layer
 
 
-def describe(layers: list[Layer]) -> str:
+def describe_layers(layers: list[Layer]) -> str:
     """ "input 1, 2, 4; middle 0; output 3, 4": the blocks that hold attention layers."""
     sides: dict[str, list[str]] = {}
     for layer in layers:

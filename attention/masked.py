@@ -20,7 +20,7 @@ from .regions import OPEN, GridRegions, RegionPlan, RowGroup
 OPERATORS = ("paper", "renormalised")
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-Block = tuple[Tensor, Tensor | None]
+AttentionBlock = tuple[Tensor, Tensor | None]
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, **kwargs) -> Tensor:
@@ -30,7 +30,13 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, **kwargs) -> Te
 
 
 def masked_attention(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block], attend: Attend, operator="paper", strength=1.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Sequence[AttentionBlock],
+    attend: Attend,
+    operator="paper",
+    strength=1.0,
 ) -> Tensor:
     """Masked attention (B,S,C) over blocks of queries.
 
@@ -66,10 +72,10 @@ def _weighted(v: Tensor, keys: Tensor, strength: float) -> Tensor:
     return weighted.index_copy_(1, keys, v.index_select(1, keys))
 
 
-Blocks = Callable[[RowGroup], list[Block]]
+Blocks = Callable[[RowGroup], list[AttentionBlock]]
 
 
-def self_blocks(group: RowGroup) -> list[Block]:
+def self_blocks(group: RowGroup) -> list[AttentionBlock]:
     """Self-attention: the tokens of each region, and those of the background, see one another only."""
     return [(region, region) for region in group.tokens]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .layers import PRESETS, Layer, listed_layers, preset_layers, unet_layers
+from .layers import LAYER_PRESETS, Layer, listed_layers, preset_layers, unet_layers
 from .masked import (
     Attend,
     cross_blocks,
@@ -61,7 +61,7 @@ def choose_masking(
     A strength of 0 leaves the layers out. Raises ValueError for a network or a list it does not know.
     """
     layers = unet_layers(unet)
-    choose = preset_layers if self_layers in PRESETS else listed_layers
+    choose = preset_layers if self_layers in LAYER_PRESETS else listed_layers
     chosen = choose(layers, self_layers)
     masked = tuple(layer for layer in layers if layer in chosen and layer.self_attention)
     return Masking(

@@ -5,16 +5,16 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def exchange(partial: Path, path: Path) -> None:
+def atomic_replace(partial: Path, path: Path) -> None:
     """`os.replace` of a file, or of a folder with all in it, that a power cut does not leave half done."""
     inside = partial.rglob("*") if partial.is_dir() else ()
     for part in (*inside, partial):
-        _settle(part)
+        _fsync(part)
     os.replace(partial, path)
-    _settle(path.parent)
+    _fsync(path.parent)
 
 
-def _settle(path: Path) -> None:
+def _fsync(path: Path) -> None:
     if not path.is_dir():
         with path.open("r+b") as file:  # Windows settles no file that was opened for reading
             os.fsync(file.fileno())

@@ -41,7 +41,7 @@ def span(rows: Tensor) -> Tensor:
     return directions[sizes > EXACT * sizes.max()]
 
 
-class Row(NamedTuple):
+class TokenRow(NamedTuple):
     """One projected row of a prompt."""
 
     index: int
@@ -52,7 +52,7 @@ class Row(NamedTuple):
 class Removed(NamedTuple):
     """What was taken out of one entry of a CONDITIONING."""
 
-    rows: list[Row]
+    rows: list[TokenRow]
     pooled: float | None  # the share of the pooled vector, None where there is none
 
 
@@ -86,10 +86,10 @@ def substitute(
     return result, reports
 
 
-def _report(words: Sequence[int], before: Tensor, after: Tensor, off: Tensor) -> list[Row]:
+def _report(words: Sequence[int], before: Tensor, after: Tensor, off: Tensor) -> list[TokenRow]:
     nearest = torch.nn.functional.cosine_similarity(before[:, None], off[None], dim=-1).abs().argmax(1)
     taken = _share(before, after)
-    return [Row(*row) for row in zip(words, taken.tolist(), nearest.tolist(), strict=True)]
+    return [TokenRow(*row) for row in zip(words, taken.tolist(), nearest.tolist(), strict=True)]
 
 
 def _share(before: Tensor, after: Tensor) -> Tensor:

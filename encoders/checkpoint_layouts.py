@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from . import dinov2
-from .content_adapter import CLIP, AdapterConfig, ContentAdapter, Reading
+from .content_adapter import CLIP, AdapterConfig, ContentAdapter, EncoderSpec
 from .embedding_optimizer import EmbeddingOptimizer, OptimizerConfig, seeded_queries
-from .published import ANYDOOR, AUTO, INLAY, OBJECT_STITCH, OPTIMIZER, PAINT
+from .published import ANYDOOR, AUTO_LAYOUT, INLAY, OBJECT_STITCH, OPTIMIZER, PAINT
 
 METADATA = "inlay.adapter"  # the key under which our files say what they hold, as JSON
-State = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Found:
+class AdapterCheckpoint:
     """Weights of an adapter, and of the encoder it was trained with where the file has it."""
 
     layout: str
@@ -33,7 +33,9 @@ class Found:
     dino: dinov2.DinoConfig | None = None  # None: the encoder is a CLIP
 
 
-def recognise(state: State, metadata: Mapping[str, str], name: str, choice: str = AUTO) -> Found:
+def recognise_checkpoint(
+    state: StateDict, metadata: Mapping[str, str], name: str, choice: str = AUTO_LAYOUT
+) -> AdapterCheckpoint:
     """What the file `name` holds. Raises ValueError that lists what was found and what would be accepted."""
     if METADATA in metadata:
         return _inlay(state, json.loads(metadata[METADATA]))
@@ -46,28 +48,28 @@ def recognise(state: State, metadata: Mapping[str, str], name: str, choice: str 
 def _told(layout: str, name: str, choice: str) -> str:
     if layout != OBJECT_STITCH:
         return layout
-    if choice != AUTO:
+    if choice != AUTO_LAYOUT:
         return choice
     return OBJECT_STITCH if "stitch" in name.casefold() else PAINT
 
 
-def _inlay(state: State, facts: dict[str, Any]) -> Found:
+def _inlay(state: StateDict, facts: dict[str, Any]) -> AdapterCheckpoint:
     encoder = _under(state, "encoder.")
     dino = facts.pop("dino", None)
-    return Found(
+    return AdapterCheckpoint(
         INLAY,
-        read_config(facts),
+        read_adapter_config(facts),
         _under(state, "adapter."),
         encoder or None,
         None if dino is None else dinov2.DinoConfig(**dino),
     )
 
 
-def _object_stitch(state: State, layout: str) -> Found:
+def _object_stitch(state: StateDict, layout: str) -> AdapterCheckpoint:
     """CLIP ViT-L/14, transformer blocks with one head, a layer norm, a linear, and a vector for nothing."""
     blocks = "cond_stage_model.mapper.resblocks."
     width = state[f"{blocks}0.ln_1.weight"].shape[0]
-    reads = Reading(
+    reads = EncoderSpec(
         encoder=CLIP,
         width=width,
         registers=0,
@@ -83,22 +85,22 @@ def _object_stitch(state: State, layout: str) -> Found:
     config = AdapterConfig(
         reads, width, depth=_count(adapter, "resblocks."), context=state["proj_out.weight"].shape[0]
     )
-    return Found(layout, config, adapter, _under(state, "cond_stage_model.transformer.") or None)
+    return AdapterCheckpoint(layout, config, adapter, _under(state, "cond_stage_model.transformer.") or None)
 
 
-def _anydoor(state: State, layout: str) -> Found:
+def _anydoor(state: StateDict, layout: str) -> AdapterCheckpoint:
     """DINOv2 ViT-g/14 without registers and one linear layer; nothing is a picture of zeros."""
     context, width = state["cond_stage_model.projector.weight"].shape
-    reads = Reading(width=width, registers=0, background="white", nothing="picture")
+    reads = EncoderSpec(width=width, registers=0, background="white", nothing="picture")
     config = AdapterConfig(reads, width, depth=0, context=context, norm=False)
     adapter = _under(state, "cond_stage_model.projector.", "proj_out.")
     encoder = _under(state, "cond_stage_model.model.")
     if not dinov2.is_facebook(encoder):
-        return Found(layout, config, adapter)
-    return Found(layout, config, adapter, *from_published(encoder))
+        return AdapterCheckpoint(layout, config, adapter)
+    return AdapterCheckpoint(layout, config, adapter, *from_published(encoder))
 
 
-def _optimizer(state: State, layout: str) -> Found:
+def _optimizer(state: StateDict, layout: str) -> AdapterCheckpoint:
     """Its queries were never saved: a seeded draw stands for them. NaN is 0, as in the released code."""
     width, reads_width = state["projection_layer.weight"].shape
     reads = replace(OptimizerConfig().reading, width=reads_width)
@@ -115,10 +117,10 @@ def _optimizer(state: State, layout: str) -> Found:
         out = torch.nan_to_num(state[f"attention_pooling.out_proj.{kind}"], nan=0.0)
         adapter[f"attention_pooling.to_out.{kind}"] = out
     adapter["queries"] = state.get("queries", seeded_queries(config.tokens, width))
-    return Found(layout, config, adapter)
+    return AdapterCheckpoint(layout, config, adapter)
 
 
-LAYOUTS: dict[str, tuple[frozenset[str], Callable[[State, str], Found]]] = {
+LAYOUTS: dict[str, tuple[frozenset[str], Callable[[StateDict, str], AdapterCheckpoint]]] = {
     OBJECT_STITCH: (
         frozenset(
             ("cond_stage_model.mapper.resblocks.0.attn.c_qkv.weight", "proj_out.weight", "learnable_vector")
@@ -133,47 +135,51 @@ LAYOUTS: dict[str, tuple[frozenset[str], Callable[[State, str], Found]]] = {
 }
 
 
-def from_published(state: State) -> tuple[dict[str, Tensor], dinov2.DinoConfig]:
+def from_published(state: StateDict) -> tuple[dict[str, Tensor], dinov2.DinoConfig]:
     """A DINOv2 in the published layout, in transformers', and its numbers."""
     converted = dinov2.from_facebook(state)
-    config = dinov2.read_config(converted)
+    config = dinov2.read_dino_config(converted)
     return converted, config if config.registers else replace(config, offset=0.1)
 
 
-def build(config: AdapterConfig | OptimizerConfig, dtype=None, device=None, operations: Any = torch.nn):
+def build_adapter(
+    config: AdapterConfig | OptimizerConfig, dtype=None, device=None, operations: Any = torch.nn
+):
     """The module of a config, with fresh weights."""
     kind = ContentAdapter if isinstance(config, AdapterConfig) else EmbeddingOptimizer
     return kind(config, dtype, device, operations)  # type: ignore[arg-type]
 
 
-def describe(config: AdapterConfig | OptimizerConfig, dino: dinov2.DinoConfig | None = None) -> str:
+def describe_checkpoint(
+    config: AdapterConfig | OptimizerConfig, dino: dinov2.DinoConfig | None = None
+) -> str:
     """The JSON that stands under `METADATA` in our files; `dino` where the file holds the encoder as well."""
     kind = "content" if isinstance(config, AdapterConfig) else "optimizer"
     facts = {"kind": kind, **asdict(config)} | ({} if dino is None else {"dino": asdict(dino)})
     return json.dumps(facts, sort_keys=True)
 
 
-def read_config(facts: dict[str, Any]) -> AdapterConfig | OptimizerConfig:
-    """The inverse of `describe`. Raises ValueError for facts of another version."""
+def read_adapter_config(facts: dict[str, Any]) -> AdapterConfig | OptimizerConfig:
+    """The inverse of `describe_preset`. Raises ValueError for facts of another version."""
     kinds = {"content": AdapterConfig, "optimizer": OptimizerConfig}
     try:
         rest = {key: value for key, value in facts.items() if key not in ("kind", "dino")}
-        return kinds[facts["kind"]](**{**rest, "reading": Reading(**facts["reading"])})
+        return kinds[facts["kind"]](**{**rest, "reading": EncoderSpec(**facts["reading"])})
     except (KeyError, TypeError) as error:
         raise ValueError(f"file: this adapter says what no Inlay of this version knows ({error}).") from error
 
 
-def _under(state: State, prefix: str, ours: str = "") -> dict[str, Tensor]:
+def _under(state: StateDict, prefix: str, ours: str = "") -> dict[str, Tensor]:
     """The tensors whose keys start with the prefix, which is exchanged for ours."""
     return {ours + key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _count(state: State, prefix: str) -> int:
+def _count(state: StateDict, prefix: str) -> int:
     """How many numbers follow the prefix in the keys."""
     return len({re.split(r"\D", key.removeprefix(prefix))[0] for key in state if key.startswith(prefix)})
 
 
-def _summary(state: State) -> str:
+def _summary(state: StateDict) -> str:
     """The first parts of the keys and how many tensors stand under each, the most first."""
     groups: dict[str, int] = {}
     for key in state:

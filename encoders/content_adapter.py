@@ -11,7 +11,7 @@ DINOV2, CLIP = "dinov2", "clip"
 
 
 @dataclass(frozen=True)
-class Reading:
+class EncoderSpec:
     """What an adapter reads: whose tokens, which of them, and how the object was shown to the encoder."""
 
     encoder: str = DINOV2
@@ -35,7 +35,7 @@ class Reading:
 class AdapterConfig:
     """A content adapter by its numbers; the defaults are ObjectStitch's on IMPRINT's encoder."""
 
-    reading: Reading = field(default_factory=Reading)
+    reading: EncoderSpec = field(default_factory=EncoderSpec)
     width: int = 1024
     depth: int = 5
     heads: int = 1
@@ -61,7 +61,7 @@ class ContentAdapter(nn.Module):
         if config.tokens:
             self.queries = nn.Parameter(torch.randn(1, config.tokens, width, **made) * width**-0.5)
         self.resblocks = nn.ModuleList(
-            ResBlock(width, config.heads, operations, made) for _ in range(config.depth)
+            AdapterBlock(width, config.heads, operations, made) for _ in range(config.depth)
         )
         if config.norm:
             self.final_ln = operations.LayerNorm(width, **made)
@@ -80,7 +80,7 @@ class ContentAdapter(nn.Module):
         return self.proj_out(self.final_ln(x) if config.norm else x)
 
 
-class ResBlock(nn.Module):
+class AdapterBlock(nn.Module):
     """x + attn(ln_1(x)), then x + mlp(ln_2(x))."""
 
     def __init__(self, width: int, heads: int, operations: Any, made: dict[str, Any]):
@@ -88,7 +88,7 @@ class ResBlock(nn.Module):
         self.ln_1 = operations.LayerNorm(width, **made)
         self.attn = SelfAttention(width, heads, operations, made)
         self.ln_2 = operations.LayerNorm(width, **made)
-        self.mlp = Mlp(width, operations, made)
+        self.mlp = AdapterMlp(width, operations, made)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
@@ -109,7 +109,7 @@ class SelfAttention(nn.Module):
         return self.c_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class Mlp(nn.Module):
+class AdapterMlp(nn.Module):
     def __init__(self, width: int, operations: Any, made: dict[str, Any]):
         super().__init__()
         self.c_fc = operations.Linear(width, 4 * width, **made)
@@ -119,7 +119,7 @@ class Mlp(nn.Module):
         return self.c_proj(F.gelu(self.c_fc(x)))
 
 
-def thin(context: Tensor, count: int, leading: int | None) -> Tensor:
+def downsample_tokens(context: Tensor, count: int, leading: int | None) -> Tensor:
     """At most `count` of the tokens (B, N, C): the leading ones, and the patches averaged to a coarser grid.
 
     Learned queries (`leading` None), and patches that are no square grid, are cut off instead. 0 keeps all.
@@ -138,6 +138,6 @@ def thin(context: Tensor, count: int, leading: int | None) -> Tensor:
     return torch.cat([context[:, :leading], patches], 1)
 
 
-def weigh(context: Tensor, nothing: Tensor, strength: float) -> Tensor:
+def scale_context(context: Tensor, nothing: Tensor, strength: float) -> Tensor:
     """nothing + strength * (context - nothing), both (B, N, C): 0 is no object, 1 the object."""
     return context if strength == 1 else torch.lerp(nothing, context, strength)

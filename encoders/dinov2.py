@@ -46,7 +46,7 @@ class DinoV2(nn.Module):
         made: dict[str, Any] = {"dtype": dtype, "device": device}
         self.config = config
         self.embeddings = Embeddings(config, operations, made)
-        layers = [Block(config, operations, made) for _ in range(config.depth)]
+        layers = [DinoBlock(config, operations, made) for _ in range(config.depth)]
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
         self.layernorm = operations.LayerNorm(config.width, eps=1e-6, **made)
 
@@ -103,7 +103,7 @@ class Embeddings(nn.Module):
         return torch.cat([positions[:, :1], plane.flatten(2).transpose(1, 2)], 1).to(x.dtype)
 
 
-class Block(nn.Module):
+class DinoBlock(nn.Module):
     """x + ls1 * attention(norm1(x)), then x + ls2 * mlp(norm2(x))."""
 
     attention: Any
@@ -122,7 +122,7 @@ class Block(nn.Module):
         )
         self.layer_scale1 = Scale(width, made)
         self.norm2 = operations.LayerNorm(width, eps=1e-6, **made)
-        self.mlp = (SwiGLU if config.gated else Mlp)(width, config.hidden, operations, made)
+        self.mlp = (SwiGLU if config.gated else DinoMlp)(width, config.hidden, operations, made)
         self.layer_scale2 = Scale(width, made)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class Scale(nn.Module):
         return x * self.lambda1.to(x)
 
 
-class Mlp(nn.Module):
+class DinoMlp(nn.Module):
     def __init__(self, width: int, hidden: int, operations: Any, made: dict[str, Any]):
         super().__init__()
         self.fc1 = operations.Linear(width, hidden, **made)
@@ -168,7 +168,7 @@ class SwiGLU(nn.Module):
         return self.weights_out(F.silu(a) * b)
 
 
-def read_config(state: Mapping[str, Tensor], heads: int = 0) -> DinoConfig:
+def read_dino_config(state: Mapping[str, Tensor], heads: int = 0) -> DinoConfig:
     """The numbers of a DINOv2 from its weights in transformers' files; `heads` 0: as many as are 64 wide."""
     positions = state["embeddings.position_embeddings"].shape[1] - 1
     projection = state["embeddings.patch_embeddings.projection.weight"]

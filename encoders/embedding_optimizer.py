@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .content_adapter import CLIP, Reading
+from .content_adapter import CLIP, EncoderSpec
 
-CLIP_L = Reading(encoder=CLIP, width=1024, registers=0, background="original", nothing="zeros")
+CLIP_L = EncoderSpec(encoder=CLIP, width=1024, registers=0, background="original", nothing="zeros")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """An embedding optimizer by its numbers; the defaults are the published one's."""
 
-    reading: Reading = field(default_factory=lambda: CLIP_L)
+    reading: EncoderSpec = field(default_factory=lambda: CLIP_L)
     context: int = 768
     tokens: int = 77
     heads: int = 8

@@ -2,5 +2,5 @@
 
 INLAY, OBJECT_STITCH, PAINT, ANYDOOR = "Inlay", "ObjectStitch", "Paint-by-Example", "AnyDoor"
 OPTIMIZER = "Visually Guided (emb_opt.pt)"
-AUTO = "by the file"
-CHOICES = (AUTO, OBJECT_STITCH, PAINT)
+AUTO_LAYOUT = "by the file"
+CHOICES = (AUTO_LAYOUT, OBJECT_STITCH, PAINT)

@@ -86,7 +86,7 @@ class ClipEncoder(TransformersEncoder):
         return F.normalize(self.model.text_projection(words).float(), dim=-1)
 
 
-def load_encoder(folder: Path, device: torch.device | str = "cpu") -> TransformersEncoder:
+def load_image_text_encoder(folder: Path, device: torch.device | str = "cpu") -> TransformersEncoder:
     """The encoder in a transformers folder (config.json, weights, preprocessor_config.json), by model type.
 
     Weights come from safetensors, or from a pickle through `weights_only=True`. Raises ValueError for a

@@ -182,7 +182,7 @@ def cocoee(root: Path, subjects: Path | None = None) -> Iterator[Case]:
             yield Case(key, ((reference, None),), "object", background=background, hole=hole)
 
 
-def batch(root: Path, subjects: Path | None = None) -> Iterator[Case]:
+def batch_results(root: Path, subjects: Path | None = None) -> Iterator[Case]:
     """What `python -m inlay run --each ...` left: every `result.json` says what its picture was made from."""
     for file in sorted(root.glob("**/result.json")):
         facts = json.loads(file.read_text(encoding="utf-8"))
@@ -230,7 +230,12 @@ def _folders(root: Path) -> list[Path]:
 
 
 READERS: dict[str, Callable[[Path, Path | None], Iterator[Case]]] = {
-    reader.__name__: reader for reader in (batch, murecom, dreambooth, dreameditbench, coco, cocoee)
+    "batch": batch_results,
+    "murecom": murecom,
+    "dreambooth": dreambooth,
+    "dreameditbench": dreameditbench,
+    "coco": coco,
+    "cocoee": cocoee,
 }
 
 

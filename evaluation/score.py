@@ -31,7 +31,7 @@ class Measures:
     @torch.inference_mode()
     def of(self, case: Case, result: Path) -> dict[str, float]:
         """The measures of one picture; those of the background only where the case has one."""
-        image = load(result)
+        image = load_picture(result)
         hole = hole_of(case, image.shape[-2:])
         whole = hole is None
         region = image.new_ones(1, *image.shape[-2:]) if hole is None else hole
@@ -46,7 +46,7 @@ class Measures:
             distances = [self.dreamsim(shown, crop) for crop in self.crops(case.references, 224, whole)]
             scores["DreamSim"] = sum(distances) / len(distances)
         if hole is not None and case.background:
-            original = resized(load(case.background), image.shape[-2:])
+            original = resized(load_picture(case.background), image.shape[-2:])
             scores["SSIM"] = float(background_ssim(image, original, hole))
             if self.lpips:
                 scores["LPIPS"] = float(background_lpips(image, original, hole, self.lpips))
@@ -68,7 +68,7 @@ class Measures:
         ]
 
 
-def load(picture: Path) -> Tensor:
+def load_picture(picture: Path) -> Tensor:
     """(1, 3, H, W) in [0, 1]."""
     return read_reference(picture, None)[0].movedim(-1, 1)
 
@@ -86,10 +86,10 @@ def hole_of(case: Case, size: Sequence[int]) -> Tensor | None:
         return None
     if isinstance(case.hole, Box):
         assert case.background, "a box is in the pixels of a background"
-        height, width = load(case.background).shape[-2:]
+        height, width = load_picture(case.background).shape[-2:]
         mask = fill_box(case.hole.clamp(height, width), height, width)
     else:
-        mask = load(case.hole)[:, 0]
+        mask = load_picture(case.hole)[:, 0]
     return (resized(mask[:, None], size)[:, 0] > 0.5).float()
 
 

@@ -14,9 +14,9 @@ from .client import (
     Interrupted,
     NodeFailed,
     NodeOutput,
-    Progress,
+    NodeProgressEvent,
     PromptRefused,
-    Result,
+    PromptResult,
 )
 from .errors import HostError
 from .server import HostDied, Server
@@ -30,8 +30,8 @@ __all__ = [
     "Interrupted",
     "NodeFailed",
     "NodeOutput",
-    "Progress",
+    "NodeProgressEvent",
     "PromptRefused",
-    "Result",
+    "PromptResult",
     "Server",
 ]

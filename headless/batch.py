@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .client import Client, HostGone, Result
-from .jobs import Job
-from .results import keep, kept
+from .client import Client, HostGone, PromptResult
+from .jobs import GraphJob
+from .results import keep_file, kept_files
 
 
 @dataclass
 class Outcome:
     """How a job ended: "finished", "kept" (it was there already), "failed", or "left" (no host to run it)."""
 
-    job: Job
+    job: GraphJob
     state: str
     host: str = ""
     seconds: float = 0.0
@@ -37,7 +37,7 @@ class Batch:
 
     def __init__(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[GraphJob],
         hosts: Sequence[str],
         out: Path,
         tell: Callable[[Outcome], None],
@@ -46,8 +46,8 @@ class Batch:
         self.jobs, self.out, self.tell, self.warn = list(jobs), out, tell, warn
         self.clients = [Client(url) for url in hosts]
         self.changed = threading.Condition()  # guards the four below
-        self.waiting: list[Job] = []
-        self.running: dict[Client, Job] = {}
+        self.waiting: list[GraphJob] = []
+        self.running: dict[Client, GraphJob] = {}
         self.begun: set[tuple[str, ...]] = set()  # outermost labels that some host has taken up
         self.outcomes: dict[tuple[str, ...], Outcome] = {}
         self.known: dict[Client, set[str]] = {}  # prompt ids that a host had before we came
@@ -60,7 +60,7 @@ class Batch:
             KeyboardInterrupt: on Ctrl-C, once the hosts have let go of what they were doing.
         """
         for job in self.jobs:
-            facts = kept(job, self.out)
+            facts = kept_files(job, self.out)
             if facts:
                 self._end(Outcome(job, "kept", facts=facts))
             else:
@@ -101,7 +101,7 @@ class Batch:
             try:
                 result = self._result(client, job, uploaded)
                 outcome.seconds = time.monotonic() - start
-                outcome.facts = keep(job, result, outcome.seconds, self.out)
+                outcome.facts = keep_file(job, result, outcome.seconds, self.out)
             except HostGone as error:
                 self._give_back(client)
                 self.warn(str(error))
@@ -110,7 +110,7 @@ class Batch:
                 outcome.state, outcome.error = "failed", str(error) or type(error).__name__
             self._end(outcome)
 
-    def _result(self, client: Client, job: Job, uploaded: set) -> Result:
+    def _result(self, client: Client, job: GraphJob, uploaded: set) -> PromptResult:
         if job.prompt_id in self.known[client] and (found := client.find(job.prompt_id)):
             return found
         for upload in set(job.uploads) - uploaded:
@@ -118,7 +118,7 @@ class Batch:
             uploaded.add(upload)
         return client.run(job.graph, prompt_id=job.prompt_id)
 
-    def _take(self, client: Client) -> Job | None:
+    def _take(self, client: Client) -> GraphJob | None:
         """The host's next job; waits while another host may yet give one back. None when all is done."""
         with self.changed:
             last = self.running.pop(client, None)
@@ -135,11 +135,11 @@ class Batch:
                 self.changed.wait(0.5)
         return None
 
-    def _best(self, client: Client, last: Job | None) -> Job | None:
+    def _best(self, client: Client, last: GraphJob | None) -> GraphJob | None:
         """What the host has already; then its last subject's, whose training it has; then a new subject's."""
         others = set().union(*(known for other, known in self.known.items() if other is not client))
 
-        def rank(job: Job) -> int:
+        def rank(job: GraphJob) -> int:
             if job.prompt_id in self.known[client]:
                 return 0
             if last and job.labels[:1] == last.labels[:1]:

@@ -11,11 +11,11 @@ from ..imaging.boxes import Box
 from .client import Graph
 from .definitions import Definition
 from .errors import HostError
-from .jobs import INPUT_FOLDER, Job, Upload, digest, input_name
+from .jobs import INPUT_FOLDER, GraphJob, Upload, files_digest, input_name
 from .workflow import Setting, find_input, find_node, with_value
 
 # Where a case goes, in the user's names for nodes: titles, types or ids.
-TAKERS = {
+INPUT_BINDINGS = {
     "references": "InlayLoadReferences.folder",
     "background": "LoadImage.image",
     "box": "InlayBoxMask",
@@ -24,13 +24,15 @@ TAKERS = {
 }
 
 
-def read_takers(given: Iterable[str]) -> dict[str, str]:
-    """`TAKERS` with the user's `FIELD=NODE.input`. Raises HostError for an unknown field."""
-    takers = dict(TAKERS)
+def read_input_bindings(given: Iterable[str]) -> dict[str, str]:
+    """`INPUT_BINDINGS` with the user's `FIELD=NODE.input`. Raises HostError for an unknown field."""
+    takers = dict(INPUT_BINDINGS)
     for text in given:
         field, equals, node = text.partition("=")
-        if not equals or field not in TAKERS:
-            raise HostError(f"--take {text}: write FIELD=NODE.input, with FIELD one of {', '.join(TAKERS)}.")
+        if not equals or field not in INPUT_BINDINGS:
+            raise HostError(
+                f"--take {text}: write FIELD=NODE.input, with FIELD one of {', '.join(INPUT_BINDINGS)}."
+            )
         takers[field] = node
     return takers
 
@@ -40,14 +42,14 @@ def plan_cases(
     sets: Iterable[Setting],
     cases: Iterable[Case],
     definitions: dict[str, Definition],
-    takers: dict[str, str] = TAKERS,
-) -> list[Job]:
+    takers: dict[str, str] = INPUT_BINDINGS,
+) -> list[GraphJob]:
     """One job per case that has a background and a hole, under the case's name.
 
     Raises:
         HostError: when the graph lacks a node that a case needs, or no case has a place for the subject.
     """
-    base = Job(graph)
+    base = GraphJob(graph)
     for setting in sets:
         base = base.set(setting, definitions)
     jobs = [_job(base, case, definitions, takers) for case in cases if case.background and case.hole]
@@ -56,7 +58,7 @@ def plan_cases(
     return jobs
 
 
-def _job(base: Job, case: Case, definitions: dict[str, Definition], takers: dict[str, str]) -> Job:
+def _job(base: GraphJob, case: Case, definitions: dict[str, Definition], takers: dict[str, str]) -> GraphJob:
     job = replace(base, labels=tuple(case.name.split("/")))
     job = _with_references(job, takers["references"], case.references, definitions)
     token = _token(base.graph, takers["class"])
@@ -74,7 +76,9 @@ def _job(base: Job, case: Case, definitions: dict[str, Definition], takers: dict
     return job
 
 
-def _with_references(job: Job, taker: str, references: References, definitions: dict[str, Definition]) -> Job:
+def _with_references(
+    job: GraphJob, taker: str, references: References, definitions: dict[str, Definition]
+) -> GraphJob:
     """The job with these pictures as a folder, and their masks as `InlayLoadReferences` knows them."""
     setting = Setting.parse(f"{taker}=")
     key, _, _ = find_input(job.graph, setting, definitions)
@@ -82,7 +86,7 @@ def _with_references(job: Job, taker: str, references: References, definitions: 
     for number, (picture, mask) in enumerate(references):
         files.append((picture, f"{number}{picture.suffix}"))
         files += [(mask, f"{number}_mask{mask.suffix}")] if mask else []
-    name = digest(path for path, _ in files)[:12]
+    name = files_digest(path for path, _ in files)[:12]
     upload = Upload(tuple(files), f"{INPUT_FOLDER}/{name}")
     graph = with_value(job.graph, key, setting.input, input_name(upload))
     return replace(job, graph=graph, uploads=(*job.uploads, upload))

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import requests
 
-from .definitions import Definition, choices, inputs_of
+from .definitions import Definition, combo_choices, inputs_of
 from .errors import HostError, nearest
 
 HEARTBEAT = 120  # seconds; a host that does not answer within half of them is gone
@@ -42,7 +42,7 @@ class HostGone(HostError):
 
 
 @dataclass(frozen=True)
-class Progress:
+class NodeProgressEvent:
     """How far a node is: `value` of `maximum`; `state` is "running", "finished" or "cached".
 
     `text` is what the node itself says about it, such as its loss.
@@ -69,7 +69,7 @@ class NodeOutput:
         return [content for _, content in self.files]
 
 
-Result = dict[str, NodeOutput]
+PromptResult = dict[str, NodeOutput]
 
 
 class Client:
@@ -87,9 +87,9 @@ class Client:
     def run(
         self,
         graph: Graph,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[NodeProgressEvent], None] | None = None,
         prompt_id: str | None = None,
-    ) -> Result:
+    ) -> PromptResult:
         """Runs `graph` (API form) to its end and returns the output of each output node, by node id.
 
         `on_progress` is called whenever a node moves on. Ctrl-C interrupts the host's job too, and waits a
@@ -136,7 +136,7 @@ class Client:
         saved = response.json()
         return f"{saved['subfolder']}/{saved['name']}" if saved["subfolder"] else saved["name"]
 
-    def outputs(self, prompt_id: str) -> Result:
+    def outputs(self, prompt_id: str) -> PromptResult:
         """The outputs of a finished run, with the bytes of every picture."""
         history = self._request("GET", f"/history/{prompt_id}").json()
         if prompt_id not in history:
@@ -156,7 +156,7 @@ class Client:
         queue = self._request("GET", "/queue").json()
         return {item[1] for items in queue.values() for item in items}
 
-    def find(self, prompt_id: str) -> Result | None:
+    def find(self, prompt_id: str) -> PromptResult | None:
         """The result of a run that was begun before, waiting for its end; None where there is none."""
         while prompt_id in self.queued():
             time.sleep(0.5)
@@ -214,10 +214,12 @@ class Client:
         """Whether the host will run it or has; its history is written before its queue is said to change."""
         return prompt_id in self.queued() or prompt_id in self._history(prompt_id)
 
-    async def _follow(self, graph: Graph, prompt_id: str, report: Callable[[Progress], None]) -> None:
+    async def _follow(
+        self, graph: Graph, prompt_id: str, report: Callable[[NodeProgressEvent], None]
+    ) -> None:
         """Submits the graph and reads the websocket until the host is done with it."""
         failure: HostError | None = None
-        seen: dict[str, Progress] = {}
+        seen: dict[str, NodeProgressEvent] = {}
         try:
             async with (
                 aiohttp.ClientSession() as session,
@@ -274,18 +276,20 @@ def read_message(message: aiohttp.WSMessage) -> tuple[str, dict[str, Any]]:
     return "picture", {}
 
 
-def progress_of(kind: str, data: dict[str, Any], seen: dict[str, Progress]) -> Iterator[Progress]:
+def progress_of(
+    kind: str, data: dict[str, Any], seen: dict[str, NodeProgressEvent]
+) -> Iterator[NodeProgressEvent]:
     """The progress that a message of the host's websocket tells, if any; `seen` is each node's latest."""
     if kind == "execution_cached":
         for node in data["nodes"]:
-            yield Progress(node, 1, 1, "cached")
+            yield NodeProgressEvent(node, 1, 1, "cached")
     elif kind == "text" and data["node"] in seen:
         yield replace(seen[data["node"]], text=data["text"])
     elif kind == "progress_state":
         for state in data["nodes"].values():
             node = state["display_node_id"]
             text = seen[node].text if node in seen else ""
-            yield Progress(node, state["value"], state["max"], state["state"], text)
+            yield NodeProgressEvent(node, state["value"], state["max"], state["state"], text)
 
 
 def failure_of(kind: str, data: dict[str, Any], graph: Graph) -> HostError | None:
@@ -332,5 +336,5 @@ def explain_refusal(
 def _not_in_list(error: dict[str, Any], definition: Definition | None) -> str:
     name, value = error["input_name"], error["received_value"]
     found = inputs_of(definition).get(name) if definition else None  # none: an input of a choice's own
-    known = choices(*found) if found else []
+    known = combo_choices(*found) if found else []
     return f"there is no {name} '{value}' on this host; {nearest(str(value), map(str, known))}"

@@ -22,7 +22,7 @@ def is_combo(kind: Any) -> bool:
     return isinstance(kind, list) or kind == "COMBO"
 
 
-def choices(kind: Any, options: dict[str, Any]) -> list[Any]:
+def combo_choices(kind: Any, options: dict[str, Any]) -> list[Any]:
     """What a combo offers."""
     return kind if isinstance(kind, list) else options.get("options") or []
 
@@ -37,5 +37,5 @@ def default(kind: Any, options: dict[str, Any]) -> Any:
     if "default" in options:
         return options["default"]
     if is_combo(kind):
-        return next(iter(choices(kind, options)), None)
+        return next(iter(combo_choices(kind, options)), None)
     return {"STRING": "", "BOOLEAN": False}.get(kind, 0)

@@ -68,14 +68,14 @@ def evaluate(options: argparse.Namespace):
 def load_measures(options: argparse.Namespace):
     """The measures whose weights are named, and notes that say which weights these are."""
     from ..evaluation.distances import load_dreamsim
-    from ..evaluation.encoders import ClipEncoder, load_encoder
+    from ..evaluation.encoders import ClipEncoder, load_image_text_encoder
     from ..evaluation.score import Measures
 
     device = best_device()
     measures, notes = Measures(lpips=options.lpips), []
     for name, folder in (("DINO", options.dino), ("CLIP-I", options.clip)):
         if folder:
-            measures.encoders[name] = load_encoder(folder, device)
+            measures.encoders[name] = load_image_text_encoder(folder, device)
             notes.append(f"{name}: {measures.encoders[name].name}, the subject's own region.")
     clip = measures.encoders.get("CLIP-I")
     if isinstance(clip, ClipEncoder):
@@ -115,17 +115,17 @@ def frechet(folder: Path, cases, options: argparse.Namespace, measures) -> tuple
     """The set's name and distance: FID, or a Frechet distance that names its encoder."""
     from ..evaluation.distances import frechet_distance
     from ..evaluation.readers import pictures
-    from ..evaluation.score import find_result, load
+    from ..evaluation.score import find_result, load_picture
 
     network = options.fid_weights or next(iter(measures.encoders.values()), None)
     if network is None:
         raise ValueError("--fid: name the weights too, with --fid-weights, --dino or --clip.")
     results = filter(None, (find_result(folder, case, options.picture) for case in cases))
-    value = frechet_distance(map(load, results), map(load, pictures(options.fid)), network)
+    value = frechet_distance(map(load_picture, results), map(load_picture, pictures(options.fid)), network)
     return ("FID" if options.fid_weights else f"Frechet ({network.name})"), value
 
 
-def write(table, scores: dict, out: Path) -> None:
+def write_tables(table, scores: dict, out: Path) -> None:
     """NAME.md and NAME.json, the latter with every case's own measures."""
     out.parent.mkdir(parents=True, exist_ok=True)
     document = json.loads(table.to_json()) | {"cases": scores}
@@ -140,7 +140,7 @@ def main(options: argparse.Namespace) -> int:
         table, scores = evaluate(options)
         print(table.markdown())
         if options.out:
-            write(table, scores, options.out)
+            write_tables(table, scores, options.out)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ..training.adapters.run_checkpoints import Interrupt
-from ..training.finetune.distributed import any_told, close_group, on_cpu, open_group
-from ..training.finetune.toml_config import read_config
-from ..training.finetune.trainer import Group
+from ..training.adapters.run_checkpoints import InterruptFlag
+from ..training.finetune.distributed import any_rank_stopping, close_group, on_cpu, open_group
+from ..training.finetune.toml_config import read_toml
+from ..training.finetune.trainer import ProcessGroup
 from .errors import HostError
 from .in_process import open_host
 
@@ -38,12 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, stop_handler)
     try:
-        config = read_config(options.config)
+        config = read_toml(options.config)
         group = open_group()
         open_host(options.comfyui, cpu=on_cpu())
-        from ..training.finetune.spec_from_toml import learn  # the host can be imported from here on
+        from ..training.finetune.spec_from_toml import (
+            finetune_from_config,  # the host can be imported from here on
+        )
         from ..training.finetune.training_loop import Diverged
     except ValueError as error:
         return end(WRONG, str(error))
@@ -52,8 +54,10 @@ def main(options: argparse.Namespace) -> int:
     first = group.number == 0
     begun = time.monotonic()
     try:
-        with between_steps(tell(config.recipe.steps) if first else lambda *_: None, group) as on_step:
-            subject, path = learn(config, group, on_step)
+        with between_steps(
+            print_result_line(config.recipe.steps) if first else lambda *_: None, group
+        ) as on_step:
+            subject, path = finetune_from_config(config, group, on_step)
     except Diverged as error:
         return end(FAILED, str(error))
     except ValueError as error:
@@ -68,18 +72,20 @@ def main(options: argparse.Namespace) -> int:
     return DONE
 
 
-def stop(*_) -> None:
+def stop_handler(*_) -> None:
     """A machine that is taken back says SIGTERM: end as on Ctrl-C."""
     raise KeyboardInterrupt
 
 
 @contextmanager
-def between_steps(show: Callable[[int, float], None], group: Group) -> Iterator[Callable[[int, float], None]]:
+def between_steps(
+    show: Callable[[int, float], None], group: ProcessGroup
+) -> Iterator[Callable[[int, float], None]]:
     """An on_step that shows the step; it raises KeyboardInterrupt once a process was told to stop within it.
 
     Until the first step is done there is nothing to keep, and a signal ends the process at once.
     """
-    interrupt, waiting = Interrupt(), False
+    interrupt, waiting = InterruptFlag(), False
 
     with ExitStack() as until_the_end:
 
@@ -89,13 +95,13 @@ def between_steps(show: Callable[[int, float], None], group: Group) -> Iterator[
                 until_the_end.enter_context(interrupt)
                 waiting = True
             show(step, loss)
-            if any_told(group, interrupt.came):
+            if any_rank_stopping(group, interrupt.came):
                 raise KeyboardInterrupt
 
         yield on_step
 
 
-def tell(steps: int):
+def print_result_line(steps: int):
     """Prints step, loss and time left: every step on a terminal, every tenth of the way in a file."""
     start: list[tuple[int, float]] = []
 

@@ -5,7 +5,7 @@ A workflow keeps widget values by position, wires by input name and output posit
 
 from typing import Any
 
-from .definitions import Definition, choices, inputs_of, is_combo, is_widget
+from .definitions import Definition, combo_choices, inputs_of, is_combo, is_widget
 
 # combos of what the host has, or what lies in its folders, which is not ours to keep
 HOSTS_OWN = ("sampler_name", "scheduler", "folder", "name")
@@ -34,7 +34,9 @@ def _fixed(kind: Any, options: dict[str, Any]) -> list:
     """A combo's choices, but for files and what the host itself offers."""
     if not is_combo(kind):
         return []
-    return [choice for choice in choices(kind, options) if "/" not in str(choice) and "." not in str(choice)]
+    return [
+        choice for choice in combo_choices(kind, options) if "/" not in str(choice) and "." not in str(choice)
+    ]
 
 
 def breaks(old: Interface, new: Interface, replaced: set[str]) -> list[str]:

@@ -15,7 +15,7 @@ from .definitions import Definition, is_combo
 from .errors import HostError
 from .workflow import Setting, find_input, read_value, with_value
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}  # as Load References reads
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}  # as Load References reads
 INPUT_FOLDER = "inlay_run"  # in the host's input folder; files in it are named by what they hold
 
 
@@ -32,7 +32,7 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class Job:
+class GraphJob:
     """A graph to run once, the pictures it needs, and what was asked for in the user's words."""
 
     graph: Graph
@@ -50,7 +50,7 @@ class Job:
         """A job's name in every host's queue and history, so that a restarted batch finds it there."""
         return str(uuid.uuid5(uuid.NAMESPACE_OID, self.key))
 
-    def set(self, setting: Setting, definitions: dict[str, Definition]) -> "Job":
+    def set(self, setting: Setting, definitions: dict[str, Definition]) -> "GraphJob":
         """This job with one more setting; a picture or folder of ours goes to the host with it.
 
         Raises:
@@ -70,20 +70,22 @@ class Job:
 
 
 def is_picture(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".") and path.suffix.lower() in PICTURES
+    return path.is_file() and not path.name.startswith(".") and path.suffix.lower() in PICTURE_SUFFIXES
 
 
 def find_upload(setting: Setting, kind: Any, options: dict) -> Upload | None:
     """The picture or folder of pictures on this machine that a setting names, for an input that takes one."""
     path = Path(setting.value).expanduser()
     if options.get("image_upload") and path.is_file():
-        name = f"{digest([path])[:12]}_{path.name}"
+        name = f"{files_digest([path])[:12]}_{path.name}"
         return Upload(((path, name),), INPUT_FOLDER)
     if is_combo(kind) and not options.get("image_upload") and path.is_dir():
         files = sorted(filter(is_picture, path.iterdir()))
         if not files:
             raise HostError(f"{setting}: there is no picture in that folder.")
-        return Upload(tuple((file, file.name) for file in files), f"{INPUT_FOLDER}/{digest(files)[:12]}")
+        return Upload(
+            tuple((file, file.name) for file in files), f"{INPUT_FOLDER}/{files_digest(files)[:12]}"
+        )
     return None
 
 
@@ -93,7 +95,7 @@ def input_name(upload: Upload) -> str:
     return f"{INPUT_FOLDER}/{upload.files[0][1]}" if single else upload.subfolder
 
 
-def digest(files: Iterable[Path]) -> str:
+def files_digest(files: Iterable[Path]) -> str:
     """Of names and contents."""
     whole = hashlib.sha256()
     for file in files:
@@ -109,7 +111,7 @@ class Choice:
     settings: tuple[Setting, ...]
 
 
-def vary(setting: Setting, kind: Any, options: dict) -> list[Choice]:
+def expand_axis(setting: Setting, kind: Any, options: dict) -> list[Choice]:
     """The choices of `--each NODE.input=...`: the pictures of a folder, the folders in a folder, or a list.
 
     `NAME.json` beside a picture or folder NAME may hold further settings, as {"NODE.input": value}.
@@ -159,12 +161,12 @@ def slug(text: str) -> str:
 
 def plan(
     graph: Graph, sets: Iterable[Setting], each: Iterable[Setting], definitions: dict[str, Definition]
-) -> list[Job]:
+) -> list[GraphJob]:
     """Every combination of the choices, the first varying slowest, with the common settings under them."""
-    base = Job(graph)
+    base = GraphJob(graph)
     for setting in sets:
         base = base.set(setting, definitions)
-    axes = [vary(setting, *find_input(graph, setting, definitions)[1:]) for setting in each]
+    axes = [expand_axis(setting, *find_input(graph, setting, definitions)[1:]) for setting in each]
     jobs = []
     for combination in itertools.product(*axes):
         job = replace(base, labels=tuple(choice.label for choice in combination))

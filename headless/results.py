@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .client import Graph, Result, title_of
-from .jobs import Job, slug
+from .client import Graph, PromptResult, title_of
+from .jobs import GraphJob, slug
 
 FACTS = "result.json"
 
 
-def save(result: Result, graph: Graph, folder: Path) -> list[Path]:
+def save_outputs(result: PromptResult, graph: Graph, folder: Path) -> list[Path]:
     """Writes every file that the output nodes show into `folder`, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     titles = {node: slug(title_of(node, graph, node)).lower() for node in result}
@@ -33,23 +33,23 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def describe(result: Result, graph: Graph, files: list[Path]) -> dict[str, Any]:
+def result_record(result: PromptResult, graph: Graph, files: list[Path]) -> dict[str, Any]:
     """The files' names, and the text of every node that shows some."""
     said = {title_of(node, graph, node): output.text for node, output in result.items() if output.text}
     return {"files": [file.name for file in files], "text": said}
 
 
-def keep(job: Job, result: Result, seconds: float, out: Path) -> dict[str, Any]:
+def keep_file(job: GraphJob, result: PromptResult, seconds: float, out: Path) -> dict[str, Any]:
     """Stores a job's result under its labels, complete or not at all; returns its facts."""
     folder = out.joinpath(*job.labels)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    files = save(result, job.graph, partial)
+    files = save_outputs(result, job.graph, partial)
     facts = {
         "key": job.key,
         "settings": list(job.settings),
         "seconds": round(seconds, 2),
-        **describe(result, job.graph, files),
+        **result_record(result, job.graph, files),
         "graph": job.graph,
     }
     write(partial / FACTS, json.dumps(facts, indent=1).encode())
@@ -58,7 +58,7 @@ def keep(job: Job, result: Result, seconds: float, out: Path) -> dict[str, Any]:
     return facts
 
 
-def kept(job: Job, out: Path) -> dict[str, Any] | None:
+def kept_files(job: GraphJob, out: Path) -> dict[str, Any] | None:
     """The facts of a job's stored result, or None when it has none or belongs to other settings."""
     try:
         facts = json.loads((out.joinpath(*job.labels) / FACTS).read_text(encoding="utf-8"))

@@ -25,8 +25,8 @@ from typing import Any
 from .batch import Batch, Outcome
 from .client import Client, Graph, HostGone, Interrupted, NodeFailed
 from .errors import HostError, nearest
-from .jobs import Job, plan
-from .results import describe, save
+from .jobs import GraphJob, plan
+from .results import result_record, save_outputs
 from .server import HostDied, Server, find_comfyui
 from .terminal import Bars
 from .workflow import Setting, as_graph, read_workflow
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object, and progress on stderr alone")
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -77,7 +77,7 @@ def start_host(comfyui: Path | None, stack: ExitStack) -> str:
         stack.enter_context(server)
     except HostError as error:
         raise HostDied(str(error)) from error
-    say(f"ComfyUI is up in {time.monotonic() - start:.0f} s; its log is {server.log}")
+    log(f"ComfyUI is up in {time.monotonic() - start:.0f} s; its log is {server.log}")
     return server.url
 
 
@@ -91,23 +91,23 @@ def first_answer(hosts: list[str]) -> dict[str, Any]:
         try:
             return Client(url).object_info()
         except HostGone as error:
-            say(str(error))
+            log(str(error))
     raise HostGone("No host answers.")
 
 
-def run_one(job: Job, url: str, out: Path) -> dict[str, Any]:
+def run_one(job: GraphJob, url: str, out: Path) -> dict[str, Any]:
     """Runs the job with a bar per node and saves its files in `out`."""
     client = Client(url)
     for upload in job.uploads:
         upload.to(client)
     start = time.monotonic()
     result = client.run(job.graph, Bars(job.graph, sys.stderr))
-    files = save(result, job.graph, out)
+    files = save_outputs(result, job.graph, out)
     facts = {"host": url, "seconds": round(time.monotonic() - start, 2), "folder": str(out)}
-    return {"status": "finished", **facts, **describe(result, job.graph, files)}
+    return {"status": "finished", **facts, **result_record(result, job.graph, files)}
 
 
-def run_batch(jobs: list[Job], hosts: list[str], out: Path) -> dict[str, Any]:
+def run_batch(jobs: list[GraphJob], hosts: list[str], out: Path) -> dict[str, Any]:
     """Runs what is left of the jobs and says how each ended."""
     ended = Counter()
 
@@ -116,9 +116,9 @@ def run_batch(jobs: list[Job], hosts: list[str], out: Path) -> dict[str, Any]:
         if outcome.state != "kept":
             name = " x ".join(outcome.job.labels)
             what = outcome.error or f"{outcome.seconds:.1f} s"
-            say(f"  {ended.total()}/{len(jobs)}  {name}  {outcome.state}: {what}  ({outcome.host})")
+            log(f"  {ended.total()}/{len(jobs)}  {name}  {outcome.state}: {what}  ({outcome.host})")
 
-    outcomes = Batch(jobs, hosts, out, tell, say).run()
+    outcomes = Batch(jobs, hosts, out, tell, log).run()
     counts = Counter(outcome.state for outcome in outcomes)
     status = "failed" if counts["failed"] else "incomplete" if counts["left"] else "finished"
     return {"status": status, "counts": dict(counts), "folder": str(out), "jobs": [*map(row, outcomes)]}
@@ -134,9 +134,9 @@ def row(outcome: Outcome) -> dict[str, Any]:
 
 def benchmark_jobs(
     options: argparse.Namespace, graph: Graph, sets: list[Setting], definitions: dict[str, Any]
-) -> list[Job]:
+) -> list[GraphJob]:
     from ..evaluation.readers import READERS, read_cases  # brings torch
-    from .benchmark import plan_cases, read_takers
+    from .benchmark import plan_cases, read_input_bindings
 
     if options.benchmark not in READERS:
         raise HostError(f"There is no benchmark {options.benchmark}: {nearest(options.benchmark, READERS)}")
@@ -146,10 +146,10 @@ def benchmark_jobs(
         cases = read_cases(options.benchmark, options.data, options.subjects)
     except ValueError as error:
         raise HostError(str(error)) from error
-    return plan_cases(graph, sets, cases, definitions, read_takers(options.take))
+    return plan_cases(graph, sets, cases, definitions, read_input_bindings(options.take))
 
 
-def run(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+def run_command(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """The exit code and what to say, for options of `add_arguments`."""
     document = read_workflow(options.workflow)
     sets, each = [list(map(Setting.parse, texts)) for texts in (options.sets, options.each)]
@@ -167,10 +167,10 @@ def run(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         return code, report
 
 
-def tell_human(report: dict[str, Any]) -> None:
+def print_result(report: dict[str, Any]) -> None:
     """Where the results are, on stdout."""
     if "jobs" in report:
-        say(", ".join(f"{count} {state}" for state, count in report["counts"].items()))
+        log(", ".join(f"{count} {state}" for state, count in report["counts"].items()))
         print(report["folder"])
     for name, lines in report.get("text", {}).items():
         print(f"{name}: {' '.join(lines)}")
@@ -178,14 +178,14 @@ def tell_human(report: dict[str, Any]) -> None:
         print(Path(report["folder"]) / file)
 
 
-def stop(*_) -> None:
+def stop_with(*_) -> None:
     raise KeyboardInterrupt
 
 
 def attempt(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    """`run`, with what can go wrong as an exit code and an "error"."""
+    """`run_command`, with what can go wrong as an exit code and an "error"."""
     try:
-        return run(options)
+        return run_command(options)
     except KeyboardInterrupt:
         code, error = STOPPED, "Stopped; give the same command to go on."
     except (NodeFailed, Interrupted, OSError) as failure:
@@ -199,13 +199,13 @@ def attempt(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 def main(options: argparse.Namespace) -> int:
     """`python -m inlay run`; returns the exit code."""
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)  # a shell's background jobs are born deaf to it
+    signal.signal(signal.SIGTERM, stop_with)
+    signal.signal(signal.SIGINT, stop_with)  # a shell's background jobs are born deaf to it
     code, report = attempt(options)
     if "error" in report:
-        say(report["error"])
+        log(report["error"])
     if options.json:
         print(json.dumps(report, indent=1))
     else:
-        tell_human(report)
+        print_result(report)
     return code

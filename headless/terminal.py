@@ -5,12 +5,12 @@ import sys
 import time
 from typing import TextIO
 
-from .client import Graph, Progress, title_of
+from .client import Graph, NodeProgressEvent, title_of
 
 BAR = 24
 
 
-def bar_line(title: str, column: int, progress: Progress, seconds: float) -> str:
+def bar_line(title: str, column: int, progress: NodeProgressEvent, seconds: float) -> str:
     """One node's line: title, bar, count, time, and what the node says itself.
 
     >>> bar_line("KSampler", 10, Progress("3", 5, 20, "running"), 1.5)
@@ -26,7 +26,7 @@ def bar_line(title: str, column: int, progress: Progress, seconds: float) -> str
 
 
 class Bars:
-    """Draws every `Progress` of one run of `graph`; pass it to `Client.run` as `on_progress`.
+    """Draws every `NodeProgress` of one run of `graph`; pass it to `Client.run` as `on_progress`.
 
     On a terminal the running node's line is redrawn in place; in a file or a pipe each node gets one line
     when it is done.
@@ -40,7 +40,7 @@ class Bars:
         self.started: dict[str, float] = {}
         self.ended: set[str] = set()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: NodeProgressEvent) -> None:
         node = progress.node
         if node in self.ended:
             return

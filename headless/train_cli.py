@@ -36,7 +36,7 @@ SAME = (
     "stage", "data", "unet", "unet_weights", "vae", "scheduler", "encoder", "adapter", "side", "size",
     "window", "width", "depth", "heads", "tokens", "rate", "warm_up", "seed",
 )  # fmt: skip
-STAGES = {
+COMMANDS_BY_STAGE = {
     "views": "IMPRINT's first stage: another view of an object",
     "compose": "its second stage: an object into the hole of a picture",
     "insert": "an object into a picture, without a mask",
@@ -46,7 +46,7 @@ STAGES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
-    for name, what in STAGES.items():
+    for name, what in COMMANDS_BY_STAGE.items():
         _stage_arguments(commands.add_parser(name, help=what))
     pack = commands.add_parser("pack", help="make shards of a folder of pictures")
     pack.add_argument("pictures", type=Path, help="pictures with masks, or a folder of views for each object")
@@ -120,23 +120,24 @@ def _train(options: argparse.Namespace) -> None:
     from ..training.adapters import identity_stages as adapters
     from ..training.adapters import pretrained as foundations
     from ..training.adapters import trainer as accelerated
-    from ..training.adapters.dataset import Examples
+    from ..training.adapters.dataset import SampleDataset
+    from ..training.adapters.run_checkpoints import RunConfig
     from ..training.adapters.shards import open_source
 
-    stage = _stage(adapters.STAGES[options.stage], options)
-    trainee = assemble(options, stage)
-    examples = Examples(open_source(options.data), options.seed, _maker(options, stage, trainee.reading))
-    run = accelerated.Run(
+    stage = _stage(adapters.STAGE_CONFIGS[options.stage], options)
+    trainee = assemble_adapter(options, stage)
+    examples = SampleDataset(open_source(options.data), options.seed, _maker(options, stage, trainee.reading))
+    run = RunConfig(
         options.out.with_suffix(".run"), options.steps, options.batch or stage.batch, options.passes,
         options.workers, options.save_every, options.seed, options.precision, options.tensorboard,
-        asked_for(options) | {"batch": options.batch or stage.batch},
+        resume_config(options) | {"batch": options.batch or stage.batch},
     )  # fmt: skip
 
     def tell(step: int, loss: float, seconds: float) -> None:
         if step % 10 == 0 or step == options.steps:
             print(f"step {step} of {options.steps}, loss {loss:.5f}, {seconds:.0f} s", file=sys.stderr)
 
-    weights = accelerated.train(
+    weights = accelerated.train_adapter(
         trainee, stage, lambda device: foundations.DiffusersVae(options.vae, device), examples, run, tell
     )
     if weights is not None:
@@ -145,7 +146,7 @@ def _train(options: argparse.Namespace) -> None:
             print(file)
 
 
-def asked_for(options: argparse.Namespace) -> dict[str, Any]:
+def resume_config(options: argparse.Namespace) -> dict[str, Any]:
     """The options of `SAME` as JSON holds them, by the names they have on the command line."""
     values = {name.replace("_", "-"): getattr(options, name) for name in SAME}
     return {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in values.items()}
@@ -158,7 +159,7 @@ def _stage(stage, options: argparse.Namespace):
     return stage if options.warm_up is None else replace(stage, warm_up=options.warm_up)
 
 
-def assemble(options: argparse.Namespace, stage):
+def assemble_adapter(options: argparse.Namespace, stage):
     """The module to train, from the folders and files that were named."""
     import torch
 
@@ -178,7 +179,7 @@ def assemble(options: argparse.Namespace, stage):
                 f"--encoder: {options.adapter.name} holds the encoder it was trained with; leave --encoder"
                 " out."
             )
-        encoder = foundations.load_encoder(options.encoder)
+        encoder = foundations.load_object_encoder(options.encoder)
     if encoder is None:
         raise ValueError("--encoder: the adapter's file holds none; give the folder it was trained with.")
     if "encoder" in stage.trains and not isinstance(encoder, DinoV2):
@@ -191,11 +192,13 @@ def assemble(options: argparse.Namespace, stage):
         if stage.name != "insert":
             numbers |= {"width": options.width, "depth": options.depth, "heads": options.heads}
         width = config.cross_attention_dim
-        adapter = foundations.new_adapter(encoder, stage.name == "insert", width, options.size, **numbers)
+        adapter = foundations.new_content_adapter(
+            encoder, stage.name == "insert", width, options.size, **numbers
+        )
     else:
-        foundations.check_pair(encoder, adapter, config.cross_attention_dim)
+        foundations.check_encoder_matches(encoder, adapter, config.cross_attention_dim)
     diffusion = foundations.load_diffusion(options.scheduler)
-    return adapters.AdapterTrainee(encoder, adapter, unet, diffusion, adapters.by_diffusers)
+    return adapters.TrainableAdapter(encoder, adapter, unet, diffusion, adapters.by_diffusers)
 
 
 def _maker(options: argparse.Namespace, stage, reading):
@@ -203,5 +206,5 @@ def _maker(options: argparse.Namespace, stage, reading):
 
     if stage.data == "insertions":
         return examples.Insertions(reading, options.side)
-    kind = examples.Views if stage.data == "views" else examples.Compositions
+    kind = examples.ViewPairs if stage.data == "views" else examples.Compositions
     return kind(reading, options.side, options.window)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .client import Graph, title_of
-from .definitions import Definition, choices, inputs_of, is_combo, is_widget
+from .definitions import Definition, combo_choices, inputs_of, is_combo, is_widget
 from .errors import HostError, nearest
 from .ui_form import is_ui_form, to_graph
 
-TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+TRUE_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,11 @@ def read_value(setting: Setting, kind: Any, options: dict) -> Any:
     """
     text = setting.value
     if is_combo(kind):
-        return {str(choice): choice for choice in choices(kind, options)}.get(text, text)
+        return {str(choice): choice for choice in combo_choices(kind, options)}.get(text, text)
     try:
-        return {"INT": int, "FLOAT": float, "BOOLEAN": lambda word: TRUTH[word.lower()]}.get(kind, str)(text)
+        return {"INT": int, "FLOAT": float, "BOOLEAN": lambda word: TRUE_WORDS[word.lower()]}.get(kind, str)(
+            text
+        )
     except (ValueError, KeyError):
         wanted = {"INT": "a whole number", "FLOAT": "a number", "BOOLEAN": "true or false"}[kind]
         raise HostError(f"{setting}: {setting.input} takes {wanted}.") from None

@@ -81,7 +81,7 @@ def find_box(mask: torch.Tensor) -> Box | None:
     return Box(top, int(columns[0]), bottom, int(columns[-1]) + 1)
 
 
-def around(boxes: Sequence[Box]) -> Box:
+def enclosing_box(boxes: Sequence[Box]) -> Box:
     """The smallest box that holds them all."""
     return Box(
         min(box.top for box in boxes),

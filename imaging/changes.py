@@ -9,10 +9,10 @@ import torch
 
 TOLERANCE = 0.08  # mean absolute difference of a pixel's channels, of pictures in [0, 1]
 SQUARES = 64  # radii of the squares that differences are averaged over, to the shorter side
-SMALLEST = 0.005  # share of the picture that has to change, together, to be more than a speck
+SMALLEST_SHARE = 0.005  # share of the picture that has to change, together, to be more than a speck
 
 
-def changed(original: torch.Tensor, generated: torch.Tensor, tolerance: float, radius: int) -> np.ndarray:
+def change_map(original: torch.Tensor, generated: torch.Tensor, tolerance: float, radius: int) -> np.ndarray:
     """(H, W) of booleans: where two pictures (H, W, C) in [0, 1] differ by more, averaged over a square."""
     from scipy.ndimage import uniform_filter  # the host brings it, and needs a while for it
 
@@ -45,7 +45,7 @@ def change_mask(
     masks = [_mask(*pair, tolerance, largest, radius) for pair in zip(original, generated, strict=True)]
     mask = torch.from_numpy(np.stack(masks)).to(original)
     if not mask.any():
-        where = "nowhere" if largest else f"in no patch of {SMALLEST:.1%} of the picture"
+        where = "nowhere" if largest else f"in no patch of {SMALLEST_SHARE:.1%} of the picture"
         raise ValueError(
             f"generated: it differs from the original {where} by more than {tolerance:g}; lower tolerance."
         )
@@ -55,9 +55,9 @@ def change_mask(
 def _mask(original, generated, tolerance: float, largest: bool, radius: int) -> np.ndarray:
     from scipy.ndimage import binary_dilation, binary_fill_holes
 
-    pixels = changed(original, generated, tolerance, radius)
+    pixels = change_map(original, generated, tolerance, radius)
     whole = np.zeros_like(pixels)
-    found = islice(patches(pixels), 1) if largest else patches(pixels, SMALLEST * pixels.size)
+    found = islice(patches(pixels), 1) if largest else patches(pixels, SMALLEST_SHARE * pixels.size)
     for patch in found:
         whole |= patch
     filled: Any = binary_fill_holes(whole)

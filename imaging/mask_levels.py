@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from .boxes import Box, bounding_box
 from .composite import distance_to
 from .masks import binarize, box_mask, resize_mask
-from .views import at_most, resize_image
+from .views import fit_within, resize_image
 
-LEVELS = (1, 2, 3, 4)
+MASK_LEVELS = (1, 2, 3, 4)
 BLUR = {2: 0.03, 3: 0.08}  # standard deviation in shares of the object's longer side; ours
 WORK, SHOWN = 512, 1024  # pixels of the longer side: of an object that is grown, of a preview
-NAMES = {1: "1 outline", 2: "2 near the outline", 3: "3 rough shape", 4: "4 box"}
+LEVEL_NAMES = {1: "1 outline", 2: "2 near the outline", 3: "3 rough shape", 4: "4 box"}
 
 
 def mask_level(mask: torch.Tensor, level: int) -> torch.Tensor:
@@ -38,7 +38,7 @@ def mask_level(mask: torch.Tensor, level: int) -> torch.Tensor:
 def _rough(outline: torch.Tensor, level: int) -> torch.Tensor:
     box = bounding_box(outline)
     window = grown = outline[box.slices]
-    small = resize_mask(window[None], *at_most(WORK, *window.shape))[0]
+    small = resize_mask(window[None], *fit_within(WORK, *window.shape))[0]
     for step in range(2, level + 1):
         blurred = _blurred(small, BLUR[step] * max(small.shape))
         if blurred.shape != window.shape:
@@ -68,12 +68,12 @@ def level_preview(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
     image (1, H, W, 3) in [0, 1], mask (1, H, W), not empty; larger ones are shrunk to SHOWN pixels.
     """
-    size = at_most(SHOWN, *mask.shape[1:])
+    size = fit_within(SHOWN, *mask.shape[1:])
     image, mask = resize_image(image, *size), resize_mask(mask, *size)
     tint = image.new_tensor([1.0, 0.55, 0.1])
     shown = [0.4 * image + 0.6 * tint, 0.75 * image + 0.25 * tint]
     panels = []
-    for level in LEVELS:
+    for level in MASK_LEVELS:
         outline, grown = (mask_level(mask, k)[..., None] > 0.5 for k in (1, level))
         panels.append(torch.where(outline, shown[1], torch.where(grown, shown[0], 0.5 * image)))
     return torch.cat(panels, 2)

@@ -6,7 +6,7 @@ from .boxes import Box, bounding_box
 from .masks import check_mask
 from .views import smooth_resize
 
-COLOURS = {"black": 0.0, "white": 1.0, "grey": 0.5}
+BACKGROUND_COLOURS = {"black": 0.0, "white": 1.0, "grey": 0.5}
 ORIGINAL = "original"
 FEWEST = 8  # pixels of the longer side that an object needs to be one
 
@@ -38,8 +38,8 @@ def subject_picture(
     box = _square(object_box(image, mask, name), margin)
     if background != ORIGINAL:
         alpha = mask.to(image)[..., None]
-        image = image * alpha + COLOURS[background] * (1 - alpha)
-    square = _window(image, box, None if background == ORIGINAL else COLOURS[background])
+        image = image * alpha + BACKGROUND_COLOURS[background] * (1 - alpha)
+    square = _window(image, box, None if background == ORIGINAL else BACKGROUND_COLOURS[background])
     return smooth_resize(square.movedim(-1, 1), side, side).clamp(0, 1).movedim(1, -1)
 
 

@@ -10,9 +10,9 @@ from .boxes import Box
 from .masks import resize_mask
 from .padding import padded_size
 
-LEVELS = 64  # pixels per cell of a UNet's coarsest grid: 8 of the autoencoder times three halvings
-MOST_ZOOM = 8  # a view enlarges no further; there is nothing left to see
-ROOM = 3  # times the box's longer side: what the window of a small box holds
+UNET_MULTIPLE = 64  # pixels per cell of a UNet's coarsest grid: 8 of the autoencoder times three halvings
+MAX_UPSCALE = 8  # a view enlarges no further; there is nothing left to see
+WINDOW_FACTOR = 3  # times the box's longer side: what the window of a small box holds
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def close_up(
     MOST_ZOOM. Shown at side * side pixels, or at the same area where the picture is too narrow for a square.
     """
     longest = max(box.height, box.width)
-    reach = max(context * longest, longest + 2 * edge, least * max(height, width), side / MOST_ZOOM)
+    reach = max(context * longest, longest + 2 * edge, least * max(height, width), side / MAX_UPSCALE)
     part = box.square(math.ceil(reach), height, width)
-    multiple = LEVELS if side % LEVELS == 0 else 8
+    multiple = UNET_MULTIPLE if side % UNET_MULTIPLE == 0 else 8
     return View(part, *_fit_area(part.height, part.width, side * side, multiple))
 
 
@@ -72,11 +72,11 @@ def surroundings(box: Box, height: int, width: int, side: int, area: float, edge
     large as the details that the close-up has painted. Others are shown as they are, or shrunk to `area`.
     """
     longest = max(box.height, box.width)
-    reach = max(min(ROOM * longest, side), 2 * longest, longest + 2 * edge, side / MOST_ZOOM)
+    reach = max(min(WINDOW_FACTOR * longest, side), 2 * longest, longest + 2 * edge, side / MAX_UPSCALE)
     if reach < side:
         part = box.square(math.ceil(reach), height, width)
         return View(part, *_fit_area(part.height, part.width, min(side * side, area), 8))
-    part = box.square(math.ceil(reach / LEVELS) * LEVELS, height, width)
+    part = box.square(math.ceil(reach / UNET_MULTIPLE) * UNET_MULTIPLE, height, width)
     if part.area <= area:
         return View(part, part.height, part.width)
     return View(part, *_fit_area(part.height, part.width, area, 8))
@@ -99,7 +99,7 @@ def smooth_resize(image: torch.Tensor, height: int, width: int, mode: str = "bic
     return F.interpolate(real, (height, width), mode=mode, antialias=True).to(image)
 
 
-def at_most(longest: int, height: int, width: int) -> tuple[int, int]:
+def fit_within(longest: int, height: int, width: int) -> tuple[int, int]:
     """(height, width), shrunk in proportion where the longer side is longer than that."""
     scale = min(1.0, longest / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))

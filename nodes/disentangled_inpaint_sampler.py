@@ -13,9 +13,9 @@ from ..imaging.boxes import Box
 from ..imaging.masks import check_mask
 from ..imaging.padding import pad_to_multiple
 from ..sampling import host
-from ..sampling.batch import EACH, SEVERAL_MASKS, Job, count_steps, inpaint_batch, plan_jobs
+from ..sampling.batch import EACH, SEVERAL_MASKS, BatchPlan, count_steps, inpaint_batch, plan_batch
 from ..sampling.schedule import split_schedule
-from ..sampling.stages import Options
+from ..sampling.stages import InpaintOptions
 
 EVERY_STEP, AT_THE_END = "every step", "at the end"
 InpaintPatchType = io.Custom("INPAINT_PATCH")
@@ -216,11 +216,11 @@ def sample(
 ) -> io.NodeOutput:  # fmt: skip
     """What both samplers do once they have a guider and sigmas; `choices` as in `close_up_inputs`."""
     model = guider.model_patcher
-    host.check_model(model)
+    host.check_inpaint_model(model)
     host.check_prompts(guider)
     check_mask(image, mask)
     split_schedule(sigmas, close_up_share)  # says so when the share is none
-    options = Options(
+    options = InpaintOptions(
         close_up_size or working_side(model),
         close_up_share,
         context,
@@ -229,23 +229,23 @@ def sample(
         soft_edge,
         window_area,
     )
-    image, jobs = plan_jobs(image, mask.to(image.device), several_masks)
+    image, jobs = plan_batch(image, mask.to(image.device), several_masks)
     if not jobs:
         return _nothing_to_paint(vae, image, options.side)
     patch = None if inpaint_patch is None else InpaintPatch(*inpaint_patch)
     if patch is not None:
         guider = host.with_model(guider, patch_weights(model, patch))
-    progress = host.Progress(model, count_steps(jobs, sigmas, close_up_share))
+    progress = host.SamplingProgress(model, count_steps(jobs, sigmas, close_up_share))
     painted = inpaint_batch(
         image,
         jobs,
         sigmas,
         options,
-        lambda rows: host.Runs(
+        lambda rows: host.ViewSampler(
             guider, noise, sampler, vae, progress, rows, image.shape[:3], blend == EVERY_STEP, patch
         ),
     )
-    text = _say_left_out(image, mask, jobs, several_masks)
+    text = _empty_mask_warning(image, mask, jobs, several_masks)
     return io.NodeOutput(painted.image, painted.close_up, painted.latent, ui=_warn(text))
 
 
@@ -255,14 +255,16 @@ def _nothing_to_paint(vae, image: torch.Tensor, side: int) -> io.NodeOutput:
     rows, columns = Box(0, 0, height, width).square(side, height, width).slices
     middle = image[:, rows, columns, :3]
     latent = {"samples": vae.encode(pad_to_multiple(middle, vae.spacial_compression_encode()))}
-    text = _say_empty(len(image), len(image))
+    text = _no_mask_warning(len(image), len(image))
     return io.NodeOutput(image, middle, latent, ui=_warn(text))
 
 
-def _say_left_out(image: torch.Tensor, mask: torch.Tensor, jobs: list[Job], several: str) -> str | None:
+def _empty_mask_warning(
+    image: torch.Tensor, mask: torch.Tensor, jobs: list[BatchPlan], several: str
+) -> str | None:
     """What to say of masks, of which some are not empty."""
     if several == EACH or len(mask) == 1:
-        return _say_empty(len(image) - sum(len(job.rows) for job in jobs), len(image))
+        return _no_mask_warning(len(image) - sum(len(job.rows) for job in jobs), len(image))
     empty = len(mask) - sum(map(len, jobs[0].turns))
     return (
         f"mask: {empty} of {len(mask)} are empty (nothing above 0.5), and nothing is painted for them;"
@@ -272,7 +274,7 @@ def _say_left_out(image: torch.Tensor, mask: torch.Tensor, jobs: list[Job], seve
     )
 
 
-def _say_empty(empty: int, pictures: int) -> str | None:
+def _no_mask_warning(empty: int, pictures: int) -> str | None:
     if not empty:
         return None
     return (

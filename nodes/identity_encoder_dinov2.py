@@ -4,12 +4,12 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..conditioning.host import as_conditioning
-from ..imaging.object_picture import COLOURS, ORIGINAL, subject_picture
+from ..conditioning.channel_order import as_conditioning
+from ..imaging.object_picture import BACKGROUND_COLOURS, ORIGINAL, subject_picture
 from .loaders import AdapterType
 
-AUTO = "as the adapter was trained"
-BACKGROUNDS = (AUTO, *COLOURS, ORIGINAL)
+AUTO_BACKGROUND = "as the adapter was trained"
+BACKGROUNDS = (AUTO_BACKGROUND, *BACKGROUND_COLOURS, ORIGINAL)
 
 
 class IdentityEncoderDINOv2(io.ComfyNode):
@@ -69,7 +69,7 @@ class IdentityEncoderDINOv2(io.ComfyNode):
                 io.Combo.Input(
                     "background",
                     options=list(BACKGROUNDS),
-                    default=AUTO,
+                    default=AUTO_BACKGROUND,
                     optional=True,
                     advanced=True,
                     tooltip="What surrounds the object as the encoder sees it. original: what is in the"
@@ -98,13 +98,21 @@ class IdentityEncoderDINOv2(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, encoder, adapter, images, masks=None, strength=(1.0,), tokens=(0,), background=(AUTO,), size=(0,)
-    ) -> io.NodeOutput:  # fmt: skip
-        from ..encoders.host import check_encoder, encode_views  # loaded when needed
+        cls,
+        encoder,
+        adapter,
+        images,
+        masks=None,
+        strength=(1.0,),
+        tokens=(0,),
+        background=(AUTO_BACKGROUND,),
+        size=(0,),
+    ) -> io.NodeOutput:
+        from ..encoders.image_context import check_encoder, encode_views  # loaded when needed
 
         vision, adapter = encoder[0], adapter[0]
         check_encoder(vision, adapter)
-        pictures = show_views(adapter, images, masks, background[0], size[0])
+        pictures = prepare_object_images(adapter, images, masks, background[0], size[0])
         seen = encode_views(vision, adapter, pictures, strength[0], tokens[0])
         batch = torch.cat(pictures)
         return io.NodeOutput(
@@ -115,8 +123,8 @@ class IdentityEncoderDINOv2(io.ComfyNode):
         )
 
 
-def show_views(
-    adapter, images, masks, background: str = AUTO, size: int = 0, name: str = "masks"
+def prepare_object_images(
+    adapter, images, masks, background: str = AUTO_BACKGROUND, size: int = 0, name: str = "masks"
 ) -> list[Tensor]:
     """Every view (1, S, S, 3) as the adapter's encoder is shown it; images and masks as they are wired.
 
@@ -127,7 +135,7 @@ def show_views(
         raise ValueError(f"size: this adapter's encoder, CLIP, takes {reads.size} pixels only; set it to 0.")
     if size % 14:
         raise ValueError(f"size: {size} is no multiple of 14, the encoder's patch; take {size // 14 * 14}.")
-    colour = reads.background if background == AUTO else background
+    colour = reads.background if background == AUTO_BACKGROUND else background
     views = [view[None] for batch in images for view in batch]
     shapes = _masks(views, masks)
     named = [f"{name}: mask {i}" if len(views) > 1 else name for i in range(1, len(views) + 1)]

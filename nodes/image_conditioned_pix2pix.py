@@ -3,10 +3,10 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..conditioning.host import as_conditioning
+from ..conditioning.channel_order import as_conditioning
 from ..imaging.padding import pad_to_multiple
-from ..sampling.guidance import check_model, two_scale_guider, with_source
-from .identity_encoder_dinov2 import show_views
+from ..sampling.guidance import check_pix2pix_model, two_scale_guider, with_source
+from .identity_encoder_dinov2 import prepare_object_images
 from .loaders import AdapterType
 
 
@@ -90,15 +90,15 @@ class ImageConditionedPix2Pix(io.ComfyNode):
         object_guidance: float = 7.0, image_guidance: float = 1.5, strength: float = 1.0,
         raw_pixels: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
-        from ..encoders.host import check_encoder, encode_views  # loaded when needed
+        from ..encoders.image_context import check_encoder, encode_views  # loaded when needed
 
-        check_model(model, embedding_optimizer.config.context)
+        check_pix2pix_model(model, embedding_optimizer.config.context)
         check_encoder(clip_vision, embedding_optimizer)
         for name, pictures in (("image", image), ("object_image", object_image)):
             if not pictures.sum(dtype=torch.float32).isfinite():
                 raise ValueError(f"{name}: it holds NaN or infinite values; load the picture again.")
         alpha = object_image.shape[-1] == 4
-        pictures = show_views(
+        pictures = prepare_object_images(
             embedding_optimizer, [object_image], None, "black" if alpha else "original", name="object_image"
         )
         seen = encode_views(clip_vision, embedding_optimizer, pictures, strength, raw=raw_pixels)

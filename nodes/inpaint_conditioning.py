@@ -4,7 +4,7 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 
-from ..conditioning.host import read_object_first
+from ..conditioning.channel_order import read_object_first
 from ..conditioning.inpaint import inpaint_pictures
 from ..imaging.masks import check_mask, check_not_empty, check_not_full
 from ..sampling.blending import BLENDINGS, RENOISED, blend_background

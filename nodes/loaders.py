@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintHead, InpaintPatch
-from ..encoders.published import AUTO, CHOICES
+from ..encoders.published import AUTO_LAYOUT, CHOICES
 from .model_files import INLAY, model_file, model_files, model_folders, read_file, read_folder
 
 
@@ -142,7 +142,7 @@ class InlayLoadAdapter(io.ComfyNode):
                 io.Combo.Input(
                     "published_as",
                     options=list(CHOICES),
-                    default=AUTO,
+                    default=AUTO_LAYOUT,
                     optional=True,
                     advanced=True,
                     tooltip="ObjectStitch and Paint-by-Example files look alike, but one was trained with all"
@@ -160,13 +160,13 @@ class InlayLoadAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, file: str, published_as: str = AUTO) -> io.NodeOutput:
-        from ..encoders.checkpoint_layouts import recognise
-        from ..encoders.host import encoder_name, load_adapter, load_vision  # loaded when needed
+    def execute(cls, file: str, published_as: str = AUTO_LAYOUT) -> io.NodeOutput:
+        from ..encoders.checkpoint_layouts import recognise_checkpoint
+        from ..encoders.image_context import encoder_name, load_adapter, load_vision  # loaded when needed
 
         kind, _, name = file.partition("/") if file.startswith(f"{CHECKPOINTS}/") else (INLAY, "", file)
         state, metadata = read_file(model_file(name, kind, "file"))
-        found = recognise(state, metadata, name, published_as)
+        found = recognise_checkpoint(state, metadata, name, published_as)
         adapter = load_adapter(found, name)
         vision = None if found.encoder is None else load_vision(found.encoder, found.dino)
         reads = found.config.reading
@@ -214,13 +214,13 @@ class InlayLoadImageEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         from ..encoders import dinov2  # loaded when needed: a host starts sooner without
-        from ..encoders.host import load_vision
+        from ..encoders.image_context import load_vision
 
         folder, config = model_folders().get(name), None
         if folder is not None:
             state, facts = read_folder(folder)
             if dinov2.is_transformers(state):
-                config = dinov2.read_config(state, facts["num_attention_heads"])
+                config = dinov2.read_dino_config(state, facts["num_attention_heads"])
         else:
             state, _ = read_file(model_file(name, CLIP_VISION, "name"))
         encoder = load_vision(state, config)

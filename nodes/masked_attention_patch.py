@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..attention.host import mask_attention
-from ..attention.layers import PRESETS, unet_layers
+from ..attention.layers import LAYER_PRESETS, unet_layers
 from ..attention.masked import OPERATORS
 from ..attention.patch import APPLY_TO
 from ..attention.preview import token_preview
@@ -52,7 +52,7 @@ class MaskedAttentionPatch(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "self_attention",
-                    options=[*PRESETS, CUSTOM],
+                    options=[*LAYER_PRESETS, CUSTOM],
                     default="paper",
                     tooltip="Layers in which subject and background do not see each other. paper: all but the"
                     " decoder's outer ones, which blend the two. decoder_outer: only those. released: what"

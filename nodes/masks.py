@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..imaging.boxes import Box
 from ..imaging.changes import TOLERANCE, change_mask
-from ..imaging.mask_levels import LEVELS, NAMES, level_preview, mask_level
+from ..imaging.mask_levels import LEVEL_NAMES, MASK_LEVELS, level_preview, mask_level
 from ..imaging.masks import check_mask, check_not_empty, fill_box, match_batch
 from ..imaging.padding import crop_back
 
@@ -101,8 +101,8 @@ class InlayMaskLevels(io.ComfyNode):
                 io.Mask.Input("mask", tooltip="The drawn shape, thresholded at 0.5; one or a batch."),
                 io.Combo.Input(
                     "level",
-                    options=[*NAMES.values(), ALL_LEVELS],
-                    default=NAMES[4],
+                    options=[*LEVEL_NAMES.values(), ALL_LEVELS],
+                    default=LEVEL_NAMES[4],
                     tooltip="1 keeps the shape. 2 and 3 grow it by 6 % and 16 % of its longer side and smooth"
                     " it. 4 is its box. all four: a batch of them, one after another.",
                 ),
@@ -124,7 +124,9 @@ class InlayMaskLevels(io.ComfyNode):
             image = torch.full((1, 1, 1, 3), 0.5).expand(1, *mask.shape[-2:], 3)
         else:
             check_mask(image, mask)
-        chosen = LEVELS if level == ALL_LEVELS else [k for k, name in NAMES.items() if name == level]
+        chosen = (
+            MASK_LEVELS if level == ALL_LEVELS else [k for k, name in LEVEL_NAMES.items() if name == level]
+        )
         result = torch.cat([mask_level(mask, k) for k in chosen])
         shown = level_preview(image[:1, ..., :3], mask[:1].to(image))
         return io.NodeOutput(result, shown, ui=ui.PreviewImage(shown, cls=cls))

@@ -8,7 +8,7 @@ import folder_paths
 from torch import Tensor
 
 INLAY = "inlay"  # models/inlay: adapters, and folders as transformers writes them
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+WEIGHT_SUFFIXES = ("*.safetensors", "pytorch_model*.bin")
 
 
 def model_files(kind: str = INLAY) -> list[str]:
@@ -39,7 +39,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict]:
 
     Raises ValueError when it holds none.
     """
-    files = next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
+    files = next((found for pattern in WEIGHT_SUFFIXES if (found := sorted(folder.glob(pattern)))), [])
     if not files:
         raise ValueError(f"name: the folder '{folder.name}' holds no weights; put model.safetensors there.")
     state: dict[str, Tensor] = {}

@@ -24,7 +24,11 @@ from ..training.finetune.attribute_dictionary import (
 from ..training.finetune.regular_files import list_regular
 
 NO_MODEL = "none"
-KINDS = ("vlm", "VLM", "LLM")  # where packs keep vision-language models, inside ComfyUI's models folder
+ATTRIBUTE_KINDS = (
+    "vlm",
+    "VLM",
+    "LLM",
+)  # where packs keep vision-language models, inside ComfyUI's models folder
 LOOKED_AT = 5  # pictures, at most
 
 
@@ -75,7 +79,7 @@ class InlayAttributeDictionary(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "vision_model",
-                    options=[NO_MODEL, *models()],
+                    options=[NO_MODEL, *vision_language_models()],
                     optional=True,
                     tooltip="A vision-language model in models/vlm (a transformers folder with config.json),"
                     " which proposes the attributes from the images. Nothing is downloaded.",
@@ -108,26 +112,26 @@ class InlayAttributeDictionary(io.ComfyNode):
             if not images:
                 raise ValueError("vision_model: it has nothing to look at; wire the subject's images.")
             pictures = [picture for batch in images for picture in batch]
-            found = propose(pictures[:LOOKED_AT], class_name[0], vision_model[0]) | found
+            found = propose_with_model(pictures[:LOOKED_AT], class_name[0], vision_model[0]) | found
         prompts = compose_prompts(found, class_name[0], token[0], count[0], seed[0], template[0])
         shown = "\n".join([write_attributes(found), "", *prompts])
         return io.NodeOutput(write_attributes(found), prompts, ui=ui.PreviewText(shown))
 
 
-def models() -> dict[str, Path]:
+def vision_language_models() -> dict[str, Path]:
     """Every folder with a transformers model in it, as "vlm/SmolVLM"."""
-    roots = [Path(folder_paths.models_dir, kind) for kind in KINDS]
-    registered = [kind for kind in KINDS if kind in folder_paths.folder_names_and_paths]
+    roots = [Path(folder_paths.models_dir, kind) for kind in ATTRIBUTE_KINDS]
+    registered = [kind for kind in ATTRIBUTE_KINDS if kind in folder_paths.folder_names_and_paths]
     roots += [Path(root) for kind in registered for root in folder_paths.get_folder_paths(kind)]
     configs = (config for root in roots for config in sorted(root.glob("*/config.json")))
     return {f"{config.parent.parent.name}/{config.parent.name}": config.parent for config in configs}
 
 
-def propose(images: Sequence[Tensor], class_name: str, vision_model: str) -> dict[str, list[str]]:
+def propose_with_model(images: Sequence[Tensor], class_name: str, vision_model: str) -> dict[str, list[str]]:
     """What the model says of the pictures (H, W, 3) in [0, 1]."""
     from ..training.finetune.vision_language import propose_attributes
 
-    folder = models().get(vision_model)
+    folder = vision_language_models().get(vision_model)
     if folder is None:
         raise ValueError(
             f"vision_model: there is no {vision_model}; put a transformers folder in models/vlm."
@@ -239,13 +243,13 @@ class InlayRegularImages(io.ComfyNode):
         size=(0,), backgrounds=None,
     ) -> io.NodeOutput:  # fmt: skip
         from ..training.finetune.regular_generation import (  # loaded when needed
-            Sampling,
-            paint_backgrounds,
-            paint_regular,
+            SamplingSettings,
+            generate_backgrounds,
+            generate_regular_images,
         )
 
         wired = model[0], clip[0], vae[0]
-        how = Sampling(steps[0], cfg[0], sampler_name[0], scheduler[0])
+        how = SamplingSettings(steps[0], cfg[0], sampler_name[0], scheduler[0])
         prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
         if not prompts:
             raise ValueError("prompts: there are none; wire Attribute Dictionary's prompts.")
@@ -259,7 +263,7 @@ class InlayRegularImages(io.ComfyNode):
             [picture[None, ..., :3] for batch in backgrounds for picture in batch]
             if backgrounds
             else list(
-                paint_backgrounds(
+                generate_backgrounds(
                     *wired,
                     background_prompt[0],
                     size[0] or working_side(wired[0]),
@@ -272,7 +276,9 @@ class InlayRegularImages(io.ComfyNode):
         )
         said = [prompt for prompt in prompts for _ in range(count[0])]
         painted = [
-            paint_regular(*wired, scenes[number % len(scenes)], prompt, seed[0] + number, how, advance)
+            generate_regular_images(
+                *wired, scenes[number % len(scenes)], prompt, seed[0] + number, how, advance
+            )
             for number, prompt in enumerate(said)
         ]
         images, masks = ([getattr(one, name) for one in painted] for name in ("image", "mask"))
@@ -292,7 +298,7 @@ class InlayLoadRegularData(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=list(folders()),
+                    options=list(regular_data_folders()),
                     tooltip="A folder regular_<category> in ComfyUI's input or output folder, with"
                     " <prompt_with_underscores>/<name>-image.png and -mask.png in it.",
                 ),
@@ -333,7 +339,7 @@ class InlayLoadRegularData(io.ComfyNode):
         return io.NodeOutput(images, masks, [file.prompt for file in files])
 
 
-def folders() -> dict[str, Path]:
+def regular_data_folders() -> dict[str, Path]:
     """Every regular_<category> folder of the input, and of the output as "regular_<category> [output]"."""
     places = {"": folder_paths.get_input_directory(), " [output]": folder_paths.get_output_directory()}
     return {
@@ -346,7 +352,7 @@ def folders() -> dict[str, Path]:
 
 def _resolve(folder: str) -> Path:
     """The named folder; only those that are listed are opened."""
-    found = folders().get(folder)
+    found = regular_data_folders().get(folder)
     if found is None:
         raise ValueError(f"folder: there is no {folder} in ComfyUI's input or output folder; save one there.")
     return found

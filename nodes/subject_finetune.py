@@ -8,8 +8,14 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..training.finetune.presets import ADAFACTOR_RATE, PRESETS, RECIPE_NAMES, Kind, describe
-from .training_progress import Progress, workflow_id
+from ..training.finetune.presets import (
+    ADAFACTOR_RATE,
+    MEMORY_PRESETS,
+    RECIPE_NAMES,
+    OptimizerKind,
+    describe_preset,
+)
+from .training_progress import NodeProgress, workflow_id
 
 PRESET = "preset"  # as the memory preset says
 
@@ -51,7 +57,7 @@ class SubjectFinetune(io.ComfyNode):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="One mask per picture, 1 on the subject, of the picture's size. Not wired: the"
+                    tooltip="One mask per picture, 1 on the subject, of the picture's size. Not pipeline: the"
                     " images' alpha; without one, the whole picture is the subject.",
                 ),
                 io.String.Input(
@@ -153,11 +159,13 @@ class SubjectFinetune(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "memory",
-                    options=list(PRESETS),
+                    options=list(MEMORY_PRESETS),
                     default="recipe",
                     optional=True,
                     tooltip="For a graphics card of that size. "
-                    + " ".join(f"{name}: {describe(preset)}." for name, preset in PRESETS.items()),
+                    + " ".join(
+                        f"{name}: {describe_preset(preset)}." for name, preset in MEMORY_PRESETS.items()
+                    ),
                 ),
                 io.Combo.Input(
                     "precision",
@@ -170,7 +178,7 @@ class SubjectFinetune(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "optimiser",
-                    options=[PRESET, *get_args(Kind)],
+                    options=[PRESET, *get_args(OptimizerKind)],
                     default=PRESET,
                     optional=True,
                     advanced=True,
@@ -203,7 +211,7 @@ class SubjectFinetune(io.ComfyNode):
                     optional=True,
                     multiline=True,
                     tooltip="What the subject looks like, as Attribute Dictionary gives it or typed: colour:"
-                    " brown; material: clay. It goes into the subject, for Attribute Substitution Encode;"
+                    " brown; concept: clay. It goes into the subject, for Attribute Substitution Encode;"
                     " it changes no weight.",
                 ),
             ],
@@ -230,16 +238,16 @@ class SubjectFinetune(io.ComfyNode):
         # The trainer is loaded when it is needed: a host starts sooner without.
         from ..training.finetune import host
         from ..training.finetune.attribute_dictionary import parse_attributes
-        from ..training.finetune.finetune_subject import Manner, Wired, teach
+        from ..training.finetune.finetune_subject import Pipeline, RunOptions, finetune_subject
         from ..training.finetune.memory import with_preset
-        from ..training.finetune.plots import as_tensor, draw_curve
+        from ..training.finetune.plots import draw_curve, image_to_tensor
         from ..training.finetune.recipes import RECIPES
-        from ..training.finetune.spec_from_node import lesson_of
+        from ..training.finetune.spec_from_node import spec_from_node
         from ..training.finetune.store import Store
         from ..training.optimizers import eight_bit_installed
 
-        wired = Wired(model[0], clip[0], vae[0])
-        preset = PRESETS[memory[0]]
+        pipeline = Pipeline(model[0], clip[0], vae[0])
+        preset = MEMORY_PRESETS[memory[0]]
         chosen = RECIPES[recipe[0]].with_choices(
             steps=steps[0],
             rank=rank[0],
@@ -251,15 +259,15 @@ class SubjectFinetune(io.ComfyNode):
             ema_decay=ema_decay[0],
         )
         chosen = with_preset(chosen, preset, eight_bit_installed() and optimiser[0] == PRESET)
-        lesson, notes = lesson_of(
-            wired, chosen, token[0].strip(), class_name[0].strip(), images, masks, regular_images,
+        spec, notes = spec_from_node(
+            pipeline, chosen, token[0].strip(), class_name[0].strip(), images, masks, regular_images,
             regular_masks, regular_prompt, seed[0], previous[0],
         )  # fmt: skip
-        lesson = replace(lesson, attributes=parse_attributes(attributes[0]))
+        spec = replace(spec, attributes=parse_attributes(attributes[0]))
         workflow = workflow_id(cls.hidden.extra_pnginfo)
-        progress = Progress(chosen.steps, cls.hidden.unique_id, notes, workflow)
+        progress = NodeProgress(chosen.steps, cls.hidden.unique_id, notes, workflow)
         wanted = {PRESET: preset.checkpointing, "on": True, "off": False}
-        manner = Manner(
+        options = RunOptions(
             checkpointing=wanted[gradient_checkpointing[0]],
             preview_every=preview_every[0],
             on_step=progress,
@@ -268,15 +276,15 @@ class SubjectFinetune(io.ComfyNode):
         )
         store = Store(Path(folder_paths.get_folder_paths("loras")[0]) / "inlay")
         with progress:
-            learned = teach(wired, lesson, store, manner)
-            subject, lora, strip = learned.subject, learned.lora, learned.strip
-            if learned.was_stored:
+            trained = finetune_subject(pipeline, spec, store, options)
+            subject, lora, strip = trained.subject, trained.lora, trained.strip
+            if trained.was_stored:
                 progress.show_stored(Path(subject.lora).name, subject.losses, strip)
         title = f"{subject.words}, {subject.recipe}, {len(subject.losses)} steps"
         curve = draw_curve(subject.losses, title, notes=notes)
         if strip:
-            curve = torch.cat([curve, as_tensor(strip)], dim=1)
-        patched = host.apply(wired.model, lora)
+            curve = torch.cat([curve, image_to_tensor(strip)], dim=1)
+        patched = host.apply(pipeline.model, lora)
         return io.NodeOutput(
             patched, lora, {"loss": subject.losses}, subject, curve, ui={"inlay_notes": notes}
         )

@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..imaging.masks import check_mask
 
-REGIONS = ["subject", "whole picture"]
+REGION_CHOICES = ["subject", "whole picture"]
 
 
 class InlaySubjectScore(io.ComfyNode):
@@ -43,8 +43,8 @@ class InlaySubjectScore(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "region",
-                    options=REGIONS,
-                    default=REGIONS[0],
+                    options=REGION_CHOICES,
+                    default=REGION_CHOICES[0],
                     tooltip="What the encoder sees: the subject alone on grey, or whole pictures with their"
                     " background, as in DreamBooth's tables.",
                     advanced=True,
@@ -66,13 +66,13 @@ class InlaySubjectScore(io.ComfyNode):
         from ..evaluation.tables import Mean  # loaded when needed: a host starts sooner without
         from ..training.finetune.data import collect_references
 
-        vision, whole = clip_vision[0], region[0] != REGIONS[0]
+        vision, whole = clip_vision[0], region[0] != REGION_CHOICES[0]
         known = embed(vision, collect_references(references, reference_masks), whole, "reference_masks")
-        pictures = collect_references(images, masks and for_each(masks, images))
+        pictures = collect_references(images, masks and repeat_masks(masks, images))
         seen = embed(vision, pictures, whole, "masks")
         scores = (seen @ known.T).mean(1).tolist()
         mean = Mean.of(scores)
-        text = f"{mean.text()} (n = {mean.n}), {name_of(vision)}, {region[0]}"
+        text = f"{mean.text()} (n = {mean.n}), {encoder_label(vision)}, {region[0]}"
         return io.NodeOutput(mean.mean, scores, text, ui=ui.PreviewText(text))
 
 
@@ -93,14 +93,14 @@ def embed(vision, pictures, whole: bool, name: str) -> torch.Tensor:
     return F.normalize(seen["image_embeds"].float(), dim=-1)
 
 
-def name_of(vision) -> str:
-    from ..encoders.host import KINDS, encoder_name
+def encoder_label(vision) -> str:
+    from ..encoders.image_context import ENCODER_KINDS, encoder_name
 
-    kind = KINDS.get(vision.model_type, str(vision.model_type))
+    kind = ENCODER_KINDS.get(vision.model_type, str(vision.model_type))
     return encoder_name(kind, vision.config["hidden_size"], vision.config.get("num_register_tokens", 0))
 
 
-def for_each(masks: list[torch.Tensor], images: list[torch.Tensor]) -> list[torch.Tensor]:
+def repeat_masks(masks: list[torch.Tensor], images: list[torch.Tensor]) -> list[torch.Tensor]:
     """The masks, a single one repeated for every picture."""
     flat = [mask for batch in masks for mask in batch.reshape(-1, 1, *batch.shape[-2:])]
     return flat * sum(map(len, images)) if len(flat) == 1 else flat

@@ -22,12 +22,12 @@ def add_route() -> None:
     """Lets a page that is opened half-way ask what is being trained."""
 
     async def trainings(query) -> list:
-        return live.runs()
+        return live.all_progress()
 
     add_get_route(ROUTE, trainings)
 
 
-class Progress:
+class NodeProgress:
     """Stage, step, loss and time left: on the node's bar, text and chart in the browser, and in the log.
 
     `notes` are warnings, which stay under the text; `workflow` is the id of the workflow with the node, see
@@ -37,11 +37,11 @@ class Progress:
     def __init__(self, steps: int, node_id: str | None, notes: Sequence[str] = (), workflow: str = ""):
         self.steps, self.node_id, self.notes, self.workflow = steps, node_id, notes, workflow
         self.bar = comfy.utils.ProgressBar(steps, node_id=node_id)
-        self.run: live.Run | None = None
+        self.run: live.TrainingProgress | None = None
         self.time_left = live.TimeLeft(steps)
         self.sent = 0.0
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "NodeProgress":
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -53,7 +53,7 @@ class Progress:
     def stage(self, stage: str) -> None:
         """Show what happens before the first step."""
         if self.node_id:
-            self.run = self.run or live.begin(self.node_id, self.steps, self.workflow)
+            self.run = self.run or live.begin_progress(self.node_id, self.steps, self.workflow)
             self.run.stage = stage
             PromptServer.instance.send_progress_text("\n".join([stage, *self.notes]), self.node_id)
             self._send(self.run)
@@ -67,7 +67,7 @@ class Progress:
             line += f", {live.duration_text(left)} left"
         self.bar.update_absolute(step, self.steps)
         if self.node_id:
-            self.run = self.run or live.begin(self.node_id, self.steps, self.workflow)
+            self.run = self.run or live.begin_progress(self.node_id, self.steps, self.workflow)
             self.run.stage, self.run.left = "", left
             self.run.add(step, loss)
             if now - self.sent > 0.25 or step == self.steps:
@@ -92,7 +92,7 @@ class Progress:
         logging.info(f"Inlay finetune: already learned, loaded {name}")
         if not self.node_id:
             return
-        self.run = live.begin(self.node_id, len(losses), self.workflow)
+        self.run = live.begin_progress(self.node_id, len(losses), self.workflow)
         self.run.add_all(losses)
         self.run.state, self.run.stage = "loaded", name
         if strip:
@@ -101,7 +101,7 @@ class Progress:
         PromptServer.instance.send_progress_text("\n".join(lines), self.node_id)
         self._send(self.run, sample=True)
 
-    def _send(self, run: live.Run, sample: bool = False) -> None:
+    def _send(self, run: live.TrainingProgress, sample: bool = False) -> None:
         """To every page that is open, whoever queued the graph."""
         PromptServer.instance.send_sync(EVENT, run.news(sample))
 

@@ -10,43 +10,43 @@ from torch import Tensor
 from ..imaging.boxes import find_box
 from ..imaging.masks import match_batch
 from .schedule import split_schedule
-from .stages import Hole, Options, PaintView, inpaint
+from .stages import InpaintOptions, MaskedRegion, PaintView, inpaint
 
 EACH, IN_TURN, TOGETHER = "one image each", "one after another", "together"
 SEVERAL_MASKS = (EACH, IN_TURN, TOGETHER)
 
 
-class Job(NamedTuple):
+class BatchPlan(NamedTuple):
     """Pictures of the batch that one run of the sampler can paint, for their masks are the same."""
 
     rows: range
-    turns: list[list[Hole]]  # the holes of a turn are painted together, turns one after another
+    turns: list[list[MaskedRegion]]  # the holes of a turn are painted together, turns one after another
 
 
-def plan_jobs(image: Tensor, mask: Tensor, several: str) -> tuple[Tensor, list[Job]]:
+def plan_batch(image: Tensor, mask: Tensor, several: str) -> tuple[Tensor, list[BatchPlan]]:
     """The pictures (B, H, W, C) to return, and who is painted how; rows with empty masks have no job.
 
     EACH: image and mask are batches, one of which may be 1. IN_TURN, TOGETHER: every mask goes into every
     image. Raises ValueError when the batches do not fit.
     """
     boxes = [find_box(m) for m in mask]
-    holes = [None if box is None else Hole(mask[i : i + 1], box) for i, box in enumerate(boxes)]
+    holes = [None if box is None else MaskedRegion(mask[i : i + 1], box) for i, box in enumerate(boxes)]
     found, everyone = [hole for hole in holes if hole], range(len(image))
     if several == IN_TURN:
-        return image, [Job(everyone, [[hole] for hole in found])] if found else []
+        return image, [BatchPlan(everyone, [[hole] for hole in found])] if found else []
     if several == TOGETHER or len(mask) == 1:
-        return image, [Job(everyone, [found])] if found else []
+        return image, [BatchPlan(everyone, [found])] if found else []
     image, _ = match_batch(image=image, mask=mask)
-    return image, [Job(range(i, i + 1), [[hole]]) for i, hole in enumerate(holes) if hole]
+    return image, [BatchPlan(range(i, i + 1), [[hole]]) for i, hole in enumerate(holes) if hole]
 
 
-def count_steps(jobs: Sequence[Job], sigmas: Tensor, share: float) -> int:
+def count_steps(jobs: Sequence[BatchPlan], sigmas: Tensor, share: float) -> int:
     """Steps of the sampler over all runs."""
     local, rest = (max(len(part) - 1, 0) for part in split_schedule(sigmas, share))
     return sum(len(masks) * local + rest for job in jobs for masks in job.turns)
 
 
-class Result(NamedTuple):
+class InpaintResult(NamedTuple):
     image: Tensor  # (B, H, W, C)
     close_up: Tensor  # (N, h, w, 3), one for each mask and picture
     latent: dict  # the host's LATENT of the last runs
@@ -54,11 +54,11 @@ class Result(NamedTuple):
 
 def inpaint_batch(
     image: Tensor,
-    jobs: Sequence[Job],
+    jobs: Sequence[BatchPlan],
     sigmas: Tensor,
-    options: Options,
+    options: InpaintOptions,
     runs: Callable[[range], PaintView],
-) -> Result:
+) -> InpaintResult:
     """Run the jobs, at least one, on a copy of image (B, H, W, C); channels past the third stay as they are.
 
     Close-ups and latents of other sizes are stretched to the first one's, as the host does in batches.
@@ -72,7 +72,7 @@ def inpaint_batch(
             close_ups += shown
         latents.append({key: part.expand(len(job.rows), -1, -1, -1) for key, part in latent.items()})
     latent = {key: _stack([each[key] for each in latents]) for key in latents[0]}
-    return Result(finished, _stack([c.movedim(-1, 1) for c in close_ups]).movedim(1, -1), latent)
+    return InpaintResult(finished, _stack([c.movedim(-1, 1) for c in close_ups]).movedim(1, -1), latent)
 
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ RESIZERS = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")  # of the
 Window = tuple[float, float, float, float]
 
 
-class Place(NamedTuple):
+class CropRegion(NamedTuple):
     """Which part of which pictures is sampled."""
 
     window: Window  # top, left, bottom, right in fractions of the picture; past 1 where it is padded
@@ -26,7 +26,7 @@ class Place(NamedTuple):
     batch: int = 1  # how many there are
 
 
-def crop_conditions(conditions: Mapping[str, Sequence[dict]], place: Place) -> dict[str, list[dict]]:
+def crop_conditions(conditions: Mapping[str, Sequence[dict]], place: CropRegion) -> dict[str, list[dict]]:
     """The conditions of a guider ("positive", "negative", ...) for a place; those that miss it are left out.
 
     Raises ValueError where all of a kind miss it.
@@ -44,7 +44,7 @@ def crop_conditions(conditions: Mapping[str, Sequence[dict]], place: Place) -> d
     return cropped
 
 
-def _crop_condition(cond: dict, place: Place, controls: dict) -> dict | None:
+def _crop_condition(cond: dict, place: CropRegion, controls: dict) -> dict | None:
     cond = dict(cond)
     if "mask" in cond:
         cond["mask"] = cond["mask"].reshape(-1, *cond["mask"].shape[-2:])
@@ -86,7 +86,7 @@ def crop_area(area: Sequence, window: Window, height: int, width: int) -> tuple 
     return ("percentage", down, across, first_row, first_column) if down > 0 and across > 0 else None
 
 
-def _is_sliver(area: tuple, place: Place) -> bool:
+def _is_sliver(area: tuple, place: CropRegion) -> bool:
     """Less than one cell of the latent, which the host may round to none: UNets fail on an empty part."""
     sides = zip(area[1:3], place.shown, strict=True)
     return any(share * pixels < AREA_PIXEL - 1e-6 for share, pixels in sides)
@@ -117,7 +117,7 @@ def _pixels(low: float, high: float, length: int) -> range:
     return range(first, max(round(high * length), first + 1))
 
 
-def _crop_control(control, place: Place, controls: dict):
+def _crop_control(control, place: CropRegion, controls: dict):
     """A copy of a ControlNet, and of those chained before it, that looks at the window of its hint.
 
     One copy for each, so that the host still runs prompts that share a ControlNet in one batch.
@@ -143,7 +143,7 @@ def _resize_hint(hint: Tensor, size: tuple[int, int], algorithm: str) -> Tensor:
     return F.interpolate(hint, size, mode=algorithm if algorithm in RESIZERS else RESIZERS[1])
 
 
-def _fitted(hint: Tensor, place: Place) -> Tensor:
+def _fitted(hint: Tensor, place: CropRegion) -> Tensor:
     """The middle of a hint (B, C, h, w), in the picture's proportions: the part that the host looks at."""
     (height, width), (rows, columns) = place.picture, hint.shape[-2:]
     top = max(0, round((rows - columns * height / width) / 2))

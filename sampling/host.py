@@ -23,13 +23,13 @@ from ..conditioning.inpaint import inpaint_pictures
 from ..imaging.masks import resize_mask
 from ..imaging.padding import pad_to_multiple
 from ..imaging.views import View
-from .crop_conditioning import Place, crop_conditions
-from .stages import Painted
+from .crop_conditioning import CropRegion, crop_conditions
+from .stages import PaintedView
 
 WINDOW, ROWS = "inlay_window", "inlay_rows"
 
 
-def check_model(model: ModelPatcher) -> None:
+def check_inpaint_model(model: ModelPatcher) -> None:
     """Raises ValueError for a model that takes no mask, or whose latents are no pictures (B, C, h, w)."""
     dimensions = model.model.latent_format.latent_dimensions
     if dimensions != 2:
@@ -89,7 +89,7 @@ def with_model(guider: comfy.samplers.CFGGuider, model: ModelPatcher) -> comfy.s
     return other
 
 
-class Progress:
+class SamplingProgress:
     """One progress bar with previews over all runs of a node."""
 
     def __init__(self, model: ModelPatcher, steps: int):
@@ -110,7 +110,7 @@ class Progress:
         return callback
 
 
-class Runs:
+class ViewSampler:
     """Runs the host's sampler on views of a picture: a `PaintView` for the pictures `rows` of the batch.
 
     The n-th run draws the n-th noise of the seed, by the host's own `batch_index`; the first run of a whole
@@ -123,7 +123,7 @@ class Runs:
         noise,
         sampler: comfy.samplers.Sampler,
         vae,
-        progress: Progress,
+        progress: SamplingProgress,
         rows: Sequence[int],
         shape: Sequence[int],  # of the batch: pictures, height, width
         keep: bool = True,
@@ -138,7 +138,7 @@ class Runs:
 
     def __call__(
         self, view: View, known: Tensor, start: Tensor, hole: Tensor, sigmas: Tensor, last: bool
-    ) -> Painted:
+    ) -> PaintedView:
         grid = self.vae.spacial_compression_encode()
         if not torch.isfinite(known).all():
             raise ValueError(
@@ -152,18 +152,20 @@ class Runs:
             condition = {"concat_latent_image": self.vae.encode(masked), "concat_mask": hole}
         if start is not known:
             painted = self.vae.encode(pad_to_multiple(start, grid))
-            latent = mix(latent, painted, comfy.utils.reshape_mask(hole, latent.shape).to(latent))
+            latent = blend_latents(latent, painted, comfy.utils.reshape_mask(hole, latent.shape).to(latent))
 
         shown = picture.shape[1], picture.shape[2]
-        place = Place(view.window(*self.size, grid=grid), self.size, shown, self.rows, self.batch)
-        guider = guider_for_place(self.guider, place, condition)
+        place = CropRegion(view.window(*self.size, grid=grid), self.size, shown, self.rows, self.batch)
+        guider = guider_for_region(self.guider, place, condition)
         if self.patch is not None:
             self._show_head(guider, condition["concat_latent_image"], hole[:, 0])
         samples, x0 = self._sample(guider, latent, hole if self.keep else None, sigmas)
         if x0 and not last:
             samples = guider.model_patcher.model.process_latent_out(x0[0]).to(samples)
         painted = self.vae.decode(samples)[:, : view.height, : view.width, :3]
-        return Painted(painted.to(known), {"samples": samples} | ({"noise_mask": hole} if self.keep else {}))
+        return PaintedView(
+            painted.to(known), {"samples": samples} | ({"noise_mask": hole} if self.keep else {})
+        )
 
     def _sample(self, guider, latent: Tensor, hole: Tensor | None, sigmas: Tensor):
         x0: list[Tensor] = []
@@ -197,12 +199,12 @@ class Runs:
         return {"batch_index": [row + self.batch * self.drawn for row in self.rows]}
 
 
-def mix(known: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
+def blend_latents(known: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
     """known * (1 - m) + painted * m: the surroundings keep the original's latents at the switch."""
     return torch.lerp(known, painted, mask)
 
 
-def guider_for_place(guider: comfy.samplers.CFGGuider, place: Place, condition: dict):
+def guider_for_region(guider: comfy.samplers.CFGGuider, place: CropRegion, condition: dict):
     """A guider of the same kind that sees the place: its conditions, its window and rows for patches.
 
     Everything else is shared with the guider, which stays as it was.

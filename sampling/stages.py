@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..imaging.boxes import Box, around
+from ..imaging.boxes import Box, enclosing_box
 from ..imaging.composite import distance_to, paste_into
 from ..imaging.masks import resize_mask
 from ..imaging.views import View, close_up, resize_image, surroundings, whole_picture
@@ -19,7 +19,7 @@ from .schedule import split_schedule
 
 
 @dataclass(frozen=True)
-class Options:
+class InpaintOptions:
     """How the two stages see the picture; lengths in pixels of the picture unless said otherwise."""
 
     side: int  # the model's working size: side of the close-up as the model sees it
@@ -31,14 +31,14 @@ class Options:
     window: float = 2.0  # area of the surroundings at most, in side * side; 0: the whole picture
 
 
-class Painted(NamedTuple):
+class PaintedView(NamedTuple):
     """What a run of the sampler made of a view."""
 
     picture: Tensor  # (B, h, w, 3) at the view's size
     latent: dict  # the host's LATENT
 
 
-class Hole(NamedTuple):
+class MaskedRegion(NamedTuple):
     """Where something goes: a mask and the box around it."""
 
     mask: Tensor  # (1, H, W)
@@ -55,11 +55,11 @@ class PaintView(Protocol):
 
     def __call__(
         self, view: View, known: Tensor, start: Tensor, hole: Tensor, sigmas: Tensor, last: bool
-    ) -> Painted: ...
+    ) -> PaintedView: ...
 
 
 def inpaint(
-    picture: Tensor, holes: Sequence[Hole], sigmas: Tensor, options: Options, paint: PaintView
+    picture: Tensor, holes: Sequence[MaskedRegion], sigmas: Tensor, options: InpaintOptions, paint: PaintView
 ) -> tuple[list[Tensor], dict]:
     """Paint every hole, in place, into picture (B, H, W, 3).
 
@@ -74,7 +74,7 @@ def inpaint(
     if not len(local):
         return close_ups, harmonise(picture, holes, [], sigmas, options, paint)
     for i, (view, hole) in enumerate(zip(views, holes, strict=True)):
-        inside = enlarge(view.mask(hole.mask), options.grow)
+        inside = grow_mask(view.mask(hole.mask), options.grow)
         close_ups[i], latent = paint(view, close_ups[i], close_ups[i], inside, local, last=not len(rest))
     painted = list(zip(views, close_ups, strict=True))
     if len(rest):
@@ -86,10 +86,10 @@ def inpaint(
 
 def harmonise(
     picture: Tensor,
-    holes: Sequence[Hole],
+    holes: Sequence[MaskedRegion],
     close_ups: Sequence[tuple[View, Tensor]],
     sigmas: Tensor,
-    options: Options,
+    options: InpaintOptions,
     paint: PaintView,
 ) -> dict:
     """Finish all holes in one window of the picture, in place, from their close-ups or from nothing.
@@ -97,7 +97,7 @@ def harmonise(
     Returns the latent.
     """
     _, height, width, _ = picture.shape
-    wide, edge = window_view(around([h.box for h in holes]), height, width, options), options.soft_edge
+    wide, edge = window_view(enclosing_box([h.box for h in holes]), height, width, options), options.soft_edge
     rows, columns = wide.box.slices
     masks = [hole.mask[:, rows, columns] for hole in holes]
     part, union = picture[:, rows, columns], torch.stack(masks).amax(0)
@@ -114,12 +114,12 @@ def harmonise(
     return latent
 
 
-def enlarge(hole: Tensor, grow: int) -> Tensor:
+def grow_mask(hole: Tensor, grow: int) -> Tensor:
     """m' (sec. 3.2): the mask (1, h, w) and everything within `grow` pixels of it."""
     return (distance_to(hole, grow) <= grow).to(hole)
 
 
-def close_up_view(box: Box, height: int, width: int, options: Options) -> View:
+def close_up_view(box: Box, height: int, width: int, options: InpaintOptions) -> View:
     """The close-up of what lies at `box` of a (height, width) picture."""
     return close_up(
         box,
@@ -132,7 +132,7 @@ def close_up_view(box: Box, height: int, width: int, options: Options) -> View:
     )
 
 
-def window_view(box: Box, height: int, width: int, options: Options) -> View:
+def window_view(box: Box, height: int, width: int, options: InpaintOptions) -> View:
     """The window on which what lies at `box` is harmonised."""
     if not options.window:
         return whole_picture(height, width)

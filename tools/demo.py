@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..headless import Client, HostError, NodeFailed, PromptRefused, Result, Server
+from ..headless import Client, HostError, NodeFailed, PromptRefused, PromptResult, Server
 from ..headless.terminal import Bars
 from ..imaging.references import list_references
 from ..lab.models.checkpoint import assemble, is_current
@@ -33,11 +33,11 @@ def tiny_checkpoint(comfyui: Path) -> Path:
     return path if is_current(path) else assemble(path)
 
 
-def picture(result: Result, node: str) -> Image.Image:
+def picture(result: PromptResult, node: str) -> Image.Image:
     return Image.open(io.BytesIO(result[node].images[0])).convert("RGB")
 
 
-def draw_sheet(job: Job, result: Result, note: str) -> Image.Image:
+def draw_sheet(job: Job, result: PromptResult, note: str) -> Image.Image:
     """References | background with the box | plain inpainting | with Inlay."""
     side = sheet.PANEL
     files = [file for file, _ in list_references(job.references)]
@@ -89,7 +89,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def run(job: Job, server: Server) -> Result:
+def run(job: Job, server: Server) -> PromptResult:
     """Starts the host, sends the graph and follows it."""
     put_inputs(job, server.work / "input")
     start = time.monotonic()

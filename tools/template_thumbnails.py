@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..headless import Client, Graph, HostError, Result, Server
+from ..headless import Client, Graph, HostError, PromptResult, Server
 from ..headless.terminal import Bars
 from ..headless.workflow import read_workflow
 from ..imaging.boxes import Box
@@ -30,7 +30,7 @@ from .templates import WORKFLOWS
 SIDE, BYTES = 480, 60_000
 
 
-def card(graph: Graph, result: Result) -> Image.Image:
+def card(graph: Graph, result: PromptResult) -> Image.Image:
     """References, pictures (with their box) and results, in the order of the graph."""
     panels = []
     for key, node in graph.items():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from .finetune.recipes import Optimiser
+from .finetune.recipes import OptimizerSpec
 
 Average = Callable[[Sequence[Tensor]], None]  # over all processes, in place
 NO_STATE = ("", "master", "mean", "sample")  # what else a checkpoint holds beside an optimiser's state
@@ -18,7 +18,7 @@ def eight_bit_installed() -> bool:
     return find_spec("bitsandbytes") is not None
 
 
-def check_optimiser(spec: Optimiser) -> None:
+def check_optimizer(spec: OptimizerSpec) -> None:
     """Raises ValueError for an optimiser that is not installed."""
     if spec.kind == "AdamW8bit" and not eight_bit_installed():
         raise ValueError(
@@ -27,7 +27,7 @@ def check_optimiser(spec: Optimiser) -> None:
         )
 
 
-def make_optimiser(parameters: Sequence[Tensor], spec: Optimiser) -> Any:
+def make_optimizer(parameters: Sequence[Tensor], spec: OptimizerSpec) -> Any:
     """Torch's AdamW (Loshchilov & Hutter 2019) or Adafactor (Shazeer & Stern 2018), or bitsandbytes' AdamW
     with its moments in 8 bits (Dettmers et al. 2022)."""
     common: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
@@ -41,7 +41,7 @@ def make_optimiser(parameters: Sequence[Tensor], spec: Optimiser) -> Any:
     return torch.optim.AdamW(parameters, fused=True, **common)
 
 
-class Stepper:
+class MixedPrecisionOptimizer:
     """An optimiser in float32. Parameters of a half type get float32 masters, and float16 gets loss scaling.
 
     `ema_decay` above 0 keeps a running mean of the masters. `finish` leaves these or the means in the
@@ -51,7 +51,7 @@ class Stepper:
     def __init__(
         self,
         parameters: Sequence[Tensor],
-        optimiser: Optimiser,
+        optimiser: OptimizerSpec,
         ema_decay: float = 0.0,
         average: Average | None = None,
     ):
@@ -61,7 +61,7 @@ class Stepper:
             [p.detach().float().requires_grad_() for p in self.parameters] if half else self.parameters
         )
         self.clip_norm = optimiser.clip_norm
-        self.optimiser = make_optimiser(self.masters, optimiser)
+        self.optimiser = make_optimizer(self.masters, optimiser)
         self.scaler = GradScaler(
             self.parameters[0].device.type, enabled=self.parameters[0].dtype == torch.float16
         )

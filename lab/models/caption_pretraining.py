@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...encoders.content_adapter import ContentAdapter, Reading
+from ...encoders.content_adapter import ContentAdapter, EncoderSpec
 from ...encoders.pixels import as_pixels
 from ...training.adapters.identity_stages import normal_of, read_tokens
 from .. import world
@@ -69,7 +69,7 @@ class Words(nn.Module):
         super().__init__()
         self.encoder, self.adapter = encoder, adapter
         config: Any = adapter.config
-        self.reading: Reading = config.reading
+        self.reading: EncoderSpec = config.reading
         self.captions = Captions()
         last: Any = adapter.proj_out if isinstance(adapter, ContentAdapter) else adapter.mlp[-1]  # pyright: ignore
         last.bias.data.copy_(self.captions.nothing)

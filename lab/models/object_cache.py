@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...imaging.mask_levels import LEVELS, mask_level
+from ...imaging.mask_levels import MASK_LEVELS, mask_level
 from ...imaging.object_picture import subject_picture
 from ...imaging.perturb import Perturbation, perturb
 from .. import world
@@ -80,7 +80,7 @@ def compositions(rng: np.random.Generator) -> Example:
         given = another_look(rng, scene.subject)
     else:
         given = perturb(image, mask, generator, Perturbation(flip=0.0))
-    hole = mask_level(mask, LEVELS[int(rng.integers(len(LEVELS)))])
+    hole = mask_level(mask, MASK_LEVELS[int(rng.integers(len(MASK_LEVELS)))])
     grey = (image - 0.5) * (1 - hole[..., None]) + 0.5
     return {
         "object": shown(*given), "target": image[0], "mask": mask[0], "beside": grey[0], "hole": hole[0],

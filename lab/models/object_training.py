@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ...encoders.pixels import as_pixels
-from ...training.adapters.identity_stages import AdapterTrainee, Part, Stage, freeze, kept, normal_of, rate_at
+from ...training.adapters.identity_stages import (
+    Part,
+    Stage,
+    TrainableAdapter,
+    exported_tensors,
+    freeze,
+    normal_of,
+    rate_at,
+)
 from ...training.objective import noised
 from . import files, low_rank
 from .checkpoint import LATENT_SCALE, shipped_parts
@@ -43,7 +51,7 @@ class Run:
     whole: float = 0.0  # the share of the last steps that see whole pictures
 
 
-class TinyTrainee(AdapterTrainee):
+class TinyTrainee(TrainableAdapter):
     """The trainee with the tiny UNet's own loss: the error in v (Salimans & Ho 2022), more of it where
     something is painted, and the glimpse's. Its UNet learns a low-rank difference."""
 
@@ -127,7 +135,7 @@ def inputs_of(
 ) -> dict[str, Tensor]:
     """What the trainee reads. empty (4, h, w): `grey_latent`, for examples with nothing beside them."""
     latent, outside = batch["latent"], KEPT if stage.channels == 8 else OUTSIDE
-    keep, seen = kept(stage, torch.rand(len(latent), generator=generator))
+    keep, seen = exported_tensors(stage, torch.rand(len(latent), generator=generator))
     if "beside" in batch:
         beside = batch["beside"] * (seen.float().view(-1, 1, 1, 1) if stage.drop_image else 1)
     else:

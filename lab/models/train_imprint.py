@@ -26,17 +26,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ...encoders import checkpoint_layouts as layouts
-from ...encoders.content_adapter import CLIP, AdapterConfig, ContentAdapter, Reading
+from ...encoders.content_adapter import CLIP, AdapterConfig, ContentAdapter, EncoderSpec
 from ...encoders.dinov2 import DinoConfig, DinoV2
-from ...training.adapters.identity_stages import COMPOSE, VIEWS, Part, Phase, Stage, by_host
-from ...training.finetune.trainer import Diffusion
+from ...training.adapters.identity_stages import COMPOSE, VIEWS_STAGE, LearningPhase, Part, Stage, by_host
+from ...training.finetune.trainer import NoiseSchedule
 from . import files
 from .caption_pretraining import AllObjects, Words, fit_words
 from .object_cache import MARGIN, SEEN, ObjectBank
 from .object_training import Run, TinyTrainee, fit_stage, part_of, shipped_unet, tiny_sigmas
 
 ENCODER = DinoConfig(width=192, depth=4, heads=3, hidden=768, gated=False, registers=4, grid=SEEN // 14)
-READING = Reading(width=192, registers=4, size=SEEN, margin=MARGIN)
+READING = EncoderSpec(width=192, registers=4, size=SEEN, margin=MARGIN)
 CLIP_READING = replace(READING, encoder=CLIP, registers=0)
 # For so short a training; the papers' are for finetuning large models.
 WORDS_RATE = 5e-4
@@ -91,18 +91,20 @@ def new_adapter(foundation: str) -> ContentAdapter:
 def stage_of(name: str, joint: bool = False) -> Stage:
     """The paper's stage at the tiny world's rates; the hole is all of a view that is asked for."""
     if name == "views":
-        return replace(VIEWS, channels=9, phases=(Phase(1.0, RATES),), warm_up=WARM_UP)
+        return replace(VIEWS_STAGE, channels=9, phases=(LearningPhase(1.0, RATES),), warm_up=WARM_UP)
     adapter, unet = RATES["adapter"], RATES["unet"]
     phases = (
-        Phase(0.5, {"adapter": adapter, "unet": unet * LOW}),
-        Phase(0.5, {"adapter": adapter * LOW, "unet": unet}),
+        LearningPhase(0.5, {"adapter": adapter, "unet": unet * LOW}),
+        LearningPhase(0.5, {"adapter": adapter * LOW, "unet": unet}),
     )
-    both = (Phase(1.0, {"adapter": adapter, "unet": unet}),)
+    both = (LearningPhase(1.0, {"adapter": adapter, "unet": unet}),)
     return replace(COMPOSE, phases=both if joint else phases, warm_up=WARM_UP)
 
 
 def new_trainee(encoder: nn.Module, adapter: nn.Module, channels: int = 9) -> TinyTrainee:
-    return TinyTrainee(encoder, adapter, shipped_unet(channels), Diffusion(tiny_sigmas(), "epsilon"), by_host)
+    return TinyTrainee(
+        encoder, adapter, shipped_unet(channels), NoiseSchedule(tiny_sigmas(), "epsilon"), by_host
+    )
 
 
 def state_file(work: Path, stage: str, name: str) -> Path:
@@ -177,7 +179,7 @@ def write(path: Path, encoder: nn.Module, adapter: Any, state: dict[str, Any]) -
     weights = {f"adapter.{k}": v.contiguous() for k, v in adapter.state_dict().items()}
     weights |= {f"encoder.{k}": v.contiguous() for k, v in encoder.state_dict().items()}
     dino = encoder.config if isinstance(encoder, DinoV2) else None
-    save_file(weights, path, {layouts.METADATA: layouts.describe(adapter.config, dino)})
+    save_file(weights, path, {layouts.METADATA: layouts.describe_checkpoint(adapter.config, dino)})
 
 
 def finish(trainer: Any, minutes: float = math.inf) -> bool:

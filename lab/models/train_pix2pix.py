@@ -21,7 +21,7 @@ from torch import nn
 
 from ...encoders.content_adapter import AdapterConfig, ContentAdapter
 from ...encoders.embedding_optimizer import EmbeddingOptimizer, OptimizerConfig
-from ...training.adapters.identity_stages import CROSS_ATTENTION, INSERT, Part, Phase
+from ...training.adapters.identity_stages import CROSS_ATTENTION, INSERT, LearningPhase, Part
 from . import files
 from .caption_pretraining import AllObjects, Words, fit_words
 from .object_cache import ObjectBank
@@ -93,7 +93,10 @@ class Trainer:
             return fit_words(words, [(list(adapter.parameters()), WORDS_RATE)], AllObjects(self.bank), run)
         load_parts(self.file("words"), adapter=adapter)
         what = replace(
-            INSERT, trains={"adapter": "all", "unet": "all"}, phases=(Phase(1.0, RATES),), warm_up=WARM_UP
+            INSERT,
+            trains={"adapter": "all", "unet": "all"},
+            phases=(LearningPhase(1.0, RATES),),
+            warm_up=WARM_UP,
         )
         trainee = new_trainee(encoder, adapter, 8)
         state = fit_stage(trainee, what, ObjectBank(self.bank, "insertions"), run, self.variant.without)

@@ -82,14 +82,14 @@ def held_out_subject(index: int, references: int, backgrounds: int) -> Subject:
 def finetuned(painter: Painter, subject: Subject, recipe, seed: int):
     """The painter's MODEL with the subject learned."""
     from ...training.finetune import host
-    from ...training.finetune.data import Material, Reference
+    from ...training.finetune.data import Concept, Reference
 
     references = [Reference(*pair) for pair in zip(subject.references, subject.reference_masks, strict=True)]
     caption = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
-    material, model = Material(caption, references), painter.model
+    material, model = Concept(caption, references), painter.model
     with torch.inference_mode():
         examples = host.encode_examples(model, painter.clip, painter.vae, material, recipe, SIZE, seed)
-        lora, _ = host.train(model, [examples], recipe, seed)
+        lora, _ = host.train_lora(model, [examples], recipe, seed)
         return host.apply(model, lora)
 
 

@@ -84,13 +84,13 @@ def untrained(bench: Bench, subject: Subject, index: int) -> Numbers:
 def learned(bench: Bench, subject: Subject, way: Way, index: int):
     """(step, MODEL with the subject as it is known then), for every snapshot of one training."""
     from ...training.finetune import host
-    from ...training.finetune.data import Material, Reference
-    from ...training.finetune.regular_data import together
+    from ...training.finetune.data import Concept, Reference
+    from ...training.finetune.regular_data import concatenate_examples
 
     painter, recipe = bench.painter, way.recipe
     pairs = zip(subject.references[: way.references], subject.reference_masks, strict=False)
     caption = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
-    material = [Material(caption, [Reference(*pair) for pair in pairs])]
+    material = [Concept(caption, [Reference(*pair) for pair in pairs])]
     with torch.inference_mode():
         wired = painter.model, painter.clip, painter.vae
         examples = [host.encode_examples(*wired, material[0], recipe, SIZE, index)]
@@ -98,9 +98,11 @@ def learned(bench: Bench, subject: Subject, way: Way, index: int):
             fewer = replace(recipe, copies=recipe.regular_copies)
             parts = regular_material(bench, subject.thing, way.regular_token, index)
             examples.append(
-                together([host.encode_examples(*wired, part, fewer, SIZE, index) for part in parts])
+                concatenate_examples(
+                    [host.encode_examples(*wired, part, fewer, SIZE, index) for part in parts]
+                )
             )
-        for step, lora in snapshots(host.train, painter.model, examples, way, index):
+        for step, lora in snapshots(host.train_lora, painter.model, examples, way, index):
             yield step, host.apply(painter.model, lora)
 
 

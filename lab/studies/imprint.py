@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...evaluation.tables import Table
-from ...imaging.mask_levels import LEVELS, NAMES, mask_level
+from ...imaging.mask_levels import LEVEL_NAMES, MASK_LEVELS, mask_level
 from ...imaging.object_picture import subject_picture
 from .. import world
 from ..models import files, identity, low_rank, train_imprint
@@ -193,14 +193,14 @@ def levels_sheet(row: Row, choices: Choices, count: int, side: int = 128):
         subject = held_out_subject(index, REFERENCES, 1)
         mask = subject.tasks[0].truth_mask[None]
         panels = [sheets.shown(seen_pictures([subject])[0], side)]
-        for level in LEVELS:
+        for level in MASK_LEVELS:
             hole = mask_level(mask, level)
             picture = row.paint([subject], hole, index, choices)[0]
             outline = torch.where(hole[0, ..., None] > 0.5, 0.5, subject.tasks[0].background)
             panels += [sheets.shown(outline, side), sheets.shown(picture, side)]
         panels.append(sheets.shown(subject.tasks[0].truth, side))
         cells.append(sheets.Cell(panels, [world.caption(subject.thing).removeprefix("a photo of ")]))
-    return sheets.grid("photo | " + " | ".join(NAMES.values()) + " | truth", cells, 1)
+    return sheets.grid("photo | " + " | ".join(LEVEL_NAMES.values()) + " | truth", cells, 1)
 
 
 def parsed() -> argparse.Namespace:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...evaluation import metrics
 from ...imaging.boxes import bounding_box
-from ...imaging.changes import changed, patches
+from ...imaging.changes import change_map, patches
 from ...imaging.masks import fill_box
 from .. import world
 from ..models.classifier import Judge, Verdict
@@ -59,7 +59,7 @@ def held_out_scene(index: int) -> Scene:
 
 def found(result: Tensor, source: Tensor) -> Tensor | None:
     """The largest connected patch (H, W) in which two pictures (H, W, 3) differ; None where it is small."""
-    largest = next(patches(changed(source, result, CHANGED, 1), SMALLEST), None)
+    largest = next(patches(change_map(source, result, CHANGED, 1), SMALLEST), None)
     return None if largest is None else torch.from_numpy(largest).float()
 
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from inlay.encoders.content_adapter import Reading
+from inlay.encoders.content_adapter import EncoderSpec
 from inlay.lab import world
-from inlay.training.adapters.dataset import Examples, Order, Steps, loader
+from inlay.training.adapters.dataset import EpochShuffle, SampleDataset, StepBatchSampler, loader
 from inlay.training.adapters.samples import Compositions
 from inlay.training.adapters.shards import open_source, write_shards
 
@@ -47,8 +47,8 @@ def rendered():
 
 
 def records_a_second(folder: Path, workers: int) -> float:
-    examples = Examples(open_source(folder), 0, Compositions(Reading(width=192, size=84), side=96))
-    batches = iter(loader(examples, Steps(0, STEPS, BATCH), workers))
+    examples = SampleDataset(open_source(folder), 0, Compositions(EncoderSpec(width=192, size=84), side=96))
+    batches = iter(loader(examples, StepBatchSampler(0, STEPS, BATCH), workers))
     next(batches)  # the workers start
     begun = time.perf_counter()
     count = sum(len(batch["number"]) for batch in batches)
@@ -81,7 +81,7 @@ def step_needs() -> float:
 def memory_of_order(shards: int) -> float:
     """Megabytes that reading by number takes, with a thousand records in each shard."""
     tracemalloc.start()
-    order = Order([1000] * shards, 0)
+    order = EpochShuffle([1000] * shards, 0)
     for k in range(0, order.total, order.total // 1000):
         order[k]
     peak = tracemalloc.get_traced_memory()[1]

@@ -73,7 +73,7 @@ def inlay_side(parts, size: int, rank: int, masked: bool):
 
     def train(steps: int) -> None:
         with torch.inference_mode():
-            host.train(model, [examples], recipe.with_choices(steps=steps), seed=0)
+            host.train_lora(model, [examples], recipe.with_choices(steps=steps), seed=0)
 
     return train
 

@@ -56,9 +56,9 @@ def spot():
 def views():
     """Close-up and window of the spot."""
     from inlay.imaging.boxes import bounding_box
-    from inlay.sampling.stages import Options, close_up_view, window_view
+    from inlay.sampling.stages import InpaintOptions, close_up_view, window_view
 
-    place = bounding_box(spot()[0]), *SIZE, Options(side=64, soft_edge=2)
+    place = bounding_box(spot()[0]), *SIZE, InpaintOptions(side=64, soft_edge=2)
     return close_up_view(*place), window_view(*place)
 
 

@@ -44,9 +44,9 @@ def spot(height=48, width=48, top=20, left=20, size=6):
 def view_of(make, mask, **options):
     """The close-up or the window of a mask, `make` being one of the two functions for it."""
     from inlay.imaging.boxes import bounding_box
-    from inlay.sampling.stages import Options
+    from inlay.sampling.stages import InpaintOptions
 
-    return make(bounding_box(mask[0]), *mask.shape[1:], Options(**options))
+    return make(bounding_box(mask[0]), *mask.shape[1:], InpaintOptions(**options))
 
 
 def sample(
@@ -400,11 +400,11 @@ def test_control_pictures_of_flux_are_refused(in_process_host):
     from inlay.sampling import host
 
     with pytest.raises(ValueError, match="Flux model for a control picture"):
-        host.check_model(tiny_flux(32))
+        host.check_inpaint_model(tiny_flux(32))
     controlled = [[torch.zeros(1, 4, 16), {"concat_latent_image": torch.zeros(1, 16, 8, 8)}]]
     for channels, cond, refused in ((16, controlled, True), (96, controlled, False), (16, words(1), False)):
         model = tiny_flux(channels)
-        host.check_model(model)
+        host.check_inpaint_model(model)
         guider = host.cfg_guider(model, cond, words(2), 1.0)
         if refused:
             with pytest.raises(ValueError, match="positive: it holds a control picture"):

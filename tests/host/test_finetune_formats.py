@@ -21,17 +21,17 @@ def lora(in_process_host, host_work):
 
     from inlay.lab.models.checkpoint import assemble, random_parts
     from inlay.training.finetune import host
-    from inlay.training.finetune.lora import attach
+    from inlay.training.finetune.lora import attach_adapter
     from inlay.training.finetune.lora_formats import lora_names
-    from inlay.training.finetune.recipes import Adapter
+    from inlay.training.finetune.recipes import AdapterSpec
 
     checkpoint = assemble(host_work / "random" / "formats.safetensors", random_parts(1))
     with torch.inference_mode():
         model: Any = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)[0]
         comfy.model_management.load_models_gpu([model], force_full_load=True)
     weights = {key: weight.clone() for key, weight in model.model.diffusion_model.state_dict().items()}
-    twin = host.twin(model, torch.float32)
-    adapter = attach(twin, Adapter(rank=RANK, alpha=2.0), torch.float32, 0)
+    twin = host.trainable_copy(model, torch.float32)
+    adapter = attach_adapter(twin, AdapterSpec(rank=RANK, alpha=2.0), torch.float32, 0)
     generator = torch.Generator().manual_seed(0)
     for p in adapter.parameters:
         p.data = 0.1 * torch.randn(p.shape, generator=generator)
@@ -178,7 +178,7 @@ def test_diffusers_finds_every_layer_of_a_full_size_model(in_process_host, famil
 
     from inlay.training.finetune.lora import exported_shapes
     from inlay.training.finetune.lora_formats import lora_names
-    from inlay.training.finetune.recipes import Adapter
+    from inlay.training.finetune.recipes import AdapterSpec
 
     size = runpy.run_path(str(Path(__file__).with_name("full_size.py")))["UNET"]
     ours, theirs = FULL_SIZE[family]
@@ -188,7 +188,7 @@ def test_diffusers_finds_every_layer_of_a_full_size_model(in_process_host, famil
         other = diffusers.UNet2DConditionModel(in_channels=9, **theirs)
     config = getattr(comfy.supported_models, family)({**size, **ours})
     model = SimpleNamespace(model=SimpleNamespace(model_config=config))
-    shapes = exported_shapes(unet, Adapter(rank=RANK), lora_names(model))
+    shapes = exported_shapes(unet, AdapterSpec(rank=RANK), lora_names(model))
     state = {
         key: torch.empty(shape, device="meta")
         if shape

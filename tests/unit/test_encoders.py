@@ -11,7 +11,13 @@ from safetensors.torch import load
 
 from inlay.encoders import checkpoint_layouts as layouts
 from inlay.encoders import dinov2
-from inlay.encoders.content_adapter import AdapterConfig, ContentAdapter, Reading, thin, weigh
+from inlay.encoders.content_adapter import (
+    AdapterConfig,
+    ContentAdapter,
+    EncoderSpec,
+    downsample_tokens,
+    scale_context,
+)
 from inlay.encoders.embedding_optimizer import EmbeddingOptimizer, OptimizerConfig, seeded_queries
 from inlay.encoders.pixels import as_pixels
 
@@ -50,7 +56,7 @@ def transformers_dino(registers, gated):
 def test_dinov2_equals_transformers(registers, gated, size):
     theirs, state = transformers_dino(registers, gated)
     assert dinov2.is_transformers(state)
-    ours = dinov2.DinoV2(dinov2.read_config(state, heads=2))
+    ours = dinov2.DinoV2(dinov2.read_dino_config(state, heads=2))
     ours.load_state_dict(state)
     pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -71,7 +77,7 @@ def test_every_published_size_is_read_from_its_keys(width, depth, heads, gated, 
     config = dinov2.DinoConfig(width, depth, heads, hidden, gated, registers, antialias=bool(registers))
     with torch.device("meta"):
         state = dinov2.DinoV2(config).state_dict()
-    assert dinov2.read_config(state) == config
+    assert dinov2.read_dino_config(state) == config
 
 
 def facebook(state, chunks):
@@ -164,10 +170,10 @@ def adapter_by_hand(state, config, x):
 @pytest.mark.parametrize(
     "config",
     [
-        AdapterConfig(Reading(width=24), width=16, depth=2, heads=1, context=12),
-        AdapterConfig(Reading(width=16), width=16, depth=3, heads=4, context=12),
-        AdapterConfig(Reading(width=24), width=16, depth=1, heads=2, context=12, tokens=5),
-        AdapterConfig(Reading(width=24), width=24, depth=0, context=12, norm=False),
+        AdapterConfig(EncoderSpec(width=24), width=16, depth=2, heads=1, context=12),
+        AdapterConfig(EncoderSpec(width=16), width=16, depth=3, heads=4, context=12),
+        AdapterConfig(EncoderSpec(width=24), width=16, depth=1, heads=2, context=12, tokens=5),
+        AdapterConfig(EncoderSpec(width=24), width=24, depth=0, context=12, norm=False),
     ],
 )
 def test_the_adapter_equals_a_plain_reference(config):
@@ -181,7 +187,7 @@ def test_the_adapter_equals_a_plain_reference(config):
 
 
 def test_object_stitchs_adapter_has_the_published_shapes():
-    reads = Reading(encoder="clip", width=1024, registers=0, tokens="normed")
+    reads = EncoderSpec(encoder="clip", width=1024, registers=0, tokens="normed")
     with torch.device("meta"):
         state = ContentAdapter(AdapterConfig(reads)).state_dict()
     assert state["resblocks.4.attn.c_qkv.weight"].shape == (3072, 1024)
@@ -192,23 +198,27 @@ def test_object_stitchs_adapter_has_the_published_shapes():
 
 def test_fewer_tokens_keep_the_leading_ones_and_average_the_patches():
     context = torch.randn(2, 5 + 16, 3)
-    fewer = thin(context, 9, leading=5)
+    fewer = downsample_tokens(context, 9, leading=5)
     assert torch.equal(fewer[:, :5], context[:, :5])
     cells = context[:, 5:].reshape(2, 2, 2, 2, 2, 3).mean((2, 4)).reshape(2, 4, 3)
     assert torch.allclose(fewer[:, 5:], cells, atol=1e-6)
-    assert thin(context, 0, 5) is context
-    assert thin(context, 99, 5) is context
-    assert torch.equal(thin(context, 4, 5), context[:, :4])  # no room for patches
+    assert downsample_tokens(context, 0, 5) is context
+    assert downsample_tokens(context, 99, 5) is context
+    assert torch.equal(downsample_tokens(context, 4, 5), context[:, :4])  # no room for patches
     queries = torch.randn(1, 77, 3)
-    assert torch.equal(thin(queries, 20, 1), queries[:, :20])  # no square grid
-    assert torch.equal(thin(context, 9, None), context[:, :9])  # queries whose number happens to be one
+    assert torch.equal(downsample_tokens(queries, 20, 1), queries[:, :20])  # no square grid
+    assert torch.equal(
+        downsample_tokens(context, 9, None), context[:, :9]
+    )  # queries whose number happens to be one
 
 
 def test_strength_goes_from_nothing_to_the_object():
     context, nothing = torch.randn(1, 4, 3), torch.randn(1, 4, 3)
-    assert torch.equal(weigh(context, nothing, 1.0), context)
-    assert torch.equal(weigh(context, nothing, 0.0), nothing)
-    assert torch.allclose(weigh(context, nothing, 1.5), nothing + 1.5 * (context - nothing), atol=1e-6)
+    assert torch.equal(scale_context(context, nothing, 1.0), context)
+    assert torch.equal(scale_context(context, nothing, 0.0), nothing)
+    assert torch.allclose(
+        scale_context(context, nothing, 1.5), nothing + 1.5 * (context - nothing), atol=1e-6
+    )
 
 
 # -- the embedding optimizer
@@ -236,9 +246,9 @@ def test_published_weights_give_what_the_released_module_gives_for_the_same_quer
     state = dict(theirs.state_dict())
     state["mlp_fc1.bias"] = state["mlp_fc1.bias"].clone()
     state["mlp_fc1.bias"][3] = float("nan")  # the released code reads NaN as 0
-    found = layouts.recognise(state, {}, "emb_opt.pt")
+    found = layouts.recognise_checkpoint(state, {}, "emb_opt.pt")
     assert found.layout == layouts.OPTIMIZER
-    ours = layouts.build(found.config)
+    ours = layouts.build_adapter(found.config)
     ours.load_state_dict(found.adapter)
     queries = seeded_queries(77, 16)
     assert torch.equal(found.adapter["queries"], queries)
@@ -257,7 +267,7 @@ def test_published_weights_give_what_the_released_module_gives_for_the_same_quer
 
 def composite(width=32, context=24, depth=5):
     """A checkpoint with the keys of ObjectStitch.pth and Paint-by-Example's model.ckpt, made small."""
-    reads = Reading(encoder="clip", width=width, registers=0)
+    reads = EncoderSpec(encoder="clip", width=width, registers=0)
     adapter = randomise(ContentAdapter(AdapterConfig(reads, width, depth, context=context))).state_dict()
     state = {
         "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3),
@@ -277,20 +287,20 @@ def composite(width=32, context=24, depth=5):
 @pytest.mark.parametrize(
     ("name", "choice", "layout", "tokens", "background"),
     [
-        ("ObjectStitch.pth", layouts.AUTO, layouts.OBJECT_STITCH, "normed", "black"),
-        ("model.ckpt", layouts.AUTO, layouts.PAINT, "pooled", "original"),
+        ("ObjectStitch.pth", layouts.AUTO_LAYOUT, layouts.OBJECT_STITCH, "normed", "black"),
+        ("model.ckpt", layouts.AUTO_LAYOUT, layouts.PAINT, "pooled", "original"),
         ("model.ckpt", layouts.OBJECT_STITCH, layouts.OBJECT_STITCH, "normed", "black"),
         ("ObjectStitch.pth", layouts.PAINT, layouts.PAINT, "pooled", "original"),
     ],
 )
 def test_object_stitch_and_paint_by_example(name, choice, layout, tokens, background):
     state, adapter = composite()
-    found: Any = layouts.recognise(state, {}, name, choice)
+    found: Any = layouts.recognise_checkpoint(state, {}, name, choice)
     assert found.layout == layout
     reads = found.config.reading
     assert (reads.encoder, reads.width, reads.tokens, reads.background) == ("clip", 32, tokens, background)
     assert (found.config.depth, found.config.context, found.config.heads) == (5, 24, 1)
-    layouts.build(found.config).load_state_dict(found.adapter)
+    layouts.build_adapter(found.config).load_state_dict(found.adapter)
     assert all(torch.equal(found.adapter[key], adapter[key]) for key in adapter)
     assert list(found.encoder) == ["vision_model.embeddings.class_embedding"]
     assert found.dino is None
@@ -304,10 +314,10 @@ def test_anydoors_encoder_and_projector(with_encoder):
     _, encoder = transformers_dino(0, gated=True)
     if with_encoder:
         state |= {f"cond_stage_model.model.{key}": value for key, value in facebook(encoder, False).items()}
-    found: Any = layouts.recognise(state, {}, "epoch=1-step=8687.ckpt")
+    found: Any = layouts.recognise_checkpoint(state, {}, "epoch=1-step=8687.ckpt")
     assert found.layout == layouts.ANYDOOR
-    assert found.config.reading == Reading(width=32, registers=0, background="white", nothing="picture")
-    adapter = layouts.build(found.config)
+    assert found.config.reading == EncoderSpec(width=32, registers=0, background="white", nothing="picture")
+    adapter = layouts.build_adapter(found.config)
     adapter.load_state_dict(found.adapter)
     tokens = torch.randn(1, 7, 32)
     assert torch.equal(adapter(tokens), projector(tokens))
@@ -322,29 +332,31 @@ def test_anydoors_encoder_and_projector(with_encoder):
 
 @pytest.mark.parametrize(
     "config",
-    [AdapterConfig(Reading(width=24), 16, 1, 2, 12, tokens=3), OptimizerConfig(context=16, tokens=4)],
+    [AdapterConfig(EncoderSpec(width=24), 16, 1, 2, 12, tokens=3), OptimizerConfig(context=16, tokens=4)],
 )
 @pytest.mark.parametrize("dino", [None, dinov2.DinoConfig(32, 3, 2, 128, False, 4, grid=5)])
 def test_our_own_files_say_what_they_hold(config, dino):
-    state = {f"adapter.{key}": value for key, value in layouts.build(config).state_dict().items()}
+    state = {f"adapter.{key}": value for key, value in layouts.build_adapter(config).state_dict().items()}
     if dino is not None:
         state |= {f"encoder.{key}": value for key, value in dinov2.DinoV2(dino).state_dict().items()}
-    found = layouts.recognise(state, {layouts.METADATA: layouts.describe(config, dino)}, "mine.safetensors")
+    found = layouts.recognise_checkpoint(
+        state, {layouts.METADATA: layouts.describe_checkpoint(config, dino)}, "mine.safetensors"
+    )
     assert (found.layout, found.config, found.dino) == (layouts.INLAY, config, dino)
-    layouts.build(found.config).load_state_dict(found.adapter)
+    layouts.build_adapter(found.config).load_state_dict(found.adapter)
     assert (found.encoder is None) == (dino is None)
 
 
 def test_a_file_of_a_later_version_is_refused():
-    facts = json.loads(layouts.describe(AdapterConfig())) | {"wings": 2}
+    facts = json.loads(layouts.describe_checkpoint(AdapterConfig())) | {"wings": 2}
     with pytest.raises(ValueError, match="no Inlay of this version knows"):
-        layouts.recognise({}, {layouts.METADATA: json.dumps(facts)}, "new.safetensors")
+        layouts.recognise_checkpoint({}, {layouts.METADATA: json.dumps(facts)}, "new.safetensors")
 
 
 def test_an_unknown_file_lists_what_was_found_and_what_is_accepted():
     state = {f"blocks.{i}.weight": torch.zeros(1) for i in range(9)} | {"head.bias": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"other\.pt holds blocks\.0 \(1\)") as error:
-        layouts.recognise(state, {}, "other.pt")
+        layouts.recognise_checkpoint(state, {}, "other.pt")
     text = str(error.value)
     assert "4 other groups" in text
     for name in ("ObjectStitch", "Paint-by-Example", "AnyDoor", "emb_opt.pt", "Inlay has trained"):

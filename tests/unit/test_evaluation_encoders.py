@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from inlay.evaluation.encoders import ClipEncoder, load_encoder
+from inlay.evaluation.encoders import ClipEncoder, load_image_text_encoder
 
 PREPROCESSING = {
     "do_resize": True, "size": {"shortest_edge": 32}, "resample": 3, "do_center_crop": True,
@@ -65,7 +65,7 @@ def normalised(images):
 def test_dino_is_the_class_token_of_its_own_preprocessing(dino):
     from transformers import Dinov2Model
 
-    encoder = load_encoder(dino)
+    encoder = load_image_text_encoder(dino)
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         token = Dinov2Model.from_pretrained(dino)(normalised(images)).last_hidden_state[:, 0]
@@ -77,7 +77,7 @@ def test_dino_is_the_class_token_of_its_own_preprocessing(dino):
 def test_clip_is_the_projected_embedding_of_pictures_and_sentences(clip):
     from transformers import CLIPModel
 
-    encoder, model = load_encoder(clip), CLIPModel.from_pretrained(clip)
+    encoder, model = load_image_text_encoder(clip), CLIPModel.from_pretrained(clip)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         seen = model.visual_projection(model.vision_model(normalised(images)).pooler_output)
@@ -90,17 +90,17 @@ def test_clip_is_the_projected_embedding_of_pictures_and_sentences(clip):
 
 
 def test_pictures_of_any_size_become_unit_vectors(dino):
-    found = load_encoder(dino)(torch.rand(2, 3, 50, 41))
+    found = load_image_text_encoder(dino)(torch.rand(2, 3, 50, 41))
     assert found.shape == (2, 16)
     assert torch.allclose(found.norm(dim=1), torch.ones(2), atol=1e-5)
 
 
 def test_a_folder_without_a_model_or_with_another_one_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"encoder: .* no config\.json"):
-        load_encoder(tmp_path)
+        load_image_text_encoder(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     with pytest.raises(ValueError, match="holds a bert model"):
-        load_encoder(tmp_path)
+        load_image_text_encoder(tmp_path)
 
 
 def test_a_malicious_pickle_is_not_run(dino, tmp_path):
@@ -116,4 +116,4 @@ def test_a_malicious_pickle_is_not_run(dino, tmp_path):
 
     torch.save({"x": Bomb()}, folder / "pytorch_model.bin")
     with pytest.raises(Exception, match=r"(?i)weights.?only"):
-        load_encoder(folder)
+        load_image_text_encoder(folder)

@@ -5,7 +5,7 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.headless.client import Progress, explain_refusal, progress_of
+from inlay.headless.client import NodeProgressEvent, explain_refusal, progress_of
 from inlay.headless.terminal import BAR, Bars, bar_line
 
 GRAPH = {"1": {"class_type": "Load"}, "2": {"class_type": "KSampler", "_meta": {"title": "Sample"}}}
@@ -13,7 +13,7 @@ GRAPH = {"1": {"class_type": "Load"}, "2": {"class_type": "KSampler", "_meta": {
 
 @given(st.floats(0, 1000), st.floats(0, 1000), st.sampled_from(["running", "finished", "cached"]))
 def test_a_bar_is_ascii_and_never_wider_than_full(value, maximum, state):
-    line = bar_line("Sample", 8, Progress("2", value, maximum, state), 1.0)
+    line = bar_line("Sample", 8, NodeProgressEvent("2", value, maximum, state), 1.0)
     bar = line[line.index("[") + 1 : line.index("]")]
     assert line.isascii()
     assert len(bar) == BAR
@@ -22,7 +22,7 @@ def test_a_bar_is_ascii_and_never_wider_than_full(value, maximum, state):
 
 
 def test_a_running_node_says_how_far_it_is():
-    line = bar_line("Sample", 8, Progress("2", 5, 20, "running", "loss 0.1"), 1.5)
+    line = bar_line("Sample", 8, NodeProgressEvent("2", 5, 20, "running", "loss 0.1"), 1.5)
     assert line == "  Sample    [" + "#" * 6 + "." * 18 + "]    5/20   1.5 s  loss 0.1"
 
 
@@ -34,11 +34,11 @@ class Terminal(io.StringIO):
 def run(stream):
     bars = Bars(GRAPH, stream)
     for progress in (
-        Progress("1", 1, 1, "cached"),
-        Progress("2", 0, 2, "running"),
-        Progress("2", 1, 2, "running"),
-        Progress("2", 2, 2, "finished"),
-        Progress("2", 2, 2, "finished"),
+        NodeProgressEvent("1", 1, 1, "cached"),
+        NodeProgressEvent("2", 0, 2, "running"),
+        NodeProgressEvent("2", 1, 2, "running"),
+        NodeProgressEvent("2", 2, 2, "finished"),
+        NodeProgressEvent("2", 2, 2, "finished"),
     ):
         bars(progress)
     return stream.getvalue()
@@ -58,12 +58,12 @@ def test_on_a_terminal_the_line_is_redrawn_in_place():
 
 
 def test_what_a_node_says_stays_until_it_says_more():
-    seen = {"2": Progress("2", 1, 9, "running")}
+    seen = {"2": NodeProgressEvent("2", 1, 9, "running")}
     (said,) = progress_of("text", {"node": "2", "text": "loss 0.1"}, seen)
-    assert said == Progress("2", 1, 9, "running", "loss 0.1")
+    assert said == NodeProgressEvent("2", 1, 9, "running", "loss 0.1")
     states = {"2": {"display_node_id": "2", "value": 2, "max": 9, "state": "running"}}
     (moved,) = progress_of("progress_state", {"nodes": states}, {"2": said})
-    assert moved == Progress("2", 2, 9, "running", "loss 0.1")
+    assert moved == NodeProgressEvent("2", 2, 9, "running", "loss 0.1")
 
 
 def test_what_the_node_itself_says_of_an_input_is_not_buried():

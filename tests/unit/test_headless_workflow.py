@@ -237,11 +237,11 @@ def test_a_benchmarks_cases_become_jobs_under_their_names(tmp_path):
 
 
 def test_a_case_goes_where_the_user_says():
-    from inlay.headless.benchmark import read_takers
+    from inlay.headless.benchmark import read_input_bindings
 
-    assert read_takers(["prompt=Words.text"])["prompt"] == "Words.text"
+    assert read_input_bindings(["prompt=Words.text"])["prompt"] == "Words.text"
     with pytest.raises(HostError, match="FIELD one of references, background"):
-        read_takers(["mask=1.image"])
+        read_input_bindings(["mask=1.image"])
 
 
 def node(key: int, kind: str, inputs=(), values=(), mode: int = 0, outputs=("IMAGE",), **more) -> dict:

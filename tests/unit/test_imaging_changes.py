@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.imaging.changes import change_mask, changed, patches
+from inlay.imaging.changes import change_map, change_mask, patches
 from inlay.imaging.composite import paste_back
 
 
@@ -27,7 +27,7 @@ def plain_average(difference, radius):
 def test_differences_are_averaged_over_squares():
     a, b = torch.rand(2, 9, 11, 3, dtype=torch.float64)
     average = plain_average((a - b).abs().mean(-1).numpy(), 2)
-    assert (changed(a, b, 0.33, 2) == (average > 0.33)).all()
+    assert (change_map(a, b, 0.33, 2) == (average > 0.33)).all()
     assert 0 < (average > 0.33).mean() < 1
 
 

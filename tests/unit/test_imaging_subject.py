@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from inlay.imaging.mask_levels import LEVELS, level_preview, mask_level
+from inlay.imaging.mask_levels import MASK_LEVELS, level_preview, mask_level
 from inlay.imaging.masks import box_mask
 from inlay.imaging.object_picture import subject_picture
 
@@ -122,7 +122,7 @@ def outlines(draw):
 @given(outlines())
 @settings(max_examples=80)
 def test_each_level_holds_the_one_before_and_lies_in_the_box(mask):
-    levels = [mask_level(mask, level) for level in LEVELS]
+    levels = [mask_level(mask, level) for level in MASK_LEVELS]
     assert torch.equal(levels[0], mask)
     assert torch.equal(levels[3], box_mask(mask))
     for inner, outer in itertools.pairwise(levels):
@@ -134,7 +134,7 @@ def test_levels_grow_and_smooth():
     mask = torch.zeros(1, 100, 100)
     mask[:, 20:80, 45:55] = 1  # a cross with notches
     mask[:, 45:55, 20:80] = 1
-    areas = [float(mask_level(mask, level).sum()) for level in LEVELS]
+    areas = [float(mask_level(mask, level).sum()) for level in MASK_LEVELS]
     assert areas[0] < areas[1] < areas[2] < areas[3] == 3600
     assert areas[1] > 1.15 * areas[0]
     assert areas[2] > 1.25 * areas[1]
@@ -143,7 +143,7 @@ def test_levels_grow_and_smooth():
 def test_levels_are_made_sample_by_sample_and_keep_the_dtype():
     a, b = masked(20, 20, 2, 2, 12, 6), masked(20, 20, 8, 8, 18, 19)
     both = torch.cat([a, b]).half()
-    for level in LEVELS:
+    for level in MASK_LEVELS:
         made = mask_level(both, level)
         assert made.dtype == torch.float16
         assert torch.equal(made.float(), torch.cat([mask_level(a, level), mask_level(b, level)]))
@@ -154,7 +154,7 @@ def test_levels_are_the_same_wherever_the_object_stands():
     small[:, 5:12, 5:12] = 0
     moved = torch.zeros(1, 90, 80)
     moved[:, 50:90, 40:80] = small
-    for level in LEVELS:
+    for level in MASK_LEVELS:
         assert torch.equal(mask_level(moved, level)[:, 50:90, 40:80], mask_level(small, level))
 
 

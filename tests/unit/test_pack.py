@@ -97,7 +97,7 @@ from pathlib import Path
 import torch
 
 from ..training.adapters.shards import open_source, write_shards
-from ..training.adapters.dataset import Examples, Steps, loader
+from ..training.adapters.dataset import SampleDataset, StepBatchSampler, loader
 
 def add_arguments(parser):
     parser.add_argument("folder", type=Path)
@@ -108,8 +108,8 @@ def make(record, generator):
 def main(options):
     multiprocessing.set_start_method("spawn")
     write_shards(((str(i), {"a.png": bytes(i)}) for i in range(4)), options.folder, 2)
-    examples = Examples(open_source(options.folder), 0, make)
-    batches = list(loader(examples, Steps(0, 2, 2), 1))
+    examples = SampleDataset(open_source(options.folder), 0, make)
+    batches = list(loader(examples, StepBatchSampler(0, 2, 2), 1))
     print(*sorted(length for batch in batches for length in batch["length"].tolist()))
     return 0
 """

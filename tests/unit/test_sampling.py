@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from inlay.imaging.boxes import Box, bounding_box
 from inlay.imaging.composite import soft_edge
-from inlay.imaging.views import LEVELS, close_up, resize_image, surroundings
-from inlay.sampling.batch import EACH, IN_TURN, TOGETHER, count_steps, inpaint_batch, plan_jobs
+from inlay.imaging.views import UNET_MULTIPLE, close_up, resize_image, surroundings
+from inlay.sampling.batch import EACH, IN_TURN, TOGETHER, count_steps, inpaint_batch, plan_batch
 from inlay.sampling.schedule import split_schedule
-from inlay.sampling.stages import Hole, Options, Painted, enlarge, inpaint
+from inlay.sampling.stages import InpaintOptions, MaskedRegion, PaintedView, grow_mask, inpaint
 
 examples = settings(max_examples=50)
 lengths = st.integers(1, 300)
@@ -43,7 +43,7 @@ def test_a_close_up_holds_the_mask_and_its_edge_at_the_working_area(place, edge,
     view = close_up(box, height, width, side, context, edge)
     assert contains(Box(0, 0, height, width), view.box)
     assert contains(view.box, box.expand(edge).clamp(height, width))
-    multiple = LEVELS if side % LEVELS == 0 else 8
+    multiple = UNET_MULTIPLE if side % UNET_MULTIPLE == 0 else 8
     assert view.height % multiple == 0
     assert view.width % multiple == 0
     if view.box.height == view.box.width:
@@ -142,7 +142,7 @@ def test_the_enlarged_mask_is_everything_within_reach(seed, grow):
     near = torch.cdist(
         torch.cartesian_prod(torch.arange(17.0), torch.arange(13.0)), hole[0].nonzero().float()
     ).amin(1)
-    assert torch.equal(enlarge(hole, grow)[0] > 0, (near <= grow + 1e-4).reshape(17, 13))
+    assert torch.equal(grow_mask(hole, grow)[0] > 0, (near <= grow + 1e-4).reshape(17, 13))
 
 
 class Colours:
@@ -157,7 +157,9 @@ class Colours:
         begun = shown if start is known else start.clone()
         self.calls.append((view, shown, begun, hole, len(sigmas) - 1, last))
         shade = len(self.calls) / 10
-        return Painted(torch.full_like(known, shade), {"samples": torch.full((len(known), 4, 2, 2), shade)})
+        return PaintedView(
+            torch.full_like(known, shade), {"samples": torch.full((len(known), 4, 2, 2), shade)}
+        )
 
 
 def spot(height, width, top, left, size=5):
@@ -167,7 +169,7 @@ def spot(height, width, top, left, size=5):
 
 
 def holes(*masks):
-    return [Hole(mask, bounding_box(mask[0])) for mask in masks]
+    return [MaskedRegion(mask, bounding_box(mask[0])) for mask in masks]
 
 
 SIGMAS = torch.linspace(14, 0, 11)
@@ -185,7 +187,7 @@ def test_pixels_beyond_the_soft_edge_keep_their_bits(share, size, edge, place):
         "corner": spot(*size, top=0, left=0, size=3),
         "all": torch.ones(1, *size),
     }[place]
-    options = Options(side=64, share=share, soft_edge=edge)
+    options = InpaintOptions(side=64, share=share, soft_edge=edge)
     result = image.clone()
     inpaint(result, holes(mask), SIGMAS, options, Colours())
     beyond = (soft_edge(mask, edge) == 0)[0]
@@ -195,7 +197,7 @@ def test_pixels_beyond_the_soft_edge_keep_their_bits(share, size, edge, place):
 
 def test_the_stages_share_the_steps_and_the_second_starts_from_the_close_up():
     image, mask, paint = torch.rand(1, 96, 96, 3), spot(96, 96, 36, 36, 22), Colours()
-    result, options = image.clone(), Options(side=64, share=0.7, soft_edge=2)
+    result, options = image.clone(), InpaintOptions(side=64, share=0.7, soft_edge=2)
     close_ups, latent = inpaint(result, holes(mask), SIGMAS, options, paint)
     (near, known, start, hole, steps, last), (wide, seen, begun, union, rest, end) = paint.calls
     assert (steps, last, rest, end) == (7, False, 3, True)
@@ -219,7 +221,9 @@ def test_share_0_leaves_the_close_up_unpainted_and_share_1_the_surroundings_unse
     image, mask = torch.rand(1, 96, 96, 3), spot(96, 96, 40, 40, 8)
     for share in (0.0, 1.0):
         paint = Colours()
-        close_ups, _ = inpaint(image.clone(), holes(mask), SIGMAS, Options(side=64, share=share), paint)
+        close_ups, _ = inpaint(
+            image.clone(), holes(mask), SIGMAS, InpaintOptions(side=64, share=share), paint
+        )
         ((_, known, start, _, steps, last),) = paint.calls
         assert (steps, last) == (10, True)
         assert start is known
@@ -229,7 +233,7 @@ def test_share_0_leaves_the_close_up_unpainted_and_share_1_the_surroundings_unse
 def test_the_close_up_that_was_not_painted_shows_what_was_there():
     image, mask = torch.rand(1, 64, 64, 3), spot(64, 64, 20, 20, 20)
     before = image.clone()
-    close_ups, _ = inpaint(image, holes(mask), SIGMAS, Options(side=64, share=0.0), Colours())
+    close_ups, _ = inpaint(image, holes(mask), SIGMAS, InpaintOptions(side=64, share=0.0), Colours())
     assert not torch.equal(image, before)
     assert torch.equal(close_ups[0], before)
 
@@ -237,7 +241,7 @@ def test_the_close_up_that_was_not_painted_shows_what_was_there():
 def test_masks_together_have_a_close_up_each_and_are_harmonised_at_once():
     image, paint = torch.rand(1, 300, 300, 3), Colours()
     masks = spot(300, 300, 20, 20), spot(300, 300, 250, 260)
-    options = Options(side=64, share=0.5, soft_edge=2, window=0)
+    options = InpaintOptions(side=64, share=0.5, soft_edge=2, window=0)
     inpaint(image.clone(), holes(*masks), SIGMAS, options, paint)
     assert [call[4] for call in paint.calls] == [5, 5, 5]
     begun = paint.calls[2][2]
@@ -250,7 +254,7 @@ def test_the_window_of_masks_far_apart_is_shrunk():
     image, paint = torch.rand(1, 300, 300, 3), Colours()
     masks = spot(300, 300, 20, 20), spot(300, 300, 250, 260)
     result = image.clone()
-    inpaint(result, holes(*masks), SIGMAS, Options(side=64, share=0.5, soft_edge=2), paint)
+    inpaint(result, holes(*masks), SIGMAS, InpaintOptions(side=64, share=0.5, soft_edge=2), paint)
     window, known, begun, *_ = paint.calls[2]
     assert window.height * window.width <= 1.1 * 2 * 64**2
     assert window.box.height > 200
@@ -263,7 +267,7 @@ def test_masks_whose_edges_meet_both_stay():
     image = torch.zeros(1, 64, 64, 3)
     masks = spot(64, 64, 20, 20), spot(64, 64, 20, 26)
     result = image.clone()
-    inpaint(result, holes(*masks), SIGMAS, Options(side=64, share=1.0, soft_edge=4), Colours())
+    inpaint(result, holes(*masks), SIGMAS, InpaintOptions(side=64, share=1.0, soft_edge=4), Colours())
     assert (result[0, 20:25, 20] - 0.1).abs().max() < 1e-6
     assert (result[0, 20:25, 26:31] - 0.2).abs().max() < 1e-6
 
@@ -280,7 +284,7 @@ def test_masks_whose_edges_meet_both_stay():
     ],
 )
 def test_who_is_painted_with_whom(images, masks, several, jobs):
-    image, planned = plan_jobs(torch.rand(images, 9, 9, 3), torch.ones(masks, 9, 9), several)
+    image, planned = plan_batch(torch.rand(images, 9, 9, 3), torch.ones(masks, 9, 9), several)
     assert [(job.rows, len(job.turns), len(job.turns[0])) for job in planned] == jobs
     assert len(image) == (max(images, masks) if several == EACH else images)
 
@@ -288,15 +292,15 @@ def test_who_is_painted_with_whom(images, masks, several, jobs):
 def test_empty_masks_have_no_job():
     mask = torch.cat([torch.zeros(1, 9, 9), torch.ones(1, 9, 9)])
     image = torch.rand(2, 9, 9, 3)
-    assert [job.rows for job in plan_jobs(image, mask, EACH)[1]] == [range(1, 2)]
-    assert [len(job.turns) for job in plan_jobs(image, mask, IN_TURN)[1]] == [1]
+    assert [job.rows for job in plan_batch(image, mask, EACH)[1]] == [range(1, 2)]
+    assert [len(job.turns) for job in plan_batch(image, mask, IN_TURN)[1]] == [1]
     for several in (EACH, IN_TURN, TOGETHER):
-        assert plan_jobs(image, torch.zeros(2, 9, 9), several)[1] == []
+        assert plan_batch(image, torch.zeros(2, 9, 9), several)[1] == []
 
 
 def test_batches_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="mask: there are 2 in the batch but 3 in image"):
-        plan_jobs(torch.rand(3, 9, 9, 3), torch.ones(2, 9, 9), EACH)
+        plan_batch(torch.rand(3, 9, 9, 3), torch.ones(2, 9, 9), EACH)
 
 
 @pytest.mark.parametrize("several", [EACH, IN_TURN, TOGETHER])
@@ -304,14 +308,14 @@ def test_a_batch_keeps_what_no_mask_covers_and_its_input(several):
     image = torch.rand(2, 60, 70, 3)
     before = image.clone()
     mask = torch.cat([spot(60, 70, 10, 10), spot(60, 70, 40, 50)])
-    _, jobs = plan_jobs(image, mask, several)
+    _, jobs = plan_batch(image, mask, several)
     painters = []
 
     def runs(rows):
         painters.append(Colours())
         return painters[-1]
 
-    options = Options(side=64, share=0.5, soft_edge=2)
+    options = InpaintOptions(side=64, share=0.5, soft_edge=2)
     result = inpaint_batch(image, jobs, SIGMAS, options, runs)
     assert torch.equal(image, before)
     beyond = soft_edge(mask, 2) == 0
@@ -326,8 +330,10 @@ def test_a_batch_keeps_what_no_mask_covers_and_its_input(several):
 
 def test_one_after_another_sees_what_came_before():
     image, paint = torch.zeros(1, 60, 60, 3), Colours()
-    _, jobs = plan_jobs(image, torch.cat([spot(60, 60, 10, 10), spot(60, 60, 36, 36, 22)]), IN_TURN)
-    result = inpaint_batch(image, jobs, SIGMAS, Options(side=64, share=0.0, soft_edge=0), lambda rows: paint)
+    _, jobs = plan_batch(image, torch.cat([spot(60, 60, 10, 10), spot(60, 60, 36, 36, 22)]), IN_TURN)
+    result = inpaint_batch(
+        image, jobs, SIGMAS, InpaintOptions(side=64, share=0.0, soft_edge=0), lambda rows: paint
+    )
     view, known, *_ = paint.calls[1]
     assert known[0, 12 - view.box.top, 12 - view.box.left, 0].item() == pytest.approx(0.1)
     assert result.image[0, 12, 12, 0].item() == pytest.approx(0.1)

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from inlay.encoders.content_adapter import AdapterConfig, ContentAdapter, Reading
+from inlay.encoders.content_adapter import AdapterConfig, ContentAdapter, EncoderSpec
 from inlay.encoders.dinov2 import DinoConfig, DinoV2
 from inlay.headless import train_cli
 from inlay.training.adapters import identity_stages as adapters
@@ -27,25 +27,25 @@ from inlay.training.adapters import run_checkpoints as runs
 from inlay.training.adapters.identity_stages import (
     COMPOSE,
     INSERT,
-    VIEWS,
-    AdapterTrainee,
+    VIEWS_STAGE,
+    TrainableAdapter,
     by_diffusers,
+    exported_tensors,
     freeze,
-    kept,
-    prepare,
+    prepare_batch,
 )
 from inlay.training.adapters.pretrained import (
-    check_pair,
+    check_encoder_matches,
     load_diffusion,
-    load_encoder,
+    load_object_encoder,
     load_unet,
     read_adapter,
 )
 from inlay.training.finetune.data import generator_at
-from inlay.training.finetune.trainer import Diffusion
+from inlay.training.finetune.trainer import NoiseSchedule
 
 DINO = DinoConfig(32, 1, 2, 64, False, 4, grid=4)
-READS = Reading(width=32, size=28)
+READS = EncoderSpec(width=32, size=28)
 UNET = {
     "sample_size": 4, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
     "cross_attention_dim": 16, "attention_head_dim": 4,
@@ -63,7 +63,7 @@ def unet(channels=4, seed=0):
 def trainee(channels=4, nothing="learned") -> Any:
     net = unet(channels)
     config = AdapterConfig(replace(READS, nothing=nothing), width=16, depth=1, heads=2, context=16)
-    return AdapterTrainee(DinoV2(DINO), ContentAdapter(config), net, load_diffusion(None), by_diffusers)
+    return TrainableAdapter(DinoV2(DINO), ContentAdapter(config), net, load_diffusion(None), by_diffusers)
 
 
 class Pixels:
@@ -94,7 +94,7 @@ def batch(count=3, start=0, side=16):
 
 def test_the_context_agnostic_stage_trains_encoder_adapter_and_decoder():
     module = trainee()
-    parts = freeze(module.parts, VIEWS)
+    parts = freeze(module.parts, VIEWS_STAGE)
     assert set(parts) == {"encoder", "adapter", "unet"}
     learns = {name for name, p in module.named_parameters() if p.requires_grad}
     assert "unet.up_blocks.0.resnets.0.conv1.weight" in learns
@@ -138,12 +138,12 @@ def test_rates_swap_halfway_after_the_warm_up():
 
 def test_conditions_are_left_out_as_often_as_said():
     r = torch.arange(0, 1, 1e-4) + 5e-5
-    objects, pictures = kept(INSERT, r)
+    objects, pictures = exported_tensors(INSERT, r)
     p = 0.05
     assert torch.equal(~objects, r < 2 * p)
     assert torch.equal(~pictures, (r >= p) & (r < 3 * p))
     assert (~objects & ~pictures).float().mean().item() == pytest.approx(p, abs=1e-3)
-    objects, pictures = kept(VIEWS, r)
+    objects, pictures = exported_tensors(VIEWS_STAGE, r)
     assert (~objects).float().mean().item() == pytest.approx(0.05, abs=1e-3)
     assert pictures.all()
 
@@ -152,11 +152,12 @@ def test_conditions_are_left_out_as_often_as_said():
 
 
 @pytest.mark.parametrize(
-    ("stage", "channels"), [(VIEWS, 4), (replace(VIEWS, channels=9), 9), (COMPOSE, 9), (INSERT, 8)]
+    ("stage", "channels"),
+    [(VIEWS_STAGE, 4), (replace(VIEWS_STAGE, channels=9), 9), (COMPOSE, 9), (INSERT, 8)],
 )
 def test_the_loss_is_the_error_of_the_predicted_noise(stage, channels):
     module = trainee(channels)
-    inputs = prepare(stage, Pixels(), READS, batch(), seed=4, levels=1000)
+    inputs = prepare_batch(stage, Pixels(), READS, batch(), seed=4, levels=1000)
     assert inputs["latent"].shape == (3, 4, 4, 4)
     got = module(inputs)
     a = 1 / (1 + module.diffusion.sigmas[inputs["t"]].double() ** 2)
@@ -174,18 +175,18 @@ def test_the_loss_is_the_error_of_the_predicted_noise(stage, channels):
 
 def test_what_is_beside_the_noise():
     pictures = batch()
-    compose = prepare(COMPOSE, Pixels(), READS, pictures, 0, 1000)["beside"]
+    compose = prepare_batch(COMPOSE, Pixels(), READS, pictures, 0, 1000)["beside"]
     small = torch.nn.functional.interpolate(pictures["hole"][:, None], (4, 4), mode="nearest")
     assert torch.equal(compose[:, :1], small)
     grey = pictures["target"] * (1 - pictures["hole"][..., None]) + 0.5 * pictures["hole"][..., None]
     assert torch.allclose(compose[:, 1:], Pixels().mode(grey, True), atol=1e-6)
-    whole = prepare(replace(VIEWS, channels=9), Pixels(), READS, {**pictures}, 0, 1000)
+    whole = prepare_batch(replace(VIEWS_STAGE, channels=9), Pixels(), READS, {**pictures}, 0, 1000)
     assert torch.equal(whole["beside"][:, :1], small)  # a hole that is given is used
     del pictures["hole"]
-    whole = prepare(replace(VIEWS, channels=9), Pixels(), READS, pictures, 0, 1000)["beside"]
+    whole = prepare_batch(replace(VIEWS_STAGE, channels=9), Pixels(), READS, pictures, 0, 1000)["beside"]
     assert torch.equal(whole[:, :1], torch.ones(3, 1, 4, 4))
-    insert = prepare(INSERT, Pixels(), READS, pictures, 0, 1000)
-    seen = kept(INSERT, torch.stack([draw(0, k) for k in range(3)]))[1]
+    insert = prepare_batch(INSERT, Pixels(), READS, pictures, 0, 1000)
+    seen = exported_tensors(INSERT, torch.stack([draw(0, k) for k in range(3)]))[1]
     expected = Pixels().mode(pictures["source"], False) * seen.view(-1, 1, 1, 1)
     assert torch.equal(insert["beside"], expected)
 
@@ -200,11 +201,11 @@ def draw(seed, number):
 
 
 def test_an_example_draws_the_same_numbers_in_any_batch():
-    together = prepare(VIEWS, Pixels(), READS, batch(4), 7, 1000)
+    together = prepare_batch(VIEWS_STAGE, Pixels(), READS, batch(4), 7, 1000)
     whole = batch(4)
     for row in range(4):
         single = {name: part[row : row + 1] for name, part in whole.items()}
-        alone = prepare(VIEWS, Pixels(), READS, single, 7, 1000)
+        alone = prepare_batch(VIEWS_STAGE, Pixels(), READS, single, 7, 1000)
         for name in ("noise", "t", "keep", "latent"):
             assert torch.equal(alone[name][0], together[name][row])
 
@@ -226,9 +227,9 @@ def test_what_is_left_out_is_nothing(nothing):
 
 @pytest.mark.parametrize("tokens", ["last", "normed", "pooled"])
 def test_clip_is_read_in_any_version_of_transformers(world, tokens):
-    clip: Any = load_encoder(world / "clip")
+    clip: Any = load_object_encoder(world / "clip")
     pixels = torch.randn(2, 3, 28, 28)
-    got = adapters.read_tokens(clip, Reading("clip", 32, 0, 28, tokens), pixels)
+    got = adapters.read_tokens(clip, EncoderSpec("clip", 32, 0, 28, tokens), pixels)
     output = clip(pixel_values=pixels)
     if tokens == "pooled":
         assert torch.allclose(got[:, 0], output.pooler_output, atol=1e-6)
@@ -254,7 +255,7 @@ def test_a_widened_unet_predicts_what_it_did(tmp_path):
 def test_the_noise_is_stable_diffusions(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     theirs = diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    ours: Diffusion = load_diffusion(None)
+    ours: NoiseSchedule = load_diffusion(None)
     a = 1 / (1 + ours.sigmas**2)
     assert torch.allclose(a, theirs.alphas_cumprod, atol=1e-5)
     theirs.register_to_config(prediction_type="v_prediction")
@@ -354,7 +355,7 @@ def test_both_stages_and_the_files_they_leave(packed, tmp_path):
     stage = ["views", *common(packed, "shards", first), "--encoder", packed / "dino", "--steps", 3]
     assert train_cli.main(options(*stage)) == 0
     adapter, encoder = read(first)
-    assert adapter.config.reading == Reading(width=32, registers=4, size=28)
+    assert adapter.config.reading == EncoderSpec(width=32, registers=4, size=28)
     start = load_file(packed / "dino" / "model.safetensors")
     key = "encoder.layer.0.norm1.weight"
     assert not torch.equal(encoder.state_dict()[key], start[key])  # it was trained
@@ -381,7 +382,9 @@ def test_insertion_trains_an_embedding_optimizer(packed, tmp_path):
     assert train_cli.main(options(*stage, "--steps", 2)) == 0
     state = load_file(out)
     assert state["adapter.queries"].shape == (77, 16)
-    assert read(out)[0].config.reading == Reading("clip", 32, 0, 28, background="original", nothing="zeros")
+    assert read(out)[0].config.reading == EncoderSpec(
+        "clip", 32, 0, 28, background="original", nothing="zeros"
+    )
     assert not any(name.startswith("encoder.") for name in state)  # CLIP stays where it is
     unet_state = load_file(tmp_path / "insert.unet.safetensors")
     start = load_unet(packed / "pix2pix", 8).state_dict()
@@ -498,14 +501,14 @@ def test_a_damaged_checkpoint_is_put_aside_for_the_one_before_it(packed, tmp_pat
     newest = folder / "step-000004"
     files = [path for path in newest.iterdir() if path.is_file()]
     assert len(files) >= 3  # weights, optimiser, random numbers
-    assert runs.is_whole(newest)
+    assert runs.is_complete(newest)
     for file in files:
         before = file.read_bytes()
         for damage in (cut, empty, zeros):
             damage(file)
-            assert not runs.is_whole(newest), (file.name, damage)
+            assert not runs.is_complete(newest), (file.name, damage)
         file.write_bytes(before)
-    assert runs.is_whole(newest)
+    assert runs.is_complete(newest)
     cut(newest / "model.safetensors")
     with caplog.at_level("INFO"):
         assert again(damaged, 5) == 0
@@ -564,7 +567,7 @@ def test_compose_takes_a_clip_that_stays_as_it_is(packed, tmp_path):
     stage = ["compose", *common(packed, "shards", out), "--encoder", packed / "clip", "--steps", 1]
     assert train_cli.main(options(*stage)) == 0
     adapter, encoder = read(out)
-    assert adapter.config.reading == Reading("clip", 32, 0, 28, "normed")
+    assert adapter.config.reading == EncoderSpec("clip", 32, 0, 28, "normed")
     assert encoder is None
 
 
@@ -585,9 +588,9 @@ def test_an_adapter_is_trained_on_with_its_own_encoder(packed, tmp_path, capsys)
 
 def test_an_adapter_of_another_unet_is_named():
     module = trainee()
-    check_pair(module.encoder, module.adapter, 16)
+    check_encoder_matches(module.encoder, module.adapter, 16)
     with pytest.raises(ValueError, match="--adapter: its context is 16 wide, but the UNet reads 24"):
-        check_pair(module.encoder, module.adapter, 24)
+        check_encoder_matches(module.encoder, module.adapter, 24)
 
 
 def test_passes_add_up_to_the_same_step(packed, tmp_path):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from inlay.conditioning.attribute_words import words_to_remove
 from inlay.training.finetune.attribute_dictionary import (
+    attributes_to_words,
     compose_prompts,
-    describe,
     parse_attributes,
     read_attributes,
     write_attributes,
@@ -68,12 +68,12 @@ def test_what_cannot_be_read_is_shown(text, message):
     ],
 )
 def test_words_stand_where_english_puts_them(chosen, sentence):
-    assert describe(chosen, "teapot", "sks") == sentence
+    assert attributes_to_words(chosen, "teapot", "sks") == sentence
 
 
 def test_every_combination_comes_when_all_are_asked_for():
     every = {
-        describe(dict(pairs), "teapot")
+        attributes_to_words(dict(pairs), "teapot")
         for chosen in itertools.product((None, "brown", "dark"), (None, "clay"), (None, "a lid"))
         if (pairs := [(k, w) for k, w in zip(TEAPOT, chosen, strict=True) if w])
     }

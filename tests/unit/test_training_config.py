@@ -8,7 +8,7 @@ import pytest
 from inlay import dev
 from inlay.training.finetune.presets import ADAFACTOR_RATE
 from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX
-from inlay.training.finetune.toml_config import read_config, read_recipe
+from inlay.training.finetune.toml_config import read_recipe, read_toml
 
 NEEDED = 'checkpoint = "sd.safetensors"\nreferences = "photos"\nclass_name = "cat"\n'
 
@@ -16,11 +16,11 @@ NEEDED = 'checkpoint = "sd.safetensors"\nreferences = "photos"\nclass_name = "ca
 def config(tmp_path, text):
     path = tmp_path / "cat.toml"
     path.write_text(text, encoding="utf-8")
-    return read_config(path)
+    return read_toml(path)
 
 
 def test_the_documented_file_is_dreammix_itself(monkeypatch):
-    documented = read_config(dev.PACK / "workflows" / "finetune.toml")
+    documented = read_toml(dev.PACK / "workflows" / "finetune.toml")
     assert documented.recipe == DREAMMIX
     assert documented.attributes == {}  # nothing of the example's teapot stays with another subject
     assert documented.references == dev.PACK / "workflows" / "photos"
@@ -33,7 +33,7 @@ def test_three_keys_are_enough(tmp_path):
 
 
 def test_the_documented_defaults_are_the_defaults(tmp_path):
-    documented, plain = read_config(dev.PACK / "workflows" / "finetune.toml"), config(tmp_path, NEEDED)
+    documented, plain = read_toml(dev.PACK / "workflows" / "finetune.toml"), config(tmp_path, NEEDED)
     for name in ("token", "seed", "memory", "save_every", "preview_every", "previous", "regular", "out"):
         assert getattr(documented, name) == getattr(plain, name)
 
@@ -119,4 +119,4 @@ def test_a_mistake_is_one_sentence_that_names_the_key(tmp_path, text, message):
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no\.toml: it cannot be read"):
-        read_config(tmp_path / "no.toml")
+        read_toml(tmp_path / "no.toml")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inlay.training.finetune.plots import SAMPLES, WIDTH, as_tensor, draw_curve, draw_strip
+from inlay.training.finetune.plots import MAX_STRIP_SAMPLES, WIDTH, draw_curve, draw_strip, image_to_tensor
 
 
 def test_a_note_is_written_into_the_curve():
@@ -26,8 +26,8 @@ def test_samples_stand_side_by_side_from_the_first_to_the_last(count, shape):
     strip = np.asarray(draw_strip(samples))
     assert strip.shape[1] == WIDTH
     middle = strip[strip.shape[0] // 3]
-    step = WIDTH // SAMPLES
-    shown = [int(middle[column * step + step // 2, 0]) for column in range(min(count, SAMPLES))]
+    step = WIDTH // MAX_STRIP_SAMPLES
+    shown = [int(middle[column * step + step // 2, 0]) for column in range(min(count, MAX_STRIP_SAMPLES))]
     assert shown == sorted(set(shown))
     assert shown[0] == int(samples[10][0, 0, 0])
     assert shown[-1] == int(samples[count * 10][0, 0, 0])
@@ -36,4 +36,4 @@ def test_samples_stand_side_by_side_from_the_first_to_the_last(count, shape):
 def test_a_stored_strip_is_the_same_picture(tmp_path):
     strip = draw_strip({5: torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8)})
     strip.save(tmp_path / "cat.png")
-    assert torch.equal(as_tensor(Image.open(tmp_path / "cat.png")), as_tensor(strip))
+    assert torch.equal(image_to_tensor(Image.open(tmp_path / "cat.png")), image_to_tensor(strip))

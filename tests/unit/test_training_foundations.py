@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.encoders.content_adapter import Reading
+from inlay.encoders.content_adapter import EncoderSpec
 from inlay.training.adapters.identity_stages import read_tokens
-from inlay.training.adapters.pretrained import load_encoder
+from inlay.training.adapters.pretrained import load_object_encoder
 
 
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float32])
@@ -19,8 +19,8 @@ def test_a_clip_of_any_precision_is_trained_with_in_full(tmp_path, precision):
     )  # fmt: skip
     saved = transformers.CLIPVisionModel(config).to(precision)
     saved.save_pretrained(tmp_path)
-    clip: Any = load_encoder(tmp_path)
-    tokens = read_tokens(clip, Reading("clip", 32, 0, 28, "normed"), torch.zeros(1, 3, 28, 28))
+    clip: Any = load_object_encoder(tmp_path)
+    tokens = read_tokens(clip, EncoderSpec("clip", 32, 0, 28, "normed"), torch.zeros(1, 3, 28, 28))
     assert tokens.dtype == torch.float32
     for name, value in saved.named_parameters():
         assert torch.equal(clip.get_parameter(name), value.float())

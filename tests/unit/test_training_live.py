@@ -21,7 +21,7 @@ def follow(page: dict, news: dict) -> None:
 
 @given(losses, st.integers(1, 20), st.integers(1, 20), st.integers(1, 1500))
 def test_whole_and_news_agree_whenever_one_starts_to_look(values, every, opened, steps):
-    run = live.Run("5", steps)
+    run = live.TrainingProgress("5", steps)
     pages = [run.whole()]
     for step, loss in enumerate(values, 1):
         run.add(step, loss)
@@ -40,7 +40,7 @@ def test_whole_and_news_agree_whenever_one_starts_to_look(values, every, opened,
 
 @given(losses, st.integers(1, 5000))
 def test_a_curve_has_a_bounded_number_of_points_each_the_mean_of_its_steps(values, steps):
-    run = live.Run("5", max(steps, len(values)))
+    run = live.TrainingProgress("5", max(steps, len(values)))
     for step, loss in enumerate(values, 1):
         run.add(step, loss)
     assert len(run.points) == len(values) // run.stride <= live.POINTS
@@ -52,7 +52,7 @@ def test_a_curve_has_a_bounded_number_of_points_each_the_mean_of_its_steps(value
 
 @given(st.integers(1, 100))
 def test_a_strip_is_bounded_and_keeps_its_first_and_last_picture(count):
-    run = live.Run("5", count)
+    run = live.TrainingProgress("5", count)
     for step in range(1, count + 1):
         run.add_sample(step, f"picture {step}")
     steps = [step for step, _ in run.samples]
@@ -62,7 +62,7 @@ def test_a_strip_is_bounded_and_keeps_its_first_and_last_picture(count):
 
 
 def test_what_is_told_is_json_and_only_the_latest_sample_travels():
-    run = live.Run("5:7", 2)
+    run = live.TrainingProgress("5:7", 2)
     run.add(1, 0.5)
     run.add_sample(1, "data:a")
     run.add_sample(2, "data:b")
@@ -73,23 +73,23 @@ def test_what_is_told_is_json_and_only_the_latest_sample_travels():
 
 
 def test_a_node_has_its_latest_run_alone_and_old_nodes_are_forgotten():
-    first = live.begin("1", 10)
-    second = live.begin("1", 20)
+    first = live.begin_progress("1", 10)
+    second = live.begin_progress("1", 20)
     assert first.key != second.key
-    assert [run["steps"] for run in live.runs() if run["node"] == "1"] == [20]
+    assert [run["steps"] for run in live.all_progress() if run["node"] == "1"] == [20]
     for number in range(2, live.NODES + 2):
-        live.begin(str(number), 1)
-    known = [run["node"] for run in live.runs()]
+        live.begin_progress(str(number), 1)
+    known = [run["node"] for run in live.all_progress()]
     assert len(known) == live.NODES
     assert "1" not in known
 
 
 def test_nodes_of_two_workflows_with_one_number_have_a_run_each():
     for steps, workflow in ((10, "a"), (20, "b"), (30, ""), (40, "a")):
-        live.begin("5", steps, workflow)
-    known = {run["workflow"]: run["steps"] for run in live.runs() if run["node"] == "5"}
+        live.begin_progress("5", steps, workflow)
+    known = {run["workflow"]: run["steps"] for run in live.all_progress() if run["node"] == "5"}
     assert known == {"a": 40, "b": 20, "": 30}
-    assert live.Run("5", 1, "a").news()["workflow"] == "a"
+    assert live.TrainingProgress("5", 1, "a").news()["workflow"] == "a"
 
 
 def time_left(steps, durations, samples=()):
@@ -118,7 +118,7 @@ def test_the_time_left_is_the_median_step_and_pause_and_does_not_jump():
 
 
 def test_a_stored_training_is_a_curve_of_bounded_length():
-    run = live.Run("5", 1000, state="loaded")
+    run = live.TrainingProgress("5", 1000, state="loaded")
     run.add_all([1.0] * 1000)
     assert len(run.whole()["points"]) <= live.POINTS
     assert run.whole()["step"] == 1000

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from inlay.headless.finetune_cli import between_steps, stop
+from inlay.headless.finetune_cli import between_steps, stop_handler
 from inlay.training.finetune.data import generator_at
-from inlay.training.finetune.recipes import Optimiser
-from inlay.training.finetune.trainer import ALONE
-from inlay.training.finetune.training_loop import Diverged, State, fit
-from inlay.training.optimizers import check_optimiser, eight_bit_installed
+from inlay.training.finetune.recipes import OptimizerSpec
+from inlay.training.finetune.trainer import SINGLE_PROCESS
+from inlay.training.finetune.training_loop import Diverged, TrainingState, run_training_loop
+from inlay.training.optimizers import check_optimizer, eight_bit_installed
 
-FAST = Optimiser(learning_rate=1e-2)
+FAST = OptimizerSpec(learning_rate=1e-2)
 
 
 def problem(dtype=torch.float32):
@@ -31,7 +31,7 @@ def problem(dtype=torch.float32):
 
 def run(steps, optimiser=FAST, **options):
     weight, loss_at = problem(options.pop("dtype", torch.float32))
-    return weight, fit([weight], loss_at, optimiser, steps, **options)
+    return weight, run_training_loop([weight], loss_at, optimiser, steps, **options)
 
 
 def test_it_learns():
@@ -45,7 +45,7 @@ def test_two_runs_are_the_same_bits():
     assert losses == again
 
 
-ADAFACTOR = Optimiser(learning_rate=1e-1, kind="Adafactor")
+ADAFACTOR = OptimizerSpec(learning_rate=1e-1, kind="Adafactor")
 EIGHT_BIT = replace(FAST, kind="AdamW8bit")
 
 
@@ -54,14 +54,14 @@ EIGHT_BIT = replace(FAST, kind="AdamW8bit")
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_an_interrupted_run_goes_on_bit_for_bit(dtype, accumulation, options):
     whole, losses = run(12, dtype=dtype, accumulation=accumulation, **options)
-    kept: list[State] = []
+    kept: list[TrainingState] = []
 
-    def stop(step, loss):
+    def stop_handler(step, loss):
         if step == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(12, dtype=dtype, accumulation=accumulation, on_step=stop, on_save=kept.append, **options)
+        run(12, dtype=dtype, accumulation=accumulation, on_step=stop_handler, on_save=kept.append, **options)
     assert kept[-1].step == 5
     resumed, rest = run(12, dtype=dtype, accumulation=accumulation, resume=kept[-1], **options)
     assert torch.equal(resumed, whole)
@@ -85,7 +85,7 @@ def interrupt():
 
 
 def test_what_is_cut_off_while_the_weights_move_is_not_kept_as_a_step():
-    kept: list[State] = []
+    kept: list[TrainingState] = []
     hook = at_step(5, interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -101,7 +101,7 @@ def test_what_is_cut_off_while_the_weights_move_is_not_kept_as_a_step():
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_a_checkpoint_that_could_not_be_kept_is_kept_on_the_way_out(error):
-    kept: list[State] = []
+    kept: list[TrainingState] = []
     failed = []
 
     def save(state):
@@ -118,17 +118,17 @@ def test_a_checkpoint_that_could_not_be_kept_is_kept_on_the_way_out(error):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_within_a_step_ends_the_run_after_it(number):
-    kept: list[State] = []
+    kept: list[TrainingState] = []
     seen = []
-    before = signal.signal(number, stop)
+    before = signal.signal(number, stop_handler)
     hook = at_step(5, lambda: signal.raise_signal(number))
     try:
         with (
             pytest.raises(KeyboardInterrupt),
-            between_steps(lambda step, loss: seen.append(step), ALONE) as on_step,
+            between_steps(lambda step, loss: seen.append(step), SINGLE_PROCESS) as on_step,
         ):
             run(12, on_step=on_step, on_save=kept.append)
-        assert signal.getsignal(number) is stop
+        assert signal.getsignal(number) is stop_handler
     finally:
         hook.remove()
         signal.signal(number, before)
@@ -151,8 +151,11 @@ def test_a_signal_before_the_first_step_is_done_ends_the_run_at_once():
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
     try:
-        with pytest.raises(KeyboardInterrupt), between_steps(lambda step, loss: None, ALONE) as on_step:
-            fit([weight], told, FAST, 3, on_step=on_step)
+        with (
+            pytest.raises(KeyboardInterrupt),
+            between_steps(lambda step, loss: None, SINGLE_PROCESS) as on_step,
+        ):
+            run_training_loop([weight], told, FAST, 3, on_step=on_step)
     finally:
         signal.signal(signal.SIGINT, before)
     assert passes == [0]
@@ -160,7 +163,7 @@ def test_a_signal_before_the_first_step_is_done_ends_the_run_at_once():
 
 
 def test_a_saved_state_does_not_move_with_the_run():
-    kept: list[State] = []
+    kept: list[TrainingState] = []
     run(9, on_save=kept.append, save_every=4)
     assert [state.step for state in kept] == [4, 8]
     assert not torch.equal(kept[0].tensors["master.0"], kept[1].tensors["master.0"])
@@ -169,9 +172,11 @@ def test_a_saved_state_does_not_move_with_the_run():
 
 def test_it_stops_at_the_first_loss_that_is_no_number_and_keeps_the_last_good_state():
     weight, loss_at = problem()
-    kept: list[State] = []
+    kept: list[TrainingState] = []
     with pytest.raises(Diverged, match=r"learning_rate.*step 4.*\(the checkpoint of step 3 is kept\)\.$"):
-        fit([weight], lambda k: loss_at(k) * (float("nan") if k == 3 else 1), FAST, 10, on_save=kept.append)
+        run_training_loop(
+            [weight], lambda k: loss_at(k) * (float("nan") if k == 3 else 1), FAST, 10, on_save=kept.append
+        )
     assert [state.step for state in kept] == [3]
     assert torch.isfinite(weight).all()
     reference, _ = run(3)
@@ -180,13 +185,13 @@ def test_it_stops_at_the_first_loss_that_is_no_number_and_keeps_the_last_good_st
 
 def test_an_error_before_the_first_step_saves_nothing():
     weight, _ = problem()
-    kept: list[State] = []
+    kept: list[TrainingState] = []
 
     def broken(k):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        fit([weight], broken, FAST, 3, on_save=kept.append)
+        run_training_loop([weight], broken, FAST, 3, on_save=kept.append)
     assert not kept
 
 
@@ -199,13 +204,13 @@ def test_accumulation_is_the_mean_of_its_passes():
 
 def test_gradients_that_are_no_numbers_stop_it_before_the_weights_are_hurt():
     weight, loss_at = problem()
-    kept: list[State] = []
+    kept: list[TrainingState] = []
 
     def steep(k):  # the root of nothing: its value is a number, its slope is not
         return loss_at(k) + (0 * weight.sum()).abs().sqrt() if k == 3 else loss_at(k)
 
     with pytest.raises(Diverged, match="step 4"):
-        fit([weight], steep, FAST, 10, on_save=kept.append)
+        run_training_loop([weight], steep, FAST, 10, on_save=kept.append)
     assert [state.step for state in kept] == [3]
     assert all(torch.isfinite(tensor).all() for tensor in kept[0].tensors.values())
     assert torch.equal(weight, run(3)[0])
@@ -214,7 +219,7 @@ def test_gradients_that_are_no_numbers_stop_it_before_the_weights_are_hurt():
 def test_loss_scaling_gets_over_an_overflow():
     weight, loss_at = problem(torch.float16)
     before = weight.clone()
-    losses = fit([weight], lambda k: loss_at(k) * (1e4 if k == 0 else 1), FAST, 3)
+    losses = run_training_loop([weight], lambda k: loss_at(k) * (1e4 if k == 0 else 1), FAST, 3)
     assert len(losses) == 3
     assert torch.isfinite(weight).all()
     assert not torch.equal(weight, before)
@@ -229,7 +234,9 @@ def test_the_running_mean_of_the_weights_is_the_result():
     decay, mean, seen = 0.5, None, []
     weight, loss_at = problem()
     start = weight.detach().double().clone()
-    fit([weight], loss_at, FAST, 20, on_step=lambda step, loss: seen.append(weight.detach().double().clone()))
+    run_training_loop(
+        [weight], loss_at, FAST, 20, on_step=lambda step, loss: seen.append(weight.detach().double().clone())
+    )
     mean = start
     for taken, after in enumerate(seen):
         share = min(decay, (1 + taken) / (10 + taken))
@@ -243,7 +250,7 @@ def test_the_running_mean_of_the_weights_is_the_result():
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_a_half_precision_run_gives_its_float32_masters(dtype, ema_decay):
     """Steps of 1e-6 are lost in 16 bits, but not in what they were added up in."""
-    kept: list[State] = []
+    kept: list[TrainingState] = []
     weight, losses = run(
         9,
         replace(FAST, learning_rate=1e-6),
@@ -265,7 +272,7 @@ def test_a_half_precision_run_gives_its_float32_masters(dtype, ema_decay):
 @pytest.mark.skipif(eight_bit_installed(), reason="bitsandbytes is installed")
 def test_eight_bits_without_bitsandbytes_get_a_sentence():
     with pytest.raises(ValueError, match="optimiser: AdamW8bit needs the Python package bitsandbytes"):
-        check_optimiser(EIGHT_BIT)
+        check_optimizer(EIGHT_BIT)
 
 
 @pytest.mark.skipif(not eight_bit_installed(), reason="needs bitsandbytes")
@@ -276,14 +283,14 @@ def test_eight_bits_learn_and_go_on_bit_for_bit():
         return weight, lambda k: (weight - truth).square().mean()
 
     whole, loss_at = problem()
-    losses = fit([whole], loss_at, EIGHT_BIT, 40)
+    losses = run_training_loop([whole], loss_at, EIGHT_BIT, 40)
     assert losses[-1] < 0.7 * losses[0]
-    kept: list[State] = []
+    kept: list[TrainingState] = []
     weight, loss_at = problem()
-    fit([weight], loss_at, EIGHT_BIT, 40, on_save=kept.append, save_every=7)
+    run_training_loop([weight], loss_at, EIGHT_BIT, 40, on_save=kept.append, save_every=7)
     assert kept[0].tensors["state1.0"].dtype == torch.uint8
     weight, loss_at = problem()
-    assert fit([weight], loss_at, EIGHT_BIT, 40, resume=kept[0]) == losses
+    assert run_training_loop([weight], loss_at, EIGHT_BIT, 40, resume=kept[0]) == losses
     assert torch.equal(weight, whole)
 
 
@@ -298,7 +305,7 @@ def test_processes_that_average_take_the_same_step_as_one():
         for tensor in tensors:
             tensor.copy_((tensor + tensor) / 2)
 
-    shared = fit([weight], loss_at, FAST, 5, average=both)
+    shared = run_training_loop([weight], loss_at, FAST, 5, average=both)
     assert torch.equal(weight, whole)
     assert shared == losses
     assert len(halves) == 10  # a loss and a gradient at each step

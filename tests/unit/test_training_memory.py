@@ -10,18 +10,25 @@ import torch
 from torch import nn
 
 from inlay.training.finetune.gradient_checkpointing import recompute
-from inlay.training.finetune.memory import Need, Trace, check_fits, trace, trained_need, with_preset
-from inlay.training.finetune.presets import PRESETS, RECIPE_NAMES, describe
-from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, RECIPES, Optimiser
-from inlay.training.finetune.trainer import ALONE, Group
-from inlay.training.optimizers import Stepper
+from inlay.training.finetune.memory import (
+    ActivationTrace,
+    MemoryNeed,
+    check_fits,
+    trace,
+    trained_need,
+    with_preset,
+)
+from inlay.training.finetune.presets import MEMORY_PRESETS, RECIPE_NAMES, describe_preset
+from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, RECIPES, OptimizerSpec
+from inlay.training.finetune.trainer import SINGLE_PROCESS, ProcessGroup
+from inlay.training.optimizers import MixedPrecisionOptimizer
 
 GB = 2**30
 
 
 def test_presets_ask_for_less_and_less():
     recipe = DREAMCOM.with_choices(batch_size=4)
-    chosen = {name: with_preset(recipe, preset, True) for name, preset in PRESETS.items()}
+    chosen = {name: with_preset(recipe, preset, True) for name, preset in MEMORY_PRESETS.items()}
     assert list(chosen) == ["recipe", "24 GB", "16 GB", "12 GB", "8 GB"]
     assert chosen["recipe"] == recipe
     for name, smaller in chosen.items():
@@ -29,7 +36,7 @@ def test_presets_ask_for_less_and_less():
     assert [r.batch_size for r in chosen.values()] == [4, 2, 1, 4, 1]
     assert [r.precision for r in chosen.values()] == ["model", *["half"] * 4]
     assert chosen["8 GB"].optimiser.kind == "AdamW8bit"
-    assert with_preset(recipe, PRESETS["8 GB"], False).optimiser.kind == "AdamW"
+    assert with_preset(recipe, MEMORY_PRESETS["8 GB"], False).optimiser.kind == "AdamW"
 
 
 @pytest.mark.parametrize(
@@ -37,24 +44,24 @@ def test_presets_ask_for_less_and_less():
 )
 def test_a_batch_is_split_evenly(batch, memory, at_once):
     recipe = replace(DREAMMIX, batch_size=batch)
-    smaller = with_preset(recipe, PRESETS[memory], True)
+    smaller = with_preset(recipe, MEMORY_PRESETS[memory], True)
     assert smaller.batch_size == at_once
     assert smaller.batch_size * smaller.accumulation == batch * recipe.accumulation
 
 
 def test_a_preset_keeps_what_was_chosen():
     recipe = DREAMMIX.with_choices(precision="fp32", optimiser="Adafactor")
-    smaller = with_preset(recipe, PRESETS["8 GB"], True)
+    smaller = with_preset(recipe, MEMORY_PRESETS["8 GB"], True)
     assert (smaller.precision, smaller.optimiser.kind) == ("fp32", "Adafactor")
     assert smaller.optimiser.learning_rate == 1e-2
     assert smaller.accumulation == DREAMMIX.accumulation
 
 
 def test_presets_say_what_they_do():
-    assert describe(PRESETS["8 GB"]) == (
+    assert describe_preset(MEMORY_PRESETS["8 GB"]) == (
         "16-bit, gradient checkpointing, 1 of a batch at a time, 8-bit AdamW if bitsandbytes is installed"
     )
-    assert describe(PRESETS["recipe"]) == "nothing turned on"
+    assert describe_preset(MEMORY_PRESETS["recipe"]) == "nothing turned on"
 
 
 @pytest.mark.parametrize(
@@ -68,24 +75,24 @@ def test_presets_say_what_they_do():
 )
 def test_bytes_a_trained_number(size, kind, ema, adapter, optimiser):
     shapes = [(30, 20), (7,)]
-    assert trained_need(shapes, size, Optimiser(kind=kind), ema) == (607 * adapter, 607 * optimiser)
+    assert trained_need(shapes, size, OptimizerSpec(kind=kind), ema) == (607 * adapter, 607 * optimiser)
 
 
 @pytest.mark.parametrize("shape", [(300, 200), (30, 20, 3, 3), (70,)])
 @pytest.mark.parametrize("kind", ["AdamW", "Adafactor"])
 def test_the_optimisers_bytes_are_those_it_takes(kind, shape):
     weight = nn.Parameter(torch.randn(shape))
-    stepper = Stepper([weight], Optimiser(kind=kind))
+    stepper = MixedPrecisionOptimizer([weight], OptimizerSpec(kind=kind))
     stepper.backward(weight.square().sum())
     stepper.step()
     taken = sum(t.numel() * 4 for name, t in stepper.tensors().items() if not name.startswith("master"))
-    expected = trained_need([weight.shape], 4, Optimiser(kind=kind), False)[1]
+    expected = trained_need([weight.shape], 4, OptimizerSpec(kind=kind), False)[1]
     assert expected <= taken <= expected + 16  # and the number of the step
 
 
 def test_a_process_holds_its_share_of_a_batch():
-    assert ALONE.at_most(4) == 4
-    four = [Group(number, 4) for number in range(4)]
+    assert SINGLE_PROCESS.at_most(4) == 4
+    four = [ProcessGroup(number, 4) for number in range(4)]
     for batch in (4, 8, 6, 2):  # the last two are what a preset might name
         shares = [len(group.share(torch.arange(batch), batch)) for group in four]
         assert {group.at_most(batch) for group in four} == {max(shares)}
@@ -150,7 +157,7 @@ def test_a_trace_grows_in_a_straight_line():
 
 
 def test_checkpointing_keeps_what_enters_and_one_inside():
-    found = Trace(outside=5, entering=(1, 2), inside=(100, 70), largest=10)
+    found = ActivationTrace(outside=5, entering=(1, 2), inside=(100, 70), largest=10)
     assert found.activations(False) == 5 + 170 + 20
     assert found.activations(True) == 5 + 3 + 100 + 20
 
@@ -181,7 +188,7 @@ def test_without_gradients_nothing_is_computed_twice():
 
 
 def test_what_does_not_fit_says_what_would():
-    need = Need(weights=2 * GB, adapter=GB, optimiser=GB, activations=8 * GB, loaded=2 * GB)
+    need = MemoryNeed(weights=2 * GB, adapter=GB, optimiser=GB, activations=8 * GB, loaded=2 * GB)
     smaller = {
         "recipe": need,
         "16 GB": replace(need, activations=6 * GB),

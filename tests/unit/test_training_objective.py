@@ -6,9 +6,15 @@ import pytest
 import torch
 
 from inlay.training.finetune.data import Examples, generator_at, rows_of_step
-from inlay.training.finetune.lora import attach
-from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, Adapter
-from inlay.training.finetune.trainer import Diffusion, Group, Trainee, finetune, loss_of_pass
+from inlay.training.finetune.lora import attach_adapter
+from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, AdapterSpec
+from inlay.training.finetune.trainer import (
+    NoiseSchedule,
+    ProcessGroup,
+    TrainableModel,
+    finetune,
+    loss_of_pass,
+)
 from inlay.training.objective import noised, reconstruction, region_weight, target
 
 SIGMAS = torch.linspace(0.03, 14.6, 50)
@@ -39,10 +45,12 @@ def make_examples(count, seed, dtype=torch.float64):
 def make_trainee(prediction, dtype=torch.float64):
     torch.manual_seed(0)
     network = Network().to(dtype).requires_grad_(False)
-    adapter = attach(network, Adapter(rank=2, targets=("to_k", "to_v"), init="gaussian"), dtype, 3)
+    adapter = attach_adapter(
+        network, AdapterSpec(rank=2, targets=("to_k", "to_v"), init="gaussian"), dtype, 3
+    )
     for p in adapter.parameters:  # B starts at zero, which would hide half of the gradients
         p.data += 0.1 * torch.randn(p.shape, generator=generator_at(5, 0), dtype=dtype)
-    return Trainee(network, Diffusion(SIGMAS, prediction), adapter, dtype, torch.device("cpu"))
+    return TrainableModel(network, NoiseSchedule(SIGMAS, prediction), adapter, dtype, torch.device("cpu"))
 
 
 def reference_loss(trainee, recipe, subject, regular, seed, k):
@@ -156,7 +164,7 @@ def test_the_shares_of_a_group_make_up_the_whole_batch(with_regular):
     trainee = make_trainee("epsilon")
     p = trainee.adapter.parameters
     whole = loss_of_pass(trainee, recipe, subject, regular, 11, 3)
-    parts = [loss_of_pass(trainee, recipe, subject, regular, 11, 3, Group(n, 2)) for n in range(2)]
+    parts = [loss_of_pass(trainee, recipe, subject, regular, 11, 3, ProcessGroup(n, 2)) for n in range(2)]
     torch.testing.assert_close(sum(parts) / 2, whole, rtol=1e-12, atol=0)
     shares = zip(*(torch.autograd.grad(part, p) for part in parts), strict=True)
     for gradient, (first, second) in zip(torch.autograd.grad(whole, p), shares, strict=True):
@@ -166,5 +174,9 @@ def test_the_shares_of_a_group_make_up_the_whole_batch(with_regular):
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match="batch_size: 3 pictures cannot be shared evenly among 2 processes"):
         finetune(
-            make_trainee("v"), replace(DREAMCOM, batch_size=3), make_examples(5, 1), 0, group=Group(0, 2)
+            make_trainee("v"),
+            replace(DREAMCOM, batch_size=3),
+            make_examples(5, 1),
+            0,
+            group=ProcessGroup(0, 2),
         )

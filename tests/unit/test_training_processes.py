@@ -10,20 +10,20 @@ import torch
 from safetensors.torch import load_file
 
 from inlay.headless.server import loopback_port
-from inlay.training.finetune.distributed import open_group, shared_out
+from inlay.training.finetune.distributed import open_group, split_batch
 from inlay.training.finetune.recipes import DREAMMIX
-from inlay.training.finetune.trainer import ALONE
+from inlay.training.finetune.trainer import SINGLE_PROCESS
 
 TRAIN = """
 import sys
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from inlay.training.finetune.lora import attach
+from inlay.training.finetune.lora import attach_adapter
 from inlay.training.finetune.data import Examples
-from inlay.training.finetune.trainer import Diffusion, Trainee, finetune
+from inlay.training.finetune.trainer import NoiseSchedule, TrainableModel, finetune
 from inlay.training.finetune.distributed import close_group, open_group
-from inlay.training.finetune.recipes import Adapter, Optimiser, Recipe
+from inlay.training.finetune.recipes import AdapterSpec, OptimizerSpec, Recipe
 
 class Net(nn.Module):
     '''The host's signature around one attention layer.'''
@@ -48,11 +48,13 @@ group = open_group()
 torch.manual_seed(0)
 net = Net().requires_grad_(False)
 cpu = torch.device("cpu")
-recipe = Recipe("test", Adapter(rank=2, targets=("to_q", "to_k", "to_v")), Optimiser(1e-2), steps=steps,
-                batch_size=4, accumulation=accumulation, beta=0.4, weight_inside=1.5, weight_outside=0.7)
-adapter = attach(net, recipe.adapter, torch.float32, 0)
-trainee = Trainee(net, Diffusion(torch.linspace(0.03, 14, 1000), "epsilon"), adapter, torch.float32, cpu)
-losses = finetune(trainee, recipe, examples(6, 1), 7, examples(5, 2), group=group)
+lora = AdapterSpec(rank=2, targets=("to_q", "to_k", "to_v"))
+recipe = Recipe("test", lora, OptimizerSpec(1e-2), steps=steps, batch_size=4,
+                accumulation=accumulation, beta=0.4, weight_inside=1.5, weight_outside=0.7)
+adapter = attach_adapter(net, recipe.adapter, torch.float32, 0)
+schedule = NoiseSchedule(torch.linspace(0.03, 14, 1000), "epsilon")
+trainable = TrainableModel(net, schedule, adapter, torch.float32, cpu)
+losses = finetune(trainable, recipe, examples(6, 1), 7, examples(5, 2), group=group)
 if group.number == 0:
     facts = {"losses": torch.tensor(losses), "processes": torch.tensor(group.size)}
     save_file(adapter.export(lambda path: path) | facts, out)
@@ -64,10 +66,10 @@ STOP = """
 import signal
 import sys
 from pathlib import Path
-from inlay.headless.finetune_cli import between_steps, stop
+from inlay.headless.finetune_cli import between_steps, stop_handler
 from inlay.training.finetune.distributed import close_group, open_group
 
-signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGTERM, stop_handler)
 group, step = open_group(), 0
 try:
     with between_steps(lambda step, loss: None, group) as on_step:
@@ -119,14 +121,14 @@ def test_processes_stop_after_the_same_step(tmp_path):
 
 def test_without_a_launcher_a_process_is_alone(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert open_group() is ALONE
+    assert open_group() is SINGLE_PROCESS
 
 
 def test_a_steps_pictures_are_laid_out_so_that_every_process_has_its_share():
-    assert shared_out(DREAMMIX, 1) is DREAMMIX
-    assert shared_out(DREAMMIX, 2) == replace(DREAMMIX, batch_size=2, accumulation=2)
-    assert shared_out(DREAMMIX, 4) == replace(DREAMMIX, batch_size=4, accumulation=1)
+    assert split_batch(DREAMMIX, 1) is DREAMMIX
+    assert split_batch(DREAMMIX, 2) == replace(DREAMMIX, batch_size=2, accumulation=2)
+    assert split_batch(DREAMMIX, 4) == replace(DREAMMIX, batch_size=4, accumulation=1)
     wide = replace(DREAMMIX, batch_size=6)
-    assert shared_out(wide, 3) is wide
+    assert split_batch(wide, 3) is wide
     with pytest.raises(ValueError, match="the 4 pictures of a step cannot be shared by 3 processes"):
-        shared_out(DREAMMIX, 3)
+        split_batch(DREAMMIX, 3)

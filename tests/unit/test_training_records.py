@@ -12,23 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inlay.encoders.content_adapter import Reading
+from inlay.encoders.content_adapter import EncoderSpec
 from inlay.imaging.object_picture import subject_picture
 from inlay.imaging.perturb import Perturbation, lookup_table, perturb, relight
-from inlay.training.adapters.dataset import TRIES, Examples, Order, Steps, loader
+from inlay.training.adapters.dataset import TRIES, EpochShuffle, SampleDataset, StepBatchSampler, loader
 from inlay.training.adapters.make_shards import pack_pictures
 from inlay.training.adapters.samples import (
     Compositions,
     Insertions,
-    Views,
+    ViewPairs,
     draw_pair,
-    draw_window,
+    draw_scene_window,
     read_picture,
 )
-from inlay.training.adapters.shards import Shards, open_source, places, write_shards
+from inlay.training.adapters.shards import Shards, index_tar, open_source, write_shards
 from inlay.training.finetune.data import generator_at
 
-READS = Reading(width=32, size=28)
+READS = EncoderSpec(width=32, size=28)
 
 
 def png(image):
@@ -84,7 +84,7 @@ def test_shards_of_others_need_no_index(tmp_path):
             member = tarfile.TarInfo(name)
             member.size = 3
             tar.addfile(member, io.BytesIO(name[-3:].encode()))
-    assert [list(record) for record in places(tmp_path / "a.tar")] == [
+    assert [list(record) for record in index_tar(tmp_path / "a.tar")] == [
         ["000.jpg", "000.mask.png"], ["000.jpg"], ["000.jpg"],
     ]  # fmt: skip
     source = open_source(tmp_path)
@@ -121,7 +121,7 @@ def test_a_record_is_written_before_the_next_is_asked_for(tmp_path):
 @pytest.mark.parametrize(("count", "sizes"), [(0, []), (1, [1]), (4, [4]), (8, [4, 4]), (9, [4, 4, 1])])
 def test_shards_are_full_but_the_last_and_none_is_empty(tmp_path, count, sizes):
     assert write_shards(((f"{i}", {"a.png": b"1"}) for i in range(count)), tmp_path, 4) == count
-    assert [len(places(path)) for path in sorted(tmp_path.glob("*.tar"))] == sizes
+    assert [len(index_tar(path)) for path in sorted(tmp_path.glob("*.tar"))] == sizes
     assert len(list(tmp_path.iterdir())) == len(sizes) + 1  # and the index
 
 
@@ -202,7 +202,7 @@ def test_a_row_without_its_picture_gives_way_to_the_next(tmp_path, caplog):
     for row, column in ((1, "frames"), (2, "masks")):
         with pytest.raises(ValueError, match=rf"--data: a record holds no picture in its column '{column}'"):
             source.read(0, row)
-    examples = Examples(source, 0, Views(READS, 16))
+    examples = SampleDataset(source, 0, ViewPairs(READS, 16))
     with caplog.at_level(logging.WARNING):
         assert [examples[k]["number"] for k in range(3)] == [0, 1, 2]
     assert "Record 1 of block 0 is left out" in caplog.text
@@ -270,14 +270,14 @@ def test_pictures_stand_as_the_camera_was_held(tmp_path, kind):
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 99), st.integers(0, 3))
 @settings(max_examples=50)
 def test_every_epoch_reads_every_record_once(sizes, seed, epoch):
-    order = Order(sizes, seed)
+    order = EpochShuffle(sizes, seed)
     total = sum(sizes)
     read = [order[k] for k in range(epoch * total, (epoch + 1) * total)]
     assert sorted(read) == [(block, row) for block, size in enumerate(sizes) for row in range(size)]
 
 
 def test_the_order_follows_from_the_seed_and_changes_with_the_epoch():
-    order, again, other = Order([30, 30], 1), Order([30, 30], 1), Order([30, 30], 2)
+    order, again, other = EpochShuffle([30, 30], 1), EpochShuffle([30, 30], 1), EpochShuffle([30, 30], 2)
     first = [order[k] for k in range(60)]
     assert first == [again[k] for k in range(60)]
     assert first != [other[k] for k in range(60)]
@@ -285,19 +285,19 @@ def test_the_order_follows_from_the_seed_and_changes_with_the_epoch():
 
 
 def test_blocks_are_read_one_after_another():
-    order = Order([50] * 8, 0)
+    order = EpochShuffle([50] * 8, 0)
     blocks = [order[k][0] for k in range(400)]
     assert sum(a != b for a, b in itertools.pairwise(blocks)) == 7
 
 
 @pytest.mark.parametrize(("world", "passes"), [(1, 1), (2, 1), (3, 2)])
 def test_processes_share_a_step_and_passes_split_it(world, passes):
-    batches = [list(Steps(2, 5, 12, passes, rank, world)) for rank in range(world)]
+    batches = [list(StepBatchSampler(2, 5, 12, passes, rank, world)) for rank in range(world)]
     for step in range(3):
         used = [k for own in batches for part in own[step * passes : (step + 1) * passes] for k in part]
         assert sorted(used) == list(range((step + 2) * 12, (step + 3) * 12))
     with pytest.raises(ValueError, match=r"--batch: 12 is no multiple of 5 processes x 1 passes"):
-        Steps(0, 1, 12, 1, 0, 5)
+        StepBatchSampler(0, 1, 12, 1, 0, 5)
 
 
 def test_a_million_records_need_no_more_memory_than_ten():
@@ -307,7 +307,7 @@ def test_a_million_records_need_no_more_memory_than_ten():
     peaks = []
     for shards in (1, 1000):
         tracemalloc.start()
-        order = Order([1000] * shards, 0)
+        order = EpochShuffle([1000] * shards, 0)
         for k in range(0, order.total, max(1, order.total // 50)):
             order[k]
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -344,7 +344,7 @@ def test_windows_lie_in_the_picture_and_hold_the_box_if_they_can(size, corner, s
     top, left = int(corner[0] * (height - tall)), int(corner[1] * (width - wide))
     box = Box(top, left, top + tall, left + wide)
     side = max(1, int(length * min(height, width)))
-    window = draw_window(box, height, width, side, torch.Generator().manual_seed(seed))
+    window = draw_scene_window(box, height, width, side, torch.Generator().manual_seed(seed))
     assert window == window.clamp(height, width)
     assert (window.height, window.width) == (side, side)
     for low, high, first, last in (
@@ -355,7 +355,7 @@ def test_windows_lie_in_the_picture_and_hold_the_box_if_they_can(size, corner, s
 
 
 def test_views_are_two_views_of_the_object_on_black():
-    example = Views(READS, side=40)(views(), generator_at(0, 0))
+    example = ViewPairs(READS, side=40)(views(), generator_at(0, 0))
     assert example["object"].shape == (28, 28, 3)
     assert example["target"].shape == (40, 40, 3)
     for picture in example.values():
@@ -400,7 +400,7 @@ def test_triplets_of_either_column_set(names):
 
 def test_insertion_shows_the_object_as_the_node_does():
     """Framed already where nothing cuts it out, and by its alpha channel on black where it has one."""
-    record, make = triplet(), Insertions(Reading(width=32, size=28, margin=0.2), side=32)
+    record, make = triplet(), Insertions(EncoderSpec(width=32, size=28, margin=0.2), side=32)
     shown = make(record, generator_at(0, 1))["object"]
     assert torch.equal(shown, subject_picture(read_picture(record["object.png"]), None, 28, "original", 0)[0])
     image, mask = disc()
@@ -423,29 +423,29 @@ def test_an_unusable_record_gives_way_to_the_next(tmp_path, caplog):
     records = [views(2) for _ in range(8)]
     records[3] = {"000.png": b"no picture"}
     source = pack(tmp_path, records)
-    examples, order = Examples(source, 5, Views(READS, 16)), Order(source.sizes, 5)
+    examples, order = SampleDataset(source, 5, ViewPairs(READS, 16)), EpochShuffle(source.sizes, 5)
     bad = next(k for k in range(8) if order[k] == (0, 3))
     with caplog.at_level(logging.WARNING):
         example = examples[bad]
     assert "Record 3 of block 0 is left out: --data: a record" in caplog.text
-    expected = Views(READS, 16)(source.read(*order[bad + 1]), generator_at(5, bad, 3))
+    expected = ViewPairs(READS, 16)(source.read(*order[bad + 1]), generator_at(5, bad, 3))
     assert example["number"] == bad
     assert torch.equal(example["target"], expected["target"])
-    assert torch.equal(example["target"], Examples(source, 5, Views(READS, 16))[bad]["target"])
+    assert torch.equal(example["target"], SampleDataset(source, 5, ViewPairs(READS, 16))[bad]["target"])
 
 
 def test_nothing_but_unusable_records_end_the_run(tmp_path):
     source = pack(tmp_path, [{"meta.json": b"{}"}] * 3)
     with pytest.raises(ValueError, match=rf"{TRIES} records in a row .*: --data: a record \(meta\.json\)"):
-        Examples(source, 0, Views(READS, 16))[0]
+        SampleDataset(source, 0, ViewPairs(READS, 16))[0]
 
 
 def test_records_that_do_not_fit_are_named():
     draw = generator_at(0, 0)
     with pytest.raises(ValueError, match=r"holds no picture of a view"):
-        Views(READS, 32)({"meta.json": b"{}"}, draw)
+        ViewPairs(READS, 32)({"meta.json": b"{}"}, draw)
     with pytest.raises(ValueError, match=r"000\.png has neither a mask nor an alpha channel"):
-        Views(READS, 32)({"000.png": png(disc()[0])}, draw)
+        ViewPairs(READS, 32)({"000.png": png(disc()[0])}, draw)
     with pytest.raises(ValueError, match="none of source, source_img, original_image"):
         Insertions(READS, 32)({"target.png": b""}, draw)
     same = triplet() | {"target.png": triplet()["source.png"]}
@@ -457,7 +457,7 @@ def test_an_alpha_channel_is_a_mask():
     image, mask = disc()
     masked = {"000.png": png(image), "000.mask.png": png(mask)}
     alpha = {"000.png": png(torch.cat([image, mask[..., None]], -1))}
-    make = Views(READS, 32)
+    make = ViewPairs(READS, 32)
     one, two = make(masked, generator_at(0, 0)), make(alpha, generator_at(0, 0))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -500,14 +500,14 @@ def test_two_processes_see_what_one_sees_and_a_resumed_run_goes_on(tmp_path, wor
     make = Compositions(READS, side=16)
 
     def batches(steps):
-        return list(loader(Examples(source, 5, make), steps, workers))
+        return list(loader(SampleDataset(source, 5, make), steps, workers))
 
-    whole = batches(Steps(0, 3, 4))
+    whole = batches(StepBatchSampler(0, 3, 4))
     assert whole[0]["object"].shape == (4, 28, 28, 3)
-    shared = [batches(Steps(0, 3, 4, rank=rank, world=2)) for rank in range(2)]
+    shared = [batches(StepBatchSampler(0, 3, 4, rank=rank, world=2)) for rank in range(2)]
     for step in range(3):
         for rank in range(2):
             assert torch.equal(shared[rank][step]["number"], whole[step]["number"][rank::2])
             assert torch.equal(shared[rank][step]["target"], whole[step]["target"][rank::2])
-    resumed = batches(Steps(2, 3, 4))
+    resumed = batches(StepBatchSampler(2, 3, 4))
     assert all(torch.equal(resumed[0][name], whole[2][name]) for name in whole[2])

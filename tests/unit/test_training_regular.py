@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from inlay.imaging.references import read_reference
 from inlay.lab.studies import quality
 from inlay.training.finetune.data import Examples, Reference
-from inlay.training.finetune.regular_data import changed_mask, group_by_prompt, otsu, random_box, together
+from inlay.training.finetune.regular_data import (
+    changed_mask,
+    concatenate_examples,
+    group_by_prompt,
+    otsu,
+    random_box,
+)
 from inlay.training.finetune.regular_files import list_regular, write_regular
 
 
@@ -74,7 +80,7 @@ def rows(count, value):
 
 
 def test_every_row_keeps_its_own_context():
-    whole = together([rows(2, 1.0), rows(1, 2.0), rows(3, 3.0)])
+    whole = concatenate_examples([rows(2, 1.0), rows(1, 2.0), rows(3, 3.0)])
     assert len(whole) == 6
     assert whole.context.shape == (6, 77, 3)
     assert whole.context[:, 0, 0].tolist() == [1, 1, 2, 3, 3, 3] == whole.latent[:, 0, 0, 0].tolist()
@@ -83,7 +89,9 @@ def test_every_row_keeps_its_own_context():
 def test_contexts_of_different_length_meet_without_changing_what_attention_sees():
     torch.manual_seed(0)
     long, short = torch.randn(1, 154, 8), torch.randn(1, 77, 8)
-    met = together([replace(rows(1, 1.0), context=long), replace(rows(1, 2.0), context=short)]).context
+    met = concatenate_examples(
+        [replace(rows(1, 1.0), context=long), replace(rows(1, 2.0), context=short)]
+    ).context
     assert met.shape == (2, 154, 8)
     query = torch.randn(5, 8)
     for before, after in ((long[0], met[0]), (short[0], met[1])):

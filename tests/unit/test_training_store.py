@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from inlay.common import atomic_io as disk
-from inlay.training.finetune.data import Material, Reference
+from inlay.training.finetune.data import Concept, Reference
 from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX
 from inlay.training.finetune.store import Store, content_key, fingerprint
 from inlay.training.finetune.subject import Subject, is_subject
-from inlay.training.finetune.training_loop import State
+from inlay.training.finetune.training_loop import TrainingState
 
 SUBJECT = Subject(
     "sks", "cat", "a photo of sks cat", "inlay/cat.safetensors", "DreamCom", "SD15", 400, 1, 16, losses=[1.0]
@@ -30,7 +30,7 @@ def pictures(height=4, width=4, shade=0.0, mask=None, count=1, caption="a photo 
     reference = Reference(
         torch.full((height, width, 3), shade), torch.ones(height, width) if mask is None else mask
     )
-    return Material(caption, [reference] * count)
+    return Concept(caption, [reference] * count)
 
 
 def key(**changes):
@@ -85,7 +85,7 @@ def test_the_fingerprint_does_not_mind_where_a_tensor_is():
 def test_a_finished_subject_is_found_again_and_its_resume_file_is_gone(tmp_path):
     store = Store(tmp_path / "loras" / "inlay")
     assert store.find("cat") is None
-    store.save_state("cat", State(3, [3.0, 2.0, 1.0], {"master.0": torch.ones(2)}))
+    store.save_state("cat", TrainingState(3, [3.0, 2.0, 1.0], {"master.0": torch.ones(2)}))
     store.save("cat", SUBJECT, LORA, {"inlay": "x"})
     found = store.find("cat")
     assert found
@@ -98,7 +98,7 @@ def test_a_finished_subject_is_found_again_and_its_resume_file_is_gone(tmp_path)
 def test_a_state_comes_back_as_it_went(tmp_path):
     store = Store(tmp_path)
     tensors = {"master.0": torch.randn(3, 2), "step.0": torch.tensor(7.0)}
-    store.save_state("cat", State(7, [0.1, 1 / 3], tensors))
+    store.save_state("cat", TrainingState(7, [0.1, 1 / 3], tensors))
     state = store.find_state("cat")
     assert state
     assert (state.step, state.losses) == (7, [0.1, 1 / 3])
@@ -108,7 +108,7 @@ def test_a_state_comes_back_as_it_went(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux' list of mapped files")
 def test_a_state_does_not_hold_on_to_its_file(tmp_path):
     store = Store(tmp_path)
-    store.save_state("cat", State(1, [0.1], {"master.0": torch.randn(300, 200)}))
+    store.save_state("cat", TrainingState(1, [0.1], {"master.0": torch.randn(300, 200)}))
     state = store.find_state("cat")
     assert state
     with open("/proc/self/maps", encoding="utf-8") as mapped:
@@ -134,7 +134,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_what_is_written_reaches_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     done: list[tuple[str, str]] = []
-    settle, rename = disk._settle, os.replace
+    settle, rename = disk._fsync, os.replace
 
     def note_settled(path):
         done.append(("settled", path.name.partition(".")[0]))
@@ -144,15 +144,15 @@ def test_what_is_written_reaches_the_disk_before_it_gets_its_name(tmp_path, monk
         done.append(("renamed", new.name))
         rename(old, new)
 
-    monkeypatch.setattr(disk, "_settle", note_settled)
+    monkeypatch.setattr(disk, "_fsync", note_settled)
     monkeypatch.setattr(os, "replace", note_renamed)
-    Store(tmp_path).save_state("cat", State(1, [0.1], {"master.0": torch.ones(2)}))
+    Store(tmp_path).save_state("cat", TrainingState(1, [0.1], {"master.0": torch.ones(2)}))
     assert done == [("settled", "cat"), ("renamed", "cat.resume"), ("settled", tmp_path.name)]
     done.clear()
     checkpoint = tmp_path / "partial"
     (checkpoint / "inside").mkdir(parents=True)
     (checkpoint / "inside" / "weights").write_bytes(b"1")
-    disk.exchange(checkpoint, tmp_path / "step")
+    disk.atomic_replace(checkpoint, tmp_path / "step")
     assert {name for what, name in done[:-2] if what == "settled"} == {"weights", "inside", "partial"}
     assert done[-2:] == [("renamed", "step"), ("settled", tmp_path.name)]
     assert (tmp_path / "step" / "inside" / "weights").read_bytes() == b"1"
@@ -185,7 +185,7 @@ def test_a_checkpoint_that_says_too_little_is_passed_over(tmp_path, caplog, meta
 def test_a_truncated_file_is_damaged_not_half_read(tmp_path, caplog):
     store = Store(tmp_path)
     store.save("cat", SUBJECT, {"a": torch.randn(100, 100)}, {})
-    store.save_state("dog", State(3, [1.0], {"master.0": torch.randn(100, 100)}))
+    store.save_state("dog", TrainingState(3, [1.0], {"master.0": torch.randn(100, 100)}))
     for name in ("cat.safetensors", "dog.resume"):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
@@ -204,10 +204,10 @@ def test_a_full_disk_is_said_before_training_and_while_saving(tmp_path, monkeypa
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    store.save_state("cat", State(3, [1.0], {"master.0": torch.ones(2)}))
+    store.save_state("cat", TrainingState(3, [1.0], {"master.0": torch.ones(2)}))
     monkeypatch.setattr("inlay.training.finetune.store.save_file", full)
     with pytest.raises(ValueError, match=r"cat.resume could not be written.*No space left.*queue again"):
-        store.save_state("cat", State(4, [1.0], {"master.0": torch.ones(2)}))
+        store.save_state("cat", TrainingState(4, [1.0], {"master.0": torch.ones(2)}))
     state = store.find_state("cat")
     assert state
     assert state.step == 3
@@ -229,7 +229,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from inlay.training.finetune.training_loop import State
+from inlay.training.finetune.training_loop import TrainingState
 from inlay.training.finetune.store import Store
 from inlay.training.finetune.subject import Subject
 
@@ -238,7 +238,7 @@ subject = Subject("sks", "cat", "", "", "", "SD15", 0, 0, 4)
 while True:
     step += 1
     numbers = torch.full((1_000_000,), float(step))
-    store.save_state("cat", State(step, [float(step)], {"master.0": numbers}))
+    store.save_state("cat", TrainingState(step, [float(step)], {"master.0": numbers}))
     store.save("dog", replace(subject, steps=step), {"up": numbers}, {})
     if step == 2:
         print("ready", flush=True)

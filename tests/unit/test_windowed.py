@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from inlay.imaging.boxes import Box
 from inlay.imaging.views import View
-from inlay.sampling.crop_conditioning import Place, crop_area, crop_conditions, crop_part, only_rows
+from inlay.sampling.crop_conditioning import CropRegion, crop_area, crop_conditions, crop_part, only_rows
 
 examples = settings(max_examples=60)
 
@@ -17,7 +17,7 @@ examples = settings(max_examples=60)
 def place(box: Box, picture, shown=None, rows=(0,)):
     shown = shown or (box.height, box.width)
     window = View(box, *shown).window(*picture, grid=8)
-    return Place(window, picture, (-(-shown[0] // 8) * 8, -(-shown[1] // 8) * 8), rows)
+    return CropRegion(window, picture, (-(-shown[0] // 8) * 8, -(-shown[1] // 8) * 8), rows)
 
 
 @st.composite

@@ -24,7 +24,7 @@ ORDER, EXAMPLE = 2, 3  # streams of random numbers, beside those of `generator_a
 TRIES = 10  # records in a row that may be unusable
 
 
-class Order:
+class EpochShuffle:
     """Which record is the k-th: blocks in random order, rows too within each; anew every epoch."""
 
     def __init__(self, sizes: Sequence[int], seed: int):
@@ -54,7 +54,7 @@ def _rows(size: int, seed: int, epoch: int, block: int) -> torch.Tensor:
     return torch.randperm(size, generator=generator_at(seed, epoch * 1_000_003 + block, ORDER))
 
 
-class Examples(Dataset):
+class SampleDataset(Dataset):
     """k -> the example made of the k-th record; `make(record, generator)` draws from the generator alone.
 
     Where that one is unusable, which a warning says, it is the next one's: still a function of k.
@@ -64,7 +64,7 @@ class Examples(Dataset):
         self, source: Source, seed: int, make: Callable[[Record, torch.Generator], dict[str, torch.Tensor]]
     ):
         self.source, self.seed, self.make = source, seed, make
-        self.order = Order(source.sizes, seed)
+        self.order = EpochShuffle(source.sizes, seed)
 
     def __getitem__(self, k: int) -> dict[str, Any]:
         """Raises ValueError, with the last reason, where `TRIES` records in a row are unusable."""
@@ -80,7 +80,7 @@ class Examples(Dataset):
         raise ValueError(f"--data: {TRIES} records in a row cannot be used, the last because: {why}") from why
 
 
-class Steps:
+class StepBatchSampler:
     """The records of every step from `start` on, for process `rank` of `world`: a DataLoader's batches.
 
     A step comes in `passes` batches whose gradients are added. Raises ValueError when they do not divide it.
@@ -104,7 +104,7 @@ class Steps:
         return (self.stop - self.start) * self.passes
 
 
-def loader(examples: Examples, steps: Steps, workers: int) -> DataLoader:
+def loader(examples: SampleDataset, steps: StepBatchSampler, workers: int) -> DataLoader:
     """Batches of examples, made by `workers` processes beside the training (0: none)."""
     return DataLoader(
         examples,

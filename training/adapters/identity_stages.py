@@ -12,10 +12,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from ...encoders.content_adapter import CLIP, Reading
+from ...encoders.content_adapter import CLIP, EncoderSpec
 from ...encoders.pixels import IMAGENET, OPENAI, as_pixels
 from ..finetune.data import generator_at
-from ..finetune.trainer import Diffusion
+from ..finetune.trainer import NoiseSchedule
 from ..objective import noised, reconstruction, target
 
 NOISE = 4  # the stream of random numbers of a training example, beside those of the data
@@ -27,7 +27,7 @@ Share = Literal["all", "decoder", "cross_attention"]
 
 
 @dataclass(frozen=True)
-class Phase:
+class LearningPhase:
     """Learning rates for a share of the run."""
 
     share: float
@@ -42,7 +42,7 @@ class Stage:
     data: Literal["views", "compositions", "insertions"]
     channels: int  # of the UNet's input
     trains: Mapping[Part, Share]
-    phases: tuple[Phase, ...]
+    phases: tuple[LearningPhase, ...]
     drop_object: float
     drop_image: float = 0.0
     batch: int = 256
@@ -51,12 +51,12 @@ class Stage:
     clip_norm: float = 1.0  # ours
 
 
-VIEWS = Stage(
+VIEWS_STAGE = Stage(
     name="views",
     data="views",
     channels=4,
     trains={"encoder": "all", "adapter": "all", "unet": "decoder"},  # IMPRINT sec. 3.1, table 4 no. 10
-    phases=(Phase(1.0, {"encoder": 4e-6, "adapter": 4e-5, "unet": 4e-5}),),  # ours
+    phases=(LearningPhase(1.0, {"encoder": 4e-6, "adapter": 4e-5, "unet": 4e-5}),),  # ours
     drop_object=0.05,  # IMPRINT sec. 4.1
     batch=256,  # IMPRINT sec. 4.1
 )
@@ -67,7 +67,10 @@ COMPOSE = Stage(
     channels=9,
     trains={"adapter": "all", "unet": "all"},  # IMPRINT sec. 3.2: DINOv2 is frozen
     # Sequential collaborative training, IMPRINT sec. 3.4: the adapter first, then the UNet; halves are ours.
-    phases=(Phase(0.5, {"adapter": HIGH, "unet": LOW}), Phase(0.5, {"adapter": LOW, "unet": HIGH})),
+    phases=(
+        LearningPhase(0.5, {"adapter": HIGH, "unet": LOW}),
+        LearningPhase(0.5, {"adapter": LOW, "unet": HIGH}),
+    ),
     drop_object=0.10,  # IMPRINT sec. 4.1
     batch=256,  # IMPRINT sec. 4.1
 )
@@ -76,12 +79,12 @@ INSERT = Stage(
     data="insertions",
     channels=8,
     trains={"adapter": "all", "unet": "cross_attention"},  # slides, "Train Cross Attention Layers in UNet"
-    phases=(Phase(1.0, {"adapter": 5e-5, "unet": 5e-5}),),  # diffusers' InstructPix2Pix example
+    phases=(LearningPhase(1.0, {"adapter": 5e-5, "unet": 5e-5}),),  # diffusers' InstructPix2Pix example
     drop_object=0.05,  # its conditioning dropout p: the object for r < 2 p, the picture for p <= r < 3 p
     drop_image=0.05,
     batch=64,  # ours
 )
-STAGES = {stage.name: stage for stage in (VIEWS, COMPOSE, INSERT)}
+STAGE_CONFIGS = {stage.name: stage for stage in (VIEWS_STAGE, COMPOSE, INSERT)}
 
 
 class Vae(Protocol):
@@ -134,7 +137,7 @@ def rate_at(stage: Stage, part: Part, step: int, steps: int) -> float:
     return phase.rates[part] * min(1.0, (step + 1) / max(1, stage.warm_up))
 
 
-def read_tokens(encoder: nn.Module, reading: Reading, pixels: Tensor) -> Tensor:
+def read_tokens(encoder: nn.Module, reading: EncoderSpec, pixels: Tensor) -> Tensor:
     """The tokens (B, N, E) an adapter reads, from normalised pixels (B, 3, S, S).
 
     `encoder` is our DINOv2 or transformers' CLIPVisionModel.
@@ -149,7 +152,7 @@ def read_tokens(encoder: nn.Module, reading: Reading, pixels: Tensor) -> Tensor:
     return tokens[:, :1] if reading.tokens == "pooled" else tokens
 
 
-class AdapterTrainee(nn.Module):
+class TrainableAdapter(nn.Module):
     """Encoder, adapter and UNet as one module, whose forward pass is the loss of each row (B,).
 
     `denoise(unet, x, t, context)` calls the UNet: see `by_diffusers` and `by_host`.
@@ -160,14 +163,14 @@ class AdapterTrainee(nn.Module):
         encoder: nn.Module,
         adapter: nn.Module,
         unet: nn.Module,
-        diffusion: Diffusion,
+        diffusion: NoiseSchedule,
         denoise: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor],
     ):
         super().__init__()
         self.encoder, self.adapter, self.unet = encoder, adapter, unet
         self.diffusion, self.denoise = diffusion, denoise
         config: Any = adapter.config
-        self.reading: Reading = config.reading
+        self.reading: EncoderSpec = config.reading
 
     @property
     def parts(self) -> dict[Part, nn.Module]:
@@ -199,16 +202,16 @@ class AdapterTrainee(nn.Module):
         return reconstruction(predicted.float(), wanted, torch.ones_like(wanted[:, :1]))
 
 
-def normal_of(reading: Reading):
+def normal_of(reading: EncoderSpec):
     """Mean and deviation of the pixels that the reading's encoder takes."""
     return OPENAI if reading.encoder == CLIP else IMAGENET
 
 
 @torch.no_grad()
-def prepare(
-    stage: Stage, vae: Vae, reading: Reading, batch: Mapping[str, Tensor], seed: int, levels: int
+def prepare_batch(
+    stage: Stage, vae: Vae, reading: EncoderSpec, batch: Mapping[str, Tensor], seed: int, levels: int
 ) -> dict[str, Tensor]:
-    """What `AdapterTrainee` reads, from a batch of pictures on the training device.
+    """What `TrainableAdapter` reads, from a batch of pictures on the training device.
 
     Every random number follows from the seed and the record's number, whoever computes it: noise, timestep,
     and what is left out.
@@ -219,7 +222,7 @@ def prepare(
     noise, spread = (torch.stack([torch.randn(shape, generator=g) for g in draws]) for _ in range(2))
     t = torch.stack([torch.randint(levels, (), generator=g) for g in draws])
     r = torch.stack([torch.rand((), generator=g) for g in draws])
-    keep, seen = kept(stage, r)
+    keep, seen = exported_tensors(stage, r)
     device = pictures.device
     inputs = {
         "latent": vae.sample(pictures, spread.to(pictures)),
@@ -238,7 +241,7 @@ def prepare(
     return inputs
 
 
-def kept(stage: Stage, r: Tensor) -> tuple[Tensor, Tensor]:
+def exported_tensors(stage: Stage, r: Tensor) -> tuple[Tensor, Tensor]:
     """(whether the object stays, whether the picture stays), for r (B,) uniform in [0, 1).
 
     With a picture to drop, as InstructPix2Pix: no object for r < 2 p, no picture for p <= r < 3 p, so that

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ...encoders import checkpoint_layouts as layouts
 from ...encoders import dinov2
-from ...encoders.content_adapter import CLIP, AdapterConfig, Reading
+from ...encoders.content_adapter import CLIP, AdapterConfig, EncoderSpec
 from ...encoders.embedding_optimizer import OptimizerConfig
-from ..finetune.trainer import Diffusion
+from ..finetune.trainer import NoiseSchedule
 from .identity_stages import widen
 
 LEVELS, FIRST, LAST = 1000, 0.00085, 0.012  # Stable Diffusion's noise: sqrt(beta) rises evenly
@@ -63,7 +63,7 @@ def load_unet(folder: Path, channels: int, file: Path | None = None) -> nn.Modul
     return unet
 
 
-def load_diffusion(folder: Path | None) -> Diffusion:
+def load_diffusion(folder: Path | None) -> NoiseSchedule:
     """The noise levels of a diffusers scheduler folder, or Stable Diffusion's."""
     facts = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8")) if folder else {}
     levels = facts.get("num_train_timesteps", LEVELS)
@@ -73,10 +73,10 @@ def load_diffusion(folder: Path | None) -> Diffusion:
     betas = torch.linspace(first**0.5, last**0.5, levels, dtype=torch.float64) ** 2
     alphas = torch.cumprod(1 - betas, 0)
     prediction = {"epsilon": "epsilon", "v_prediction": "v"}[facts.get("prediction_type", "epsilon")]
-    return Diffusion(((1 - alphas) / alphas).sqrt().float(), prediction)  # pyright: ignore[reportArgumentType]
+    return NoiseSchedule(((1 - alphas) / alphas).sqrt().float(), prediction)  # pyright: ignore[reportArgumentType]
 
 
-def load_encoder(folder: Path) -> nn.Module:
+def load_object_encoder(folder: Path) -> nn.Module:
     """A DINOv2 (ours) or a CLIP (transformers') from a transformers folder. Raises ValueError for another."""
     facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind = facts.get("model_type", "")
@@ -84,7 +84,7 @@ def load_encoder(folder: Path) -> nn.Module:
         state = {}
         for file in sorted(folder.glob("*.safetensors")):
             state |= load_file(file)
-        encoder = dinov2.DinoV2(dinov2.read_config(state, facts["num_attention_heads"]))
+        encoder = dinov2.DinoV2(dinov2.read_dino_config(state, facts["num_attention_heads"]))
         encoder.load_state_dict(state)
         return encoder
     if kind in ("clip", "clip_vision_model"):
@@ -99,8 +99,8 @@ def read_adapter(file: Path) -> tuple[nn.Module, nn.Module | None]:
     """An adapter of an earlier training, and its DINOv2 if the file holds it."""
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata() or {}
-    found = layouts.recognise(load_file(file), metadata, file.name)
-    adapter = layouts.build(found.config)
+    found = layouts.recognise_checkpoint(load_file(file), metadata, file.name)
+    adapter = layouts.build_adapter(found.config)
     adapter.load_state_dict(found.adapter)
     if found.encoder is None or found.dino is None:
         return adapter, None
@@ -109,22 +109,24 @@ def read_adapter(file: Path) -> tuple[nn.Module, nn.Module | None]:
     return adapter, encoder
 
 
-def new_adapter(encoder: nn.Module, optimizer: bool, context: int, size: int, **numbers: int) -> nn.Module:
+def new_content_adapter(
+    encoder: nn.Module, optimizer: bool, context: int, size: int, **numbers: int
+) -> nn.Module:
     """A fresh adapter for that encoder: an embedding optimizer or a content adapter.
 
     `numbers` are width, depth, heads and tokens of a content adapter, tokens of an optimizer.
     """
-    reading = reading_of(encoder, size, "zeros" if optimizer else "learned")
+    reading = encoder_spec_of(encoder, size, "zeros" if optimizer else "learned")
     if optimizer:
-        return layouts.build(OptimizerConfig(reading, context, numbers.get("tokens") or 77))
-    return layouts.build(AdapterConfig(reading, context=context, **numbers))  # pyright: ignore[reportArgumentType]
+        return layouts.build_adapter(OptimizerConfig(reading, context, numbers.get("tokens") or 77))
+    return layouts.build_adapter(AdapterConfig(reading, context=context, **numbers))  # pyright: ignore[reportArgumentType]
 
 
-def check_pair(encoder: nn.Module, adapter: nn.Module, context: int) -> None:
+def check_encoder_matches(encoder: nn.Module, adapter: nn.Module, context: int) -> None:
     """Raises ValueError for an adapter of another encoder, or of another width than the UNet's context."""
     config: Any = adapter.config
-    reads: Reading = config.reading
-    given = reading_of(encoder, reads.size, reads.nothing)
+    reads: EncoderSpec = config.reading
+    given = encoder_spec_of(encoder, reads.size, reads.nothing)
     for what in ("encoder", "width", "registers", "size"):
         if getattr(given, what) != getattr(reads, what):
             raise ValueError(
@@ -138,7 +140,7 @@ def check_pair(encoder: nn.Module, adapter: nn.Module, context: int) -> None:
         )
 
 
-def reading_of(encoder: nn.Module, size: int, nothing: str) -> Reading:
+def encoder_spec_of(encoder: nn.Module, size: int, nothing: str) -> EncoderSpec:
     """What an adapter will read of the encoder: all tokens, of pictures `size` pixels square.
 
     An optimizer, whose nothing is "zeros", sees objects in their surroundings unless an alpha channel cuts
@@ -148,5 +150,5 @@ def reading_of(encoder: nn.Module, size: int, nothing: str) -> Reading:
     zeros = nothing == "zeros"
     facts: dict[str, Any] = {"nothing": nothing, "background": "original" if zeros else "black"}
     if isinstance(encoder, dinov2.DinoV2):
-        return Reading(width=config.width, registers=config.registers, size=size, **facts)
-    return Reading(CLIP, config.hidden_size, 0, config.image_size, "last" if zeros else "normed", **facts)
+        return EncoderSpec(width=config.width, registers=config.registers, size=size, **facts)
+    return EncoderSpec(CLIP, config.hidden_size, 0, config.image_size, "last" if zeros else "normed", **facts)

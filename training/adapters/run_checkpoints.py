@@ -20,15 +20,15 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ...common.atomic_io import exchange
+from ...common.atomic_io import atomic_replace
 
-KEPT = 2  # checkpoints of a run
-ASKED = "run.json"
+KEPT_CHECKPOINTS = 2  # checkpoints of a run
+CONFIG_FILE = "run.json"
 ZIPPED = (".bin", ".pkl", ".pt")  # torch.save's files
 
 
 @dataclass(frozen=True)
-class Run:
+class RunConfig:
     """How long and in which portions; `batch` is that of all processes and passes together."""
 
     folder: Path
@@ -43,7 +43,7 @@ class Run:
     asked: Mapping[str, Any] = field(default_factory=dict)  # option -> what a resumed run must ask for too
 
 
-class Interrupt:
+class InterruptFlag:
     """Whether SIGINT or SIGTERM came since it was entered; the second SIGINT ends the process at once."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -52,7 +52,7 @@ class Interrupt:
         self.came = False
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> "Interrupt":
+    def __enter__(self) -> "InterruptFlag":
         if threading.current_thread() is threading.main_thread():  # others may not ask for signals
             self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
@@ -77,7 +77,7 @@ def _step_of(name: str) -> int:
     return int(name.partition("-")[2])
 
 
-def check(run: Run) -> None:
+def check_resumable(run: RunConfig) -> None:
     """Raises ValueError where the folder holds a run of something else, or of more steps already."""
     kept = checkpoints(run.folder)
     if kept and kept[-1][0] > run.steps:
@@ -85,7 +85,7 @@ def check(run: Run) -> None:
             f"--steps: the run in {run.folder} has gone on to step {kept[-1][0]} already; ask for no fewer,"
             " or give another --out."
         )
-    file = run.folder / ASKED
+    file = run.folder / CONFIG_FILE
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for option, value in run.asked.items():
         if option in before and before[option] != value:
@@ -95,7 +95,7 @@ def check(run: Run) -> None:
             )
 
 
-def resume(accelerator, run: Run) -> int:
+def resume_run(accelerator, run: RunConfig) -> int:
     """Load the run's last whole checkpoint and drop what came after it; the step it stands at.
 
     Raises ValueError where there are checkpoints and none is whole.
@@ -107,7 +107,7 @@ def resume(accelerator, run: Run) -> int:
     if accelerator.is_main_process:
         try:
             name = _last_whole(run.folder)
-            _tidy(run, _step_of(name) if name else 0)
+            _prune(run, _step_of(name) if name else 0)
         except ValueError as error:  # the others are told of it, or they would wait
             wrong = str(error)
     name, wrong = broadcast_object_list([name, wrong])  # all go on from what one has seen
@@ -119,11 +119,11 @@ def resume(accelerator, run: Run) -> int:
     return _step_of(name) if name else 0
 
 
-def _tidy(run: Run, step: int) -> None:
+def _prune(run: RunConfig, step: int) -> None:
     """Note what the run is asked for, and drop what it wrote after that step."""
-    asked = run.folder / f"{ASKED}.partial"
+    asked = run.folder / f"{CONFIG_FILE}.partial"
     asked.write_text(json.dumps(dict(run.asked), indent=1), encoding="utf-8")
-    exchange(asked, run.folder / ASKED)
+    atomic_replace(asked, run.folder / CONFIG_FILE)
     for partial in run.folder.glob("partial-*"):
         shutil.rmtree(partial)
     log = run.folder / "log.jsonl"
@@ -135,7 +135,7 @@ def _tidy(run: Run, step: int) -> None:
 def _last_whole(folder: Path) -> str | None:
     """The name of the latest checkpoint that can be read, None without any; damaged ones are put aside."""
     kept = [path for _, path in checkpoints(folder)]
-    damaged = list(itertools.takewhile(lambda path: not is_whole(path), reversed(kept)))
+    damaged = list(itertools.takewhile(lambda path: not is_complete(path), reversed(kept)))
     if kept and len(damaged) == len(kept):
         raise ValueError(
             f"--out: no checkpoint in {folder} can be read any more; delete that folder to begin again, or"
@@ -149,7 +149,7 @@ def _last_whole(folder: Path) -> str | None:
     return kept[-1 - len(damaged)].name if kept else None
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """Whether every file of a checkpoint looks complete, from its head or tail: not every byte is read."""
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
     try:
@@ -170,13 +170,13 @@ def _looks_complete(file: Path) -> bool:
     return file.stat().st_size > 0 or file.suffix == ".distcp"  # under FSDP a process may have nothing to say
 
 
-def save(accelerator, run: Run, step: int) -> None:
+def save_checkpoint(accelerator, run: RunConfig, step: int) -> None:
     """Every process writes its share under a temporary name, which is exchanged when all are done."""
     partial = run.folder / f"partial-{step:06d}"
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        exchange(partial, run.folder / f"step-{step:06d}")
-        for _, path in checkpoints(run.folder)[:-KEPT]:
+        atomic_replace(partial, run.folder / f"step-{step:06d}")
+        for _, path in checkpoints(run.folder)[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(path)
     accelerator.wait_for_everyone()

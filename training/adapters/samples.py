@@ -13,29 +13,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...encoders.content_adapter import Reading
+from ...encoders.content_adapter import EncoderSpec
 from ...imaging.boxes import Box, bounding_box
-from ...imaging.mask_levels import LEVELS, mask_level
+from ...imaging.mask_levels import MASK_LEVELS, mask_level
 from ...imaging.object_picture import subject_picture
 from ...imaging.perturb import Perturbation, perturb
 from .shards import Record
 
 SOURCE = ("source", "source_img", "original_image")
 TARGET = ("target", "target_img", "target_image")
-OBJECT = ("object", "object_image")
-CHANGED = 0.12  # mean difference of a colour, in a 9-pixel window, from which a pixel belongs to the object
-Batch = dict[str, Tensor]
+OBJECT_NAMES = ("object", "object_image")
+CHANGE_THRESHOLD = (
+    0.12  # mean difference of a colour, in a 9-pixel window, from which a pixel belongs to the object
+)
+Sample = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Views:
+class ViewPairs:
     """Stage 1, context-agnostic: one view of an object on black is asked for, given another."""
 
-    reading: Reading
+    reading: EncoderSpec
     side: int  # of the picture that is asked for, in pixels
     window: int = 7  # most frames between the two views; the paper's number is not in the text we have
 
-    def __call__(self, record: Record, generator: torch.Generator) -> Batch:
+    def __call__(self, record: Record, generator: torch.Generator) -> Sample:
         names = frame_names(record)
         given, asked = draw_pair(len(names), self.window, generator)
         reads = self.reading
@@ -51,20 +53,20 @@ class Compositions:
     The hole is one of the four mask levels, drawn anew each time.
     """
 
-    reading: Reading
+    reading: EncoderSpec
     side: int
     window: int = 7
     look: Perturbation = field(default_factory=Perturbation)
     context: float = 1.8  # least side of the picture around the object, in the object's longer side
 
-    def __call__(self, record: Record, generator: torch.Generator) -> Batch:
+    def __call__(self, record: Record, generator: torch.Generator) -> Sample:
         names = frame_names(record)
         given, asked = draw_pair(len(names), self.window, generator)
         image, mask = perturb(*_around(*read_frame(record, names[given])), generator, self.look)
         reads = self.reading
         shown = subject_picture(image, mask, reads.size, reads.background, reads.margin)
         scene, hole = draw_scene(*read_frame(record, names[asked]), self.side, self.context, generator)
-        level = LEVELS[int(torch.randint(len(LEVELS), (), generator=generator))]
+        level = MASK_LEVELS[int(torch.randint(len(MASK_LEVELS), (), generator=generator))]
         return {"object": shown[0], "target": scene[0], "hole": mask_level(hole, level)[0]}
 
 
@@ -72,19 +74,19 @@ class Compositions:
 class Insertions:
     """The picture with the object is asked for, given the picture without it, and the object's."""
 
-    reading: Reading
+    reading: EncoderSpec
     side: int
 
-    def __call__(self, record: Record, generator: torch.Generator) -> Batch:
+    def __call__(self, record: Record, generator: torch.Generator) -> Sample:
         source, target = (read_picture(_field(record, names))[..., :3] for names in (SOURCE, TARGET))
         changed = changed_box(source, target)
-        if any(_find(record, name) for name in OBJECT):
-            picture = read_picture(_field(record, OBJECT))
+        if any(_find(record, name) for name in OBJECT_NAMES):
+            picture = read_picture(_field(record, OBJECT_NAMES))
         else:
             picture = target[(slice(None), *changed.slices)]
         shown = self._shown(picture)
         height, width = target.shape[1:3]
-        window = draw_window(changed, height, width, min(height, width), generator)
+        window = draw_scene_window(changed, height, width, min(height, width), generator)
         source, target = (_resized(image, window, self.side) for image in (source, target))
         if torch.rand((), generator=generator) < 0.5:
             source, target = source.flip(2), target.flip(2)
@@ -145,11 +147,11 @@ def draw_scene(
     longer, shorter = max(box.height, box.width), min(height, width)
     least = min(shorter, max(longer, round(context * longer)))
     length = least + int(torch.randint(shorter - least + 1, (), generator=generator))
-    window = draw_window(box, height, width, length, generator)
+    window = draw_scene_window(box, height, width, length, generator)
     return _resized(image, window, side), _shrink(mask[(slice(None), *window.slices)], side)
 
 
-def draw_window(box: Box, height: int, width: int, length: int, generator: torch.Generator) -> Box:
+def draw_scene_window(box: Box, height: int, width: int, length: int, generator: torch.Generator) -> Box:
     """A square of side `length` in the picture that holds the box, or lies in it where it is longer."""
     starts = []
     for low, high, limit in ((box.top, box.bottom, height), (box.left, box.right, width)):
@@ -167,7 +169,7 @@ def changed_box(source: Tensor, target: Tensor) -> Box:
     if source.shape != target.shape:
         raise ValueError("--data: a triplet's source and target are of two sizes; resize one to the other.")
     difference = (target - source).abs().mean(-1)
-    changed = F.avg_pool2d(difference[:, None], 9, 1, 4)[0, 0] > CHANGED
+    changed = F.avg_pool2d(difference[:, None], 9, 1, 4)[0, 0] > CHANGE_THRESHOLD
     if not changed.any():
         raise ValueError("--data: a triplet's source and target show no difference, so no object.")
     return bounding_box(changed.float())

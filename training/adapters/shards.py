@@ -19,7 +19,7 @@ from typing import Any, Protocol
 INDEX = "inlay-shards.json"  # how many records each shard of a folder holds
 OPEN_SHARDS = 4
 SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # what marks a datasets folder
-ROWS = 1024  # of a datasets folder, that are shuffled among themselves
+ROWS_PER_BLOCK = 1024  # of a datasets folder, that are shuffled among themselves
 Record = dict[str, bytes]
 Places = dict[str, tuple[int, int]]  # field name -> (offset, size) in the shard
 
@@ -70,7 +70,7 @@ class Shards:
         if block in self._open:
             self._open.move_to_end(block)
         else:
-            self._open[block] = (self.paths[block].open("rb"), places(self.paths[block]))
+            self._open[block] = (self.paths[block].open("rb"), index_tar(self.paths[block]))
             if len(self._open) > OPEN_SHARDS:
                 _, (file, _) = self._open.popitem(last=False)
                 file.close()
@@ -83,7 +83,7 @@ class Shards:
         self.paths, self.sizes, self._open = state["paths"], state["sizes"], OrderedDict()
 
 
-def places(shard: Path) -> list[Places]:
+def index_tar(shard: Path) -> list[Places]:
     """Where the fields of each record of a shard lie; reads headers only.
 
     Raises ValueError for a file that is no whole tar file.
@@ -111,7 +111,7 @@ def _counts(folder: Path, paths: list[Path]) -> list[int]:
     index = folder / INDEX
     known = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
     sizes = [known.get(f"{path.name} {path.stat().st_size}") for path in paths]
-    return [len(places(path)) if size is None else size for path, size in zip(paths, sizes, strict=True)]
+    return [len(index_tar(path)) if size is None else size for path, size in zip(paths, sizes, strict=True)]
 
 
 def write_shards(records: Iterable[tuple[str, Mapping[str, bytes]]], folder: Path, per_shard: int) -> int:
@@ -186,10 +186,10 @@ class DatasetsFolder:
                 self.pictures.append(name)
         self.table = table
         rows = len(table)
-        self.sizes = [min(ROWS, rows - start) for start in range(0, rows, ROWS)]
+        self.sizes = [min(ROWS_PER_BLOCK, rows - start) for start in range(0, rows, ROWS_PER_BLOCK)]
 
     def read(self, block: int, row: int) -> Record:
-        values = self.table[block * ROWS + row]
+        values = self.table[block * ROWS_PER_BLOCK + row]
         fields = {}
         for name in self.pictures:
             value = values[name]

@@ -16,21 +16,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...common.atomic_io import exchange
+from ...common.atomic_io import atomic_replace
 from ...encoders import checkpoint_layouts as layouts
 from ...encoders.dinov2 import DinoV2
 from ..finetune.training_loop import Diverged
-from .dataset import Examples, Steps, loader
-from .identity_stages import AdapterTrainee, Stage, Vae, freeze, prepare, rate_at
-from .run_checkpoints import Interrupt, Run, check, resume, save
+from .dataset import SampleDataset, StepBatchSampler, loader
+from .identity_stages import Stage, TrainableAdapter, Vae, freeze, prepare_batch, rate_at
+from .run_checkpoints import InterruptFlag, RunConfig, check_resumable, resume_run, save_checkpoint
 
 
-def train(
-    trainee: AdapterTrainee,
+def train_adapter(
+    trainee: TrainableAdapter,
     stage: Stage,
     vae: Callable[[torch.device], Vae],
-    examples: Examples,
-    run: Run,
+    examples: SampleDataset,
+    run: RunConfig,
     tell: Callable[[int, float, float], None] = lambda step, loss, seconds: None,
 ) -> dict[str, Tensor] | None:
     """Train and return the trained module's weights on the CPU, in the main process; None in the others.
@@ -44,17 +44,19 @@ def train(
     groups = [{"params": parameters} for parameters in parts.values()]
     optimiser = torch.optim.AdamW(groups, lr=0.0, weight_decay=stage.weight_decay)
     model, optimiser = accelerator.prepare(trainee, optimiser)
-    start = resume(accelerator, run)
-    own = Steps(start, run.steps, run.batch, run.passes, accelerator.process_index, accelerator.num_processes)
+    start = resume_run(accelerator, run)
+    own = StepBatchSampler(
+        start, run.steps, run.batch, run.passes, accelerator.process_index, accelerator.num_processes
+    )
     batches = iter(loader(examples, own, run.workers))
     autoencoder, levels = vae(accelerator.device), len(trainee.diffusion.sigmas)
     began = time.monotonic()
-    with Interrupt() as interrupt:
+    with InterruptFlag() as interrupt:
         for step in range(start, run.steps):
             loss = torch.zeros((), device=accelerator.device)
             for last in [False] * (run.passes - 1) + [True]:
                 batch = _on(accelerator.device, next(batches))
-                inputs = prepare(stage, autoencoder, trainee.reading, batch, run.seed, levels)
+                inputs = prepare_batch(stage, autoencoder, trainee.reading, batch, run.seed, levels)
                 with nullcontext() if last else accelerator.no_sync(model):
                     share = model(inputs).mean() / run.passes
                     accelerator.backward(share)
@@ -72,7 +74,7 @@ def train(
                 tell(step + 1, mean, time.monotonic() - began)
             last_step = step + 1 == run.steps  # kept too: the export may fail, and --steps may grow
             if stopped or last_step or (step + 1) % run.save_every == 0:
-                save(accelerator, run, step + 1)
+                save_checkpoint(accelerator, run, step + 1)
             if stopped and not last_step:
                 accelerator.end_training()
                 raise KeyboardInterrupt
@@ -91,7 +93,11 @@ def _agree(accelerator, loss: Tensor, stop: bool) -> tuple[float, bool]:
 
 
 def export(
-    weights: Mapping[str, Tensor], trainee: AdapterTrainee, stage: Stage, path: Path, facts: Mapping[str, Any]
+    weights: Mapping[str, Tensor],
+    trainee: TrainableAdapter,
+    stage: Stage,
+    path: Path,
+    facts: Mapping[str, Any],
 ) -> list[Path]:
     """Write the adapter, with its DINOv2, as `path`, and the UNet beside it as `<name>.unet.safetensors`.
 
@@ -106,7 +112,7 @@ def export(
         state |= {f"encoder.{name}": value for name, value in named["encoder"].items()}
     about = {"inlay.training": json.dumps({"stage": stage.name, **facts})}
     files = [path, path.with_name(f"{path.stem}.unet.safetensors")]
-    _write(files[0], state, about | {layouts.METADATA: layouts.describe(config, dino)})
+    _write(files[0], state, about | {layouts.METADATA: layouts.describe_checkpoint(config, dino)})
     _write(files[1], named["unet"], about)
     return files
 
@@ -120,15 +126,15 @@ def _write(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> No
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         save_file({name: value.contiguous() for name, value in state.items()}, partial, metadata)
-        exchange(partial, path)
+        atomic_replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _accelerator(run: Run):
+def _accelerator(run: RunConfig):
     from accelerate import Accelerator  # slow to import, so not before somebody trains
 
-    check(run)
+    check_resumable(run)
     run.folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         mixed_precision=run.precision,
@@ -144,7 +150,7 @@ def _on(device: torch.device, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.to(device, non_blocking=True) for name, part in batch.items()}
 
 
-def _log(accelerator, run: Run, step: int, loss: float) -> None:
+def _log(accelerator, run: RunConfig, step: int, loss: float) -> None:
     if accelerator.is_main_process:
         with (run.folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps({"step": step + 1, "loss": loss}) + "\n")

@@ -108,7 +108,8 @@ def compose_prompts(
     while len(chosen) < min(count, combinations - 1):
         chosen[draw.randrange(1, combinations)] = None
     prompts = [
-        _fill(template, describe(dict(_choice(attributes, number)), class_name, token)) for number in chosen
+        _fill(template, attributes_to_words(dict(_choice(attributes, number)), class_name, token))
+        for number in chosen
     ]
     return list(dict.fromkeys(prompts))
 
@@ -121,7 +122,7 @@ def _choice(attributes: Attributes, number: int) -> Iterator[tuple[str, str]]:
             yield kind, words[digit - 1]
 
 
-def describe(words: Mapping[str, str], class_name: str, token: str = "") -> str:
+def attributes_to_words(words: Mapping[str, str], class_name: str, token: str = "") -> str:
     """One word of each kind about the class: "sks brown clay teapot with a lid".
 
     What follows the class follows in the dictionary's order: "with a lid and a chain made of brass".

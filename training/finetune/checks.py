@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ...conditioning.family import family, working_side
 from ..objective import Prediction
-from ..optimizers import check_optimiser
+from ..optimizers import check_optimizer
 from .data import LATENT_PIXEL
 from .lora import exported_shapes, lora_layers
 from .lora_formats import lora_names
 from .recipes import Recipe
 from .subject import Subject
-from .trainer import Diffusion
+from .trainer import NoiseSchedule
 
 # What a network predicts, told by how the host undoes it; subclasses that do it otherwise are not these.
 PREDICTIONS: dict[object, Prediction] = {
@@ -24,7 +24,7 @@ PREDICTIONS: dict[object, Prediction] = {
 }
 
 
-def check_model(model, recipe: Recipe) -> None:
+def check_trainable_model(model, recipe: Recipe) -> None:
     """Raises ValueError, naming the mend, for a model the recipe cannot train."""
     base = model.model
     if not isinstance(base.diffusion_model, UNetModel) or prediction_of(model) is None:
@@ -46,7 +46,7 @@ def check_model(model, recipe: Recipe) -> None:
     if recipe.adapter.kind == "lora":
         lora_layers(base.diffusion_model, recipe.adapter)
         check_peft()
-    check_optimiser(recipe.optimiser)
+    check_optimizer(recipe.optimiser)
 
 
 def check_peft() -> None:
@@ -92,8 +92,8 @@ def prediction_of(model) -> Prediction | None:
     return PREDICTIONS.get(sampling.calculate_denoised) if tabled else None
 
 
-def diffusion_of(model) -> Diffusion:
-    """The noise levels and the prediction of a MODEL that `check_model` takes."""
+def diffusion_of(model) -> NoiseSchedule:
+    """The noise levels and the prediction of a MODEL that `check_trainable_model` takes."""
     prediction = prediction_of(model)
     assert prediction is not None
-    return Diffusion(model.get_model_object("model_sampling").sigmas.clone().cpu(), prediction)
+    return NoiseSchedule(model.get_model_object("model_sampling").sigmas.clone().cpu(), prediction)

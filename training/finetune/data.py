@@ -28,7 +28,7 @@ class Reference(NamedTuple):
     mask: Tensor
 
 
-class Material(NamedTuple):
+class Concept(NamedTuple):
     """What there is to learn: the words, and the pictures they stand for."""
 
     caption: str
@@ -145,7 +145,7 @@ class Examples:
         return Examples(**{name: change(part) for name, part in parts.items() if part is not None})
 
 
-def prepare(
+def prepare_examples(
     references: Sequence[Reference],
     recipe: Recipe,
     size: int,
@@ -168,12 +168,12 @@ def prepare(
     return Examples(latent, mask, masked, valid, context, pooled)
 
 
-View = tuple[Tensor, Tensor, Tensor]  # picture (1,3,S,S) in [-1,1], hole and valid (1,1,S,S)
+TrainingView = tuple[Tensor, Tensor, Tensor]  # picture (1,3,S,S) in [-1,1], hole and valid (1,1,S,S)
 
 
 def _views(
     references: Sequence[Reference], recipe: Recipe, size: int, copies: int, generator: torch.Generator
-) -> Iterator[View]:
+) -> Iterator[TrainingView]:
     for reference in references:
         image = reference.image.movedim(-1, 0)[None].float() * 2 - 1
         mask = (reference.mask > 0.5).float()[None, None]
@@ -183,7 +183,7 @@ def _views(
             yield view, hole[:, None], valid
 
 
-def _encoded(group: Sequence[View], encode: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+def _encoded(group: Sequence[TrainingView], encode: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
     """What `Examples` holds of a few views: latent, mask, masked, valid."""
     view, hole, valid = (torch.cat(parts) for parts in zip(*group, strict=True))
     pictures = torch.cat([view, view * (1 - hole)])  # a hole is grey: 0 in [-1, 1]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .recipes import Recipe
-from .trainer import ALONE, Group
+from .trainer import SINGLE_PROCESS, ProcessGroup
 
 
 def on_cpu() -> bool:
@@ -16,20 +16,20 @@ def on_cpu() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
 
 
-def open_group() -> Group:
-    """This process among those that the launcher started, on the accelerator of its own; `ALONE` without one.
+def open_group() -> ProcessGroup:
+    """Return the group of processes that the launcher started; `SINGLE_PROCESS` without one.
 
     Call it before the host is opened, which takes the accelerator that is the current one by then.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ALONE
+        return SINGLE_PROCESS
     from accelerate import PartialState  # comes with PEFT
 
     state = PartialState(cpu=on_cpu())
-    return Group(state.process_index, state.num_processes, average)
+    return ProcessGroup(state.process_index, state.num_processes, average)
 
 
-def close_group(group: Group) -> None:
+def close_group(group: ProcessGroup) -> None:
     """Wait for the others, so that none is cut off while the first is still saving."""
     if group.size > 1:
         torch.distributed.barrier()
@@ -45,7 +45,7 @@ def average(tensors: Sequence[Tensor]) -> None:
         tensor /= torch.distributed.get_world_size()
 
 
-def any_told(group: Group, told: bool) -> bool:
+def any_rank_stopping(group: ProcessGroup, told: bool) -> bool:
     """Whether any process was told to stop. All have to ask, after the same step."""
     if group.average is None:
         return told
@@ -56,7 +56,7 @@ def any_told(group: Group, told: bool) -> bool:
     return share.item() > 0
 
 
-def shared_out(recipe: Recipe, size: int) -> Recipe:
+def split_batch(recipe: Recipe, size: int) -> Recipe:
     """The recipe with its pictures per step laid out so that `size` processes can share every batch.
 
     Where batch_size is no multiple of `size`, passes that were accumulated become rows of one batch.

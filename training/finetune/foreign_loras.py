@@ -24,8 +24,10 @@ PARTS = {
     "lora_linear_layer.up": "lora_up.weight",
     "lora_magnitude_vector": "dora_scale",
 }
-PART = "|".join(map(re.escape, PARTS))
-KEY = re.compile(rf"(?:unet\.)?((?:down|mid|up)_blocks?\..+?)[._]({PART})(?:\.default)?(?:\.weight)?")
+PART_PATTERN = "|".join(map(re.escape, PARTS))
+DIFFUSERS_KEY = re.compile(
+    rf"(?:unet\.)?((?:down|mid|up)_blocks?\..+?)[._]({PART_PATTERN})(?:\.default)?(?:\.weight)?"
+)
 
 
 def read_lora_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -50,7 +52,7 @@ def as_kohya(tensors: Mapping[str, Tensor], config: Mapping) -> dict[str, Tensor
     """
     renamed = {}
     for key, tensor in tensors.items():
-        match = KEY.fullmatch(key)
+        match = DIFFUSERS_KEY.fullmatch(key)
         if not match:
             renamed[key] = tensor
             continue

@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 from ...attention.patch import region_options
 from .checks import diffusion_of, prediction_of
-from .data import Examples, Material, prepare
+from .data import Concept, Examples, prepare_examples
 from .gradient_checkpointing import recompute
-from .lora import attach
+from .lora import attach_adapter
 from .lora_formats import lora_names
 from .preflight import check_parameters_fit, check_step_fits, precision_of
 from .preview import as_model
 from .recipes import Recipe
 from .store import fingerprint
-from .trainer import ALONE, Group, Trainee, finetune
-from .training_loop import State
+from .trainer import SINGLE_PROCESS, ProcessGroup, TrainableModel, finetune
+from .training_loop import TrainingState
 
 BLOCKS = (ResBlock, BasicTransformerBlock)  # what gradient checkpointing computes twice
 
 
-def identity(model, clip, vae) -> str:
+def model_fingerprint(model, clip, vae) -> str:
     """A fingerprint of everything wired in that decides the result; see `store.fingerprint`."""
     parts = (("model", model), ("clip", clip.patcher), ("vae", vae.patcher))
     sigmas = model.get_model_object("model_sampling").sigmas
@@ -68,7 +68,7 @@ def _flat(values):
         yield from _flat(value)
 
 
-def twin(model, dtype: torch.dtype) -> nn.Module:
+def trainable_copy(model, dtype: torch.dtype) -> nn.Module:
     """The model's UNet as modules of its own over the same memory, ready for gradients.
 
     The host makes its weights in inference mode, where autograd refuses them; a tensor made outside over the
@@ -76,8 +76,11 @@ def twin(model, dtype: torch.dtype) -> nn.Module:
     wired-in model never learns of it.
     """
     unet = model.model.diffusion_model
-    shared = {id(w): nn.Parameter(_ordinary(w).to(dtype), requires_grad=False) for w in unet.parameters()}
-    shared |= {id(b): _ordinary(b) for b in unet.buffers()}
+    shared = {
+        id(w): nn.Parameter(outside_inference_mode(w).to(dtype), requires_grad=False)
+        for w in unet.parameters()
+    }
+    shared |= {id(b): outside_inference_mode(b) for b in unet.buffers()}
     network = copy.deepcopy(unet, shared)
     for layer in network.modules():
         if hasattr(layer, "comfy_cast_weights"):
@@ -85,9 +88,11 @@ def twin(model, dtype: torch.dtype) -> nn.Module:
     return network
 
 
-def _ordinary(tensor: Tensor) -> Tensor:
-    twin = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return twin.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+def outside_inference_mode(tensor: Tensor) -> Tensor:
+    trainable_copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return trainable_copy.set_(
+        tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
+    )
 
 
 def encode_text(model, clip, caption: str, size: int) -> tuple[Tensor, Tensor | None]:
@@ -97,7 +102,7 @@ def encode_text(model, clip, caption: str, size: int) -> tuple[Tensor, Tensor | 
     return context, label
 
 
-def encode_examples(model, clip, vae, material: Material, recipe: Recipe, size: int, seed: int) -> Examples:
+def encode_examples(model, clip, vae, material: Concept, recipe: Recipe, size: int, seed: int) -> Examples:
     """The material as `Examples` of ordinary tensors on the CPU."""
     context, pooled = encode_text(model, clip, material.caption, size)
 
@@ -105,24 +110,24 @@ def encode_examples(model, clip, vae, material: Material, recipe: Recipe, size: 
         comfy.model_management.throw_exception_if_processing_interrupted()
         return model.model.process_latent_in(vae.encode(picture)).float().cpu()
 
-    examples = prepare(material.references, recipe, size, encode, context, pooled, seed)
+    examples = prepare_examples(material.references, recipe, size, encode, context, pooled, seed)
     with torch.inference_mode(False):
         return examples.cloned()
 
 
-def train(
+def train_lora(
     model,
     examples: Sequence[Examples],
     recipe: Recipe,
     seed: int,
-    resume: State | None = None,
+    resume: TrainingState | None = None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
-    on_save: Callable[[State], None] | None = None,
+    on_save: Callable[[TrainingState], None] | None = None,
     save_every: int = 0,
     start: dict[str, Tensor] | None = None,
     checkpointing: bool = False,
     watch: Callable[[Any, int], None] | None = None,
-    group: Group = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Finetune on the wired-in MODEL without touching it: the LoRA's tensors and the loss of every step.
@@ -139,15 +144,15 @@ def train(
     on_stage("loading the model")
     comfy.model_management.load_models_gpu([model], force_full_load=True)
     with torch.inference_mode(False), torch.enable_grad():
-        trainee = _trainee(model, recipe, dtype, seed, start)
-        blocks = [layer for layer in trainee.unet.modules() if isinstance(layer, BLOCKS)]
+        trainable = _trainable_model(model, recipe, dtype, seed, start)
+        blocks = [layer for layer in trainable.unet.modules() if isinstance(layer, BLOCKS)]
         on_stage("measuring memory")
-        check_step_fits(model, trainee, recipe, examples, blocks, checkpointing, group)
+        check_step_fits(model, trainable, recipe, examples, blocks, checkpointing, group)
         comfy.model_management.throw_exception_if_processing_interrupted()
         on_stage("first step")
         if checkpointing:
             recompute(blocks)
-        live = as_model(model, trainee.unet, dtype) if watch else None
+        live = as_model(model, trainable.unet, dtype) if watch else None
 
         def after_step(step: int, loss: float) -> None:
             on_step(step, loss)
@@ -156,7 +161,7 @@ def train(
             comfy.model_management.throw_exception_if_processing_interrupted()
 
         losses = finetune(
-            trainee,
+            trainable,
             recipe,
             examples[0],
             seed,
@@ -167,17 +172,17 @@ def train(
             save_every=save_every,
             group=group,
         )
-        return trainee.adapter.export(lora_names(model)), losses
+        return trainable.adapter.export(lora_names(model)), losses
 
 
-def _trainee(
+def _trainable_model(
     model, recipe: Recipe, dtype: torch.dtype, seed: int, start: dict[str, Tensor] | None
-) -> Trainee:
-    unet = twin(model, dtype)
-    adapter = attach(unet, recipe.adapter, dtype, seed)
+) -> TrainableModel:
+    unet = trainable_copy(model, dtype)
+    adapter = attach_adapter(unet, recipe.adapter, dtype, seed)
     if start:
         adapter.load(start, lora_names(model))
-    return Trainee(
+    return TrainableModel(
         unet,
         diffusion_of(model),
         adapter,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .recipes import Adapter
+from .recipes import AdapterSpec
 
 Name = Callable[[str], str]  # a module's path in the UNet -> its key in a LoRA file
 
@@ -14,7 +14,7 @@ Name = Callable[[str], str]  # a module's path in the UNet -> its key in a LoRA 
 class LoraAdapter:
     """A low-rank adapter on the linear layers whose path ends with one of `spec.targets` (Hu et al. 2021)."""
 
-    def __init__(self, unet: nn.Module, spec: Adapter, dtype: torch.dtype, seed: int):
+    def __init__(self, unet: nn.Module, spec: AdapterSpec, dtype: torch.dtype, seed: int):
         from peft import LoraConfig, inject_adapter_in_model  # slow to import, so not before somebody trains
 
         config = LoraConfig(
@@ -86,7 +86,9 @@ class FullAdapter:
             weight.data.copy_(self.base[path].float() + tensors[_difference(path, name)].to(weight.device))
 
 
-def attach(unet: nn.Module, spec: Adapter, dtype: torch.dtype, seed: int) -> LoraAdapter | FullAdapter:
+def attach_adapter(
+    unet: nn.Module, spec: AdapterSpec, dtype: torch.dtype, seed: int
+) -> LoraAdapter | FullAdapter:
     """Make `unet` trainable in place, as `spec` says; its other weights stay frozen.
 
     `dtype` is that of the network's arithmetic, so no layer has to cast. `seed` draws a LoRA's first weights.
@@ -98,7 +100,7 @@ def attach(unet: nn.Module, spec: Adapter, dtype: torch.dtype, seed: int) -> Lor
     return LoraAdapter(unet, spec, dtype, seed)
 
 
-def lora_layers(unet: nn.Module, spec: Adapter) -> dict[str, nn.Linear]:
+def lora_layers(unet: nn.Module, spec: AdapterSpec) -> dict[str, nn.Linear]:
     """The layers a LoRA goes on, by path. Raises ValueError for none, or for one that is too small."""
     layers: dict[str, Any] = {
         path: layer
@@ -116,7 +118,7 @@ def lora_layers(unet: nn.Module, spec: Adapter) -> dict[str, nn.Linear]:
     return layers
 
 
-def exported_shapes(unet: nn.Module, spec: Adapter, name: Name) -> dict[str, tuple[int, ...]]:
+def exported_shapes(unet: nn.Module, spec: AdapterSpec, name: Name) -> dict[str, tuple[int, ...]]:
     """The keys and shapes that `export` will give, known before anything is attached."""
     if spec.kind == "full":
         return {_difference(path, name): tuple(weight.shape) for path, weight in unet.named_parameters()}

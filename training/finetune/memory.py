@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from .presets import Preset
-from .recipes import Optimiser, Recipe
+from .presets import MemoryPreset
+from .recipes import OptimizerSpec, Recipe
 
 GIGABYTE = 2**30
 OUTSIDE = -1  # of every block
 
 
-def with_preset(recipe: Recipe, preset: Preset, eight_bit: bool) -> Recipe:
+def with_preset(recipe: Recipe, preset: MemoryPreset, eight_bit: bool) -> Recipe:
     """The recipe as the preset runs it; where the recipe itself names a precision, that stays.
 
     `eight_bit`: whether 8-bit moments are to be had and nobody asked for another optimiser.
@@ -46,7 +46,7 @@ def with_preset(recipe: Recipe, preset: Preset, eight_bit: bool) -> Recipe:
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """Bytes; `loaded` of the weights are in memory already."""
 
     weights: int
@@ -68,7 +68,7 @@ class Need:
         return ", ".join(f"{name} {getattr(self, name) / GIGABYTE:.2f} GB" for name in parts)
 
 
-class Trace(NamedTuple):
+class ActivationTrace(NamedTuple):
     """What one picture's forward pass keeps, in bytes: outside of the blocks, entering each, inside each."""
 
     outside: float
@@ -76,14 +76,14 @@ class Trace(NamedTuple):
     inside: tuple[float, ...]
     largest: float  # output of a layer
 
-    def at(self, pixels: int, other: "Trace", measured: tuple[int, int]) -> "Trace":
+    def at(self, pixels: int, other: "ActivationTrace", measured: tuple[int, int]) -> "ActivationTrace":
         """This trace and another's, measured on so many latent pixels each, continued in a straight line."""
         share = (pixels - measured[0]) / (measured[1] - measured[0])
 
         def line(a: float, b: float) -> float:
             return a + (b - a) * share
 
-        return Trace(
+        return ActivationTrace(
             line(self.outside, other.outside),
             tuple(map(line, self.entering, other.entering)),
             tuple(map(line, self.inside, other.inside)),
@@ -96,7 +96,7 @@ class Trace(NamedTuple):
 
 
 def trained_need(
-    shapes: Iterable[Sequence[int]], size: int, optimiser: Optimiser, ema: bool
+    shapes: Iterable[Sequence[int]], size: int, optimiser: OptimizerSpec, ema: bool
 ) -> tuple[int, int]:
     """The bytes of the adapter and of the optimiser; `shapes` of what is trained, `size` of one number."""
     sizes = [torch.Size(shape) for shape in shapes]
@@ -110,8 +110,8 @@ def trained_need(
     return count * (2 * size + masters + 4 * ema), states[optimiser.kind]
 
 
-def trace(unet: nn.Module, blocks: Sequence[nn.Module], forward: Callable[[], Tensor]) -> Trace:
-    """Run `forward`, a pass of one picture through the network, and see what it keeps; see `Trace`.
+def trace(unet: nn.Module, blocks: Sequence[nn.Module], forward: Callable[[], Tensor]) -> ActivationTrace:
+    """Run `forward`, a pass of one picture through the network, and see what it keeps; see `ActivationTrace`.
 
     `blocks` do not lie inside one another.
     """
@@ -149,10 +149,12 @@ def trace(unet: nn.Module, blocks: Sequence[nn.Module], forward: Callable[[], Te
             hooks.callback(layer.register_forward_hook(measure).remove)
         hooks.enter_context(saved_tensors_hooks(keep, lambda nothing: nothing))  # no backward pass follows
         forward()
-    return Trace(inside[OUTSIDE], tuple(entering), tuple(inside[n] for n in range(len(blocks))), largest[0])
+    return ActivationTrace(
+        inside[OUTSIDE], tuple(entering), tuple(inside[n] for n in range(len(blocks))), largest[0]
+    )
 
 
-def check_fits(need: Need, free: int, others: dict[str, Need], otherwise: str) -> None:
+def check_fits(need: MemoryNeed, free: int, others: dict[str, MemoryNeed], otherwise: str) -> None:
     """Raises ValueError when more is needed than is free.
 
     `others`: what each preset would need, the largest first; `otherwise`: the advice where none of them fits.

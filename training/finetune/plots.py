@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 PAPER, INK, GRID, RAW, SMOOTH = "#fbfaf7", "#3b3a37", "#e4e1d8", "#e9b99a", "#c2410c"
 FINE = 2  # drawn this much larger and shrunk, for smooth lines
 WIDTH = 768
-SAMPLES = 6  # in a row at most
+MAX_STRIP_SAMPLES = 6  # in a row at most
 
 
 def smoothed(losses: Sequence[float], span: int) -> list[float]:
@@ -52,7 +52,7 @@ def draw_curve(
     small = ImageFont.load_default(11 * FINE)
     for line, note in enumerate(notes):
         draw.text((left, (36 + 14 * line) * FINE), note, fill=SMOOTH, font=small)
-    return as_tensor(image.resize((width, height), Image.Resampling.LANCZOS))
+    return image_to_tensor(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def draw_strip(samples: Mapping[int, torch.Tensor], width: int = WIDTH) -> Image.Image:
@@ -61,9 +61,9 @@ def draw_strip(samples: Mapping[int, torch.Tensor], width: int = WIDTH) -> Image
     Of more than SAMPLES of them, evenly spaced ones with the first and the last.
     """
     steps = sorted(samples)
-    places = np.linspace(0, len(steps) - 1, min(len(steps), SAMPLES)).round().astype(int)
+    places = np.linspace(0, len(steps) - 1, min(len(steps), MAX_STRIP_SAMPLES)).round().astype(int)
     gap, foot = 8, 26
-    side = (width - gap * (SAMPLES + 1)) // SAMPLES
+    side = (width - gap * (MAX_STRIP_SAMPLES + 1)) // MAX_STRIP_SAMPLES
     image = Image.new("RGB", (width, side + 2 * gap + foot), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
     for column, step in enumerate(steps[place] for place in places):
@@ -77,6 +77,6 @@ def draw_strip(samples: Mapping[int, torch.Tensor], width: int = WIDTH) -> Image
     return image
 
 
-def as_tensor(image: Image.Image) -> torch.Tensor:
+def image_to_tensor(image: Image.Image) -> torch.Tensor:
     """An IMAGE (1,H,W,3) in [0,1]."""
     return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255)[None]

@@ -3,11 +3,11 @@
 from typing import Literal, NamedTuple
 
 RECIPE_NAMES = ("DreamCom", "DreamCom (full UNet)", "DreamMix")  # of `recipes.RECIPES`
-Kind = Literal["AdamW", "AdamW8bit", "Adafactor"]
+OptimizerKind = Literal["AdamW", "AdamW8bit", "Adafactor"]
 ADAFACTOR_RATE = 1e-2  # torch's default, of the root mean square of each weight
 
 
-class Preset(NamedTuple):
+class MemoryPreset(NamedTuple):
     """What a preset turns on; the effective batch stays the recipe's."""
 
     half: bool  # 16-bit arithmetic instead of the model's own
@@ -18,16 +18,16 @@ class Preset(NamedTuple):
 
 # For a graphics card of that size. The estimate for DreamCom's LoRA on SDXL at 1024 px: 15.8, 10.5, 7.0 and
 # 5.5 GB with 2, 1, 4 and 1 pictures at once; the rest of the card is for the driver, the desktop and the VAE.
-PRESETS = {
-    "recipe": Preset(half=False, checkpointing=False, at_once=0, eight_bit=False),
-    "24 GB": Preset(half=True, checkpointing=False, at_once=2, eight_bit=False),
-    "16 GB": Preset(half=True, checkpointing=False, at_once=1, eight_bit=False),
-    "12 GB": Preset(half=True, checkpointing=True, at_once=4, eight_bit=True),
-    "8 GB": Preset(half=True, checkpointing=True, at_once=1, eight_bit=True),
+MEMORY_PRESETS = {
+    "recipe": MemoryPreset(half=False, checkpointing=False, at_once=0, eight_bit=False),
+    "24 GB": MemoryPreset(half=True, checkpointing=False, at_once=2, eight_bit=False),
+    "16 GB": MemoryPreset(half=True, checkpointing=False, at_once=1, eight_bit=False),
+    "12 GB": MemoryPreset(half=True, checkpointing=True, at_once=4, eight_bit=True),
+    "8 GB": MemoryPreset(half=True, checkpointing=True, at_once=1, eight_bit=True),
 }
 
 
-def describe(preset: Preset) -> str:
+def describe_preset(preset: MemoryPreset) -> str:
     """What a preset turns on, in words."""
     parts = ["16-bit"] * preset.half + ["gradient checkpointing"] * preset.checkpointing
     if preset.at_once:

@@ -39,7 +39,7 @@ class Resident(comfy.samplers.CFGGuider):
             self.model_patcher.cleanup()
 
 
-class Scene(NamedTuple):
+class PreviewScene(NamedTuple):
     """A hole to fill, always the same one, so that only the weights make a difference."""
 
     row: Examples  # a single one
@@ -49,14 +49,14 @@ class Scene(NamedTuple):
     masked: bool  # the words speak to the hole only
 
 
-def make_scene(clip, vae, examples: Examples, caption: str, seed: int, masked: bool) -> Scene:
+def make_preview_scene(clip, vae, examples: Examples, caption: str, seed: int, masked: bool) -> PreviewScene:
     """The first reference's hole, with the caption that the subject is learned by."""
     words = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (caption, "")]
-    return Scene(examples.take(torch.zeros(1, dtype=torch.long)), words, vae, seed, masked)
+    return PreviewScene(examples.take(torch.zeros(1, dtype=torch.long)), words, vae, seed, masked)
 
 
 @torch.inference_mode()
-def paint(scene: Scene, model: ModelPatcher) -> Tensor:
+def paint_preview(scene: PreviewScene, model: ModelPatcher) -> Tensor:
     """The hole filled by a MODEL as it is now: (H,W,3) in bytes."""
     row, base = scene.row, model.model
     if scene.masked:
@@ -84,13 +84,13 @@ class Preview:
     `show(step, picture)` gets each picture (H,W,3) in bytes; `pictures` keeps them all by step.
     """
 
-    def __init__(self, scene: Scene, every: int, steps: int, show: Callable[[int, Tensor], None]):
+    def __init__(self, scene: PreviewScene, every: int, steps: int, show: Callable[[int, Tensor], None]):
         self.scene, self.every, self.steps, self.show = scene, every, steps, show
         self.pictures: dict[int, Tensor] = {}
 
     def __call__(self, model: ModelPatcher, step: int) -> None:
         if step % self.every == 0 or step == self.steps:
-            self.pictures[step] = paint(self.scene, model)
+            self.pictures[step] = paint_preview(self.scene, model)
             self.show(step, self.pictures[step])
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """What is being trained, for every open page: stage, loss, samples and time left, by workflow and node.
 
-A page that is opened or reloaded half-way reads a whole run (`runs`) and then follows its `news`.
+A page that is opened or reloaded half-way reads a whole run (`all_progress`) and then follows its `news`.
 """
 
 import math
@@ -12,12 +12,12 @@ from statistics import median
 from typing import Any
 
 POINTS = 300  # of a curve: longer runs have means of several steps as points
-SAMPLES = 12  # on a strip: of more, every second one goes, the first and the last stay
-NODES = 16  # remembered
+MAX_SAMPLES = 12  # on a strip: of more, every second one goes, the first and the last stay
+MAX_NODES = 16  # remembered
 
 
 @dataclass
-class Run:
+class TrainingProgress:
     """One training of `steps` steps on the node `node`; `key` tells it from the node's earlier ones.
 
     workflow: the id of the workflow with the node, empty for a graph that came without; nodes of several
@@ -56,7 +56,7 @@ class Run:
 
     def add_sample(self, step: int, picture: str) -> None:
         self.samples.append((step, picture))
-        if len(self.samples) > SAMPLES:
+        if len(self.samples) > MAX_SAMPLES:
             self.samples = [*self.samples[:-1:2], self.samples[-1]]
 
     def whole(self) -> dict[str, Any]:
@@ -120,19 +120,19 @@ def duration_text(seconds: float) -> str:
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
-_runs: dict[tuple[str, str], Run] = {}
+_runs: dict[tuple[str, str], TrainingProgress] = {}
 
 
-def begin(node: str, steps: int, workflow: str = "") -> Run:
+def begin_progress(node: str, steps: int, workflow: str = "") -> TrainingProgress:
     """A new run, in place of the node's last one."""
     key = workflow, node
     _runs.pop(key, None)
-    while len(_runs) >= NODES:
+    while len(_runs) >= MAX_NODES:
         del _runs[next(iter(_runs))]
-    _runs[key] = Run(node, steps, workflow)
+    _runs[key] = TrainingProgress(node, steps, workflow)
     return _runs[key]
 
 
-def runs() -> list[dict[str, Any]]:
+def all_progress() -> list[dict[str, Any]]:
     """Every node's latest run, whole."""
     return [run.whole() for run in list(_runs.values())]

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ...imaging.augment import Augmentation
-from .presets import ADAFACTOR_RATE, Kind
+from .presets import ADAFACTOR_RATE, OptimizerKind
 
 # Of the network's arithmetic. "model": the host's choice; "half": 16 bits of whatever kind suits the device.
 Precision = Literal["model", "half", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
-class Adapter:
+class AdapterSpec:
     """What is trained: a low-rank addition to some layers, or every weight (stored as a difference)."""
 
     kind: Literal["lora", "full"] = "lora"
@@ -28,7 +28,7 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Optimiser:
+class OptimizerSpec:
     """Constant learning rate, no warm-up. Adafactor's rate is relative to the size of each weight."""
 
     learning_rate: float = 1e-4
@@ -36,7 +36,7 @@ class Optimiser:
     weight_decay: float = 1e-2
     eps: float = 1e-8  # DreamCom, released code
     clip_norm: float = 1.0  # DreamCom, released code
-    kind: Kind = "AdamW"  # betas and eps are AdamW's
+    kind: OptimizerKind = "AdamW"  # betas and eps are AdamW's
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Recipe:
     """One way to teach a model a subject. `resolution` 0 means the model's own working size."""
 
     name: str
-    adapter: Adapter = field(default_factory=Adapter)
-    optimiser: Optimiser = field(default_factory=Optimiser)
+    adapter: AdapterSpec = field(default_factory=AdapterSpec)
+    optimiser: OptimizerSpec = field(default_factory=OptimizerSpec)
     prompt: str = "a photo of {token} {class_name}"  # DreamCom, released code
     steps: int = 400
     batch_size: int = 1
@@ -72,7 +72,7 @@ class Recipe:
         learning_rate=0.0,
         batch_size=0,
         resolution=0,
-        optimiser: Kind | None = None,
+        optimiser: OptimizerKind | None = None,
         precision: Precision | None = None,
         ema_decay=0.0,
     ) -> "Recipe":
@@ -97,8 +97,8 @@ class Recipe:
 
 DREAMCOM_FULL = Recipe(
     name="DreamCom (full UNet)",
-    adapter=Adapter(kind="full", targets=()),
-    optimiser=Optimiser(learning_rate=5e-6, weight_decay=1e-2),  # released code
+    adapter=AdapterSpec(kind="full", targets=()),
+    optimiser=OptimizerSpec(learning_rate=5e-6, weight_decay=1e-2),  # released code
     steps=400,  # released code
     batch_size=1,  # released code
     hole="box",  # paper, section 3.2: the bounding box of the foreground
@@ -109,15 +109,15 @@ DREAMCOM_FULL = Recipe(
 DREAMCOM = replace(
     DREAMCOM_FULL,
     name="DreamCom",
-    adapter=Adapter(rank=16),  # ours: the paper trains the whole UNet
-    optimiser=Optimiser(learning_rate=1e-4, weight_decay=1e-2),  # ours: 5e-6 is for the whole UNet
+    adapter=AdapterSpec(rank=16),  # ours: the paper trains the whole UNet
+    optimiser=OptimizerSpec(learning_rate=1e-4, weight_decay=1e-2),  # ours: 5e-6 is for the whole UNet
 )
 
 DREAMMIX = Recipe(
     name="DreamMix",
     # Paper: W_k and W_v of every attention layer, rank 4. The code also trains to_out.0.
-    adapter=Adapter(rank=4, alpha=4.0, targets=("to_k", "to_v"), init="gaussian"),
-    optimiser=Optimiser(learning_rate=1e-4, weight_decay=1e-4),  # paper; released code
+    adapter=AdapterSpec(rank=4, alpha=4.0, targets=("to_k", "to_v"), init="gaussian"),
+    optimiser=OptimizerSpec(learning_rate=1e-4, weight_decay=1e-4),  # paper; released code
     prompt="a {token} {class_name}",  # paper, section 3.3
     steps=1000,  # released code
     batch_size=1,  # released code

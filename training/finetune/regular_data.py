@@ -10,15 +10,15 @@ from torch import Tensor
 
 from ...imaging.boxes import Box
 from ...imaging.masks import fill_box
-from .data import Examples, Material, Reference, generator_at
+from .data import Concept, Examples, Reference, generator_at
 
 BOX_SIDES = (0.55, 0.85)  # ours: of the picture's sides, so that the subject is large and its place varies
 STRONG = 0.2  # ours: colours that changed more than this count alike, so that pale parts are not lost
 PLAUSIBLE = (0.05, 0.95)  # ours: the share of the hole that a subject's outline can fill
 
 
-def group_by_prompt(references: Sequence[Reference], prompts: Sequence[str]) -> list[Material]:
-    """One `Material` for each different prompt. `prompts`: one for all of the pictures, or one for each.
+def group_by_prompt(references: Sequence[Reference], prompts: Sequence[str]) -> list[Concept]:
+    """One `Concept` for each different prompt. `prompts`: one for all of the pictures, or one for each.
 
     Raises ValueError when there are as many of neither.
     """
@@ -30,10 +30,10 @@ def group_by_prompt(references: Sequence[Reference], prompts: Sequence[str]) -> 
     groups: dict[str, list[Reference]] = {}
     for number, reference in enumerate(references):
         groups.setdefault(prompts[number if len(prompts) > 1 else 0], []).append(reference)
-    return [Material(prompt, group) for prompt, group in groups.items()]
+    return [Concept(prompt, group) for prompt, group in groups.items()]
 
 
-def together(parts: Sequence[Examples]) -> Examples:
+def concatenate_examples(parts: Sequence[Examples]) -> Examples:
     """The rows of all parts as one, each with its own context."""
     whole = parts[0].take(torch.arange(len(parts[0])))
     for part in parts[1:]:

@@ -16,7 +16,7 @@ from .regular_data import changed_mask, random_box
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingSettings:
     """How a picture is sampled; the names are the host's."""
 
     steps: int = 30
@@ -25,15 +25,23 @@ class Sampling:
     scheduler: str = "normal"
 
 
-class Painted(NamedTuple):
+class RegularImages(NamedTuple):
     """A picture (1,H,W,3) in [0,1] and its subject's mask (1,H,W)."""
 
     image: Tensor
     mask: Tensor
 
 
-def paint(
-    model, clip, vae, image: Tensor, hole: Tensor, prompt: str, seed: int, how: Sampling, callback=None
+def generate_images(
+    model,
+    clip,
+    vae,
+    image: Tensor,
+    hole: Tensor,
+    prompt: str,
+    seed: int,
+    how: SamplingSettings,
+    callback=None,
 ) -> Tensor:
     """The picture (1,H,W,3) with what the prompt says in the hole (1,H,W); all else keeps its bits.
 
@@ -54,20 +62,20 @@ def paint(
     return paste_back(image, decoded.clamp(0, 1).to(image), hole)
 
 
-def paint_backgrounds(
-    model, clip, vae, prompt: str, size: int, count: int, seed: int, how: Sampling, callback=None
+def generate_backgrounds(
+    model, clip, vae, prompt: str, size: int, count: int, seed: int, how: SamplingSettings, callback=None
 ) -> Iterator[Tensor]:
     """`count` whole pictures (1,size,size,3) of the prompt: the hole is everything."""
     grey, everywhere = torch.full((1, size, size, 3), 0.5), torch.ones(1, size, size)
     for number in range(count):
-        yield paint(model, clip, vae, grey, everywhere, prompt, seed + number, how, callback)
+        yield generate_images(model, clip, vae, grey, everywhere, prompt, seed + number, how, callback)
 
 
-def paint_regular(
-    model, clip, vae, background: Tensor, prompt: str, seed: int, how: Sampling, callback=None
-) -> Painted:
+def generate_regular_images(
+    model, clip, vae, background: Tensor, prompt: str, seed: int, how: SamplingSettings, callback=None
+) -> RegularImages:
     """One regular image: the prompt painted into a random box of a background (1,H,W,3), and its outline."""
     _, height, width, _ = background.shape
     hole = random_box(height, width, seed)
-    image = paint(model, clip, vae, background, hole, prompt, seed, how, callback)
-    return Painted(image, changed_mask(image[0], background[0], hole[0])[None])
+    image = generate_images(model, clip, vae, background, hole, prompt, seed, how, callback)
+    return RegularImages(image, changed_mask(image[0], background[0], hole[0])[None])

@@ -22,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...common.atomic_io import exchange
-from .data import Material
+from ...common.atomic_io import atomic_replace
+from .data import Concept
 from .recipes import Recipe
 from .subject import VERSION, Subject
-from .training_loop import State
+from .training_loop import TrainingState
 
 SAMPLES = 64
 MEGABYTE = 2**20
@@ -48,7 +48,7 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def content_key(material: Iterable[Material], recipe: Recipe, size: int, seed: int, base: str) -> str:
+def content_key(material: Iterable[Concept], recipe: Recipe, size: int, seed: int, base: str) -> str:
     """The hash of all that decides the result; `base` is the fingerprint of model, text encoder and VAE."""
     facts = [asdict(recipe), size, seed, base, VERSION]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -118,12 +118,12 @@ class Store:
             self.folder / f"{name}.json", lambda path: path.write_text(subject.to_json(), encoding="utf-8")
         )
 
-    def save_state(self, name: str, state: State) -> None:
+    def save_state(self, name: str, state: TrainingState) -> None:
         """Keep a run so far: masters, the optimiser's state, losses. Random numbers follow from the step."""
         metadata = {"step": str(state.step), "losses": json.dumps(state.losses)}
         self._write(self.folder / f"{name}.resume", lambda path: save_file(state.tensors, path, metadata))
 
-    def find_state(self, name: str) -> State | None:
+    def find_state(self, name: str) -> TrainingState | None:
         """The interrupted run of that name, or None; a damaged file is reported and passed over."""
         path = self.folder / f"{name}.resume"
         if not path.exists():
@@ -133,7 +133,7 @@ class Store:
                 facts = file.metadata()
                 # Copies: what stays mapped into memory cannot be replaced on Windows.
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - no dict
-            return State(int(facts["step"]), json.loads(facts["losses"]), tensors)
+            return TrainingState(int(facts["step"]), json.loads(facts["losses"]), tensors)
         except (SafetensorError, TypeError, KeyError, ValueError) as error:
             logging.warning(f"Inlay: {path.name} is damaged ({error}); training starts from the beginning.")
             return None
@@ -155,7 +155,7 @@ class Store:
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
             write(partial)
-            exchange(partial, path)
+            atomic_replace(partial, path)
         except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"{path} could not be written ({error}); make room on that disk and queue again."

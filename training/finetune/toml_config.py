@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from .attribute_dictionary import Attributes, parse_attributes
-from .presets import PRESETS
+from .presets import MEMORY_PRESETS
 from .recipes import RECIPES, Recipe
 
 try:
@@ -41,7 +41,7 @@ class Config:
     optimiser_named: bool = field(default=False, metadata={"key": False})  # so that no preset changes it
 
 
-def read_config(path: Path) -> Config:
+def read_toml(path: Path) -> Config:
     """The file's `Config`. Raises ValueError with one sentence that names the key and the mend."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -64,8 +64,10 @@ def _config(values: dict[str, Any], folder: Path) -> Config:
     known = Config("", folder, "", regular=folder, out=folder)  # an example of every key's type
     for name in set(values) - {"recipe", "attributes"}:
         check_type(name, values[name], getattr(known, name))
-    if values.get("memory", known.memory) not in PRESETS:
-        raise ValueError(f'memory: there is no preset "{values["memory"]}"; choose {_choices(PRESETS)}.')
+    if values.get("memory", known.memory) not in MEMORY_PRESETS:
+        raise ValueError(
+            f'memory: there is no preset "{values["memory"]}"; choose {_choices(MEMORY_PRESETS)}.'
+        )
     paths = {name: folder / values[name] for name in ("references", "regular", "out") if values.get(name)}
     local = {
         name: str(folder / values[name])
@@ -90,7 +92,7 @@ def read_recipe(table: Mapping[str, Any] | str) -> Recipe:
         raise ValueError(f'recipe: there is no "{base}"; choose {_choices(RECIPES)}.')
     optimiser = table.get("optimiser")
     kind = optimiser.get("kind") if isinstance(optimiser, Mapping) else None
-    recipe = changed(RECIPES[base].with_choices(optimiser=kind), table, "recipe")  # with its own rate
+    recipe = with_values(RECIPES[base].with_choices(optimiser=kind), table, "recipe")  # with its own rate
     check_recipe(recipe)
     return recipe
 
@@ -114,7 +116,7 @@ def check_recipe(recipe: Recipe) -> None:
         ) from error
 
 
-def changed(record: Changed, table: Mapping[str, Any], place: str) -> Changed:
+def with_values(record: Changed, table: Mapping[str, Any], place: str) -> Changed:
     """A dataclass with the table's values, tables within changing the dataclasses within.
 
     Raises ValueError, naming `place` and key, for an unknown key or a value of another type.
@@ -124,7 +126,7 @@ def changed(record: Changed, table: Mapping[str, Any], place: str) -> Changed:
     for name, value in table.items():
         old = getattr(record, name)
         if dataclasses.is_dataclass(old) and isinstance(value, Mapping):
-            values[name] = changed(old, value, f"{place}.{name}")
+            values[name] = with_values(old, value, f"{place}.{name}")
         elif get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
             raise ValueError(
                 f"{place}.{name}: there is no {value!r}; choose {_choices(get_args(hints[name]))}."

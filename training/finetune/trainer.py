@@ -11,11 +11,11 @@ from ..optimizers import Average
 from .data import Examples, generator_at, rows_of_step
 from .lora import FullAdapter, LoraAdapter
 from .recipes import Recipe
-from .training_loop import State, fit
+from .training_loop import TrainingState, run_training_loop
 
 
 @dataclass(frozen=True)
-class Diffusion:
+class NoiseSchedule:
     """A model's noise levels, sigmas (T,) from the smallest to the largest, and what its network predicts."""
 
     sigmas: Tensor
@@ -23,7 +23,7 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
-class Trainee:
+class TrainableModel:
     """A network to train: `unet(x, t, context=, y=, transformer_options=)`, its arithmetic and its adapter.
 
     `inpainting` networks read noisy latent, mask and masked latent (9 channels). `regions` turns a step's
@@ -31,7 +31,7 @@ class Trainee:
     """
 
     unet: nn.Module
-    diffusion: Diffusion
+    diffusion: NoiseSchedule
     adapter: LoraAdapter | FullAdapter
     dtype: torch.dtype
     device: torch.device
@@ -40,7 +40,7 @@ class Trainee:
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """The processes that train one adapter together, each on its share of every batch."""
 
     number: int = 0  # of this process
@@ -56,17 +56,17 @@ class Group:
         return -(-batch // self.size)
 
 
-ALONE = Group()
+SINGLE_PROCESS = ProcessGroup()
 
 
 def loss_of_pass(
-    trainee: Trainee,
+    trainable: TrainableModel,
     recipe: Recipe,
     subject: Examples,
     regular: Examples | None,
     seed: int,
     k: int,
-    group: Group = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Tensor:
     """The loss of forward pass k: DreamCom eq. 1, or DreamMix eq. 7 and 8, on the examples the pass draws.
 
@@ -77,54 +77,60 @@ def loss_of_pass(
     if regular is not None:
         rows = rows.joined(regular.take(rows_of_step(len(regular), batch, k, seed)))
     share = None if group.size == 1 else group.share(torch.arange(len(rows)), batch)
-    errors = errors_of(trainee, recipe, rows, generator_at(seed, k), share)
+    errors = per_sample_loss(trainable, recipe, rows, generator_at(seed, k), share)
     if regular is None:
         return total(errors)
     own, others = errors.chunk(2)
     return total(own, others, recipe.beta)
 
 
-def errors_of(
-    trainee: Trainee, recipe: Recipe, rows: Examples, generator: torch.Generator, share: Tensor | None = None
+def per_sample_loss(
+    trainable: TrainableModel,
+    recipe: Recipe,
+    rows: Examples,
+    generator: torch.Generator,
+    share: Tensor | None = None,
 ) -> Tensor:
     """The error (B,) of each row, or of those in `share`, at a noise level drawn uniformly from all."""
     # Drawn on the CPU, so that a seed means the same on every device, and for all rows, so that it means the
     # same to every process.
-    t = torch.randint(len(trainee.diffusion.sigmas), (len(rows),), generator=generator)
+    t = torch.randint(len(trainable.diffusion.sigmas), (len(rows),), generator=generator)
     noise = torch.randn(rows.latent.shape, generator=generator).to(rows.latent)
     if share is not None:
         rows, t, noise = rows.take(share), t[share], noise[share]
-    options = {} if trainee.regions is None else trainee.regions(rows.mask[:, 0])
-    rows, noise = rows.to(trainee.device), noise.to(trainee.device)
-    sigma = trainee.diffusion.sigmas[t].to(rows.latent)
+    options = {} if trainable.regions is None else trainable.regions(rows.mask[:, 0])
+    rows, noise = rows.to(trainable.device), noise.to(trainable.device)
+    sigma = trainable.diffusion.sigmas[t].to(rows.latent)
     x = noised(rows.latent, noise, sigma)
-    if trainee.inpainting:
+    if trainable.inpainting:
         x = torch.cat([x, rows.mask, rows.masked], dim=1)
-    predicted = trainee.unet(
-        x.to(trainee.dtype),
-        t.to(trainee.device, torch.float32),
-        context=rows.context.to(trainee.dtype),
-        y=None if rows.pooled is None else rows.pooled.to(trainee.dtype),
+    predicted = trainable.unet(
+        x.to(trainable.dtype),
+        t.to(trainable.device, torch.float32),
+        context=rows.context.to(trainable.dtype),
+        y=None if rows.pooled is None else rows.pooled.to(trainable.dtype),
         transformer_options=options,
     )
-    wanted = target(rows.latent, noise, sigma, trainee.diffusion.prediction)
+    wanted = target(rows.latent, noise, sigma, trainable.diffusion.prediction)
     weight = region_weight(rows.mask, recipe.weight_inside, recipe.weight_outside, recipe.weights_squared)
     return reconstruction(predicted.to(wanted.dtype), wanted, rows.valid, weight)
 
 
 def finetune(
-    trainee: Trainee,
+    trainable: TrainableModel,
     recipe: Recipe,
     subject: Examples,
     seed: int,
     regular: Examples | None = None,
-    resume: State | None = None,
+    resume: TrainingState | None = None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
-    on_save: Callable[[State], None] | None = None,
+    on_save: Callable[[TrainingState], None] | None = None,
     save_every: int = 0,
-    group: Group = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[float]:
-    """Train `trainee.adapter` on the subject and return every step's loss; see `loop.fit` for the callbacks.
+    """Train `trainable.adapter` on the subject and return every step's loss.
+
+    Callbacks as in `run_training_loop`.
 
     The same seed on the same machine gives the same weights, also when the run was cut off and resumed.
     Raises ValueError when the batch cannot be shared evenly among the group.
@@ -134,9 +140,9 @@ def finetune(
             f"batch_size: {recipe.batch_size} pictures cannot be shared evenly among {group.size} processes;"
             f" choose a multiple of {group.size}."
         )
-    return fit(
-        trainee.adapter.parameters,
-        lambda k: loss_of_pass(trainee, recipe, subject, regular, seed, k, group),
+    return run_training_loop(
+        trainable.adapter.parameters,
+        lambda k: loss_of_pass(trainable, recipe, subject, regular, seed, k, group),
         recipe.optimiser,
         recipe.steps,
         recipe.accumulation,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..optimizers import Average, Stepper
-from .recipes import Optimiser
+from ..optimizers import Average, MixedPrecisionOptimizer
+from .recipes import OptimizerSpec
 
 
 class Diverged(ValueError):
@@ -16,7 +16,7 @@ class Diverged(ValueError):
 
 
 @dataclass
-class State:
+class TrainingState:
     """Where a run stands: what a checkpoint holds beside the parameters themselves."""
 
     step: int
@@ -24,29 +24,35 @@ class State:
     tensors: dict[str, Tensor]  # master weights and the optimiser's state, by "<kind>.<index>"
 
 
-def fit(
+def run_training_loop(
     parameters: Sequence[Tensor],
     loss_at: Callable[[int], Tensor],
-    optimiser: Optimiser,
+    optimiser: OptimizerSpec,
     steps: int,
     accumulation: int = 1,
-    resume: State | None = None,
+    resume: TrainingState | None = None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
-    on_save: Callable[[State], None] | None = None,
+    on_save: Callable[[TrainingState], None] | None = None,
     save_every: int = 0,
     ema_decay: float = 0.0,
     average: Average | None = None,
 ) -> list[float]:
     """Take `steps` optimiser steps and return the loss of each.
 
-    `loss_at(k)` is the scalar loss of the k-th forward pass; a step averages `accumulation` of them. It must
-    draw its random numbers from k alone: then a run resumed from a `State` is the uninterrupted run, bit for
-    bit. `on_step(step, loss)` may raise to stop. `on_save(state)` is called every `save_every` steps (0:
-    never) and when anything stops the run early, with the last state that was finite; not when that comes
-    while the weights move, for then no step describes them. `ema_decay` and `average` as in `Stepper`. Raises
-    `Diverged` at the first loss or gradient that is not finite.
+    A run that is resumed from a `TrainingState` gives the same bits as an uninterrupted one.
+
+    Args:
+        loss_at: `loss_at(k)` is the scalar loss of the k-th forward pass; a step averages `accumulation` of
+            them. Its random numbers must depend on k alone.
+        on_step: called as `on_step(step, loss)`; it may raise to stop.
+        on_save: called with the state every `save_every` steps (0: never) and when an exception stops the
+            run early, with the last finite state; not if the exception comes while the weights change.
+        ema_decay, average: as in `MixedPrecisionOptimizer`.
+
+    Raises:
+        Diverged: at the first loss or gradient that is not finite.
     """
-    stepper = Stepper(parameters, optimiser, ema_decay, average)
+    stepper = MixedPrecisionOptimizer(parameters, optimiser, ema_decay, average)
     losses: list[float] = []
     if resume:
         stepper.load(resume.tensors, resume.step)
@@ -60,18 +66,18 @@ def fit(
             losses.append(loss)
             on_step(step + 1, loss)
             if on_save and save_every and (step + 1) % save_every == 0 and step + 1 < steps:
-                on_save(State(step + 1, list(losses), stepper.tensors()))
+                on_save(TrainingState(step + 1, list(losses), stepper.tensors()))
                 good = step + 1
     except BaseException:
         whole = stepper.taken == len(losses)  # not cut off while the weights moved
         if on_save and whole and len(losses) > good:
-            on_save(State(len(losses), list(losses), stepper.tensors()))
+            on_save(TrainingState(len(losses), list(losses), stepper.tensors()))
         raise
     stepper.finish()
     return losses
 
 
-def _diverged(step: int, optimiser: Optimiser, kept: bool) -> str:
+def _diverged(step: int, optimiser: OptimizerSpec, kept: bool) -> str:
     sentence = (
         f"learning_rate: the loss stopped being a number at step {step + 1} with"
         f" {optimiser.learning_rate:g}; choose a smaller learning rate"
@@ -79,7 +85,9 @@ def _diverged(step: int, optimiser: Optimiser, kept: bool) -> str:
     return sentence + (f" (the checkpoint of step {step} is kept)." if kept and step else ".")
 
 
-def _gradients(stepper: Stepper, loss_at: Callable[[int], Tensor], first: int, count: int) -> float:
+def _gradients(
+    stepper: MixedPrecisionOptimizer, loss_at: Callable[[int], Tensor], first: int, count: int
+) -> float:
     """Add up the gradients of `count` passes; their mean loss."""
     losses = []
     for k in range(first, first + count):

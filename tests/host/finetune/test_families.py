@@ -131,7 +131,7 @@ def test_the_loss_is_that_of_the_hosts_own_prediction(wired):
     context = torch.randn(1, 77, width, generator=generator)
     examples = Examples(latent, mask, masked, torch.ones_like(mask), context, label)
     with torch.inference_mode(False), torch.enable_grad():
-        trainee = host._trainee(wired.model, recipe, torch.float32, 0, None)
+        trainee = host._trainable_model(wired.model, recipe, torch.float32, 0, None)
         loss = loss_of_pass(trainee, recipe, examples, None, seed=5, k=2)
 
         rows = examples.take(torch.tensor([_row(examples, recipe)]))

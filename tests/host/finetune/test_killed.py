@@ -30,10 +30,10 @@ with torch.inference_mode():
 """
 LESSON = """
 import torch
-from inlay.training.finetune.data import Material, Reference
+from inlay.training.finetune.data import Concept, Reference
 from inlay.training.finetune.recipes import RECIPES
 from inlay.training.finetune.store import Store
-from inlay.training.finetune.finetune_subject import Lesson, Manner, Wired, teach
+from inlay.training.finetune.finetune_subject import FinetuneSpec, RunOptions, Pipeline, finetune_subject
 
 def teach_cat(wired, folder, on_step):
     generator = torch.Generator().manual_seed(0)
@@ -41,8 +41,9 @@ def teach_cat(wired, folder, on_step):
     mask[10:50, 20:50] = 1
     references = [Reference(torch.rand(64, 64, 3, generator=generator), mask) for _ in range(3)]
     recipe = RECIPES["DreamCom"].with_choices(steps=8, rank=4, batch_size=2)
-    lesson = Lesson("sks", "cat", recipe, Material("a photo of sks cat", references), [], 64, 3)
-    return teach(Wired(*wired), lesson, Store(folder), Manner(save_every=1, on_step=on_step))
+    lesson = FinetuneSpec("sks", "cat", recipe, Concept("a photo of sks cat", references), [], 64, 3)
+    options = RunOptions(save_every=1, on_step=on_step)
+    return finetune_subject(Pipeline(*wired), lesson, Store(folder), options)
 """
 
 

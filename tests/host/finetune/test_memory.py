@@ -69,7 +69,7 @@ def test_a_preset_leaves_an_optimiser_that_was_chosen(pictures, run, monkeypatch
     from inlay.training.finetune import spec_from_node as from_graph
     from inlay.training.finetune import spec_from_toml as from_config
     from inlay.training.finetune import toml_config as config
-    from inlay.training.finetune.trainer import ALONE
+    from inlay.training.finetune.trainer import SINGLE_PROCESS
 
     def told(recipe):
         raise InterruptedError(recipe.optimiser.kind)
@@ -86,7 +86,7 @@ def test_a_preset_leaves_an_optimiser_that_was_chosen(pictures, run, monkeypatch
         encoding="utf-8",
     )
     with pytest.raises(InterruptedError, match=f"^{kind}$"):
-        from_config.learn(config.read_config(file), ALONE, lambda *_: None)
+        from_config.finetune_from_config(config.read_toml(file), SINGLE_PROCESS, lambda *_: None)
 
 
 def test_what_will_not_fit_is_said_before_the_first_step(pictures, store_folder, run, monkeypatch):
@@ -142,7 +142,7 @@ def estimate_and_peak(model, size, checkpointing, recipe):
     examples = Examples(latent, mask, masked, torch.ones_like(mask), torch.randn(1, 77, 768))
     dtype = preflight.precision_of(model, recipe)
     with torch.inference_mode(False), torch.enable_grad():
-        trainee = host._trainee(model, recipe, dtype, 0, None)
+        trainee = host._trainable_model(model, recipe, dtype, 0, None)
         blocks = [layer for layer in trainee.unet.modules() if isinstance(layer, host.BLOCKS)]
         need = preflight.check_step_fits(model, trainee, recipe, [examples], blocks, checkpointing)
         if checkpointing:
@@ -172,17 +172,17 @@ def test_a_process_among_four_needs_room_for_its_share(unets):
     from inlay.training.finetune import host, preflight
     from inlay.training.finetune.data import Examples
     from inlay.training.finetune.recipes import DREAMCOM
-    from inlay.training.finetune.trainer import Group
+    from inlay.training.finetune.trainer import ProcessGroup
 
     model, recipe = next(iter(unets.values())), DREAMCOM.with_choices(batch_size=4)
     mask = torch.ones(1, 1, 8, 8)
     examples = Examples(torch.zeros(1, 4, 8, 8), mask, torch.zeros(1, 4, 8, 8), mask, torch.zeros(1, 77, 768))
     with torch.inference_mode(False), torch.enable_grad():
-        trainee = host._trainee(model, recipe, preflight.precision_of(model, recipe), 0, None)
+        trainee = host._trainable_model(model, recipe, preflight.precision_of(model, recipe), 0, None)
         blocks = [layer for layer in trainee.unet.modules() if isinstance(layer, host.BLOCKS)]
         alone, shared = (
             preflight.check_step_fits(model, trainee, recipe, [examples], blocks, False, group)
-            for group in (Group(), Group(3, 4))
+            for group in (ProcessGroup(), ProcessGroup(3, 4))
         )
     assert shared.activations == pytest.approx(alone.activations / 4, rel=1e-6)
     assert shared.optimiser == alone.optimiser

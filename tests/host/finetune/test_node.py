@@ -63,7 +63,7 @@ def test_an_interrupt_stops_within_a_step_and_the_next_run_goes_on_bit_for_bit(
     before = weights(parts.model)
     taken = []
 
-    class Interrupting(subject_finetune.Progress):
+    class Interrupting(subject_finetune.NodeProgress):
         def __call__(self, step, loss):
             taken.append(step)
             if step == 4:
@@ -217,7 +217,7 @@ def test_identical_references_are_warned_of_where_the_user_looks(pictures, store
 
     said = []
 
-    class Listening(subject_finetune.Progress):
+    class Listening(subject_finetune.NodeProgress):
         def __init__(self, steps, node_id, notes, workflow):
             super().__init__(steps, node_id, notes, workflow)
             said.extend(notes)
@@ -266,7 +266,7 @@ def test_a_disk_that_fills_up_while_saving_loses_no_checkpoint(pictures, store_f
     whole = run(*pictures)
     for file in store_folder.iterdir():
         file.unlink()
-    monkeypatch.setattr(teach, "Manner", partial(teach.Manner, save_every=2))
+    monkeypatch.setattr(teach, "Manner", partial(teach.RunOptions, save_every=2))
     with monkeypatch.context() as patch:
         patch.setattr(store, "save_file", full)
         with pytest.raises(ValueError, match=r"could not be written.*No space left.*make room"):

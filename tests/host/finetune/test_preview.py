@@ -14,7 +14,7 @@ def shown(monkeypatch):
 
     pictures = {}
 
-    class Watching(subject_finetune.Progress):
+    class Watching(subject_finetune.NodeProgress):
         def show(self, step, picture):
             super().show(step, picture)
             pictures[step] = picture
@@ -52,23 +52,23 @@ def test_a_sample_is_what_the_finished_model_would_paint(parts, pictures, store_
     import comfy.model_management
 
     from inlay.training.finetune.checks import crop_size
-    from inlay.training.finetune.data import Material, collect_references
+    from inlay.training.finetune.data import Concept, collect_references
     from inlay.training.finetune.host import encode_examples
-    from inlay.training.finetune.preview import make_scene, paint
+    from inlay.training.finetune.preview import make_preview_scene, paint_preview
     from inlay.training.finetune.recipes import RECIPES
 
     model, _, _, subject, _ = run(*pictures, learning_rate=1e-2, preview_every=3)
     recipe = RECIPES["DreamCom"].with_choices(steps=3, batch_size=2, resolution=64)
     with torch.inference_mode():
-        material = Material(subject.caption, collect_references(*pictures))
+        material = Concept(subject.caption, collect_references(*pictures))
         size = crop_size(parts.model, recipe)
         examples = encode_examples(parts.model, parts.clip, parts.vae, material, recipe, size, 7)
-        scene = make_scene(parts.clip, parts.vae, examples, subject.caption, 7, masked=True)
+        scene = make_preview_scene(parts.clip, parts.vae, examples, subject.caption, 7, masked=True)
         comfy.model_management.load_models_gpu([model])
-        painted = paint(scene, model)
+        painted = paint_preview(scene, model)
     assert (painted.int() - shown[3].int()).abs().max() <= 1
     comfy.model_management.load_models_gpu([parts.model])
-    untrained = paint(scene, parts.model)
+    untrained = paint_preview(scene, parts.model)
     assert (painted.int() - untrained.int()).abs().max() > 1
 
 
@@ -81,7 +81,7 @@ def test_samples_of_an_interrupted_run_stay(pictures, store_folder, run, shown, 
     shown.clear()
     from inlay.nodes import subject_finetune
 
-    class Interrupting(subject_finetune.Progress):
+    class Interrupting(subject_finetune.NodeProgress):
         def __call__(self, step, loss):
             if step == 3:
                 comfy.model_management.interrupt_current_processing()
@@ -108,7 +108,7 @@ def test_the_browser_gets_step_loss_time_left_and_warnings(monkeypatch, in_proce
         send_progress_text=lambda *words: said.append(words), send_sync=lambda *event: told.append(event)
     )
     monkeypatch.setattr(training_progress, "PromptServer", SimpleNamespace(instance=pages))
-    progress = training_progress.Progress(2, "7", ["All reference pictures are identical."])
+    progress = training_progress.NodeProgress(2, "7", ["All reference pictures are identical."])
     progress(1, 0.5)
     progress(2, 0.25)
     assert [node for _, node in said] == ["7", "7"]

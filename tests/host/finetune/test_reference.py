@@ -67,7 +67,7 @@ def test_loss_and_gradients_of_a_step(parts, name, checkpointing):
     recipe = replace(RECIPES[name], batch_size=2)
     subject, regular = examples(0), examples(1) if recipe.beta else None
     with torch.inference_mode(False), torch.enable_grad():
-        trainee = host._trainee(parts.model, recipe, torch.float64, 0, None)
+        trainee = host._trainable_model(parts.model, recipe, torch.float64, 0, None)
         generator = torch.Generator().manual_seed(9)
         for p in trainee.adapter.parameters:  # B starts at zero, which would hide half of the gradients
             p.data += 0.02 * torch.randn(p.shape, generator=generator).double()

@@ -41,11 +41,11 @@ def write_adapter(path: Path, config, dino_config=None, encoder=None, seed=0):
     """One of Inlay's own adapter files; returns the module whose weights it holds."""
     from inlay.encoders import checkpoint_layouts as layouts
 
-    module = randomise(layouts.build(config), seed)
+    module = randomise(layouts.build_adapter(config), seed)
     state = {f"adapter.{key}": value for key, value in module.state_dict().items()}
     state |= {f"encoder.{key}": value for key, value in (encoder or {}).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, path, {layouts.METADATA: layouts.describe(config, dino_config)})
+    save_file(state, path, {layouts.METADATA: layouts.describe_checkpoint(config, dino_config)})
     return module
 
 

@@ -88,13 +88,13 @@ def test_the_disentangled_sampler_blends_as_asked(kit, load_checkpoint):
     ("level", "count"), [("1 outline", 1), ("2 near the outline", 1), ("4 box", 1), ("all four", 4)]
 )
 def test_levels_come_with_a_preview(kit, level, count):
-    from inlay.imaging.mask_levels import LEVELS, mask_level
+    from inlay.imaging.mask_levels import MASK_LEVELS, mask_level
 
     mask = hole()
     mask[:, 16:24, 8:16] = 0
     made, shown = kit.execute("InlayMaskLevels", mask, level)
     assert shown.shape == (1, 48, 4 * 48, 3)
-    levels = LEVELS if count == 4 else [int(level[0])]
+    levels = MASK_LEVELS if count == 4 else [int(level[0])]
     assert torch.equal(made, torch.cat([mask_level(mask, k) for k in levels]))
     over, pictured = kit.execute("InlayMaskLevels", mask, level, kit.picture(48))
     assert torch.equal(over, made)

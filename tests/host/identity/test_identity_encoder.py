@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 @pytest.fixture(scope="module")
 def reading():
-    from inlay.encoders.content_adapter import Reading
+    from inlay.encoders.content_adapter import EncoderSpec
 
-    return Reading(width=32, registers=4, size=70)
+    return EncoderSpec(width=32, registers=4, size=70)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def imagenet(pictures):
 
 @pytest.mark.parametrize("size", [70, 42])
 def test_a_folder_of_transformers_gives_its_own_tokens(dinov2, reading, size):
-    from inlay.encoders.host import _tokens
+    from inlay.encoders.image_context import _tokens
 
     theirs, vision = dinov2
     pictures = square(size)
@@ -86,7 +86,7 @@ def test_the_hosts_own_nodes_take_our_clip_vision(dinov2):
 def test_the_hosts_own_dinov2_is_read_as_it_is(kit, reading, tmp_path):
     import comfy.clip_vision
 
-    from inlay.encoders.host import _tokens, check_encoder
+    from inlay.encoders.image_context import _tokens, check_encoder
     from inlay.encoders.pixels import IMAGENET
 
     theirs = kit.dino(registers=0)
@@ -110,8 +110,8 @@ def adapter_named(name, reading) -> Any:
 def test_the_hosts_clip_gives_the_tokens_published_adapters_read(kit, tokens):
     import comfy.clip_vision
 
-    from inlay.encoders.content_adapter import Reading
-    from inlay.encoders.host import _tokens
+    from inlay.encoders.content_adapter import EncoderSpec
+    from inlay.encoders.image_context import _tokens
     from inlay.encoders.pixels import OPENAI, as_pixels
 
     theirs = kit.clip()
@@ -122,7 +122,7 @@ def test_the_hosts_clip_gives_the_tokens_published_adapters_read(kit, tokens):
     output = theirs.vision_model(as_pixels(pictures, *OPENAI))
     normed = theirs.vision_model.post_layernorm(output.last_hidden_state)
     expected = {"last": output.last_hidden_state, "normed": normed, "pooled": output.pooler_output[:, None]}
-    reads = Reading("clip", 32, 0, 70, tokens)
+    reads = EncoderSpec("clip", 32, 0, 70, tokens)
     assert (_tokens(vision, reads, pictures, raw=False) - expected[tokens]).abs().max() < 1e-5
     raw = theirs.vision_model(255 * pictures.movedim(-1, 1)).last_hidden_state
     if tokens == "last":
@@ -148,7 +148,7 @@ def vit_large():
 
 def test_a_clip_without_prefix_and_projection_is_read_as_it_is():
     """Inside ObjectStitch's file there is no projection; the host makes one of memory that nothing filled."""
-    from inlay.encoders.host import load_vision
+    from inlay.encoders.image_context import load_vision
 
     state = vit_large()
     vision: Any = load_vision(dict(state))
@@ -163,18 +163,18 @@ def test_a_clip_without_prefix_and_projection_is_read_as_it_is():
 def test_a_clip_for_larger_pictures_is_another(kit):
     import comfy.clip_vision
 
-    from inlay.encoders.content_adapter import Reading
-    from inlay.encoders.host import check_encoder
+    from inlay.encoders.content_adapter import EncoderSpec
+    from inlay.encoders.image_context import check_encoder
 
     vision = comfy.clip_vision.ClipVisionModel({**kit.CLIP, "model_type": "clip_vision_model"})
-    check_encoder(vision, adapter_named("fits", Reading("clip", 32, 0, 70)))
+    check_encoder(vision, adapter_named("fits", EncoderSpec("clip", 32, 0, 70)))
     with pytest.raises(ValueError, match=r"takes 70 pixels, but the adapter other was made for one of 56"):
-        check_encoder(vision, adapter_named("other", Reading("clip", 32, 0, 56)))
+        check_encoder(vision, adapter_named("other", EncoderSpec("clip", 32, 0, 56)))
 
 
 def test_a_published_dinov2_file_is_loaded_from_clip_vision(kit, in_process_host, reading):
     from inlay.encoders import dinov2 as room
-    from inlay.encoders.host import _tokens
+    from inlay.encoders.image_context import _tokens
 
     model = randomised_dino(kit, room)
     state = {}
@@ -208,12 +208,12 @@ def randomised_dino(kit, room):
 
 
 def test_one_file_can_hold_adapter_and_encoder(kit, in_process_host, dinov2, adapter_config):
-    from inlay.encoders.dinov2 import read_config
-    from inlay.encoders.host import _tokens
+    from inlay.encoders.dinov2 import read_dino_config
+    from inlay.encoders.image_context import _tokens
 
     encoder = dinov2[1].model.state_dict()
     path = in_process_host.models / "inlay" / "sub" / "both.safetensors"
-    kit.write_adapter(path, adapter_config, read_config(encoder, heads=2), encoder)
+    kit.write_adapter(path, adapter_config, read_dino_config(encoder, heads=2), encoder)
     adapter, vision, report = kit.execute("InlayLoadAdapter", str(Path("sub") / "both.safetensors"))
     assert adapter.config == adapter_config
     assert "DINOv2 of width 32 with registers" in report
@@ -223,10 +223,10 @@ def test_one_file_can_hold_adapter_and_encoder(kit, in_process_host, dinov2, ada
 
 
 def test_a_checkpoint_with_a_published_adapter_is_listed_and_read(kit, in_process_host):
-    from inlay.encoders.content_adapter import AdapterConfig, ContentAdapter, Reading
+    from inlay.encoders.content_adapter import AdapterConfig, ContentAdapter, EncoderSpec
     from inlay.nodes.loaders import _names
 
-    module = ContentAdapter(AdapterConfig(Reading("clip", 32, 0), 32, 5, context=24))
+    module = ContentAdapter(AdapterConfig(EncoderSpec("clip", 32, 0), 32, 5, context=24))
     prefixes = {"resblocks": "cond_stage_model.mapper.", "final_ln": "cond_stage_model.", "proj_out": ""}
     state = {"learnable_vector": module.nothing.detach().clone()}
     for key, value in module.state_dict().items():

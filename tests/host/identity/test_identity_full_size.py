@@ -60,7 +60,7 @@ def scene():
 @pytest.fixture(scope="module")
 def identity(kit, in_process_host, photograph):
     """positive, negative of ViT-g/14 with registers and the default adapter, which are gone again."""
-    from inlay.encoders.checkpoint_layouts import METADATA, describe
+    from inlay.encoders.checkpoint_layouts import METADATA, describe_checkpoint
     from inlay.encoders.content_adapter import AdapterConfig, ContentAdapter
     from inlay.encoders.dinov2 import DinoConfig, DinoV2
 
@@ -71,7 +71,7 @@ def identity(kit, in_process_host, photograph):
     save_file(random_state(encoder), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"num_attention_heads": 24}), encoding="utf-8")
     state = {f"adapter.{name}": value for name, value in random_state(adapter).items()}
-    save_file(state, folder.with_name("full.safetensors"), {METADATA: describe(AdapterConfig())})
+    save_file(state, folder.with_name("full.safetensors"), {METADATA: describe_checkpoint(AdapterConfig())})
     with torch.inference_mode():
         (vision,) = kit.execute("InlayLoadImageEncoder", "dinov2-g")
         loaded = kit.execute("InlayLoadAdapter", "full.safetensors")[0]
@@ -133,7 +133,7 @@ def test_it_is_inserted_without_a_mask(kit, in_process_host, sd15, photograph, s
     import comfy.sd
     from comfy_extras.nodes_custom_sampler import KSamplerSelect, Noise_RandomNoise, SamplerCustomAdvanced
 
-    from inlay.encoders.checkpoint_layouts import METADATA, describe
+    from inlay.encoders.checkpoint_layouts import METADATA, describe_checkpoint
     from inlay.encoders.embedding_optimizer import EmbeddingOptimizer, OptimizerConfig
 
     _, _, vae, file = sd15
@@ -148,7 +148,7 @@ def test_it_is_inserted_without_a_mask(kit, in_process_host, sd15, photograph, s
         fresh = EmbeddingOptimizer(OptimizerConfig())
     path = in_process_host.models / "inlay" / "full_optimizer.safetensors"
     weights = {f"adapter.{name}": value for name, value in random_state(fresh).items()}
-    save_file(weights, path, {METADATA: describe(OptimizerConfig())})
+    save_file(weights, path, {METADATA: describe_checkpoint(OptimizerConfig())})
     optimizer = kit.execute("InlayLoadAdapter", path.name)[0]
     image, (cup, mask) = scene[0], photograph
     _, _, latent, guider = kit.execute(

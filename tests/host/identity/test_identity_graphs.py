@@ -11,21 +11,21 @@ from PIL import Image
 @pytest.fixture(scope="module")
 def files(kit, server):
     """What the graphs load, in the server's folders."""
-    from inlay.encoders.content_adapter import AdapterConfig, Reading
-    from inlay.encoders.dinov2 import read_config
+    from inlay.encoders.content_adapter import AdapterConfig, EncoderSpec
+    from inlay.encoders.dinov2 import read_dino_config
     from inlay.encoders.embedding_optimizer import OptimizerConfig
     from inlay.lab.models.checkpoint import assemble, random_parts
 
     models = server.work / "models"
     kit.dino().save_pretrained(models / "inlay" / "graph-dino")
-    reads = Reading(width=32, size=70)
+    reads = EncoderSpec(width=32, size=70)
     from safetensors.torch import load_file
 
     encoder = load_file(models / "inlay" / "graph-dino" / "model.safetensors")
     config = AdapterConfig(reads, width=24, depth=1, heads=2, context=768)
     path = models / "inlay" / "graph_adapter.safetensors"
-    kit.write_adapter(path, config, read_config(encoder, heads=2), encoder)
-    optimizer = OptimizerConfig(Reading(width=32, size=70, background="original", nothing="zeros"))
+    kit.write_adapter(path, config, read_dino_config(encoder, heads=2), encoder)
+    optimizer = OptimizerConfig(EncoderSpec(width=32, size=70, background="original", nothing="zeros"))
     kit.write_adapter(models / "inlay" / "graph_optimizer.safetensors", optimizer)
     for channels in (8, 9):
         parts = random_parts(1)

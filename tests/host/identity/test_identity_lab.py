@@ -252,7 +252,7 @@ def test_the_weight_of_an_error_favours_the_hole_and_makes_it_one_in_v(in_proces
     from inlay.lab.models.train_imprint import READING
     from inlay.lab.models.unet import alphas_cumprod, new_unet
     from inlay.training.adapters.identity_stages import COMPOSE
-    from inlay.training.finetune.trainer import Diffusion
+    from inlay.training.finetune.trainer import NoiseSchedule
 
     hole = torch.zeros(2, 1, 4, 4)
     hole[..., :2] = 1
@@ -266,7 +266,7 @@ def test_the_weight_of_an_error_favours_the_hole_and_makes_it_one_in_v(in_proces
         torch.nn.Identity(),
         adapter,
         new_unet(0),
-        Diffusion(tiny_sigmas(), "epsilon"),
+        NoiseSchedule(tiny_sigmas(), "epsilon"),
         lambda unet, x, t, c: 0 * x[:, :4],
     )
     trainee.context = lambda pixels, keep: torch.zeros(0)

@@ -11,11 +11,11 @@ import torch
 @pytest.fixture(scope="module")
 def parts(kit, in_process_host, load_checkpoint):
     """An 8-channel model, its VAE, an encoder, and embedding-optimizer weights for that encoder."""
-    from inlay.encoders.content_adapter import Reading
+    from inlay.encoders.content_adapter import EncoderSpec
     from inlay.encoders.embedding_optimizer import OptimizerConfig
 
     kit.dino().save_pretrained(in_process_host.models / "inlay" / "pix2pix-dino")
-    reads = Reading(width=32, size=70, background="original", nothing="zeros")
+    reads = EncoderSpec(width=32, size=70, background="original", nothing="zeros")
     kit.write_adapter(in_process_host.models / "inlay" / "optimizer.safetensors", OptimizerConfig(reads))
     with torch.inference_mode():
         model, _, vae = load_checkpoint(8)
@@ -189,7 +189,7 @@ def test_an_object_without_a_pixel_is_named_by_its_input(kit, parts):
 
 def test_learned_queries_are_no_grid_of_patches(kit, in_process_host, parts):
     from inlay.encoders.embedding_optimizer import OptimizerConfig
-    from inlay.encoders.host import encode_views
+    from inlay.encoders.image_context import encode_views
 
     reads = parts.optimizer.reading
     config = OptimizerConfig(reads, context=768, tokens=reads.leading + 16)

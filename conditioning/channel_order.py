@@ -1,9 +1,9 @@
-"""The host's side of conditions: CONDITIONING, and which channels a MODEL reads in which order."""
+"""CONDITIONING of context rows, and the order of the channels that an inpainting MODEL reads."""
 
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-CHANNELS = "concat_keys"  # the host's list of what a model reads beside the noisy latent
+from ..host.patches import CONCAT_KEYS, ModelPatcher, with_object_patch
+
 # background's latent, 1 - mask: ObjectStitch and Paint-by-Example; the host's own order is mask, background
 OBJECT_FIRST = ("masked_image", "mask_inverted")
 
@@ -24,6 +24,4 @@ def read_object_first(model: ModelPatcher) -> ModelPatcher:
             f"model: it reads {channels} channels; load the checkpoint of ObjectStitch or Paint-by-Example"
             " (9 channels)."
         )
-    model = model.clone()
-    model.add_object_patch(CHANNELS, OBJECT_FIRST)
-    return model
+    return with_object_patch(model, CONCAT_KEYS, OBJECT_FIRST)
