@@ -3,7 +3,7 @@
 from copy import deepcopy
 from typing import Any
 
-from .blueprints import Blueprint, blueprint, identity
+from .blueprints import Blueprint, Ends, blueprint, identity
 from .drawing import drawn_node, wires
 from .template_plans import MODELS, NOTE, Part, Plan
 
@@ -155,11 +155,7 @@ def fold(part: Part, graph: dict, definitions: dict, workflow: str) -> tuple[dic
     whole = blueprint(plan, graph, definitions)
     [subgraph], [outer] = whole["definitions"]["subgraphs"], whole["nodes"]
     subgraph["id"] = identity("template", workflow, part.name)
-    entries: dict[tuple[str, int], str] = {}  # what enters the first instance -> the input's name
-    for key in first:
-        for name, value in graph[key]["inputs"].items():
-            if isinstance(value, list) and value[0] not in first:
-                entries.setdefault((value[0], value[1]), name)
+    entries = {source: name for source, (name, _, _) in Ends(plan, graph, definitions).inputs.items()}
     folded = {key: deepcopy(node) for key, node in graph.items() if key not in inside}
     for instance, title in zip(part.instances, part.titles, strict=True):
         inputs = {}

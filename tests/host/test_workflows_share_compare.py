@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from inlay.headless import Graph
-from inlay.headless.workflow import read_workflow
-from inlay.tools import assets, templates
+from inlay.tools import assets
 from inlay.tools.demo_options import ASSETS
+from inlay.tools.tiny import tiny_graph
 
 SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "KSampler": 2}  # steps
 

@@ -1,7 +1,6 @@
 """A workflow's picture shows what goes in and what comes out, and is small."""
 
 import io
-import json
 
 import numpy as np
 import pytest

@@ -56,7 +56,7 @@ def test_a_strip_is_bounded_and_keeps_its_first_and_last_picture(count):
     for step in range(1, count + 1):
         run.add_sample(step, f"picture {step}")
     steps = [step for step, _ in run.samples]
-    assert len(steps) <= live.SAMPLES
+    assert len(steps) <= live.MAX_SAMPLES
     assert steps == sorted(set(steps))
     assert (steps[0], steps[-1]) == (1, count)
 
@@ -77,10 +77,10 @@ def test_a_node_has_its_latest_run_alone_and_old_nodes_are_forgotten():
     second = live.begin_progress("1", 20)
     assert first.key != second.key
     assert [run["steps"] for run in live.all_progress() if run["node"] == "1"] == [20]
-    for number in range(2, live.NODES + 2):
+    for number in range(2, live.MAX_NODES + 2):
         live.begin_progress(str(number), 1)
     known = [run["node"] for run in live.all_progress()]
-    assert len(known) == live.NODES
+    assert len(known) == live.MAX_NODES
     assert "1" not in known
 
 
