@@ -29,7 +29,7 @@ from .regular_data import (
     InlayRegularImages,
     InlaySaveRegularData,
 )
-from .subject_finetune import SubjectFinetune
+from .subject_finetune import InlayTrainingOptions, SubjectFinetune
 from .subject_score import InlaySubjectScore
 from .training_progress import add_route
 
@@ -47,6 +47,7 @@ class InlayExtension(ComfyExtension):
             InlayInpaintConditioning,
             InlayPasteBack,
             SubjectFinetune,
+            InlayTrainingOptions,
             MaskedAttentionPatch,
             DisentangledInpaintSampler,
             DisentangledInpaintSamplerAdvanced,

@@ -19,7 +19,7 @@ class InlayBoxMask(io.ComfyNode):
         return io.Schema(
             node_id="InlayBoxMask",
             display_name="Box Mask (Inlay)",
-            category="Inlay",
+            category="Inlay/photos and masks",
             description="A mask of the image's size that is 1 inside a box, where the subject goes.",
             search_aliases=["rectangle mask", "bounding box", "bbox to mask", "region", "placement"],
             inputs=[
@@ -93,7 +93,7 @@ class InlayMaskLevels(io.ComfyNode):
         return io.Schema(
             node_id="InlayMaskLevels",
             display_name="Mask Levels (Inlay)",
-            category="Inlay",
+            category="Inlay/photos and masks",
             description="Makes a mask say less about the shape: outline, near the outline, rough shape, box"
             " (IMPRINT). A close mask guides pose and view; a box leaves them to the model.",
             search_aliases=["grow mask", "blur mask", "bounding box", "shape guidance", "imprint"],
@@ -141,7 +141,7 @@ class InlayChangeMask(io.ComfyNode):
         return io.Schema(
             node_id="InlayChangeMask",
             display_name="Change Mask (Inlay)",
-            category="Inlay",
+            category="Inlay/photos and masks",
             description="A mask of what a generated picture shows and the original does not. With Paste Back,"
             " what was inserted without a mask lies on the original, whose other pixels stay untouched.",
             search_aliases=["difference mask", "diff", "compare images", "what changed", "auto mask"],

@@ -30,7 +30,7 @@ class InlayLoadReferences(io.ComfyNode):
         return io.Schema(
             node_id="InlayLoadReferences",
             display_name="Load References (Inlay)",
-            category="Inlay",
+            category="Inlay/photos and masks",
             description="Loads every photo of a subject from one folder, each with the mask of the subject.",
             search_aliases=["load images from folder", "subject photos", "reference images", "dataset"],
             is_input_list=True,

@@ -139,9 +139,9 @@ class Ends:
         self.inputs: dict[tuple[str, int], tuple[str, str, list[int]]] = {}
         for key in plan.nodes:
             for name, value in graph[key]["inputs"].items():
-                if isinstance(value, list) and value[0] not in plan.nodes:
-                    if (value[0], value[1]) not in self.inputs:
-                        self.inputs[value[0], value[1]] = (self._unused(name), kind(*value), [])
+                outside = isinstance(value, list) and value[0] not in plan.nodes
+                if outside and tuple(value) not in self.inputs:
+                    self.inputs[value[0], value[1]] = (self._unused(name), kind(*value), [])
         self.outputs = {there: (name, kind(*there), []) for name, there in plan.outputs.items()}
 
     def _unused(self, name: str) -> str:

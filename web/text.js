@@ -6,7 +6,7 @@ const ENGLISH = {
   failed: "{0} stopped",
   invalid: "{0} cannot start",
   unexpected: "Unexpected error in {0}: {1}. The log has the details.",
-  memory: "The graphics card is out of memory. Choose a smaller card under `memory` on Subject Finetune, or a smaller picture.",
+  memory: "The graphics card is out of memory. Choose a smaller card under `memory` on Train Subject, or a smaller picture.",
   required: "{0}: nothing is connected; connect an output of type {1}.",
   empty: "{0}: there is no value; enter or choose one.",
   choice: "{0}: '{1}' is not available; choose another.",
@@ -32,13 +32,15 @@ const ENGLISH = {
   failed_at: "failed",
   loaded: "already learned: loaded {0}",
   left: "{0} left",
+  all_settings: "Show all settings",
+  fewer_settings: "Hide settings with their defaults",
 }
 
 const CHINESE = {
   failed: "{0} 已停止",
   invalid: "{0} 无法开始",
   unexpected: "{0} 出现意外错误：{1}。详情见日志。",
-  memory: "显存不足。请在“主体微调”的 memory 中选择更小的显卡，或使用更小的图片。",
+  memory: "显存不足。请在“训练主体”的 memory 中选择更小的显卡，或使用更小的图片。",
   required: "{0}：未连接；请连接类型为 {1} 的输出。",
   empty: "{0}：没有值；请输入或选择。",
   choice: "{0}：“{1}”不可用；请另选一个。",
@@ -64,6 +66,8 @@ const CHINESE = {
   failed_at: "失败",
   loaded: "已学习过：已加载 {0}",
   left: "剩余 {0}",
+  all_settings: "显示全部设置",
+  fewer_settings: "隐藏默认设置",
 }
 
 export const locale = () => String(app.extensionManager?.setting?.get("Comfy.Locale") ?? "en")

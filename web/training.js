@@ -1,4 +1,4 @@
-// The live view on Subject Finetune: its loss and samples while it trains, in every open page.
+// The live view on Train Subject: its loss and samples while it trains, in every open page.
 // A page that is opened or reloaded half-way asks the host for what has been and follows from there.
 
 import { app } from "../../scripts/app.js"

@@ -21,6 +21,7 @@ APART = {
     "InlayLoadImageEncoder": "files to download: an encoder without its adapter",
     "InlayLoadPix2Pix": "files to download: a UNet in diffusers' layout",
     "InlaySubjectScore": "files to download: CLIP or DINOv2",
+    "InlayTrainingOptions": "settings that the templates leave to the recipe",
     "InlayLoadSubject": "names a file that a training has to leave first",
     "InlayLoadRegularData": "names a folder that Save Regular Data has to leave first",
     "InlaySaveRegularData": "for the next training; Regular Images are wired straight in",
