@@ -92,10 +92,10 @@ export async function translated(sentence) {
   if (!isChinese()) return sentence
   sentences ??= readSentences()
   for (const [pattern, other] of await sentences) {
-    const names = [...pattern.matchAll(/\{(\w*)\}/g)].map((match) => match[1])
-    const source = pattern.split(/\{\w*\}/).map(escape).join("([\\s\\S]*?)")
+    const names = [...pattern.matchAll(/\{([\w.]*)\}/g)].map((match) => match[1])
+    const source = pattern.split(/\{[\w.]*\}/).map(escape).join("([\\s\\S]*?)")
     const match = new RegExp(`^${source}$`).exec(sentence.trim())
-    if (match) return other.replace(/\{(\w*)\}/g, (whole, name) => match[1 + names.indexOf(name)] ?? whole)
+    if (match) return other.replace(/\{([\w.]*)\}/g, (whole, name) => match[1 + names.indexOf(name)] ?? whole)
   }
   return sentence
 }
