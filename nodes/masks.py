@@ -67,13 +67,13 @@ class InlayBoxMask(io.ComfyNode):
         if mask is not None and (mask > 0.5).any():
             mask = mask.reshape(-1, *mask.shape[-2:])
             check_mask(image, mask)
-            return io.NodeOutput(mask, ui=picture)
+            return io.NodeOutput(mask, ui=picture | {"inlay_masked": [True]})
         box = Box(y, x, y + height, x + width).clamp(rows, columns)
         if not box.area:
             raise ValueError(
                 f"x, y: the box at ({x}, {y}) is outside the {columns}x{rows} image; move it inside."
             )
-        return io.NodeOutput(fill_box(box, rows, columns), ui=picture)
+        return io.NodeOutput(fill_box(box, rows, columns), ui=picture | {"inlay_masked": [False]})
 
 
 def _saved_picture(cls, image: torch.Tensor) -> dict:

@@ -35,43 +35,7 @@ def template(plan: Plan, graph: dict, definitions: dict, note: str) -> dict:
         known[subgraph["id"]] = definition
         subgraphs.append(subgraph)
         folded[subgraph["id"]] = part
-    nodes: dict[int, dict] = {}
-    groups: list[dict] = []
-    left = 0
-    for title, columns in placed(plan, shown):
-        bottom = 0
-        for number, column in enumerate(columns):
-            below = HEADER + TITLE
-            for key in column:
-                place = (left + SIDE + number * (plan.width + GAP), below)
-                if key == NOTE:
-                    node = note_node(1000, note, place, plan.width, len(nodes))
-                else:
-                    kind = shown[key]["class_type"]
-                    node = drawn_node(int(key), shown[key], known[kind], place, len(nodes))
-                    node["size"] = [plan.width, HEIGHTS.get(kind, node["size"][1])]
-                    if kind in folded:
-                        node["properties"] = {"proxyWidgets": [w.split(".") for w in folded[kind].widgets]}
-                        node["size"][1] = 24 + 24 * len(node["inputs"]) + 28 * len(folded[kind].widgets)
-                        node["widgets_values"] = []
-                nodes[node["id"]] = node
-                below += node["size"][1] + GAP + TITLE
-            bottom = max(bottom, below - TITLE)
-        width = 2 * SIDE + len(columns) * (plan.width + GAP) - GAP
-        groups.append(
-            {
-                "id": len(groups) + 1,
-                "title": title,
-                "bounding": [left, 0, width, bottom],
-                "color": "#3f789e",
-                "font_size": 24,
-                "flags": {},
-            }
-        )
-        left += width + plan.between
-    height = max(group["bounding"][3] for group in groups)
-    for group in groups:
-        group["bounding"][3] = height
+    nodes, groups = arrange(plan, shown, known, folded, note)
     links = []
     real = {key: node for key, node in nodes.items() if node["type"] != "MarkdownNote"}
     for link, (source, output, target, slot) in enumerate(wires(shown, real), 1):
@@ -100,6 +64,66 @@ def template(plan: Plan, graph: dict, definitions: dict, note: str) -> dict:
         "extra": extra,
         "version": 0.4,
     }
+
+
+def arrange(
+    plan: Plan, shown: dict, known: dict, folded: dict[str, Part], note: str
+) -> tuple[dict[int, dict], list[dict]]:
+    """The nodes in their columns without wires, and the groups, all of one height."""
+    nodes: dict[int, dict] = {}
+    groups: list[dict] = []
+    left, bottom = 0, 0
+    stages = placed(plan, shown)
+    for title, columns in stages:
+        x = left + SIDE
+        for column in columns:
+            is_last = title == stages[-1][0] and column is columns[-1]
+            width = plan.last if is_last else plan.width
+            y = HEADER + TITLE
+            for key in column:
+                if key == NOTE:
+                    node = note_node(1000, note, (x, y), width, len(nodes))
+                else:
+                    node = sized_node(key, shown[key], known, folded, (x, y), width, len(nodes))
+                nodes[node["id"]] = node
+                y += node["size"][1] + GAP + TITLE
+            bottom = max(bottom, y - TITLE)
+            x += width + GAP
+        groups.append(
+            {
+                "id": len(groups) + 1,
+                "title": title,
+                "bounding": [left, 0, x - GAP + SIDE - left, 0],
+                "color": "#3f789e",
+                "font_size": 24,
+                "flags": {},
+            }
+        )
+        left = x - GAP + SIDE + plan.between
+    for group in groups:
+        group["bounding"][3] = bottom
+    return nodes, groups
+
+
+def sized_node(
+    key: str,
+    entry: dict,
+    known: dict,
+    folded: dict[str, Part],
+    place: tuple[int, int],
+    width: int,
+    order: int,
+) -> dict:
+    """A node or a subgraph's node with the size that it needs on the page."""
+    kind = entry["class_type"]
+    node = drawn_node(int(key), entry, known[kind], place, order)
+    node["size"] = [width, HEIGHTS.get(kind, node["size"][1])]
+    if kind in folded:
+        widgets = folded[kind].widgets
+        node["properties"] = {"proxyWidgets": [widget.split(".") for widget in widgets]}
+        node["size"][1] = 24 + 24 * len(node["inputs"]) + 28 * len(widgets)
+        node["widgets_values"] = []
+    return node
 
 
 def placed(plan: Plan, shown: dict) -> list[tuple[str, list[list[str]]]]:

@@ -54,6 +54,7 @@ class Plan:
     app: dict[str, Any] = field(default_factory=dict)  # the front end's `linearData`
     width: int = 292  # pixels of a column
     between: int = 12  # groups
+    last: int = 292  # pixels of the last column: Save Image is never narrower
 
 
 def _group(title: str, *columns: str) -> tuple[str, tuple[tuple[str, ...], ...]]:
@@ -179,7 +180,7 @@ PLANS = [
             ),
             Part("Three Side by Side", (("20", "21"),), (), ("Side by Side",)),
         ),
-        width=244,
+        width=236,
         between=8,
     ),
 ]

@@ -56,6 +56,11 @@ class BoxEditor {
     return Object.fromEntries(NAMES.map((name) => [name, Number(widgetOf(this.node, name)?.value ?? 0)]))
   }
 
+  // Whether the last run took the painted mask that is connected.
+  get isReplaced() {
+    return isLinked(this.node, "mask") && Boolean(outputOf(this.node)?.inlay_masked?.[0])
+  }
+
   get isFixed() {
     return NAMES.some((name) => isLinked(this.node, name))
   }
@@ -66,7 +71,7 @@ class BoxEditor {
     const url = upstreamUrl(this.node, "image") ?? (given && isLinked(this.node, "image") ? viewUrl(given) : undefined)
     if (url !== this.url) this.load(url, url && given && url === viewUrl(given) ? given : undefined)
     const masked = isLinked(this.node, "mask")
-    const state = JSON.stringify([this.url, this.box, masked, this.isFixed, isLinked(this.node, "image")])
+    const state = JSON.stringify([this.url, this.box, masked, this.isReplaced, this.isFixed, isLinked(this.node, "image")])
     if (state === this.state) return
     this.state = state
     this.draw()
@@ -198,7 +203,7 @@ class BoxEditor {
     pen.imageSmoothingEnabled = scale < 4
     pen.drawImage(picture, left, top, this.size.width * scale, this.size.height * scale)
     const masked = isLinked(this.node, "mask")
-    drawBox(pen, this.box, this.frame, this.size, this.isFixed || masked)
+    drawBox(pen, this.box, this.frame, this.size, this.isFixed || this.isReplaced)
     const { box } = this
     const reason = this.isFixed ? text("linked") : masked ? text("mask_wins") : text("drag")
     this.line.textContent = `${box.width} × ${box.height}  |  ${this.size.width} × ${this.size.height}  |  ${reason}`

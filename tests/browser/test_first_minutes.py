@@ -247,7 +247,8 @@ def test_a_common_mistake_has_its_sentence_in_a_toast_and_on_the_node(screen, pu
         arg=sentence,
     )
     [path] = screen.evaluate(
-        """() => app.graph._nodes.filter(node => node.widgets?.some(widget => widget.name === 'inlay_message'))
+        """() => app.graph._nodes
+             .filter(node => node.widgets?.some(widget => widget.name === 'inlay_message'))
              .map(node => String(node.id))"""
     )
     assert graph[path]["class_type"].startswith(("Inlay", "SubjectFinetune"))

@@ -1,4 +1,4 @@
-"""Every translated sentence is one that the code has, word for word, with the same values in both languages."""
+"""Every translated sentence is one that the code has, with the same values in both languages."""
 
 import ast
 import json
