@@ -15,7 +15,7 @@ from ..lab.models import identity
 from .demo import say, stop, tiny_checkpoint
 from .demo_options import ASSETS, PACK
 from .template_layout import template
-from .template_plans import PLANS
+from .template_plans import PLANS, TINY_ONLY
 from .templates import note_of
 from .tiny import tiny_graph
 
@@ -41,7 +41,7 @@ def write_tiny_workflows(client: Client, folder: Path) -> None:
     """The templates for the tiny models, among the user's own workflows."""
     definitions = client.object_info()
     folder.mkdir(parents=True, exist_ok=True)
-    for plan in PLANS:
+    for plan in (*PLANS, *TINY_ONLY):
         drawing = template(plan, tiny_graph(plan.graph), definitions, note_of(plan))
         (folder / f"{plan.title}.json").write_text(json.dumps(drawing), encoding="utf-8")
 

@@ -184,3 +184,17 @@ PLANS = [
         between=8,
     ),
 ]
+
+# Shown by `dev.py serve` alone: nobody offers weights of this kind for download.
+TINY_ONLY = [
+    Plan(
+        "insert_without_mask",
+        "Inlay 9 - Insert an object without a mask",
+        (
+            _group("Read me; the model", "note 1 2"),
+            _group("1. Your object, your picture", "3 4 5"),
+            _group("2. Insert", "6 7 8 9", "10 11 12"),
+            _group("3. Keep the rest", "13 14 15"),
+        ),
+    )
+]
