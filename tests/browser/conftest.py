@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 SHOTS = dev.PACK / "out" / "browser"
 # The front end asks for a node's help in the user's language first and falls back to English.
 TRANSLATED_HELP = re.compile(r"/docs/\w+/[\w-]+\.md Failed to load resource")
-PATIENCE = 300_000  # milliseconds; a page of the front end takes minutes on a very busy machine
+PATIENCE = 120_000  # milliseconds; a page of the front end takes minutes on a very busy machine
 
 
 def pytest_collection_modifyitems(items):

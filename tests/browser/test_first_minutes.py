@@ -255,8 +255,9 @@ def test_a_common_mistake_has_its_sentence_in_a_toast_and_on_the_node(screen, pu
 
 
 def test_a_sentence_is_translated_and_goes_when_the_next_run_begins(screen, published):
-    screen.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'zh')")
+    screen.evaluate("async () => app.extensionManager.setting.set('Comfy.Locale', 'zh')")
     try:
+        screen.wait_for_timeout(3000)  # the page reads its words anew
         show(screen, boxed(x=5000))
         run(screen)
         message = screen.locator(".inlay-message")
@@ -270,7 +271,8 @@ def test_a_sentence_is_translated_and_goes_when_the_next_run_begins(screen, publ
         run(screen)
         message.wait_for(state="detached")
     finally:
-        screen.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'en')")
+        screen.evaluate("async () => app.extensionManager.setting.set('Comfy.Locale', 'en')")
+        screen.wait_for_timeout(3000)
 
 
 def test_four_phone_photos_and_a_box_drawn_by_the_mouse_give_a_picture(screen, published):
