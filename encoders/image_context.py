@@ -20,9 +20,17 @@ from ..host.encoders import (
 from ..host.patches import ModelPatcher
 from . import dinov2
 from .checkpoint_layouts import AdapterCheckpoint, build_adapter, from_published
-from .content_adapter import CLIP, DINOV2, AdapterConfig, EncoderSpec, downsample_tokens, scale_context
+from .content_adapter import (
+    CLIP,
+    DINOV2,
+    IMAGENET,
+    AdapterConfig,
+    EncoderSpec,
+    as_pixels,
+    downsample_tokens,
+    scale_context,
+)
 from .embedding_optimizer import OptimizerConfig
-from .pixels import IMAGENET, as_pixels
 
 ENCODER_KINDS = {
     "dinov2": DINOV2,

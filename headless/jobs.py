@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .client import Client, Graph
-from .definitions import Definition, is_combo
 from .errors import HostError
+from .node_definitions import Definition, is_combo
 from .workflow import Setting, find_input, read_value, with_value
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}  # as Load References reads

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintHead, InpaintPatch
 from ..encoders.published import AUTO_LAYOUT, CHOICES
-from .model_files import INLAY, model_file, model_files, model_folders, read_file, read_folder
+from .model_files import INLAY_FOLDER, model_file, model_files, model_folders, read_file, read_folder
 
 
 class InlayLoadSubject(io.ComfyNode):
@@ -164,7 +164,9 @@ class InlayLoadAdapter(io.ComfyNode):
         from ..encoders.checkpoint_layouts import recognise_checkpoint
         from ..encoders.image_context import encoder_name, load_adapter, load_vision  # loaded when needed
 
-        kind, _, name = file.partition("/") if file.startswith(f"{CHECKPOINTS}/") else (INLAY, "", file)
+        kind, _, name = (
+            file.partition("/") if file.startswith(f"{CHECKPOINTS}/") else (INLAY_FOLDER, "", file)
+        )
         state, metadata = read_file(model_file(name, kind, "file"))
         found = recognise_checkpoint(state, metadata, name, published_as)
         adapter = load_adapter(found, name)
@@ -232,7 +234,7 @@ class InlayLoadImageEncoder(io.ComfyNode):
 
 
 PIX2PIX_FOLDER = "diffusion_models"
-FIRST = "conv_in.weight"  # (320, channels, 3, 3)
+CONV_IN = "conv_in.weight"  # (320, channels, 3, 3)
 
 
 class InlayLoadPix2Pix(io.ComfyNode):
@@ -263,7 +265,7 @@ class InlayLoadPix2Pix(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         state, _ = read_file(model_file(file, PIX2PIX_FOLDER, "file"))
-        if FIRST not in state:
+        if CONV_IN not in state:
             raise ValueError(f"file: '{file}' is no UNet in diffusers' layout; use the host's own loader.")
         model = comfy.sd.load_diffusion_model_state_dict(original_keys(state))
         if model is None:
@@ -273,7 +275,7 @@ class InlayLoadPix2Pix(io.ComfyNode):
 
 def original_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A diffusers UNet's weights under the original names, by the host's table for its four-channel twin."""
-    config = comfy.model_detection.unet_config_from_diffusers_unet(state | {FIRST: state[FIRST][:, :4]})
+    config = comfy.model_detection.unet_config_from_diffusers_unet(state | {CONV_IN: state[CONV_IN][:, :4]})
     names = {} if config is None else comfy.utils.unet_to_diffusers(config)
     return {ours: state[theirs] for theirs, ours in names.items() if theirs in state}
 

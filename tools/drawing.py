@@ -1,6 +1,6 @@
 """How a part of a graph in API form looks in the front end: columns of nodes from left to right."""
 
-from ..headless.definitions import default, inputs_of, is_widget
+from ..headless.node_definitions import default, inputs_of, is_widget
 
 COLUMN, GAP = 400, 40
 # What a reader meets from left to right, and the node types that belong there whatever they feed.

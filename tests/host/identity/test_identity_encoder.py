@@ -52,7 +52,7 @@ def square(pixels, seed=0):
 
 
 def imagenet(pictures):
-    from inlay.encoders.pixels import IMAGENET, as_pixels
+    from inlay.encoders.content_adapter import IMAGENET, as_pixels
 
     return as_pixels(pictures, *IMAGENET)
 
@@ -86,8 +86,8 @@ def test_the_hosts_own_nodes_take_our_clip_vision(dinov2):
 def test_the_hosts_own_dinov2_is_read_as_it_is(kit, reading, tmp_path):
     import comfy.clip_vision
 
+    from inlay.encoders.content_adapter import IMAGENET
     from inlay.encoders.image_context import _tokens, check_encoder
-    from inlay.encoders.pixels import IMAGENET
 
     theirs = kit.dino(registers=0)
     config = theirs.config.to_dict() | {"image_mean": IMAGENET[0], "image_std": IMAGENET[1]}
@@ -110,9 +110,8 @@ def adapter_named(name, reading) -> Any:
 def test_the_hosts_clip_gives_the_tokens_published_adapters_read(kit, tokens):
     import comfy.clip_vision
 
-    from inlay.encoders.content_adapter import EncoderSpec
+    from inlay.encoders.content_adapter import OPENAI, EncoderSpec, as_pixels
     from inlay.encoders.image_context import _tokens
-    from inlay.encoders.pixels import OPENAI, as_pixels
 
     theirs = kit.clip()
     vision = comfy.clip_vision.ClipVisionModel({**kit.CLIP, "model_type": "clip_vision_model"})
