@@ -9,7 +9,7 @@ from aiohttp import web
 from PIL import Image
 from server import PromptServer
 
-THUMBNAIL = 128  # pixels of the longer side of a picture in a message
+PAGE_THUMBNAIL = 128  # pixels of the longer side of a picture in a message
 
 
 def add_get_route(path: str, answer: Callable[[Mapping[str, str]], Awaitable[Any]]) -> None:
@@ -22,7 +22,7 @@ def add_get_route(path: str, answer: Callable[[Mapping[str, str]], Awaitable[Any
         return web.json_response(await answer(request.query))
 
 
-def data_url(image: Image.Image, side: int = THUMBNAIL) -> str:
+def data_url(image: Image.Image, side: int = PAGE_THUMBNAIL) -> str:
     """A small JPEG, at most `side` pixels, as a page can show it."""
     small, file = image.convert("RGB"), io.BytesIO()
     small.thumbnail((side, side))

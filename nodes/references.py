@@ -20,8 +20,8 @@ from ..imaging.references import (
 )
 from .page import add_get_route, data_url
 
-ROUTE = "/inlay/references"
-THUMBNAIL, MOST_THUMBNAILS = 160, 24  # pixels of the longer side; pictures shown on the node
+REFERENCES_ROUTE = "/inlay/references"
+PHOTO_SIDE, MOST_PHOTOS = 160, 24  # pixels of the longer side; pictures shown on the node
 
 
 class InlayLoadReferences(io.ComfyNode):
@@ -132,7 +132,7 @@ class InlayLoadReferences(io.ComfyNode):
         ]
         shown = [
             _saved(cls, image, mask, name)
-            for name, (image, mask) in list(zip(names, references, strict=True))[:MOST_THUMBNAILS]
+            for name, (image, mask) in list(zip(names, references, strict=True))[:MOST_PHOTOS]
         ]
         return io.NodeOutput(
             [image for image, _ in references],
@@ -143,7 +143,7 @@ class InlayLoadReferences(io.ComfyNode):
 
 def _saved(cls, image: torch.Tensor, mask: torch.Tensor, label: str) -> dict[str, str]:
     """A thumbnail in the host's temporary folder, as its page asks for it."""
-    [file] = ui.PreviewImage(preview_cut_out(image, mask, THUMBNAIL), cls=cls).as_dict()["images"]
+    [file] = ui.PreviewImage(preview_cut_out(image, mask, PHOTO_SIDE), cls=cls).as_dict()["images"]
     return dict(file) | {"label": label}
 
 
@@ -153,7 +153,7 @@ def add_reference_route() -> None:
     async def references(query) -> dict:
         return await asyncio.to_thread(describe_folder, query.get("folder", ""))
 
-    add_get_route(ROUTE, references)
+    add_get_route(REFERENCES_ROUTE, references)
 
 
 def describe_folder(folder: str) -> dict:
@@ -162,8 +162,8 @@ def describe_folder(folder: str) -> dict:
         path = _resolve(folder)
         files = list_references(path)
         pictures = []
-        for picture, mask in files[:MOST_THUMBNAILS]:
-            small, kind = thumbnail(picture, mask, THUMBNAIL)
+        for picture, mask in files[:MOST_PHOTOS]:
+            small, kind = thumbnail(picture, mask, PHOTO_SIDE)
             pictures.append({"name": picture.name, "mask": kind, "thumbnail": data_url(small)})
     except ValueError as error:
         return {"pictures": [], "skipped": [], "error": str(error)}

@@ -243,37 +243,23 @@ class SubjectFinetune(io.ComfyNode):
         previous=(None,), preview_every=(0,), memory=("recipe",), precision=(PRESET,), optimiser=(PRESET,),
         gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",), options=(None,),
     ):  # fmt: skip
-        own = {
+        settings = {
             "rank": rank[0], "learning_rate": learning_rate[0], "batch_size": batch_size[0],
             "resolution": resolution[0], "precision": precision[0], "optimiser": optimiser[0],
             "gradient_checkpointing": gradient_checkpointing[0], "ema_decay": ema_decay[0],
             "attributes": attributes[0],
-        }  # fmt: skip
-        settings: dict[str, Any] = own | (options[0] or {})
+        } | (options[0] or {})  # fmt: skip
         # The trainer is loaded when it is needed: a host starts sooner without.
         from ..training.finetune import host
         from ..training.finetune.attribute_dictionary import parse_attributes
         from ..training.finetune.finetune_subject import Pipeline, RunOptions, finetune_subject
-        from ..training.finetune.memory import with_preset
         from ..training.finetune.plots import draw_curve, image_to_tensor
-        from ..training.finetune.recipes import RECIPES
         from ..training.finetune.spec_from_node import spec_from_node
         from ..training.finetune.store import Store
-        from ..training.optimizers import eight_bit_installed
 
         pipeline = Pipeline(model[0], clip[0], vae[0])
         preset = MEMORY_PRESETS[memory[0]]
-        chosen = RECIPES[recipe[0]].with_choices(
-            steps=steps[0],
-            rank=settings["rank"],
-            learning_rate=settings["learning_rate"],
-            batch_size=settings["batch_size"],
-            resolution=settings["resolution"],
-            optimiser=None if settings["optimiser"] == PRESET else settings["optimiser"],
-            precision=None if settings["precision"] == PRESET else settings["precision"],
-            ema_decay=settings["ema_decay"],
-        )
-        chosen = with_preset(chosen, preset, eight_bit_installed() and settings["optimiser"] == PRESET)
+        chosen = chosen_recipe(recipe[0], steps[0], settings, preset)
         spec, notes = spec_from_node(
             pipeline, chosen, token[0].strip(), class_name[0].strip(), images, masks, regular_images,
             regular_masks, regular_prompt, seed[0], previous[0],
@@ -303,6 +289,25 @@ class SubjectFinetune(io.ComfyNode):
         return io.NodeOutput(
             patched, lora, {"loss": subject.losses}, subject, curve, ui={"inlay_notes": notes}
         )
+
+
+def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset):
+    """The recipe of that name with the user's settings and the memory preset."""
+    from ..training.finetune.memory import with_preset
+    from ..training.finetune.recipes import RECIPES
+    from ..training.optimizers import eight_bit_installed
+
+    chosen = RECIPES[name].with_choices(
+        steps=steps,
+        rank=settings["rank"],
+        learning_rate=settings["learning_rate"],
+        batch_size=settings["batch_size"],
+        resolution=settings["resolution"],
+        optimiser=None if settings["optimiser"] == PRESET else settings["optimiser"],
+        precision=None if settings["precision"] == PRESET else settings["precision"],
+        ema_decay=settings["ema_decay"],
+    )
+    return with_preset(chosen, preset, eight_bit_installed() and settings["optimiser"] == PRESET)
 
 
 class InlayTrainingOptions(io.ComfyNode):

@@ -13,14 +13,14 @@ TITLE = 30  # of a node, above its position
 VERSION = "0.1.0"
 # pixels that nodes need on the page, where they show more than sockets and values
 HEIGHTS = {
-    "InlayLoadReferences": 310,
+    "InlayLoadReferences": 340,
     "InlayBoxMask": 434,
     "LoadImage": 310,
     "LoadImageMask": 330,
     "SaveImage": 290,
     "PreviewImage": 230,
     "SaveLoRA": 130,
-    "SubjectFinetune": 560,
+    "SubjectFinetune": 580,
     "CLIPTextEncode": 112,
     "AttributeSubstitutionEncode": 290,
 }

@@ -2,19 +2,18 @@
 
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
-import { addElement, element, fit, isLinked, outputOf, recordChange, setWidget, viewUrl, widgetOf } from "./common.js"
+import { addElement, element, isLinked, outputOf, recordChange, setWidget, viewUrl, widgetOf } from "./common.js"
 import { showMessage, toast } from "./messages.js"
 import { text, translated } from "./text.js"
 
 const NODE = "InlayLoadReferences"
 const SIDE = 72 // pixels of a thumbnail
-const ROWS = 2 // at least
 const KINDS = /^image\/|\.(jpe?g|jfif|png|webp|bmp|tiff?|gif|avif|hei[cf])$/i
 
 class PhotoView {
   constructor(node) {
     this.node = node
-    this.root = element("div", { display: "flex", flexDirection: "column", gap: "4px", minHeight: `${SIDE * ROWS + 40}px` })
+    this.root = element("div", { display: "flex", flexDirection: "column", gap: "4px", minHeight: `${SIDE + 40}px` })
     this.root.className = "inlay-references"
     const grid = { display: "flex", flexWrap: "wrap", gap: "4px", alignContent: "flex-start" }
     this.grid = element("div", { ...grid, flex: "1 1 0", overflowY: "auto" }, this.root)
@@ -33,7 +32,7 @@ class PhotoView {
       event.stopPropagation()
       this.send([...event.dataTransfer.files])
     })
-    addElement(node, "inlay_references", this.root, SIDE * ROWS + 60)
+    addElement(node, "inlay_references", this.root, SIDE + 60)
     node.onDragOver = (event) => [...(event?.dataTransfer?.items ?? [])].some((item) => item.kind === "file")
     node.onDragDrop = (event) => {
       const files = [...event.dataTransfer.files].filter((file) => KINDS.test(file.type) || KINDS.test(file.name))
@@ -128,7 +127,7 @@ app.registerExtension({
       views.set(node, view)
       return added?.apply(this, given)
     }
-    fit(node)
+    node.setSize([Math.max(node.size[0], 300), node.computeSize()[1] + SIDE]) // for two rows, or a warning
   },
   setup() {
     setInterval(() => {

@@ -61,7 +61,7 @@ function addView(node) {
   root.className = "inlay-training"
   const canvas = element("canvas", { width: "100%", height: `${CHART}px`, flex: "none" }, root)
   const strip = element("div", { display: "flex", gap: "3px", overflowX: "auto", flex: "none" }, root)
-  const height = () => CHART + (strip.childElementCount ? STRIP + 4 : 0)
+  const height = () => CHART + 20 + (strip.childElementCount ? STRIP + 4 : 0)
   addElement(node, "inlay_training", root, height)
 
   let run

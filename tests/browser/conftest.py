@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 SHOTS = dev.PACK / "out" / "browser"
 # The front end asks for a node's help in the user's language first and falls back to English.
 TRANSLATED_HELP = re.compile(r"/docs/\w+/[\w-]+\.md Failed to load resource")
-PATIENCE = 120_000  # milliseconds; a page of the front end takes minutes on a very busy machine
+PATIENCE = 300_000  # milliseconds; a page of the front end takes minutes on a very busy machine
 
 
 def pytest_collection_modifyitems(items):
@@ -121,7 +121,8 @@ def published(chromium, request, tmp_path_factory) -> Iterator[Server]:
         copy = base / "custom_nodes" / "inlay" / file
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(dev.PACK / file, copy)
-    (base / "custom_nodes" / "stand_in.py").write_text(STAND_IN, encoding="utf-8")
+    (base / "custom_nodes" / "stand_in").mkdir()
+    (base / "custom_nodes" / "stand_in" / "__init__.py").write_text(STAND_IN, encoding="utf-8")
     assemble(base / "models" / "checkpoints" / "inlay_tiny.safetensors")
     settings = base / "work" / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True)
