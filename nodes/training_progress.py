@@ -97,8 +97,7 @@ class NodeProgress:
         self.run.state, self.run.stage = "loaded", name
         if strip:
             self.run.add_sample(len(losses), data_url(strip, STRIP))
-        lines = [f"already learned: loaded {name}", *self.notes]
-        PromptServer.instance.send_progress_text("\n".join(lines), self.node_id)
+        PromptServer.instance.send_progress_text(f"already learned: loaded {name}", self.node_id)
         self._send(self.run, sample=True)
 
     def _send(self, run: live.TrainingProgress, sample: bool = False) -> None:

@@ -125,7 +125,7 @@ function duration(seconds) {
 }
 
 function caption(run) {
-  if (run.state === "loaded") return text("loaded", run.stage)
+  if (run.state === "loaded") return text("loaded", run.stage.replace(/\.safetensors$/, ""))
   if (run.state === "running" && run.stage) return run.stageText ?? run.stage
   const endings = { stopped: "stopped", failed: "failed_at", finished: "finished" }
   const parts = [text("step", run.step, run.steps)]

@@ -29,9 +29,16 @@ COUNT_CLICKS = """() => {
   window.clicks = 0
   window.addEventListener('pointerdown', () => window.clicks++, true)
 }"""
-SAVED = """() => {
-  const saved = app.graph._nodes.filter(node => node.type === 'SaveImage')
-  return saved.length > 0 && saved.every(node => app.nodeOutputs?.[String(node.id)]?.images?.length)
+SHOWN = """() => app.graph._nodes.filter(node => node.type === 'SaveImage')
+  .every(node => app.nodeOutputs?.[String(node.id)]?.images?.length)"""
+# How the runs of the page ended, from here on.
+FOLLOW = """() => {
+  window.ended = []
+  if (window.following) return
+  window.following = true
+  const { api } = window.comfyAPI.api
+  for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
+    api.addEventListener(kind, () => window.ended.push(kind))
 }"""
 
 
@@ -72,6 +79,14 @@ def look_at(page, kind: str) -> None:
 
 def run(page) -> None:
     page.get_by_test_id("queue-button").click()
+
+
+def run_to_the_end(page) -> None:
+    """Run, which has to succeed; a training takes minutes on a very busy machine."""
+    page.evaluate(FOLLOW)
+    run(page)
+    page.wait_for_function("() => window.ended.length > 0", timeout=900_000)
+    assert page.evaluate("() => window.ended") == ["execution_success"]
 
 
 def tiny_insert(published, **changes) -> dict:
@@ -284,8 +299,8 @@ def test_four_phone_photos_and_a_box_drawn_by_the_mouse_give_a_picture(screen, p
     look_at(screen, "InlayBoxMask")
     screen.wait_for_function("() => document.querySelector('.inlay-box')?.dataset.size === '512x512'")
     drag(screen, (30, 250), (250, 480))
-    run(screen)
-    screen.wait_for_function(SAVED)
+    run_to_the_end(screen)
+    screen.wait_for_function(SHOWN)
     assert screen.evaluate("() => window.clicks") <= CLICKS
     assert screen.evaluate("() => app.graph._nodes.filter(node => node.has_errors).length") == 0
     look_at(screen, "InlayLoadReferences")
@@ -315,8 +330,7 @@ def test_the_same_with_a_painted_mask_and_with_a_cut_out_model(screen, published
     look_at(screen, "InlayLoadReferences")
     screen.evaluate(DROP, PHOTOS)
     screen.wait_for_function("() => document.querySelector('.inlay-references').dataset.count === '4'")
-    run(screen)
-    screen.wait_for_function(SAVED)
+    run_to_the_end(screen)
     saved = sorted(
         (published.base / "work" / "output").rglob("with_inlay*.png"), key=lambda p: p.stat().st_mtime
     )
