@@ -149,7 +149,7 @@ def _open(file: Path, draft: tuple[int, int] | None = None) -> Image.Image:
     Raises ValueError that names the file.
     """
     if file.suffix.lower() in HEIF_SUFFIXES and importlib.util.find_spec("pillow_heif"):
-        from pillow_heif import register_heif_opener
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
 
         register_heif_opener()
     try:

@@ -93,7 +93,8 @@ def with_tiny_adapter(graph: Graph) -> Graph:
     for node in graph.values():
         if node["class_type"] == "InlayLoadAdapter":
             node["inputs"] = {"file": IDENTITY}
-        for name, value in node["inputs"].items():
+        inputs: dict[str, Any] = node["inputs"]
+        for name, value in inputs.items():
             if isinstance(value, list) and value[0] == key:
-                node["inputs"][name] = ["100", 0] if value[1] == 0 else [key, value[1] - 1]
+                inputs[name] = ["100", 0] if value[1] == 0 else [key, value[1] - 1]
     return graph
