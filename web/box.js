@@ -53,6 +53,7 @@ class BoxEditor {
   }
 
   get box() {
+    if (this.draft) return this.draft // while the mouse drags; written at the end, as one step of the history
     return Object.fromEntries(NAMES.map((name) => [name, Number(widgetOf(this.node, name)?.value ?? 0)]))
   }
 
@@ -151,14 +152,17 @@ class BoxEditor {
     const [dx, dy] = [place[0] - start[0], place[1] - start[1]]
     if (this.drawing && Math.hypot(dx, dy) * this.frame[2] < 4) return
     this.drawing = false
-    this.write(held === "move" ? moved(box, dx, dy, this.size) : resized(box, held, dx, dy, this.size))
+    this.draft = held === "move" ? moved(box, dx, dy, this.size) : resized(box, held, dx, dy, this.size)
+    this.update()
   }
 
   release(event) {
     if (!this.held) return
     event.stopPropagation()
-    this.held = undefined
+    const { draft } = this
+    this.held = this.draft = undefined
     this.drawing = false
+    if (draft) this.write(draft)
     recordChange()
   }
 

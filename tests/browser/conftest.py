@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from inlay import dev
 from inlay.headless import Server
@@ -80,6 +81,7 @@ def published_files() -> list[Path]:
     return [file for file in files if (dev.PACK / file).is_file()]
 
 
+GREEN, HOLE = (120, 140, 90, 255), (40, 40, 80, 86)  # a picture with a painted mask; left, top, right, bottom
 # A pack with an object that has the interface of the host's background-removal models.
 STAND_IN = """
 import torch
@@ -124,6 +126,11 @@ def published(chromium, request, tmp_path_factory) -> Iterator[Server]:
     (base / "custom_nodes" / "stand_in").mkdir()
     (base / "custom_nodes" / "stand_in" / "__init__.py").write_text(STAND_IN, encoding="utf-8")
     assemble(base / "models" / "checkpoints" / "inlay_tiny.safetensors")
+    (base / "work" / "input").mkdir(parents=True)
+    shutil.copyfile(ASSETS / "inlay_background.png", base / "work" / "input" / "tiny_background.png")
+    painted = Image.new("RGBA", (96, 96), GREEN)
+    painted.paste((*GREEN[:3], 0), HOLE)  # the mask editor saves what was painted as a hole
+    painted.save(base / "work" / "input" / "painted.png")
     settings = base / "work" / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True)
     settings.write_text('{"Comfy.TutorialCompleted": true}', encoding="utf-8")  # no first visit

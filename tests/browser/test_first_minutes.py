@@ -15,6 +15,7 @@ from inlay.tools.template_plans import PLANS
 from inlay.tools.templates import WORKFLOWS
 from inlay.tools.tiny import tiny_graph
 
+GREEN = (120, 140, 90)  # of painted.png, whose hole is 40:80, 40:86
 SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "KSampler": 2}  # steps
 LEAST_ZOOM, CLICKS = 0.7, 12
 
@@ -89,10 +90,12 @@ def run_to_the_end(page) -> None:
     assert page.evaluate("() => window.ended") == ["execution_success"]
 
 
-def tiny_insert(published, **changes) -> dict:
-    """The first template for the tiny model, with few steps."""
+def tiny_insert(published, picture: str, **changes) -> dict:
+    """The first template for the tiny model and a tiny picture, with few steps."""
     graph = tiny_graph("insert_subject")
     for node in graph.values():
+        if node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = picture
         if node["class_type"] in SHORT:
             node["inputs"]["steps"] = SHORT[node["class_type"]]
         if node["class_type"] == "SubjectFinetune":
@@ -291,14 +294,14 @@ def test_a_sentence_is_translated_and_goes_when_the_next_run_begins(screen, publ
 
 
 def test_four_phone_photos_and_a_box_drawn_by_the_mouse_give_a_picture(screen, published):
-    show(screen, tiny_insert(published, class_name="ball"))
+    show(screen, tiny_insert(published, "tiny_background.png", class_name="ball"))
     screen.evaluate(COUNT_CLICKS)
     look_at(screen, "InlayLoadReferences")
     screen.evaluate(DROP, PHOTOS)
     screen.wait_for_function("() => document.querySelector('.inlay-references').dataset.count === '4'")
     look_at(screen, "InlayBoxMask")
-    screen.wait_for_function("() => document.querySelector('.inlay-box')?.dataset.size === '512x512'")
-    drag(screen, (30, 250), (250, 480))
+    screen.wait_for_function("() => document.querySelector('.inlay-box')?.dataset.size === '96x96'")
+    drag(screen, (6, 40), (50, 90))
     run_to_the_end(screen)
     screen.wait_for_function(SHOWN)
     assert screen.evaluate("() => window.clicks") <= CLICKS
@@ -310,14 +313,7 @@ def test_four_phone_photos_and_a_box_drawn_by_the_mouse_give_a_picture(screen, p
 
 
 def test_the_same_with_a_painted_mask_and_with_a_cut_out_model(screen, published):
-    painted = Image.new("RGBA", (512, 512), (120, 140, 90, 255))
-    painted.paste((120, 140, 90, 0), (200, 200, 420, 460))  # the mask editor saves what was painted as a hole
-    painted.save(published.base / "work" / "input" / "painted.png")
-    file = tiny_insert(published, class_name="cube")
-    for node in file["nodes"]:
-        if node["type"] == "LoadImage":
-            node["widgets_values"][0] = "painted.png"
-    show(screen, file)
+    show(screen, tiny_insert(published, "painted.png", class_name="cube"))
     screen.evaluate(
         """() => {
           const graph = app.graph
@@ -335,9 +331,9 @@ def test_the_same_with_a_painted_mask_and_with_a_cut_out_model(screen, published
         (published.base / "work" / "output").rglob("with_inlay*.png"), key=lambda p: p.stat().st_mtime
     )
     result = np.asarray(Image.open(saved[-1]).convert("RGB"), dtype=int)
-    change = np.abs(result - (120, 140, 90)).max(-1)
-    assert change[240:420, 240:380].mean() > 3  # inside of what was painted, not in the box
-    assert change[:180].max() <= 1
+    change = np.abs(result - GREEN).max(-1)
+    assert change[44:82, 44:76].mean() > 3  # inside of what was painted, not in the box
+    assert change[:36].max() <= 1
     assert screen.locator(".inlay-message", has_text="There is no mask").count() == 0
 
 

@@ -13,9 +13,7 @@ from inlay.tools.templates import WORKFLOWS, note_of
 from inlay.tools.tiny import read_graph, tiny_graph
 
 TITLES = {plan.graph: plan.title for plan in PLANS}
-TEMPLATES = {
-    plan.graph: json.loads((WORKFLOWS / f"{plan.title}.json").read_text("utf-8")) for plan in PLANS
-}
+TEMPLATES = {plan.graph: json.loads((WORKFLOWS / f"{plan.title}.json").read_text("utf-8")) for plan in PLANS}
 SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "KSampler": 2}  # steps
 RUN = ["insert_subject", "insert_small", "edit_attribute"]
 FINETUNE = "app.graph._nodes.find(node => node.type === 'SubjectFinetune')"
