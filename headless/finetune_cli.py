@@ -1,4 +1,4 @@
-"""Teach a model a subject without a graph: the engine and the store of the node Subject Finetune.
+"""Teach a model a subject without a graph: the engine and the store of the node Train Subject.
 
     python -m inlay finetune --config finetune.toml
     accelerate launch --num_processes 4 -m inlay finetune --config finetune.toml

@@ -17,12 +17,15 @@ class IdentityEncoderDINOv2(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="IdentityEncoderDINOv2",
-            display_name="Identity Encoder DINOv2",
-            category="Inlay",
+            display_name="Insert Object, Compose (Inlay)",
+            category="Inlay/insert an object",
             description="Turns one or more pictures of an object into conditioning that stands in for a"
             " prompt (IMPRINT, ObjectStitch, Paint-by-Example, AnyDoor). Nothing is trained. To add words,"
             " join it with a text prompt's by Conditioning (Concat).",
             search_aliases=[
+                "identity encoder dinov2",
+                "compose",
+                "object compositing",
                 "imprint",
                 "object",
                 "ip adapter",

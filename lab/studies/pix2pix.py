@@ -68,7 +68,7 @@ class Inserter:
 
     @torch.inference_mode()
     def insert(self, sources: Tensor, objects: Tensor, seed: int, how: Choices) -> Tensor:
-        """Objects (B, S, S, 3) into sources (B, H, W, 3) with the guider of Image-Conditioned Pix2Pix."""
+        """Objects (B, S, S, 3) into sources (B, H, W, 3) with the guider of Insert Object Without Mask."""
         import comfy.sample
         import comfy.samplers
 

@@ -93,7 +93,7 @@ class Insertions:
         return {"object": shown[0], "target": target[0], "source": source[0]}
 
     def _shown(self, picture: Tensor) -> Tensor:
-        """The object as Image-Conditioned Pix2Pix shows it: cut out by its alpha channel, else as it is."""
+        """The object as Insert Object Without Mask shows it: cut out by its alpha channel, else as it is."""
         reads = self.reading
         alpha = picture[..., 3] if picture.shape[-1] == 4 else None
         background = "original" if alpha is None else "black"

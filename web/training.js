@@ -1,8 +1,10 @@
-// The live view on Subject Finetune: its loss and samples while it trains, in every open page.
+// The live view on Train Subject: its loss and samples while it trains, in every open page.
 // A page that is opened or reloaded half-way asks the host for what has been and follows from there.
 
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
+import { addElement, element, findNode, fit, rootGraph } from "./common.js"
+import { text, translated } from "./text.js"
 
 const NODE = "SubjectFinetune"
 const EVENT = "inlay.training"
@@ -13,22 +15,11 @@ const MARGIN = { left: 44, right: 8, top: 8, bottom: 18 }
 const runs = new Map() // workflow and node, as the host names it -> the run so far
 const views = new WeakMap() // node -> its view
 
-// "10:3" is node 3 in the subgraph of node 10
-function findNode(path) {
-  let graph = app.rootGraph ?? app.graph
-  let node
-  for (const id of String(path).split(":")) {
-    node = graph?.getNodeById(id) ?? graph?.getNodeById(Number(id))
-    graph = node?.subgraph
-  }
-  return node?.comfyClass === NODE || node?.type === NODE ? node : undefined
-}
-
 const place = ({ workflow, node }) => `${workflow} ${node}`
 
 // Nodes of several workflows have the same number; a graph from elsewhere comes without a workflow.
 function isElsewhere(run) {
-  const here = (app.rootGraph ?? app.graph)?.id
+  const here = rootGraph()?.id
   return Boolean(run.workflow && here && run.workflow !== here)
 }
 
@@ -59,17 +50,10 @@ async function fetchRuns() {
 }
 
 function show(run) {
-  const node = isElsewhere(run) ? undefined : findNode(run.node)
+  const node = isElsewhere(run) ? undefined : findNode(run.node, NODE)
   if (!node) return
   if (!views.has(node)) views.set(node, addView(node))
   views.get(node).show(run)
-}
-
-function element(tag, style, parent) {
-  const made = document.createElement(tag)
-  Object.assign(made.style, style)
-  parent?.append(made)
-  return made
 }
 
 function addView(node) {
@@ -77,14 +61,8 @@ function addView(node) {
   root.className = "inlay-training"
   const canvas = element("canvas", { width: "100%", height: `${CHART}px`, flex: "none" }, root)
   const strip = element("div", { display: "flex", gap: "3px", overflowX: "auto", flex: "none" }, root)
-  const height = () => CHART + (strip.childElementCount ? STRIP + 4 : 0)
-  const widget = node.addDOMWidget("inlay_training", "inlay.training", root, {
-    serialize: false,
-    getValue: () => "",
-    setValue: () => {},
-    getMinHeight: height,
-  })
-  widget.serialize = false // it is no value of the workflow
+  const height = () => CHART + 20 + (strip.childElementCount ? STRIP + 4 : 0)
+  addElement(node, "inlay_training", root, height)
 
   let run
   let asked = false
@@ -94,19 +72,20 @@ function addView(node) {
   }
   new ResizeObserver(() => requestAnimationFrame(draw)).observe(canvas)
 
-  const fit = () => {
-    const [width, tall] = node.computeSize()
-    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], tall)])
-    node.setDirtyCanvas?.(true, true)
-  }
-  fit()
+  fit(node)
   return {
     show(newer) {
       run = newer
       const before = height()
       drawStrip(strip, run.samples)
-      if (height() !== before) fit()
+      if (height() !== before) fit(node)
       root.dataset.state = run.state
+      root.dataset.stage = run.stage ?? ""
+      if (run.stage && run.state === "running")
+        translated(run.stage).then((stage) => {
+          run.stageText = stage
+          draw()
+        })
       root.dataset.step = run.step
       if (!asked) {
         asked = true
@@ -136,6 +115,23 @@ export function smoothed(points) {
     const near = points.slice(Math.max(0, i - half), i + half + 1)
     return [step, near.reduce((sum, [, loss]) => sum + loss, 0) / near.length]
   })
+}
+
+// "45 s", "3 min 20 s", "1 h 5 min"
+function duration(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.floor((seconds % 60) / 10) * 10} s`
+  return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`
+}
+
+function caption(run) {
+  if (run.state === "loaded") return text("loaded", run.stage.replace(/\.safetensors$/, ""))
+  if (run.state === "running" && run.stage) return run.stageText ?? run.stage
+  const endings = { stopped: "stopped", failed: "failed_at", finished: "finished" }
+  const parts = [text("step", run.step, run.steps)]
+  if (endings[run.state]) parts.unshift(text(endings[run.state]))
+  else if (run.left != null) parts.push(text("left", duration(run.left)))
+  return parts.join(" · ")
 }
 
 function drawChart(canvas, run) {
@@ -170,8 +166,7 @@ function drawChart(canvas, run) {
     if (high > low) pen.fillText(low.toPrecision(2), MARGIN.left - 4, bottom - 5)
   }
   pen.textAlign = "left"
-  const ending = { stopped: "stopped", failed: "failed", finished: "finished" }[run.state]
-  pen.fillText(`${ending ? `${ending} at ` : ""}step ${run.step} of ${run.steps}`, MARGIN.left, height - 8)
+  pen.fillText(caption(run), MARGIN.left, height - 8, right - MARGIN.left)
 
   pen.save()
   pen.globalAlpha = 0.35
