@@ -102,3 +102,14 @@ def test_templates_are_named_as_their_files(page):
     assert named <= files
     if page == "README.md":
         assert named == files
+
+
+def test_translated_categories_are_categories_of_nodes():
+    """The front end translates each part of a category by itself."""
+    found = set()
+    for path in (dev.PACK / "nodes").glob("*.py"):
+        for category in re.findall(r'category="([^"]+)"', path.read_text(encoding="utf-8")):
+            found |= set(category.split("/"))
+    words = json.loads((dev.PACK / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))
+    assert words["nodeCategories"].keys() <= found
+    assert all(CHINESE.search(text) for text in words["nodeCategories"].values())
