@@ -113,3 +113,10 @@ def test_translated_categories_are_categories_of_nodes():
     words = json.loads((dev.PACK / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))
     assert words["nodeCategories"].keys() <= found
     assert all(CHINESE.search(text) for text in words["nodeCategories"].values())
+
+
+def test_the_architecture_names_files_that_exist():
+    text = (dev.PACK / "docs" / "architecture.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"\b[a-z]+/[a-z_/]*[a-z_]+\.py\b", text))
+    assert len(paths) > 20
+    assert [path for path in sorted(paths) if not (dev.PACK / path).exists()] == []
