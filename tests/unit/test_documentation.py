@@ -57,7 +57,7 @@ def sentences() -> list[str]:
                     found.append(node.value)
                 elif isinstance(node, ast.JoinedStr):
                     found.append(
-                        "".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
+                        "".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values)
                     )
     return found
 
