@@ -93,7 +93,7 @@ def between_steps(
                 until_the_end.enter_context(interrupt)
                 waiting = True
             show(step, loss)
-            if any_rank_stopping(group, interrupt.came):
+            if any_rank_stopping(group, interrupt.received):
                 raise KeyboardInterrupt
 
         yield on_step

@@ -126,7 +126,9 @@ def _train(options: argparse.Namespace) -> None:
 
     stage = _stage(adapters.STAGE_CONFIGS[options.stage], options)
     trainee = assemble_adapter(options, stage)
-    examples = SampleDataset(open_source(options.data), options.seed, _maker(options, stage, trainee.reading))
+    examples = SampleDataset(
+        open_source(options.data), options.seed, _maker(options, stage, trainee.encoder_spec)
+    )
     run = RunConfig(
         options.out.with_suffix(".run"), options.steps, options.batch or stage.batch, options.passes,
         options.workers, options.save_every, options.seed, options.precision, options.tensorboard,
@@ -198,7 +200,7 @@ def assemble_adapter(options: argparse.Namespace, stage):
     else:
         foundations.check_encoder_matches(encoder, adapter, config.cross_attention_dim)
     diffusion = foundations.load_diffusion(options.scheduler)
-    return adapters.TrainableAdapter(encoder, adapter, unet, diffusion, adapters.by_diffusers)
+    return adapters.TrainableAdapter(encoder, adapter, unet, diffusion, adapters.denoise_with_diffusers)
 
 
 def _maker(options: argparse.Namespace, stage, reading):
