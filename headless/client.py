@@ -17,7 +17,7 @@ import requests
 from .errors import HostError, nearest
 from .node_definitions import Definition, combo_choices, inputs_of
 
-HEARTBEAT = 120  # seconds; a host that does not answer within half of them is gone
+HEARTBEAT = 120  # seconds between pings; the answer must come within half of that
 Graph = dict[str, dict[str, Any]]
 
 
@@ -82,7 +82,7 @@ class Client:
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         self.id = uuid.uuid4().hex
         self.session = requests.Session()
-        self.session.trust_env = False  # no proxy stands between us and the loopback
+        self.session.trust_env = False  # a loopback address needs no proxy
 
     def run(
         self,
@@ -121,7 +121,7 @@ class Client:
         body = {"prompt": graph, "client_id": self.id, "prompt_id": prompt_id}
         response = self._request("POST", "/prompt", json=body)
         answer = response.json()
-        # The host runs what is left of a graph with a bad branch; half an answer is no answer.
+        # The host would run a graph without its invalid branch; a partial result is not wanted.
         if response.status_code != 200 or answer.get("node_errors"):
             self.interrupt(prompt_id)
             raise PromptRefused(explain_refusal(answer, graph, self._definitions_of(answer)))
@@ -154,13 +154,13 @@ class Client:
         """Return the outputs of a finished run, with the bytes of every file."""
         history = self._request("GET", f"/history/{prompt_id}").json()
         if prompt_id not in history:
-            raise HostError("The host has forgotten this run; its history holds only the latest ones.")
+            raise HostError("The host's history no longer has this run; it holds only the latest ones.")
         return {node: self._output(raw) for node, raw in history[prompt_id]["outputs"].items()}
 
     def has_finished(self, prompt_id: str) -> bool:
         """Return whether the run is in the host's history and succeeded."""
-        found = self._history(prompt_id).get(prompt_id)
-        return bool(found) and found["status"]["status_str"] == "success"
+        entry = self._history(prompt_id).get(prompt_id)
+        return bool(entry) and entry["status"]["status_str"] == "success"
 
     def _history(self, prompt_id: str) -> dict[str, Any]:
         return self._request("GET", f"/history/{prompt_id}").json()
@@ -180,7 +180,7 @@ class Client:
         """Return the host's node definitions by node type."""
         response = self._request("GET", "/object_info")
         if not response.ok:
-            raise HostGone(f"What answers at {self.url} is no ComfyUI.")
+            raise HostGone(f"The server at {self.url} is no ComfyUI.")
         return response.json()
 
     def system(self) -> dict[str, Any]:
@@ -197,10 +197,10 @@ class Client:
 
     def _definitions_of(self, answer: dict[str, Any]) -> dict[str, Any]:
         """Return the definitions of the node types named in a validation error."""
-        found = {}
+        definitions = {}
         for kind in {errors.get("class_type") for errors in answer.get("node_errors", {}).values()}:
-            found |= self._request("GET", f"/object_info/{kind}").json()
-        return found
+            definitions |= self._request("GET", f"/object_info/{kind}").json()
+        return definitions
 
     def _output(self, raw: dict[str, Any]) -> NodeOutput:
         shown = [item for items in raw.values() if isinstance(items, list) for item in items]
@@ -224,7 +224,7 @@ class Client:
         except requests.RequestException as error:
             raise HostGone(f"The host at {self.url} does not answer.") from error
 
-    def _knows(self, prompt_id: str) -> bool:
+    def _is_known(self, prompt_id: str) -> bool:
         """Return whether the run is in the host's queue or history.
 
         The host writes the history before it announces the change of the queue.
@@ -236,7 +236,7 @@ class Client:
     ) -> None:
         """Submit the graph and read the websocket until the run has ended."""
         failure: HostError | None = None
-        seen: dict[str, NodeProgressEvent] = {}
+        latest: dict[str, NodeProgressEvent] = {}
         try:
             async with (
                 aiohttp.ClientSession() as session,
@@ -246,19 +246,19 @@ class Client:
             ):
                 await asyncio.to_thread(self.submit, graph, prompt_id)
                 async for message in socket:
-                    if message.type == aiohttp.WSMsgType.ERROR:  # the host is silent for too long
+                    if message.type == aiohttp.WSMsgType.ERROR:  # no heartbeat from the host
                         break
                     kind, data = read_message(message)
                     if data.get("prompt_id", prompt_id) != prompt_id:
                         continue
-                    for progress in progress_of(kind, data, seen):
-                        if seen.get(progress.node) != progress:
-                            seen[progress.node] = progress
+                    for progress in progress_of(kind, data, latest):
+                        if latest.get(progress.node) != progress:
+                            latest[progress.node] = progress
                             report(progress)
-                    if kind == "status" and not await asyncio.to_thread(self._knows, prompt_id):
+                    if kind == "status" and not await asyncio.to_thread(self._is_known, prompt_id):
                         raise Interrupted("The run was taken out of the host's queue.")
                     failure = failure or failure_of(kind, data, graph)
-                    if kind == "executing" and data.get("node") is None:  # now the history is written
+                    if kind == "executing" and data.get("node") is None:  # sent after the history is written
                         if failure:
                             raise failure
                         return
@@ -278,7 +278,7 @@ def _complete(work: Coroutine[Any, Any, None]) -> None:
     try:
         thread.submit(asyncio.run, work).result()
     finally:
-        thread.shutdown(wait=False)  # Ctrl-C interrupts the host's job, which ends the work
+        thread.shutdown(wait=False)  # on Ctrl-C, `run` interrupts the host's job, which ends the thread
 
 
 def read_message(message: aiohttp.WSMessage) -> tuple[str, dict[str, Any]]:
@@ -294,18 +294,18 @@ def read_message(message: aiohttp.WSMessage) -> tuple[str, dict[str, Any]]:
 
 
 def progress_of(
-    kind: str, data: dict[str, Any], seen: dict[str, NodeProgressEvent]
+    kind: str, data: dict[str, Any], latest: dict[str, NodeProgressEvent]
 ) -> Iterator[NodeProgressEvent]:
-    """Yield the progress events in a websocket message; `seen` has the latest event of each node."""
+    """Yield the progress events in a websocket message; `latest` has the latest event of each node."""
     if kind == "execution_cached":
         for node in data["nodes"]:
             yield NodeProgressEvent(node, 1, 1, "cached")
-    elif kind == "text" and data["node"] in seen:
-        yield replace(seen[data["node"]], text=data["text"])
+    elif kind == "text" and data["node"] in latest:
+        yield replace(latest[data["node"]], text=data["text"])
     elif kind == "progress_state":
         for state in data["nodes"].values():
             node = state["display_node_id"]
-            text = seen[node].text if node in seen else ""
+            text = latest[node].text if node in latest else ""
             yield NodeProgressEvent(node, state["value"], state["max"], state["state"], text)
 
 
@@ -336,29 +336,29 @@ def explain_refusal(
         graph: the graph that was sent.
         definitions: of the node types with errors, for suggestions of valid values.
     """
-    complaints = []
-    for node, found in answer.get("node_errors", {}).items():
-        title = title_of(node, graph, found.get("class_type", ""))
-        for error in found["errors"]:
+    sentences = []
+    for node, node_errors in answer.get("node_errors", {}).items():
+        title = title_of(node, graph, node_errors.get("class_type", ""))
+        for error in node_errors["errors"]:
             details = error["details"]
-            if error["type"] == "custom_validation_failed":  # details: "input - what the node itself says"
+            if error["type"] == "custom_validation_failed":  # details: "input - the node's message"
                 reason = details.split(" - ", 1)[-1]
             elif error["type"] == "value_not_in_list":
-                reason = _not_in_list(error["extra_info"], (definitions or {}).get(found["class_type"]))
+                reason = _not_in_list(error["extra_info"], (definitions or {}).get(node_errors["class_type"]))
             else:
                 reason = f"{error['message']} ({details})" if details else error["message"]
-            complaints.append(f"{title} (node {node}): {reason}")
-    if not complaints:
+            sentences.append(f"{title} (node {node}): {reason}")
+    if not sentences:
         error = answer["error"]
         missing = error.get("extra_info", {}).get("class_type")
-        complaints.append(f"It has no node of the type {missing}." if missing else error["message"])
-    unique = list(dict.fromkeys(complaints))
+        sentences.append(f"It has no node of the type {missing}." if missing else error["message"])
+    unique = list(dict.fromkeys(sentences))
     return "The host refused the graph. " + "; ".join(unique)
 
 
 def _not_in_list(error: dict[str, Any], definition: Definition | None) -> str:
     """Return a sentence about a value that a combo does not offer, with the most similar choices."""
     name, value = error["input_name"], error["received_value"]
-    found = inputs_of(definition).get(name) if definition else None  # none: an input of a choice's own
-    known = combo_choices(*found) if found else []
-    return f"there is no {name} '{value}' on this host; {nearest(str(value), map(str, known))}"
+    combo = inputs_of(definition).get(name) if definition else None  # None: an input of a dynamic combo
+    choices = combo_choices(*combo) if combo else []
+    return f"there is no {name} '{value}' on this host; {nearest(str(value), map(str, choices))}"

@@ -95,15 +95,15 @@ def load_measures(options: argparse.Namespace):
     for name, folder in (("DINO", options.dino), ("CLIP-I", options.clip)):
         if folder:
             measures.encoders[name] = load_image_text_encoder(folder, device)
-            notes.append(f"{name}: {measures.encoders[name].name}, the subject's region.")
+            notes.append(f"{name}: {measures.encoders[name].name}, the subject's own region.")
     clip = measures.encoders.get("CLIP-I")
     if isinstance(clip, ClipEncoder):
         measures.clip = clip
     if options.lpips:
-        notes.append(f"LPIPS: {options.lpips}, outside the hole, against the original.")
+        notes.append(f"LPIPS: {options.lpips}, outside the hole, towards the original.")
     if options.dreamsim:
         measures.dreamsim = load_dreamsim(options.dreamsim, device)
-        notes.append("DreamSim: its ensemble, the subject's region; a distance.")
+        notes.append("DreamSim: its ensemble, the subject's own region; a distance.")
     return measures, notes
 
 

@@ -48,9 +48,8 @@ def main(options: argparse.Namespace) -> int:
         config = read_toml(options.config)
         group = open_group()
         open_host(options.comfyui, cpu=on_cpu())
-        from ..training.finetune.spec_from_toml import (
-            finetune_from_config,  # the host can be imported from here on
-        )
+        # imports the host, which is possible from here on
+        from ..training.finetune.spec_from_toml import finetune_from_config
         from ..training.finetune.training_loop import Diverged
     except ValueError as error:
         return end(WRONG, str(error))

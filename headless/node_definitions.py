@@ -112,9 +112,9 @@ def _breaks(before: dict[str, list], after: dict[str, list]) -> list[str]:
     for name, kind, _ in before["sockets"]:
         if sockets.get(name) != kind:
             problems.append(f"the input {name} ({kind}) is gone.")
-    known = {name for name, *_ in before["sockets"]}
+    before_sockets = {name for name, *_ in before["sockets"]}
     for name, _, need in after["sockets"]:
-        if name not in known and need == "required":
+        if name not in before_sockets and need == "required":
             problems.append(f"the new input {name} is required; make it optional.")
     count = len(before["outputs"])
     if after["outputs"][:count] != before["outputs"]:

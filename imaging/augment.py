@@ -71,12 +71,10 @@ def draw_window(mask: torch.Tensor, generator: torch.Generator, recipe: Augmenta
     rejected = 0
     while True:
         window = _draw_square(height, width, generator, recipe)
-        visible = window.clamp(height, width)
-        visible_pixels = table[visible.bottom, visible.right] - table[visible.top, visible.right]
-        visible_pixels = (
-            visible_pixels - table[visible.bottom, visible.left] + table[visible.top, visible.left]
-        )
-        if visible_pixels > (recipe.keep - recipe.relax * (rejected // recipe.patience)) * total:
+        inner = window.clamp(height, width)
+        count = table[inner.bottom, inner.right] - table[inner.top, inner.right]
+        count = count - table[inner.bottom, inner.left] + table[inner.top, inner.left]
+        if count > (recipe.keep - recipe.relax * (rejected // recipe.patience)) * total:
             return window
         rejected += 1
 
@@ -99,19 +97,17 @@ def _view(
 
     The visible part is resized on its own, so that the border colour does not mix into it.
     """
-    visible = window.clamp(*mask.shape[-2:])
-    target = visible.shift(-window.top, -window.left).scale(size / window.height)
+    inner = window.clamp(*mask.shape[-2:])
+    target = inner.shift(-window.top, -window.left).scale(size / window.height)
     shape = (target.height, target.width)
-    rows, columns = visible.slices
+    rows, columns = inner.slices
     content = smooth_resize(image[..., rows, columns], *shape, mode="bilinear")
     subject = resize_mask(mask[:, rows, columns], *shape)
 
     rows, columns = target.slices
     view = torch.full((1, image.shape[1], size, size), fill).to(image)
     view_mask, valid = view.new_zeros(1, 1, size, size), view.new_zeros(1, 1, size, size)
-    view[..., rows, columns], view_mask[:, 0, rows, columns], valid[..., rows, columns] = (
-        content,
-        subject,
-        1.0,
-    )
+    view[..., rows, columns] = content
+    view_mask[:, 0, rows, columns] = subject
+    valid[..., rows, columns] = 1.0
     return view, view_mask, valid

@@ -14,9 +14,8 @@ from .boxes import Box, bounding_box
 class BezierMask:
     """DreamMix's settings (released code)."""
 
-    ratios: tuple[float, ...] = tuple(
-        tenth / 10 for tenth in range(1, 11)
-    )  # height of the control points, relative to the box
+    # distance of the control points from the sides, relative to the box
+    ratios: tuple[float, ...] = tuple(tenth / 10 for tenth in range(1, 11))
     samples: int = 19  # points on each of the four curves
     jitter: tuple[int, int] = (1, 20)  # maximum shift of the points, drawn from this range, inclusive ...
     jitter_at: int = 1024  # ... in pixels of an image with this short side, DreamMix's working size
@@ -49,9 +48,8 @@ def bezier_outline(box: Box, ratio: float, samples: int) -> torch.Tensor:
     p, q = corners[:, None], corners.roll(-1, 0)[:, None]
     outward = torch.tensor([[0, -box.height], [box.width, 0], [0, box.height], [-box.width, 0]])
     c = (p + q) / 2 + ratio * outward[:, None]
-    t = (torch.arange(samples) / samples)[
-        None, :, None
-    ]  # without t = 1, which is the start of the next curve
+    # without t = 1: a curve ends where the next one starts
+    t = (torch.arange(samples) / samples)[None, :, None]
     return ((1 - t) ** 2 * p + 2 * t * (1 - t) * c + t**2 * q).reshape(-1, 2)
 
 

@@ -23,9 +23,7 @@ from .shards import Record
 SOURCE = ("source", "source_img", "original_image")
 TARGET = ("target", "target_img", "target_image")
 OBJECT_NAMES = ("object", "object_image")
-CHANGE_THRESHOLD = (
-    0.12  # mean difference of a colour, of a pixel in a 9 x 9 window, above which it belongs to the object
-)
+CHANGE_THRESHOLD = 0.12  # mean difference of a 9 x 9 window, above which a pixel belongs to the object
 Sample = dict[str, Tensor]
 
 
@@ -229,9 +227,9 @@ def _matching_field(record: Record, name: str) -> str | None:
 
 def _field_bytes(record: Record, names: tuple[str, ...]) -> bytes:
     for name in names:
-        found = _matching_field(record, name)
-        if found is not None:
-            return record[found]
+        field_name = _matching_field(record, name)
+        if field_name is not None:
+            return record[field_name]
     raise ValueError(f"--data: a record holds {', '.join(sorted(record))}, but none of {', '.join(names)}.")
 
 

@@ -123,7 +123,7 @@ def export(
     Returns:
         The two files.
     """
-    by_part = {part: _with_prefix(weights, f"{part}.") for part in ("encoder", "adapter", "unet")}
+    by_part = {part: _strip_prefix(weights, f"{part}.") for part in ("encoder", "adapter", "unet")}
     config: Any = trainable.adapter.config
     dino = trainable.encoder.config if isinstance(trainable.encoder, DinoV2) else None
     state = {f"adapter.{name}": value for name, value in by_part["adapter"].items()}
@@ -136,7 +136,7 @@ def export(
     return files
 
 
-def _with_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _strip_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
