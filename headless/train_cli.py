@@ -115,7 +115,7 @@ def main(options: argparse.Namespace) -> int:
     except SafetensorError as error:
         return _end(
             FAILED,
-            f"Weights could not be read or written ({error}); check that the disk has room and that the"
+            f"Weights could not be read or written ({error}); see that the disk has room and that the"
             " given files are complete.",
         )
     except OSError as error:

@@ -60,7 +60,7 @@ def load_unet(folder: Path, channels: int, file: Path | None = None) -> nn.Modul
     unet: Any = UNet2DConditionModel.from_pretrained(folder, local_files_only=True)
     if unet.config.in_channels > channels:
         raise ValueError(
-            f"--unet: it spec {unet.config.in_channels} channels, but this stage gives it {channels}; choose"
+            f"--unet: it reads {unet.config.in_channels} channels, but this stage gives it {channels}; choose"
             " a UNet with no more."
         )
     if unet.config.in_channels < channels:
@@ -158,7 +158,7 @@ def check_encoder_matches(encoder: nn.Module, adapter: nn.Module, context: int) 
             )
     if config.context != context:
         raise ValueError(
-            f"--adapter: its context is {config.context} wide, but the UNet spec {context}; give an adapter"
+            f"--adapter: its context is {config.context} wide, but the UNet reads {context}; give an adapter"
             " for this UNet."
         )
 

@@ -145,8 +145,8 @@ def _last_complete(folder: Path) -> str | None:
     damaged = list(itertools.takewhile(lambda path: not is_complete(path), reversed(paths)))
     if paths and len(damaged) == len(paths):
         raise ValueError(
-            f"--out: every checkpoint in {folder} is damaged; delete that folder to start again, or give"
-            " another --out."
+            f"--out: no checkpoint in {folder} can be read any more; delete that folder to start again, or"
+            " give another --out."
         )
     for path in damaged:
         renamed = folder / f"damaged-{path.name}"
