@@ -79,7 +79,7 @@ def evaluate(options: argparse.Namespace):
             name, value = frechet(folder, own, options, measures)
             sets[label] = {name: value}
     if not any(rows.values()) and not sets:
-        raise ValueError("Nothing can be measured; give weights with --dino or --clip.")
+        raise ValueError("Nothing can be measured; name weights with --dino or --clip.")
     notes = [f"{options.benchmark}, {len(cases)} cases; mean and standard error over pictures.", *notes]
     return Table("Is it the subject, and is the rest left alone?", rows, notes, sets), scores
 
@@ -141,7 +141,7 @@ def frechet(folder: Path, cases, options: argparse.Namespace, measures) -> tuple
 
     network = options.fid_weights or next(iter(measures.encoders.values()), None)
     if network is None:
-        raise ValueError("--fid: give the weights too, with --fid-weights, --dino or --clip.")
+        raise ValueError("--fid: name the weights too, with --fid-weights, --dino or --clip.")
     results = filter(None, (find_result(folder, case, options.picture) for case in cases))
     value = frechet_distance(map(load_picture, results), map(load_picture, pictures(options.fid)), network)
     return ("FID" if options.fid_weights else f"Frechet ({network.name})"), value
