@@ -489,7 +489,7 @@ def _recoloured_part(
 
         inside = torch.from_numpy(np.asarray(distance_transform_edt(mask.cpu().numpy())))
         share = (1 - inside / max(1.0, FADE * max(window.height, window.width))).clamp(0, 1)
-        colours = torch.lerp(picture[..., :3], colours, share.to(picture)[..., None])
+        colours = torch.lerp(picture[..., :3], colours, share.to(picture.dtype).to(picture.device)[..., None])
     return torch.cat([colours, picture[..., 3:]], -1)
 
 
