@@ -181,13 +181,13 @@ class RegionOverride:
             if pick is None:
                 one: Any = (q, k, v, mask)
             else:
-                one = (*(t.index_select(0, pick) for t in (q, k, v)), _batch_rows(mask, pick, q.shape[0]))
+                rows = [t.index_select(0, pick) for t in (q, k, v)]
+                one = (*rows, _batch_rows(mask, pick, q.shape[0]))
             if part.blocks is None:
                 result = attend(*one)
             else:
-                result = attend_in_blocks(
-                    attend, *one, part.blocks, self.operator, self.strength, dim, out_dim
-                )
+                arguments = (*one, part.blocks, self.operator, self.strength, dim, out_dim)
+                result = attend_in_blocks(attend, *arguments)
             if pick is None:
                 return result
             if out is None:

@@ -188,7 +188,9 @@ class StepTokens:
                 self.plans.clear()
             images = row_masks(labels.shape[0], x.shape[0] // len(chunks), chunks, self.apply_to)
             with torch.inference_mode(False):
-                self.plans[key] = self._plan(spans, labels, x.shape[-2:], window, images, references, starts)
+                self.plans[key] = self._plan(
+                    spans, labels, tuple(x.shape[-2:]), window, images, references, starts
+                )
                 self.plans[key] = _moved(self.plans[key], x.device)
         return self.plans[key]
 
@@ -211,7 +213,8 @@ class StepTokens:
                 references.append(ShownReference())
                 continue
             box, strength = photos.pop(0) if photos else binding
-            references.append(ShownReference(everywhere if box == EVERY_BOX else frozenset({box}), strength))
+            boxes = everywhere if box == EVERY_BOX else frozenset({int(box)})
+            references.append(ShownReference(boxes, strength))
         return tuple(references)
 
     def _text_starts(self, context: Tensor) -> tuple[int, ...]:
@@ -303,7 +306,7 @@ class StepTokens:
 def _moved(sequences: Sequences, device: torch.device) -> Sequences:
     """The same with its index tensors on a device."""
 
-    def moved(value):
+    def moved(value: Any) -> Any:
         if isinstance(value, Tensor):
             single = value.is_floating_point() and device.type == "mps"  # which has no double precision
             return value.to(device, torch.float32 if single else value.dtype)
