@@ -188,9 +188,8 @@ class StepTokens:
                 self.plans.clear()
             images = row_masks(labels.shape[0], x.shape[0] // len(chunks), chunks, self.apply_to)
             with torch.inference_mode(False):
-                self.plans[key] = self._plan(
-                    spans, labels, tuple(x.shape[-2:]), window, images, references, starts
-                )
+                latent = (x.shape[-2], x.shape[-1])
+                self.plans[key] = self._plan(spans, labels, latent, window, images, references, starts)
                 self.plans[key] = _moved(self.plans[key], x.device)
         return self.plans[key]
 
@@ -212,9 +211,9 @@ class StepTokens:
             if kind == SCENE_REFERENCE:
                 references.append(ShownReference())
                 continue
-            box, strength = photos.pop(0) if photos else binding
-            boxes = everywhere if box == EVERY_BOX else frozenset({int(box)})
-            references.append(ShownReference(boxes, strength))
+            bound: Any = photos.pop(0) if photos else binding
+            box, strength = bound
+            references.append(ShownReference(everywhere if box == EVERY_BOX else frozenset({box}), strength))
         return tuple(references)
 
     def _text_starts(self, context: Tensor) -> tuple[int, ...]:

@@ -276,7 +276,7 @@ def bench_family(family: str, tokens: int, share: float, options, device, dtype)
     cells = side * (1 if family.startswith("flux2") else 2)
     mask = box_mask(cells, cells, share)
     latent = random_latent(model, cells, cells, options.batch)
-    extras: dict[str, object] = (
+    extras: dict = (
         {"reference_latents": [random_latent(model, cells, cells, seed=2)]} if options.reference else {}
     )
     if options.reference and family == "krea2":

@@ -1,6 +1,7 @@
 """The close-up sampler on every transformer: odd sizes, batches, several masks, references by view."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -162,7 +163,7 @@ def test_auto_takes_the_familys_settings(parts, monkeypatch, name, steps, cfg):
 
     model, vae = parts(name)
     model, calls = watched(model)
-    node = DisentangledInpaintSampler.PREPARE_CLASS_CLONE(None)
+    node: Any = DisentangledInpaintSampler.PREPARE_CLASS_CLONE(None)
     node.execute(
         model, random_prompt(name, 1), random_prompt(name, 2), vae, pictures(1), spots((20, 30)), 3, 0, 0.0,
         "auto", "auto", close_up_size=64,
@@ -177,7 +178,7 @@ def test_auto_on_a_model_without_a_row_is_refused(in_process_host):
     class Config:
         unet_config = {}
 
-    model = SimpleNamespace(model=SimpleNamespace(model_config=Config()))
+    model: Any = SimpleNamespace(model=SimpleNamespace(model_config=Config()))
     with pytest.raises(ValueError, match="steps: Inlay has no automatic settings for Config models"):
         choose_settings(model, "euler", "auto", 0, 1.0, "auto")
 
