@@ -119,8 +119,8 @@ class IdentityEncoderDINOv2(io.ComfyNode):
         seen = encode_views(vision, adapter, pictures, strength[0], tokens[0])
         batch = torch.cat(pictures)
         return io.NodeOutput(
-            as_conditioning(seen.context),
-            as_conditioning(seen.nothing),
+            as_conditioning(seen.context, identity=True),
+            as_conditioning(seen.uncond, identity=True),
             batch,
             ui=ui.PreviewImage(batch, cls=cls),
         )
@@ -133,7 +133,7 @@ def prepare_object_images(
 
     `name` is the input that errors of a mask or an alpha channel name.
     """
-    reads = adapter.reading
+    reads = adapter.encoder_spec
     if size and reads.encoder == "clip" and size != reads.size:
         raise ValueError(f"size: this adapter's encoder, CLIP, takes {reads.size} pixels only; set it to 0.")
     if size % 14:

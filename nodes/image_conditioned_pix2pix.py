@@ -109,11 +109,11 @@ class ImageConditionedPix2Pix(io.ComfyNode):
         )
         seen = encode_views(clip_vision, embedding_optimizer, pictures, strength, raw=raw_pixels)
         source = vae.encode(pad_to_multiple(image[..., :3], vae.spacial_compression_encode()))
-        context, nothing = as_conditioning(seen.context), as_conditioning(seen.nothing)
+        context, uncond = as_conditioning(seen.context), as_conditioning(seen.uncond)
         return io.NodeOutput(
             with_source(context, source),
-            with_source(nothing, source),
+            with_source(uncond, source),
             {"samples": torch.zeros_like(source)},
-            two_scale_guider(model, context, nothing, source, object_guidance, image_guidance),
+            two_scale_guider(model, context, uncond, source, object_guidance, image_guidance),
             ui=ui.PreviewImage(torch.cat(pictures), cls=cls),
         )

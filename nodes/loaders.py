@@ -171,7 +171,7 @@ class InlayLoadAdapter(io.ComfyNode):
         found = recognise_checkpoint(state, metadata, name, published_as)
         adapter = load_adapter(found, name)
         vision = None if found.encoder is None else load_vision(found.encoder, found.dino)
-        reads = found.config.reading
+        reads = found.config.encoder_spec
         wanted = encoder_name(reads.encoder, reads.width, reads.registers)
         report = (
             f"{name}: {found.layout}, for {wanted} at {reads.size}x{reads.size} pixels, context of width"

@@ -29,6 +29,8 @@ class InpaintOptions:
     grow: int = 8  # the close-up paints this much around the mask, in pixels of the close-up: m' in the paper
     soft_edge: int = 32  # width of the blend outside the mask, at the switch and at the end
     window: float = 2.0  # area of the surroundings at most, in side * side; 0: the whole picture
+    multiple: int = 8  # view sizes are multiples of so many pixels, of which the model has whole tokens
+    both: bool = False  # each stage keeps a step, see `split_schedule`
 
 
 class PaintedView(NamedTuple):
@@ -67,7 +69,7 @@ def inpaint(
     soft edge from every mask keep their bits, and only close-ups and window are read. Returns the close-ups,
     one (B, h, w, 3) for each hole, and the latent of the last run.
     """
-    local, rest = split_schedule(sigmas, options.share)
+    local, rest = split_schedule(sigmas, options.share, options.both)
     _, height, width, _ = picture.shape
     views = [close_up_view(hole.box, height, width, options) for hole in holes]
     close_ups, latent = [view.image(picture).clone() for view in views], {}
@@ -129,6 +131,7 @@ def close_up_view(box: Box, height: int, width: int, options: InpaintOptions) ->
         context=options.context,
         edge=options.soft_edge,
         least=options.least,
+        multiple=options.multiple,
     )
 
 
@@ -137,4 +140,12 @@ def window_view(box: Box, height: int, width: int, options: InpaintOptions) -> V
     if not options.window:
         return whole_picture(height, width)
     area = options.window * options.side**2
-    return surroundings(box, height, width, side=options.side, area=area, edge=options.soft_edge)
+    return surroundings(
+        box,
+        height,
+        width,
+        side=options.side,
+        area=area,
+        edge=options.soft_edge,
+        multiple=options.multiple,
+    )

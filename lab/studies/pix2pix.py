@@ -177,7 +177,7 @@ def pix2pix_table(results: dict[str, Numbers], judge: Judge, how: str) -> Table:
     for name in list(results)[1:]:
         if name in ROWS:
             gain = table.difference(ROWS["optimizer"], ROWS[name], HELD)
-            notes.append(f"Over {ROWS[name]}: {HELD} {gain.text()} ({gain.sureness:.1f} standard errors).")
+            notes.append(f"Over {ROWS[name]}: {HELD} {gain.text()} ({gain.z_score:.1f} standard errors).")
     return table
 
 
