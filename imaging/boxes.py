@@ -89,3 +89,16 @@ def enclosing_box(boxes: Sequence[Box]) -> Box:
         max(box.bottom for box in boxes),
         max(box.right for box in boxes),
     )
+
+
+def outline(image: torch.Tensor, box: Box, thickness: int) -> torch.Tensor:
+    """A copy of `image` (B, H, W, C) in [0, 1] with a red frame drawn just inside `box`."""
+    box = box.clamp(*image.shape[1:3])
+    rows, columns = box.slices
+    hollow = Box(box.top + thickness, box.left + thickness, box.bottom - thickness, box.right - thickness)
+    framed = image.clone()
+    framed[:, rows, columns, :3] = image.new_tensor([1.0, 0.1, 0.1])
+    if hollow.area:
+        rows, columns = hollow.slices
+        framed[:, rows, columns] = image[:, rows, columns]
+    return framed
