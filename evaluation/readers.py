@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..imaging.boxes import Box
-from ..imaging.references import SUFFIXES, list_references, natural_order
+from ..imaging.picture_files import SUFFIXES
+from ..imaging.references import list_references, natural_order
 
 References = tuple[tuple[Path, Path | None], ...]  # (picture, its mask's file or None)
 

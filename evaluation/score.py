@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..imaging.boxes import Box
 from ..imaging.masks import fill_box
-from ..imaging.references import SUFFIXES, read_reference
+from ..imaging.picture_files import SUFFIXES, read_mask, read_picture
+from ..imaging.references import read_reference
 from .crops import subject_crops
 from .encoders import ImageEncoder, TextImageEncoder
 from .metrics import background_lpips, background_ssim, text_similarity
@@ -70,7 +71,7 @@ class Measures:
 
 def load_picture(picture: Path) -> Tensor:
     """(1, 3, H, W) in [0, 1]."""
-    return read_reference(picture, None)[0].movedim(-1, 1)
+    return read_picture(picture, "picture")[..., :3].movedim(-1, 1)
 
 
 def resized(image: Tensor, size: Sequence[int]) -> Tensor:
@@ -89,7 +90,7 @@ def hole_of(case: Case, size: Sequence[int]) -> Tensor | None:
         height, width = load_picture(case.background).shape[-2:]
         mask = fill_box(case.hole.clamp(height, width), height, width)
     else:
-        mask = load_picture(case.hole)[:, 0]
+        mask = read_mask(case.hole, "hole")
     return (resized(mask[:, None], size)[:, 0] > 0.5).float()
 
 

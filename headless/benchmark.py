@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
-
 from ..evaluation.readers import Case, References
-from ..imaging.boxes import Box
+from ..imaging.boxes import Box, find_box
+from ..imaging.picture_files import read_mask
 from .client import Graph
 from .definitions import Definition
 from .errors import HostError
@@ -99,9 +98,10 @@ def _token(graph: Graph, taker: str) -> str:
 
 def _box_of(mask: Path) -> Box:
     """The box around a mask's white."""
-    with Image.open(mask) as picture:
-        edges = picture.convert("L").point([0] * 128 + [255] * 128).getbbox()
-    if not edges:
+    try:
+        box = find_box(read_mask(mask, "--benchmark")[0])
+    except ValueError as error:
+        raise HostError(str(error)) from error
+    if box is None:
         raise HostError(f"{mask} is an empty mask; there is no place for the subject.")
-    left, top, right, bottom = edges
-    return Box(top, left, bottom, right)
+    return box

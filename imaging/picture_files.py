@@ -33,7 +33,7 @@ def missing_decoder(file: Path) -> str | None:
 def read_picture(source: Path | bytes, kind: str = "references", name: str = "") -> torch.Tensor:
     """The first frame of a picture (1, H, W, 3), or (1, H, W, 4) with transparency, in [0, 1].
 
-    The camera's orientation is applied. `kind` (an input or an option) and `name` (the file's own by default)
+    The camera's orientation is applied. `kind` (an input or an option) and `name` (by default the file's own)
     are for errors. Raises ValueError for what is no readable picture.
     """
     return torch.from_numpy(picture_array(open_picture(source, kind, name)))[None]
@@ -51,7 +51,7 @@ def open_picture(
 
     `draft`: a JPEG may be decoded at a fraction of its size, but no smaller. Raises as `read_picture`.
     """
-    name = name or (source.name if isinstance(source, Path) else "a record's picture")
+    name = name or (f"'{source.name}'" if isinstance(source, Path) else "a record's picture")
     if isinstance(source, Path) and source.suffix.lower() in HEIF_SUFFIXES and not missing_decoder(source):
         from pillow_heif import register_heif_opener
 
@@ -67,9 +67,9 @@ def open_picture(
     except FileNotFoundError as error:
         raise ValueError(f"{kind}: there is no picture {source}.") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{kind}: '{name}' has too many pixels ({error}); make it smaller.") from error
+        raise ValueError(f"{kind}: {name} has too many pixels ({error}); make it smaller.") from error
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError) as error:
-        raise ValueError(f"{kind}: '{name}' is no readable picture; save it as PNG.") from error
+        raise ValueError(f"{kind}: {name} is no readable picture; save it as PNG.") from error
 
 
 def picture_array(picture: Image.Image) -> np.ndarray:

@@ -414,7 +414,7 @@ def test_insertion_shows_the_object_as_the_node_does():
 
 
 def test_what_is_no_picture_is_named():
-    with pytest.raises(ValueError, match="--data: a record holds a picture that cannot be read"):
+    with pytest.raises(ValueError, match="--data: a record's picture is no readable picture"):
         read_picture(b"GIF?")
 
 

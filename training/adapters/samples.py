@@ -5,7 +5,6 @@ alpha channel (IMPRINT, sec. 3.3). Records of triplets hold a picture without th
 and the object: under our names, those of the PIPE dataset, or those of the project that trained on it.
 """
 
-import io
 import re
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...encoders.content_adapter import EncoderSpec
+from ...imaging import picture_files
 from ...imaging.boxes import Box, bounding_box
 from ...imaging.mask_levels import MASK_LEVELS, mask_level
 from ...imaging.object_picture import subject_picture
@@ -104,10 +104,14 @@ class Insertions:
 
 def frame_names(record: Record) -> list[str]:
     """The fields that are pictures of a view, in order. Raises ValueError without any."""
-    names = [name for name in sorted(record) if re.fullmatch(r"\w+\.(jpe?g|png|webp)", name)]
+    names = [name for name in sorted(record) if re.fullmatch(r"\w+\.\w+", name) and _is_picture(name)]
     if not names:
         raise ValueError(f"--data: a record ({', '.join(sorted(record))}) holds no picture of a view.")
     return names
+
+
+def _is_picture(field: str) -> bool:
+    return f".{field.rpartition('.')[2]}" in picture_files.SUFFIXES
 
 
 def read_frame(record: Record, name: str) -> tuple[Tensor, Tensor]:
@@ -116,7 +120,7 @@ def read_frame(record: Record, name: str) -> tuple[Tensor, Tensor]:
     mask = _find(record, f"{name.partition('.')[0]}.mask")
     if mask is None and image.shape[-1] != 4:
         raise ValueError(f"--data: a record's picture {name} has neither a mask nor an alpha channel.")
-    return image[..., :3], image[..., 3] if mask is None else read_picture(record[mask])[..., 0]
+    return image[..., :3], image[..., 3] if mask is None else picture_files.read_mask(record[mask], "--data")
 
 
 def draw_pair(frames: int, window: int, generator: torch.Generator) -> tuple[int, int]:
@@ -180,15 +184,7 @@ def read_picture(data: bytes) -> Tensor:
 
     Raises ValueError for what is no picture.
     """
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    try:
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"--data: a record holds a picture that cannot be read ({error}).") from error
-    return torch.from_numpy(np.array(picture)).float()[None] / 255
+    return picture_files.read_picture(data, "--data")
 
 
 def _find(record: Record, name: str) -> str | None:
