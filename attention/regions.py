@@ -1,6 +1,6 @@
 """Regions of an image on token grids: which tokens lie inside which mask.
 
-A mask is thresholded at 0.5 at its own size, goes to the latent grid by nearest neighbour and from there
+A mask is 1 above 0.5 at its own size, goes to the latent grid by nearest neighbour and from there
 to a layer's grid by nearest neighbour (DreamCom). Nearest means torch's: token i of n looks at pixel
 floor(i * size / n). A region too small for a grid keeps the token that holds its centre.
 """
@@ -53,9 +53,9 @@ def _checked(mask: Tensor) -> Tensor:
     mask = mask.detach().reshape(-1, *mask.shape[-2:]).cpu()
     if torch.isnan(mask).any():
         raise ValueError("The mask holds NaN values: check the node that made it.")
-    inside = mask >= 0.5
+    inside = mask > 0.5
     if not inside.flatten(1).any(1).all():
-        raise ValueError("The mask is empty (nothing reaches 0.5): paint the place where the subject goes.")
+        raise ValueError("The mask is empty (nothing above 0.5): paint the place where the subject goes.")
     return inside
 
 

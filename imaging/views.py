@@ -17,11 +17,15 @@ WINDOW_FACTOR = 3  # times the box's longer side: what the window of a small box
 
 @dataclass(frozen=True)
 class View:
-    """`box`, which lies inside the picture, shown at (height, width)."""
+    """`box`, which lies inside the picture, shown at (height, width).
+
+    A hole grows by `grow` of the view's pixels on it.
+    """
 
     box: Box
     height: int
     width: int
+    grow: int = 0
 
     def image(self, image: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, height, width, C); only the box is read."""

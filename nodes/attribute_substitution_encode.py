@@ -5,6 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..conditioning.attribute_words import words_to_remove
 from ..conditioning.substitution import JOINT, PROJECTIONS, Removed, substitute, word_rows
+from .checks import check_wired
 
 
 class AttributeSubstitutionEncode(io.ComfyNode):
@@ -75,8 +76,7 @@ class AttributeSubstitutionEncode(io.ComfyNode):
     def execute(
         cls, clip, prompt: str, remove: str = "", strength: float = 1.0, projection: str = JOINT, subject=None
     ) -> io.NodeOutput:
-        if clip is None:
-            raise ValueError("clip: there is none; wire the text encoder of a checkpoint that has one.")
+        check_wired(clip=clip)
         if not 0 <= strength <= 1:
             raise ValueError(f"strength: {strength} is out of range; give a number from 0 to 1.")
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))

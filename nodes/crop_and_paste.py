@@ -4,6 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from ..imaging.composite import paste_back
+from ..imaging.inputs import as_image, as_masks
 from ..imaging.masks import check_mask, check_not_empty, match_batch
 from ..imaging.padding import crop_back
 
@@ -41,6 +42,8 @@ class InlayPasteBack(io.ComfyNode):
     def execute(
         cls, original: torch.Tensor, generated: torch.Tensor, mask: torch.Tensor, feather: int
     ) -> io.NodeOutput:
+        original, generated = as_image(original, "original"), as_image(generated, "generated")
+        mask = as_masks(mask)
         check_mask(original, mask)
         check_not_empty(mask.amax(0, keepdim=True))  # some pictures of a batch may have nothing to show
         if original.shape[-1] != generated.shape[-1]:
@@ -71,4 +74,5 @@ class InlayCropBack(io.ComfyNode):
 
     @classmethod
     def execute(cls, generated: torch.Tensor, original: torch.Tensor) -> io.NodeOutput:
+        original, generated = as_image(original, "original"), as_image(generated, "generated")
         return io.NodeOutput(crop_back(generated, *original.shape[1:3]))

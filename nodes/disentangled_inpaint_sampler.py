@@ -10,12 +10,14 @@ from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from ..conditioning.family import working_side
 from ..conditioning.fooocus import InpaintPatch, patch_weights
 from ..imaging.boxes import Box
+from ..imaging.inputs import as_image, as_masks
 from ..imaging.masks import check_mask
 from ..imaging.padding import pad_to_multiple
 from ..sampling import host
 from ..sampling.batch import EACH, SEVERAL_MASKS, BatchPlan, count_steps, inpaint_batch, plan_batch
 from ..sampling.schedule import split_schedule
 from ..sampling.stages import InpaintOptions
+from .checks import check_wired
 
 EVERY_STEP, AT_THE_END = "every step", "at the end"
 InpaintPatchType = io.Custom("INPAINT_PATCH")
@@ -202,6 +204,7 @@ class DisentangledInpaintSampler(io.ComfyNode):
         cls, model, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, seed: int, steps: int,
         cfg: float, sampler_name: str, scheduler: str, denoise: float = 1.0, **choices,
     ) -> io.NodeOutput:  # fmt: skip
+        check_wired(model=model, positive=positive, negative=negative, vae=vae)
         sigmas = host.sigmas_of(model, sampler_name, scheduler, steps, denoise)
         guider = host.cfg_guider(model, positive, negative, cfg)
         sampler = comfy.samplers.sampler_object(sampler_name)
@@ -218,6 +221,7 @@ def sample(
     model = guider.model_patcher
     host.check_inpaint_model(model)
     host.check_prompts(guider)
+    image, mask = as_image(image), as_masks(mask)
     check_mask(image, mask)
     split_schedule(sigmas, close_up_share)  # says so when the share is none
     options = InpaintOptions(
@@ -323,4 +327,5 @@ class DisentangledInpaintSamplerAdvanced(io.ComfyNode):
         mask: torch.Tensor,
         **choices,
     ) -> io.NodeOutput:
+        check_wired(noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, vae=vae)
         return sample(guider, noise, sampler, sigmas, vae, image, mask, **choices)

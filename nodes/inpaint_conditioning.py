@@ -5,9 +5,11 @@ import torch
 from comfy_api.latest import io
 
 from ..conditioning.host import read_object_first
-from ..conditioning.inpaint import inpaint_pictures
+from ..conditioning.inpaint import UNET_CHANNELS, inpaint_pictures, snapped_hole
+from ..imaging.inputs import as_image, as_masks, check_finite
 from ..imaging.masks import check_mask, check_not_empty, check_not_full
 from ..sampling.blending import BLENDINGS, RENOISED, blend_background
+from .checks import check_wired
 
 
 class InlayInpaintConditioning(io.ComfyNode):
@@ -56,14 +58,20 @@ class InlayInpaintConditioning(io.ComfyNode):
     def execute(
         cls, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, noise_mask: bool = True
     ) -> io.NodeOutput:
+        check_wired(positive=positive, negative=negative, vae=vae)
+        image, mask = as_image(image), as_masks(mask)
+        check_finite(image)
         check_mask(image, mask)
         check_not_empty(mask)
         check_not_full(mask)
         image, masked_image, mask = inpaint_pictures(image, mask, vae.spacial_compression_encode())
-        hole = mask[:, None]  # (B, 1, H, W) at the picture's size: the host scales it to the latent's
-
-        condition = {"concat_latent_image": vae.encode(masked_image), "concat_mask": hole}
-        latent = {"samples": vae.encode(image)} | ({"noise_mask": hole} if noise_mask else {})
+        samples = vae.encode(image)
+        # (B, 1, H, W) at the picture's size: the host scales it to the latent's
+        hole = snapped_hole(mask, samples)[:, None]
+        # UNets read the latent's pixels of the mask, Flux Fill every pixel of the picture
+        seen_hole = hole if samples.shape[1] == UNET_CHANNELS else mask[:, None]
+        condition = {"concat_latent_image": vae.encode(masked_image), "concat_mask": seen_hole}
+        latent = {"samples": samples} | ({"noise_mask": hole} if noise_mask else {})
         return io.NodeOutput(
             node_helpers.conditioning_set_values(positive, condition),
             node_helpers.conditioning_set_values(negative, condition),
@@ -114,6 +122,7 @@ class InlayObjectStitchConditioning(io.ComfyNode):
     def execute(
         cls, model, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, noise_mask: bool = True
     ) -> io.NodeOutput:
+        check_wired(model=model)
         patched = read_object_first(model)
         made = InlayInpaintConditioning.execute(positive, negative, vae, image, mask, noise_mask)
         return io.NodeOutput(patched, *(made.result or ()))
@@ -149,4 +158,5 @@ class InlayBackgroundBlending(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, blending: str = RENOISED) -> io.NodeOutput:
+        check_wired(model=model)
         return io.NodeOutput(blend_background(model, blending))

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintHead, InpaintPatch
 from ..encoders.published import AUTO_LAYOUT, CHOICES
+from .checks import check_wired
 from .model_files import INLAY, model_file, model_files, model_folders, read_file, read_folder
 
 
@@ -77,6 +78,7 @@ class InlayLoadSubject(io.ComfyNode):
     def execute(cls, model, lora_name, strength, token, class_name, clip=None) -> io.NodeOutput:
         from ..training.finetune.foreign_loras import read_lora_file  # loaded when needed
 
+        check_wired(model=model)
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
         lora, metadata = read_lora_file(path)
         subject = _subject(path, metadata, lora_name, token.strip(), class_name.strip(), family(model))

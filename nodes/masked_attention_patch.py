@@ -11,6 +11,8 @@ from ..attention.masked import OPERATORS
 from ..attention.patch import APPLY_TO
 from ..attention.preview import token_preview
 from ..attention.regions import halved, region_labels
+from ..imaging.inputs import as_masks
+from .checks import check_wired
 
 CUSTOM = "custom"
 PER_IMAGE, PER_SUBJECT = "one mask per image", "one mask per subject"
@@ -157,10 +159,12 @@ class MaskedAttentionPatch(io.ComfyNode):
         subject_tokens: str = "",
         text: str = ALL_TOKENS,
     ) -> io.NodeOutput:
+        check_wired(model=model)
         if start_percent > end_percent:
             raise ValueError(
                 f"start_percent ({start_percent}) lies after end_percent ({end_percent}): swap them."
             )
+        mask = as_masks(mask)
         masks = list(mask) if mask_batch == PER_SUBJECT else [mask]
         patched = mask_attention(
             model,

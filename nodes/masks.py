@@ -5,6 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..imaging.boxes import Box, outline
 from ..imaging.changes import TOLERANCE, change_mask
+from ..imaging.inputs import as_image, as_masks, check_finite
 from ..imaging.mask_levels import LEVEL_NAMES, MASK_LEVELS, level_preview, mask_level
 from ..imaging.masks import check_mask, check_not_empty, fill_box, match_batch
 from ..imaging.padding import crop_back
@@ -48,6 +49,7 @@ class InlayBoxMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: torch.Tensor, x: int, y: int, width: int, height: int) -> io.NodeOutput:
+        image = as_image(image)
         rows, columns = image.shape[1:3]
         box = Box(y, x, y + height, x + width).clamp(rows, columns)
         if not box.area:
@@ -94,10 +96,12 @@ class InlayMaskLevels(io.ComfyNode):
 
     @classmethod
     def execute(cls, mask: torch.Tensor, level: str, image: torch.Tensor | None = None) -> io.NodeOutput:
+        mask = as_masks(mask)
         check_not_empty(mask)
         if image is None:
             image = torch.full((1, 1, 1, 3), 0.5).expand(1, *mask.shape[-2:], 3)
         else:
+            image = as_image(image)
             check_mask(image, mask)
         chosen = (
             MASK_LEVELS if level == ALL_LEVELS else [k for k, name in LEVEL_NAMES.items() if name == level]
@@ -150,6 +154,9 @@ class InlayChangeMask(io.ComfyNode):
     def execute(
         cls, original: torch.Tensor, generated: torch.Tensor, tolerance: float, patches: str
     ) -> io.NodeOutput:
+        original, generated = as_image(original, "original"), as_image(generated, "generated")
+        for name, picture in (("original", original), ("generated", generated)):
+            check_finite(picture, name)
         generated = crop_back(generated, *original.shape[1:3]).to(original)
         original, generated = match_batch(original=original[..., :3], generated=generated[..., :3])
         mask = change_mask(original, generated, tolerance, patches == LARGEST)

@@ -14,6 +14,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..conditioning.family import working_side
+from ..imaging.inputs import as_images_each
 from ..imaging.references import read_reference
 from ..training.finetune.attribute_dictionary import (
     SUBJECT,
@@ -22,6 +23,7 @@ from ..training.finetune.attribute_dictionary import (
     write_attributes,
 )
 from ..training.finetune.regular_files import list_regular
+from .checks import check_wired
 
 NO_MODEL = "none"
 ATTRIBUTE_KINDS = (
@@ -249,6 +251,7 @@ class InlayRegularImages(io.ComfyNode):
         )
 
         wired = model[0], clip[0], vae[0]
+        check_wired(model=model[0], clip=clip[0], vae=vae[0])
         how = SamplingSettings(steps[0], cfg[0], sampler_name[0], scheduler[0])
         prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
         if not prompts:
@@ -260,7 +263,11 @@ class InlayRegularImages(io.ComfyNode):
             bar.update(1)
 
         scenes = (
-            [picture[None, ..., :3] for batch in backgrounds for picture in batch]
+            [
+                picture[None, ..., :3]
+                for batch in as_images_each(backgrounds, "backgrounds")
+                for picture in batch
+            ]
             if backgrounds
             else list(
                 generate_backgrounds(

@@ -15,6 +15,7 @@ from ..training.finetune.presets import (
     OptimizerKind,
     describe_preset,
 )
+from .checks import check_wired
 from .training_progress import NodeProgress, workflow_id
 
 PRESET = "preset"  # as the memory preset says
@@ -246,6 +247,7 @@ class SubjectFinetune(io.ComfyNode):
         from ..training.finetune.store import Store
         from ..training.optimizers import eight_bit_installed
 
+        check_wired(model=model[0], clip=clip[0], vae=vae[0])
         pipeline = Pipeline(model[0], clip[0], vae[0])
         preset = MEMORY_PRESETS[memory[0]]
         chosen = RECIPES[recipe[0]].with_choices(

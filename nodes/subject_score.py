@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io, ui
 
+from ..imaging.inputs import as_images_each, as_masks_each
 from ..imaging.masks import check_mask
+from .checks import check_wired
 
 REGION_CHOICES = ["subject", "whole picture"]
 
@@ -66,8 +68,15 @@ class InlaySubjectScore(io.ComfyNode):
         from ..evaluation.tables import Mean  # loaded when needed: a host starts sooner without
         from ..training.finetune.data import collect_references
 
+        check_wired(clip_vision=clip_vision[0])
         vision, whole = clip_vision[0], region[0] != REGION_CHOICES[0]
-        known = embed(vision, collect_references(references, reference_masks), whole, "reference_masks")
+        known = embed(
+            vision,
+            collect_references(references, reference_masks, names=("references", "reference_masks")),
+            whole,
+            "reference_masks",
+        )
+        images, masks = as_images_each(images), as_masks_each(masks)
         pictures = collect_references(images, masks and repeat_masks(masks, images))
         seen = embed(vision, pictures, whole, "masks")
         scores = (seen @ known.T).mean(1).tolist()
@@ -82,7 +91,7 @@ def embed(vision, pictures, whole: bool, name: str) -> torch.Tensor:
 
     crops = []
     for number, (image, mask) in enumerate(pictures, 1):
-        shown = torch.ones(image.shape[:2]) if whole else mask
+        shown = image.new_ones(image.shape[:2]) if whole else mask.to(image)
         check_mask(image[None], shown[None], f"{name}: mask {number}")
         if not (shown > 0.5).any():
             raise ValueError(
@@ -102,5 +111,5 @@ def encoder_label(vision) -> str:
 
 def repeat_masks(masks: list[torch.Tensor], images: list[torch.Tensor]) -> list[torch.Tensor]:
     """The masks, a single one repeated for every picture."""
-    flat = [mask for batch in masks for mask in batch.reshape(-1, 1, *batch.shape[-2:])]
+    flat = [mask for batch in masks for mask in batch[:, None]]
     return flat * sum(map(len, images)) if len(flat) == 1 else flat

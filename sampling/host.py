@@ -20,13 +20,13 @@ from torch import Tensor
 from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintPatch, block_patch
 from ..conditioning.inpaint import inpaint_pictures
-from ..imaging.masks import resize_mask
+from ..imaging.latent_mask import snap_hole, to_pixels
 from ..imaging.padding import pad_to_multiple
 from ..imaging.views import View
 from .crop_conditioning import CropRegion, crop_conditions
 from .stages import PaintedView
 
-WINDOW, ROWS = "inlay_window", "inlay_rows"
+WINDOW, ROWS, VIEW = "inlay_window", "inlay_rows", "inlay_view"
 
 
 def check_inpaint_model(model: ModelPatcher) -> None:
@@ -145,20 +145,25 @@ class ViewSampler:
                 "image: it holds NaN or infinite values around the mask; load the picture again."
             )
         picture, masked, hole = inpaint_pictures(known, hole, grid)
-        hole = hole[:, None]
         latent = self.vae.encode(picture)
+        seen_hole = hole[:, None]  # Flux Fill reads every pixel of it, UNets its latent pixels
+        snapped = snap_hole(hole, latent.shape[-2:], grid)
+        hole = to_pixels(snapped, *hole.shape[1:])[:, None]
+        if not isinstance(self.guider.model_patcher.model, Flux):
+            seen_hole = hole
         condition = {}
         if self.patch is not None or _wants_conditions(self.guider.model_patcher):
-            condition = {"concat_latent_image": self.vae.encode(masked), "concat_mask": hole}
+            condition = {"concat_latent_image": self.vae.encode(masked), "concat_mask": seen_hole}
         if start is not known:
             painted = self.vae.encode(pad_to_multiple(start, grid))
-            latent = blend_latents(latent, painted, comfy.utils.reshape_mask(hole, latent.shape).to(latent))
+            latent = blend_latents(latent, painted, snapped[:, None].to(latent))
 
         shown = picture.shape[1], picture.shape[2]
         place = CropRegion(view.window(*self.size, grid=grid), self.size, shown, self.rows, self.batch)
         guider = guider_for_region(self.guider, place, condition)
+        guider.model_options["transformer_options"][VIEW] = (view, self.size)
         if self.patch is not None:
-            self._show_head(guider, condition["concat_latent_image"], hole[:, 0])
+            self._show_head(guider, condition["concat_latent_image"], snapped[:, None])
         samples, x0 = self._sample(guider, latent, hole if self.keep else None, sigmas)
         if x0 and not last:
             samples = guider.model_patcher.model.process_latent_out(x0[0]).to(samples)
@@ -188,7 +193,6 @@ class ViewSampler:
 
     def _show_head(self, guider, masked: Tensor, hole: Tensor) -> None:
         assert self.patch is not None
-        hole = resize_mask(hole, *masked.shape[-2:])[:, None]
         masked = guider.model_patcher.model.process_latent_in(masked)
         patches = guider.model_options["transformer_options"].setdefault("patches", {})
         patches.setdefault("input_block_patch", []).append(block_patch(self.patch, hole, masked))

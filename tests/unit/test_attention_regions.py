@@ -92,10 +92,10 @@ def test_the_first_mask_wins_and_one_mask_serves_a_batch():
     assert labels[1, 7, 7] == 2
 
 
-@pytest.mark.parametrize("value", [0.49, 0.5, 0.98])
+@pytest.mark.parametrize("value", [0.49, 0.5, 0.51, 0.98])
 def test_the_threshold(value):
     mask = torch.full((1, 4, 4), value)
-    if value < 0.5:
+    if value <= 0.5:
         with pytest.raises(ValueError, match="empty"):
             region_labels([mask])
     else:

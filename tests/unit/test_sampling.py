@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from inlay.imaging.boxes import Box, bounding_box
 from inlay.imaging.composite import soft_edge
+from inlay.imaging.latent_mask import grow_mask
 from inlay.imaging.views import UNET_MULTIPLE, close_up, resize_image, surroundings
 from inlay.sampling.batch import EACH, IN_TURN, TOGETHER, count_steps, inpaint_batch, plan_batch
 from inlay.sampling.schedule import split_schedule
-from inlay.sampling.stages import InpaintOptions, MaskedRegion, PaintedView, grow_mask, inpaint
+from inlay.sampling.stages import InpaintOptions, MaskedRegion, PaintedView, inpaint
 
 examples = settings(max_examples=50)
 lengths = st.integers(1, 300)
