@@ -4,13 +4,14 @@ An encoder is anything with a `name` (it stands in every table), a `size` and a 
 unit-norm vectors; the tiny world brings its own. Nothing is downloaded: a folder is the user's.
 """
 
-import json
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..common.text_files import read_json
 
 CLASS_TOKEN_MODELS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
@@ -95,7 +96,7 @@ def load_image_text_encoder(folder: Path, device: torch.device | str = "cpu") ->
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"encoder: {folder} holds no config.json; give the folder of a CLIP or DINO model.")
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    kind = read_json(config, "encoder").get("model_type")
     if kind == "clip":
         return ClipEncoder(folder, device)
     if kind in CLASS_TOKEN_MODELS:

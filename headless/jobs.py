@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..common.text_files import read_json
 from .client import Client, Graph
 from .definitions import Definition, is_combo
 from .errors import HostError
@@ -148,7 +149,7 @@ def _beside(path: Path) -> list[Setting]:
     if not file.is_file():
         return []
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         return [Setting.parse(f"{name}={value}") for name, value in found.items()]
     except (ValueError, AttributeError) as error:
         raise HostError(f'{file} should hold settings, as {{"NODE.input": value}}: {error}.') from error

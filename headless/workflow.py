@@ -3,11 +3,11 @@
 NODE is a node's title, type or id; where a title or type names several nodes, only the id will do.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.text_files import parse_json, read_text
 from .client import Graph, title_of
 from .definitions import Definition, combo_choices, inputs_of, is_combo, is_widget
 from .errors import HostError, nearest
@@ -46,9 +46,9 @@ def read_workflow(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise HostError(f"There is no workflow {path}.")
     try:
-        document = json.loads(_text(path))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise HostError(f"{path} is no workflow: {error}.") from error
+        document = parse_json(_text(path), str(path))
+    except (ValueError, OSError) as error:
+        raise HostError(f"{path} is no workflow: {error}") from error
     if not isinstance(document, dict) or not document:
         raise HostError(f"{path} is no workflow: it should hold an object with nodes.")
     document = document.get("prompt", document) if "nodes" not in document else document
@@ -61,7 +61,7 @@ def read_workflow(path: Path) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     if path.suffix.lower() != ".png":
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     from PIL import Image
 
     with Image.open(path) as picture:

@@ -3,7 +3,6 @@
 All of them are folders of the user's; nothing is downloaded.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...common.text_files import read_json
 from ...encoders import checkpoint_layouts as layouts
 from ...encoders import dinov2
 from ...encoders.content_adapter import CLIP, AdapterConfig, EncoderSpec
@@ -65,7 +65,7 @@ def load_unet(folder: Path, channels: int, file: Path | None = None) -> nn.Modul
 
 def load_diffusion(folder: Path | None) -> NoiseSchedule:
     """The noise levels of a diffusers scheduler folder, or Stable Diffusion's."""
-    facts = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8")) if folder else {}
+    facts = read_json(folder / "scheduler_config.json", "--scheduler") if folder else {}
     levels = facts.get("num_train_timesteps", LEVELS)
     first, last = facts.get("beta_start", FIRST), facts.get("beta_end", LAST)
     if facts.get("beta_schedule", "scaled_linear") != "scaled_linear":
@@ -78,7 +78,7 @@ def load_diffusion(folder: Path | None) -> NoiseSchedule:
 
 def load_object_encoder(folder: Path) -> nn.Module:
     """A DINOv2 (ours) or a CLIP (transformers') from a transformers folder. Raises ValueError for another."""
-    facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    facts = read_json(folder / "config.json")
     kind = facts.get("model_type", "")
     if kind.startswith("dinov2"):
         state = {}
