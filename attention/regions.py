@@ -240,6 +240,8 @@ def text_period(text: Tensor) -> int:
     The host repeats a shorter prompt to the length of a longer one beside it in a batch.
     """
     length = text.shape[1]
+    if torch.equal(text[:, :1].expand_as(text), text):  # a prompt that was zeroed, of any length
+        return 0
     for times in range(MOST_REPEATS, 1, -1):
         first = text[:, : length // times]
         if length % times == 0 and torch.equal(first.repeat(1, times, 1), text):

@@ -12,6 +12,7 @@ from .padding import padded_size
 
 UNET_MULTIPLE = 64  # pixels per cell of a UNet's coarsest grid: 8 of the autoencoder times three halvings
 MAX_UPSCALE = 8  # a view enlarges no further; there is nothing left to see
+MAX_ELONGATION = 2  # times the side of a square of the same area: models paint no longer strips
 WINDOW_FACTOR = 3  # times the box's longer side: what the window of a small box holds
 
 
@@ -112,5 +113,7 @@ def fit_within(longest: int, height: int, width: int) -> tuple[int, int]:
 def _fit_area(height: int, width: int, area: float, multiple: int) -> tuple[int, int]:
     """The shape of about that area with sides that are multiples, closest to (height, width)'s shape."""
     scale = math.sqrt(area / (height * width))
+    longest = MAX_ELONGATION * math.sqrt(area)
+    scale = min(scale, longest / max(height, width))
     rows, columns = (max(1, round(length * scale / multiple)) * multiple for length in (height, width))
     return rows, columns

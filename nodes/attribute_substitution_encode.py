@@ -80,7 +80,8 @@ class AttributeSubstitutionEncode(io.ComfyNode):
         if not 0 <= strength <= 1:
             raise ValueError(f"strength: {strength} is out of range; give a number from 0 to 1.")
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-        removed = words_to_remove(prompt, subject.attributes if subject else {}, remove)
+        names = [subject.words, subject.class_name, subject.token] if subject else []
+        removed = words_to_remove(prompt, subject.attributes if subject else {}, remove, names)
         if not removed or not strength:
             return _output(conditioning, "Nothing was removed.")
 

@@ -1,6 +1,7 @@
 """MaskedAttentionPatch: the prompt speaks only to the box, and the background's colours stay out of it."""
 
 import logging
+import re
 
 import torch
 from comfy_api.latest import io, ui
@@ -195,13 +196,18 @@ def parse_tokens(text: str, subjects: int) -> list[set[int]] | None:
     parts = [part.strip() for part in text.split(";") if part.strip()]
     if len(parts) != subjects:
         raise ValueError(
-            f"subject_tokens lists tokens for {len(parts)} subject(s), but there are {subjects} mask(s):"
+            f"subject_tokens: it lists tokens for {len(parts)} subject(s), but there are {subjects} mask(s):"
             ' write one list for each, separated by ";".'
         )
-    try:
-        ranges = [[entry.split("-") for entry in part.split(",")] for part in parts]
-        return [{t for r in entries for t in range(int(r[0]), int(r[-1]) + 1)} for entries in ranges]
-    except ValueError:
-        raise ValueError(
-            f'subject_tokens "{text}" is no list of tokens: write for example "1-4; 6-9".'
-        ) from None
+    return [{t for entry in part.split(",") for t in _token_range(entry, text)} for part in parts]
+
+
+def _token_range(entry: str, text: str) -> range:
+    """ "6-9" -> 6, 7, 8, 9; "6" -> 6. Raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d{1,5})(?:\s*-\s*(\d{1,5}))?\s*", entry)
+    if not match:
+        raise ValueError(f'subject_tokens: "{text}" is no list of tokens; write for example "1-4; 6-9".')
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first:
+        raise ValueError(f'subject_tokens: "{entry.strip()}" ends before it begins; write "{last}-{first}".')
+    return range(first, last + 1)

@@ -115,7 +115,11 @@ def test_the_schedule_is_cut_once_and_nothing_is_lost(steps, share):
     sigmas = torch.linspace(10, 0, steps + 1)
     local, rest = split_schedule(sigmas, share)
     done = max(len(local) - 1, 0)
-    assert abs(done - share * steps) <= 0.5
+    if 0 < share < 1 and steps > 1:
+        assert abs(done - min(max(share * steps, 1), steps - 1)) <= 0.5
+        assert 0 < done < steps
+    else:
+        assert abs(done - share * steps) <= 0.5
     assert done + max(len(rest) - 1, 0) == steps
     if len(local) and len(rest):
         assert local[-1] == rest[0]
@@ -127,6 +131,12 @@ def test_shares_0_and_1_are_one_run_each():
     assert [len(part) for part in split_schedule(sigmas, 0)] == [0, 8]
     assert [len(part) for part in split_schedule(sigmas, 1)] == [8, 0]
     assert [len(part) for part in split_schedule(sigmas[:0], 1)] == [0, 0]
+
+
+def test_a_share_below_1_leaves_a_step_to_harmonise():
+    sigmas = torch.linspace(10, 0, 11)
+    assert [len(part) - 1 for part in split_schedule(sigmas, 0.95)] == [9, 1]
+    assert [len(part) - 1 for part in split_schedule(sigmas, 0.04)] == [1, 9]
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.01, float("nan")])
