@@ -31,7 +31,8 @@ VALUES = {
         colossal massive mini wide narrow slim fat""",
 }
 # Words that end the noun phrase of a subject; determiners open it.
-BOUNDARY_WORDS = """a an the this that these those my your his her its our their some one two three each every another
+BOUNDARY_WORDS = """
+    a an the this that these those my your his her its our their some one two three each every another
     of on in at near next to beside besides under over behind with without by from against inside into onto
     between above below beneath around through among upon off across along before after like as while when
     where who which sitting standing lying placed resting wearing holding"""
