@@ -12,6 +12,8 @@ def as_masks(mask: Tensor | None, name: str = "mask") -> Tensor:
     """
     if mask is None:
         raise ValueError(f"{name}: there is none; connect a mask that is 1 where the subject goes.")
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"{name}: it is a {type(mask).__name__} and no mask; connect a node that makes one.")
     if mask.ndim < 2 or not mask.numel():
         raise ValueError(f"{name}: it has the shape {tuple(mask.shape)}, which is no mask; make it again.")
     if mask.ndim == 4 and mask.shape[-1] == 1 and mask.shape[1] != 1:
@@ -33,6 +35,8 @@ def as_image(image: Tensor | None, name: str = "image") -> Tensor:
     """
     if image is None:
         raise ValueError(f"{name}: there is none; connect a picture.")
+    if not isinstance(image, Tensor):
+        raise ValueError(f"{name}: it is a {type(image).__name__} and no picture; connect Load Image.")
     if image.ndim == 3 and image.shape[-1] in (1, 3, 4):
         image = image[None]
     if image.ndim != 4 or image.shape[-1] not in (1, 2, 3, 4) or not image.numel():

@@ -77,6 +77,8 @@ class AttributeSubstitutionEncode(io.ComfyNode):
         cls, clip, prompt: str, remove: str = "", strength: float = 1.0, projection: str = JOINT, subject=None
     ) -> io.NodeOutput:
         check_wired(clip=clip)
+        if subject is not None:
+            check_wired(subject=subject)
         if not 0 <= strength <= 1:
             raise ValueError(f"strength: {strength} is out of range; give a number from 0 to 1.")
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))

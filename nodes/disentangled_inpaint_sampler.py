@@ -222,6 +222,8 @@ def sample(
     host.check_inpaint_model(model)
     host.check_prompts(guider)
     image, mask = as_image(image), as_masks(mask)
+    check_sigmas(sigmas)
+    check_inpaint_patch(inpaint_patch)
     check_mask(image, mask)
     split_schedule(sigmas, close_up_share)  # says so when the share is none
     options = InpaintOptions(
@@ -251,6 +253,21 @@ def sample(
     )
     text = _empty_mask_warning(image, mask, jobs, several_masks)
     return io.NodeOutput(painted.image, painted.close_up, painted.latent, ui=_warn(text))
+
+
+def check_sigmas(sigmas) -> None:
+    """Raises ValueError for what is no schedule."""
+    if not isinstance(sigmas, torch.Tensor) or sigmas.ndim != 1 or not sigmas.isfinite().all():
+        raise ValueError("sigmas: this is no schedule (a row of finite numbers); wire a scheduler.")
+
+
+def check_inpaint_patch(patch) -> None:
+    """Raises ValueError for what is not Fooocus' patch."""
+    if patch is None:
+        return
+    pair = isinstance(patch, tuple | list) and len(patch) == 2
+    if not (pair and isinstance(patch[0], torch.nn.Module) and isinstance(patch[1], dict)):
+        raise ValueError("inpaint_patch: this is no inpaint patch; wire Load Fooocus Inpaint.")
 
 
 def _nothing_to_paint(vae, image: torch.Tensor, side: int) -> io.NodeOutput:

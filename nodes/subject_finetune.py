@@ -248,6 +248,8 @@ class SubjectFinetune(io.ComfyNode):
         from ..training.optimizers import eight_bit_installed
 
         check_wired(model=model[0], clip=clip[0], vae=vae[0])
+        if previous[0] is not None:
+            check_wired(previous=previous[0])
         pipeline = Pipeline(model[0], clip[0], vae[0])
         preset = MEMORY_PRESETS[memory[0]]
         chosen = RECIPES[recipe[0]].with_choices(
