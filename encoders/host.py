@@ -145,8 +145,8 @@ def encode_views(
 ) -> ImageContext:
     """Square pictures (1, S, S, 3) in [0, 1], views of one object, to its context rows, view after view.
 
-    count: tokens a view keeps at most, 0 all. raw: pixels from 0 to 255 instead of normalised ones, as the
-    published training of the embedding optimizer had them.
+    count: tokens a view keeps at most, 0 all. raw: pixels from 0 to 255 are normalised, as in the
+    published training of the embedding optimizer.
     """
     check_encoder(vision, adapter)
     reads = adapter.reading

@@ -62,9 +62,13 @@ class TransformersEncoder:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        pixels = self.processor(images=list(images.cpu()), do_rescale=False, return_tensors="pt")[
-            "pixel_values"
-        ]
+        made_to_fit = images.shape[-2:] == (self.size, self.size)  # no second crop of a subject's square
+        pixels = self.processor(
+            images=list(images.cpu()),
+            do_rescale=False,
+            return_tensors="pt",
+            **({"do_resize": False, "do_center_crop": False} if made_to_fit else {}),
+        )["pixel_values"]
         return F.normalize(self._embed(pixels.to(self.model.device, self.model.dtype)).float(), dim=-1)
 
 

@@ -189,7 +189,8 @@ def batch_results(root: Path, subjects: Path | None = None) -> Iterator[Case]:
         facts = read_json(file)
         nodes = [node["inputs"] for node in facts["graph"].values()]
         boxes = [node["inputs"] for node in facts["graph"].values() if node["class_type"] == "InlayBoxMask"]
-        given = [Path(setting.partition("=")[2]) for setting in facts["settings"]]
+        values = [setting.partition("=")[2] for setting in facts["settings"]]
+        given = [(file.parent / value).resolve() for value in values if value]
         folders = [path for path in given if path.is_dir()]
         rooms = [path for path in given if path.is_file()]
         kind, token = next(_typed(nodes, "class_name"), ""), next(_typed(nodes, "token"), "")

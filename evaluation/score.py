@@ -1,5 +1,6 @@
 """Results against their cases: every measure that the weights at hand allow, one number per picture."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ class Measures:
         hole = hole_of(case, image.shape[-2:])
         whole = hole is None
         region = image.new_ones(1, *image.shape[-2:]) if hole is None else hole
+        if (beside := foreground_of(result, image.shape[-2:])) is not None:
+            region, whole = beside, False
         scores = {}
         for name, encoder in self.encoders.items() if case.references else ():
             seen = encoder(subject_crops(image, region, encoder.size))
@@ -94,6 +97,35 @@ def hole_of(case: Case, size: Sequence[int]) -> Tensor | None:
     return (resized(mask[:, None], size)[:, 0] > 0.5).float()
 
 
+def foreground_of(result: Path, size: Sequence[int]) -> Tensor | None:
+    """The subject's mask (1, H, W) in `<result>_mask.png` beside a result, or None without that file.
+
+    Raises ValueError when it is empty.
+    """
+    file = result.with_name(f"{result.stem}_mask.png")
+    if not file.is_file():
+        return None
+    mask = (resized(read_mask(file, "mask")[:, None], size)[:, 0] > 0.5).float()
+    if not mask.any():
+        raise ValueError(f"mask: {file} is empty; paint over the subject, or remove it.")
+    return mask
+
+
+def find_results(folder: Path, case: Case, stem: str | None = None) -> list[Path]:
+    """All pictures of a case: `find_result`, or the composites `<stem>_1` to `<stem>_N` in its folder."""
+    found = pictures(folder / case.name)
+    stems = {re.sub(r"_\d+$", "", p.stem) for p in found}
+    if len(found) > 1 and (stems == {stem} or (stem is None and len(stems) == 1)):
+        return found
+    result = find_result(folder, case, stem)
+    return [] if result is None else [result]
+
+
+def mean_of(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each measure over pictures of one case."""
+    return {name: sum(each[name] for each in scores) / len(scores) for name in scores[0]}
+
+
 def find_result(folder: Path, case: Case, stem: str | None = None) -> Path | None:
     """The case's picture: `<name>.<suffix>`, or the one in the folder `<name>` (the one called `stem`).
 
@@ -116,12 +148,15 @@ def score_folder(
     stem: str | None = None,
     tell: Callable[[int], None] = lambda done: None,
 ) -> dict[str, dict[str, float]]:
-    """Case name -> measures, of every case that has a result in `folder`. Raises ValueError when none has."""
-    found = {case: result for case in cases if (result := find_result(folder, case, stem))}
+    """Case name -> measures, of every case that has a result in `folder`; the mean of several composites.
+
+    Raises ValueError when no case has one.
+    """
+    found = {case: results for case in cases if (results := find_results(folder, case, stem))}
     if not found:
         raise ValueError(f"{folder} holds no result; the first would be {folder / cases[0].name}.png.")
     scores = {}
-    for done, (case, result) in enumerate(found.items(), 1):
-        scores[case.name] = measures.of(case, result)
+    for done, (case, results) in enumerate(found.items(), 1):
+        scores[case.name] = mean_of([measures.of(case, result) for result in results])
         tell(done)
     return scores

@@ -3,7 +3,7 @@
 NODE is a node's title, type or id; where a title or type names several nodes, only the id will do.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,19 @@ def find_node(graph: Graph, name: str) -> str:
         raise HostError(f"{name} names {len(found)} nodes; use an id: {', '.join(found)}.")
     known = {title_of(key, graph) for key in graph} | {entry["class_type"] for entry in graph.values()}
     raise HostError(f"The workflow has no node {name}: {nearest(name, known)}")
+
+
+def resolve_setting(graph: Graph, setting: Setting, definitions: dict[str, Definition]) -> Setting:
+    """The setting with node and input told apart, where an input's own name has a dot: A.b.c is b.c of A."""
+    parts = f"{setting.node}.{setting.input}".split(".")
+    named = {title_of(key, graph) for key in graph} | {entry["class_type"] for entry in graph.values()}
+    for place in range(len(parts) - 1, 0, -1):
+        node, name = ".".join(parts[:place]), ".".join(parts[place:])
+        if node not in graph and node not in named:
+            continue
+        if name in inputs_of(definitions[graph[find_node(graph, node)]["class_type"]]):
+            return replace(setting, node=node, input=name)
+    return setting
 
 
 def find_input(graph: Graph, setting: Setting, definitions: dict[str, Definition]) -> tuple[str, Any, dict]:

@@ -1,6 +1,6 @@
 """DreamCom's augmentation of references: random square windows, zoomed in or out, that keep the subject.
 
-DreamCom, sec. 4.2: "When scaling down, the outer rings are filled with white pixel [...]. When scaling up or
+DreamCom, sec. 6.1: "When scaling down, the outer rings are filled with white pixel [...]. When scaling up or
 randomly cropping, the foreground object occupies no less than 80% of the original size."
 """
 
@@ -20,7 +20,7 @@ class Augmentation:
 
     scale_chance: float = 0.6  # how often the picture is zoomed at all (released code)
     scale_range: float = 0.2  # zoom drawn from 1 - range to 1 + range (released code)
-    keep: float = 0.8  # share of the subject's area that must stay in the window (paper, sec. 4.2)
+    keep: float = 0.8  # share of the subject's area that must stay in the window (paper, sec. 6.1)
     relax: float = 0.02  # the share asked for falls by this much ... (released code)
     patience: int = 20  # ... after so many windows refused in a row (released code)
     fill: float = 1.0  # the ring's colour in [-1, 1]: white, the paper's word; the released code fills -1

@@ -72,8 +72,9 @@ class ImageConditionedPix2Pix(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Show CLIP pixels from 0 to 255, as the published optimizer was trained with;"
-                    " its own inference normalised them, as is done here otherwise.",
+                    tooltip="Show CLIP pixels from 0 to 255, normalised as if they were from 0 to 1: what"
+                    " the published optimizer was trained with. Off: pixels from 0 to 1, as in its"
+                    " inference.",
                 ),
             ],
             outputs=[

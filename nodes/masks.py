@@ -57,7 +57,7 @@ class InlayBoxMask(io.ComfyNode):
                 f"x, y: the box at ({x}, {y}) is outside the {columns}x{rows} image; move it inside."
             )
         step = -(-max(rows, columns) // PREVIEW_SIDE)
-        preview = outline(image[:1, ::step, ::step], box.scale(1 / step), thickness=2)
+        preview = outline(image[:1, ::step, ::step].float(), box.scale(1 / step), thickness=2)
         return io.NodeOutput(fill_box(box, rows, columns), ui=ui.PreviewImage(preview, cls=cls))
 
 
@@ -107,7 +107,7 @@ class InlayMaskLevels(io.ComfyNode):
             MASK_LEVELS if level == ALL_LEVELS else [k for k, name in LEVEL_NAMES.items() if name == level]
         )
         result = torch.cat([mask_level(mask, k) for k in chosen])
-        shown = level_preview(image[:1, ..., :3], mask[:1].to(image))
+        shown = level_preview(image[:1, ..., :3].float(), mask[:1].to(image.device).float())
         return io.NodeOutput(result, shown, ui=ui.PreviewImage(shown, cls=cls))
 
 
@@ -161,5 +161,5 @@ class InlayChangeMask(io.ComfyNode):
         original, generated = match_batch(original=original[..., :3], generated=generated[..., :3])
         mask = change_mask(original, generated, tolerance, patches == LARGEST)
         step = -(-max(mask.shape[1:]) // PREVIEW_SIDE)
-        shown = mask[:, ::step, ::step, None].expand(-1, -1, -1, 3)
+        shown = mask[:, ::step, ::step, None].float().expand(-1, -1, -1, 3)
         return io.NodeOutput(mask, ui=ui.PreviewImage(shown, cls=cls))

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..conditioning.family import working_side
 from ..imaging.inputs import as_images_each
 from ..imaging.references import read_reference
+from ..sampling.host import check_inpaint_model
 from ..training.finetune.attribute_dictionary import (
     SUBJECT,
     compose_prompts,
@@ -252,6 +253,7 @@ class InlayRegularImages(io.ComfyNode):
 
         wired = model[0], clip[0], vae[0]
         check_wired(model=model[0], clip=clip[0], vae=vae[0])
+        check_inpaint_model(model[0])
         how = SamplingSettings(steps[0], cfg[0], sampler_name[0], scheduler[0])
         prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
         if not prompts:

@@ -97,6 +97,7 @@ def embed(vision, pictures, whole: bool, name: str) -> torch.Tensor:
             raise ValueError(
                 f"{name}: mask {number} is empty; paint over the subject, or judge whole pictures."
             )
+        shown = shown.to(image.device)
         crops.append(subject_crops(image.movedim(-1, 0)[None], shown[None], vision.image_size))
     seen = vision.encode_image(torch.cat(crops).movedim(1, -1), crop=False)
     return F.normalize(seen["image_embeds"].float(), dim=-1)
