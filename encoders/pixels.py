@@ -9,7 +9,7 @@ OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.275777
 
 
 def as_pixels(pictures: Tensor, mean: Sequence[float], std: Sequence[float], raw: bool = False) -> Tensor:
-    """Pictures (B, H, W, 3) in [0, 1] to (B, 3, H, W): (x - mean) / std, or (255 x - mean) / std where `raw`."""
+    """Pictures (B, H, W, 3) in [0, 1] to (B, 3, H, W): (x - mean) / std, `raw` (255 x - mean) / std."""
     if raw:
         pictures = 255 * pictures
     return ((pictures - pictures.new_tensor(mean)) / pictures.new_tensor(std)).movedim(-1, 1)

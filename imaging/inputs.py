@@ -47,6 +47,8 @@ def as_image(image: Tensor | None, name: str = "image") -> Tensor:
     if image.shape[-1] < 3:
         grey = image[..., :1].expand(*image.shape[:3], 3)
         image = torch.cat([grey, image[..., 1:]], -1)
+    if image.dtype == torch.bfloat16:
+        return image.float()  # neither numpy nor the host's previews take it
     return image if image.is_floating_point() else image.float() / 255
 
 

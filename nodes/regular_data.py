@@ -14,7 +14,8 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..conditioning.family import working_side
-from ..imaging.inputs import as_images_each
+from ..imaging.inputs import as_images_each, check_finite
+from ..imaging.masks import check_mask
 from ..imaging.references import read_reference
 from ..sampling.host import check_inpaint_model
 from ..training.finetune.attribute_dictionary import (
@@ -264,25 +265,19 @@ class InlayRegularImages(io.ComfyNode):
         def advance(*_):
             bar.update(1)
 
-        scenes = (
-            [
+        if backgrounds:
+            scenes = [
                 picture[None, ..., :3]
                 for batch in as_images_each(backgrounds, "backgrounds")
                 for picture in batch
             ]
-            if backgrounds
-            else list(
-                generate_backgrounds(
-                    *wired,
-                    background_prompt[0],
-                    size[0] or working_side(wired[0]),
-                    own,
-                    seed[0],
-                    how,
-                    advance,
-                )
+            for number, scene in enumerate(scenes, 1):
+                check_finite(scene, f"backgrounds: picture {number}")
+        else:
+            side = size[0] or working_side(wired[0])
+            scenes = list(
+                generate_backgrounds(*wired, background_prompt[0], side, own, seed[0], how, advance)
             )
-        )
         said = [prompt for prompt in prompts for _ in range(count[0])]
         painted = [
             generate_regular_images(
@@ -401,6 +396,9 @@ class InlaySaveRegularData(io.ComfyNode):
                 "category: use letters, digits, spaces, hyphens and underscores, such as teapot."
             )
         references = collect_references(images, masks)
+        for number, (image, mask) in enumerate(references, 1):
+            check_finite(image, f"images: picture {number}")
+            check_mask(image[None], mask[None], f"masks: mask {number}")
         if len(prompts) not in (1, len(references)):
             raise ValueError(
                 f"prompts: there are {len(prompts)} for {len(references)} pictures; give one for all or each."

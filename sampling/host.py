@@ -21,6 +21,7 @@ from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintPatch, block_patch
 from ..conditioning.inpaint import inpaint_pictures
 from ..imaging.latent_mask import snap_hole, to_pixels
+from ..imaging.masks import resize_mask
 from ..imaging.padding import pad_to_multiple
 from ..imaging.views import View
 from .crop_conditioning import CropRegion, crop_conditions
@@ -146,7 +147,7 @@ class ViewSampler:
             )
         picture, masked, hole = inpaint_pictures(known, hole, grid)
         latent = self.vae.encode(picture)
-        seen_hole = hole[:, None]  # Flux Fill reads every pixel of it, UNets its latent pixels
+        seen_hole = pixels = hole[:, None]  # Flux Fill reads every pixel of it, UNets its latent pixels
         snapped = snap_hole(hole, latent.shape[-2:], grid)
         hole = to_pixels(snapped, *hole.shape[1:])[:, None]
         if not isinstance(self.guider.model_patcher.model, Flux):
@@ -163,7 +164,7 @@ class ViewSampler:
         guider = guider_for_region(self.guider, place, condition)
         guider.model_options["transformer_options"][VIEW] = (view, self.size)
         if self.patch is not None:
-            self._show_head(guider, condition["concat_latent_image"], snapped[:, None])
+            self._show_head(guider, condition["concat_latent_image"], pixels[:, 0])
         samples, x0 = self._sample(guider, latent, hole if self.keep else None, sigmas)
         if x0 and not last:
             samples = guider.model_patcher.model.process_latent_out(x0[0]).to(samples)
@@ -193,6 +194,7 @@ class ViewSampler:
 
     def _show_head(self, guider, masked: Tensor, hole: Tensor) -> None:
         assert self.patch is not None
+        hole = resize_mask(hole, *masked.shape[-2:])[:, None]  # a maximum of 8 x 8, as Fooocus trained it
         masked = guider.model_patcher.model.process_latent_in(masked)
         patches = guider.model_options["transformer_options"].setdefault("patches", {})
         patches.setdefault("input_block_patch", []).append(block_patch(self.patch, hole, masked))

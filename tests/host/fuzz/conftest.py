@@ -64,10 +64,11 @@ class Answer:
 
 
 LIBRARY_TEXT = re.compile(
-    r"NoneType|object has no|size mismatch|Error\(s\) in|state_dict|weights_only|codec can't|\bExpected\b|dtype"
-    r"|\btensors? |Tensor\(|out of range for|list index|subscriptable|to unpack|shape '\[|unexpected keyword"
+    r"NoneType|object has no|size mismatch|Error\(s\) in|state_dict|weights_only|codec can't|\bExpected\b"
+    r"|dtype|\btensors? |Tensor\(|out of range for|list index|subscriptable|to unpack|shape '\[|unexpected k"
     r"|invalid literal|broadcast|Errno|Traceback|mat1|stack expects|reshape|operand|torch\.|PIL\.|\bkey error"
-    r"|argument must be|convert string|division by zero|cannot identify|recursion|HeaderToo|Incomplete|unhashable"
+    r"|argument must be|convert string|division by zero|cannot identify|recursion|HeaderToo|Incomplete"
+    r"|unhashable|ScalarType"
 )
 
 
