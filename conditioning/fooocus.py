@@ -15,7 +15,6 @@ from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
-
 KNOWN_HEADS: "weakref.WeakKeyDictionary[torch.nn.Module, uuid.UUID]" = weakref.WeakKeyDictionary()
 
 

@@ -204,7 +204,7 @@ def parse_tokens(text: str, subjects: int) -> list[set[int]] | None:
 
 def _token_range(entry: str, text: str) -> range:
     """ "6-9" -> 6, 7, 8, 9; "6" -> 6. Raises ValueError for anything else."""
-    match = re.fullmatch(r"\s*(\d{1,5})(?:\s*-\s*(\d{1,5}))?\s*", entry)
+    match = re.fullmatch(r"\s*([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?\s*", entry)
     if not match:
         raise ValueError(f'subject_tokens: "{text}" is no list of tokens; write for example "1-4; 6-9".')
     first, last = int(match[1]), int(match[2] or match[1])

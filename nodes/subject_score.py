@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io, ui
 
-from ..imaging.inputs import as_images_each, as_masks_each
+from ..imaging.inputs import as_images_each, as_masks_each, check_finite
 from ..imaging.masks import check_mask
 from .checks import check_wired
 
+PICTURES = {"masks": "images", "reference_masks": "references"}  # whose masks these are
 REGION_CHOICES = ["subject", "whole picture"]
 
 
@@ -91,6 +92,8 @@ def embed(vision, pictures, whole: bool, name: str) -> torch.Tensor:
 
     crops = []
     for number, (image, mask) in enumerate(pictures, 1):
+        image = image.float()  # resizing knows no half precision on every device
+        check_finite(image, f"{PICTURES[name]}: picture {number}")
         shown = image.new_ones(image.shape[:2]) if whole else mask.to(image)
         check_mask(image[None], shown[None], f"{name}: mask {number}")
         if not (shown > 0.5).any():

@@ -170,7 +170,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "masks": "@mask",
         "class_name": "cup",
         "token": "sks",
-        "recipe": "DreamCom",
+        "recipe": "DreamMix",
         "steps": 1,
         "rank": 1,
         "learning_rate": 1e-4,
@@ -381,7 +381,10 @@ def widget_cases(host: RunningHost) -> Iterator[Case]:
                 expected = EITHER if case in MAY_WORK or node in ("AttributeSubstitutionEncode",) else REFUSED
                 if node == "InlayAttributeDictionary" or text.startswith("\u8336"):
                     expected = EITHER
-                yield Case(node, f"{name}: {text[:20]!r}", {**good, name: text}, expected)
+                changed = {**good, name: text}
+                if name == "layers":
+                    changed["self_attention"] = "custom"
+                yield Case(node, f"{name}: {text[:20]!r}", changed, expected)
 
 
 def file_cases(folders) -> Iterator[Case]:
