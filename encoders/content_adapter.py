@@ -24,6 +24,8 @@ class EncoderSpec:
     margin: float = 0.1  # room around the object, in shares of its longer side
     # what stands for no object: a learned row, a picture of zeros, or context rows of zeros
     nothing: Literal["learned", "picture", "zeros"] = "learned"
+    # a picture that is no square: with its border repeated, its middle alone, or stretched
+    fit: Literal["pad", "crop", "squash"] = "pad"
 
     @property
     def leading(self) -> int:

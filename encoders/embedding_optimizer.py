@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from .content_adapter import CLIP, EncoderSpec
 
-CLIP_L = EncoderSpec(encoder=CLIP, width=1024, registers=0, background="original", nothing="zeros")
+CLIP_L = EncoderSpec(
+    encoder=CLIP, width=1024, registers=0, background="original", nothing="zeros", fit="crop"
+)
 
 
 @dataclass(frozen=True)

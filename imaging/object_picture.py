@@ -18,6 +18,7 @@ def subject_picture(
     background: str = "black",
     margin: float = 0.1,
     name: str = "masks",
+    fit: str = "pad",
 ) -> torch.Tensor:
     """The object of one picture as a square (1, side, side, 3) in [0, 1], never stretched out of shape.
 
@@ -25,7 +26,8 @@ def subject_picture(
     the mask's box with `margin` of its longer side around it; what lies outside the mask, and outside the
     picture, has the background's colour. background `original` keeps the surroundings and repeats the
     picture's border; only then the mask may be None: the whole picture is the object, framed already.
-    Raises ValueError, naming `name`, for a mask that is empty, of another size, or of a few pixels.
+    fit: of what is no square, pad as said; crop the middle of a picture without a mask (CLIP's processor);
+    squash it to one (Paint-by-Example). Raises ValueError, naming `name`, for a mask that is empty, of another size, or of a few pixels.
     """
     image = image[..., :3]
     if mask is None:
@@ -34,13 +36,22 @@ def subject_picture(
                 f"{name}: there is neither a mask nor an alpha channel; paint over the object, or choose the"
                 " background 'original' to show the whole picture."
             )
+        if fit == "crop":
+            image = _middle(image)
         mask, margin = image.new_ones(image.shape[:3]), 0.0
-    box = _square(object_box(image, mask, name), margin)
+    box = object_box(image, mask, name)
+    box = box.expand(round(margin * max(box.height, box.width))) if fit == "squash" else _square(box, margin)
     if background != ORIGINAL:
         alpha = mask.to(image)[..., None]
         image = image * alpha + BACKGROUND_COLOURS[background] * (1 - alpha)
     square = _window(image, box, None if background == ORIGINAL else BACKGROUND_COLOURS[background])
     return smooth_resize(square.movedim(-1, 1), side, side).clamp(0, 1).movedim(1, -1)
+
+
+def _middle(image: torch.Tensor) -> torch.Tensor:
+    """The square in the middle of a picture (1, H, W, C)."""
+    height, width = image.shape[1:3]
+    return image[(slice(None), *Box(0, 0, height, width).square(min(height, width), height, width).slices)]
 
 
 def object_box(image: torch.Tensor, mask: torch.Tensor, name: str) -> Box:

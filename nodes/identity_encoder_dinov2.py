@@ -146,7 +146,7 @@ def prepare_object_images(
     shapes = _masks(views, masks)
     named = [f"{name}: mask {i}" if len(views) > 1 else name for i in range(1, len(views) + 1)]
     return [
-        subject_picture(view, mask, size or reads.size, colour, reads.margin, said)
+        subject_picture(view, mask, size or reads.size, colour, reads.margin, said, reads.fit)
         for view, mask, said in zip(views, shapes, named, strict=True)
     ]
 

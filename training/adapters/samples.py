@@ -98,7 +98,7 @@ class Insertions:
         alpha = picture[..., 3] if picture.shape[-1] == 4 else None
         background = "original" if alpha is None else "black"
         return subject_picture(
-            picture, alpha, reads.size, background, reads.margin, "--data: a triplet's object"
+            picture, alpha, reads.size, background, reads.margin, "--data: a triplet's object", reads.fit
         )
 
 
