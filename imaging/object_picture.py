@@ -27,7 +27,8 @@ def subject_picture(
     picture, has the background's colour. background `original` keeps the surroundings and repeats the
     picture's border; only then the mask may be None: the whole picture is the object, framed already.
     fit: of what is no square, pad as said; crop the middle of a picture without a mask (CLIP's processor);
-    squash it to one (Paint-by-Example). Raises ValueError, naming `name`, for a mask that is empty, of another size, or of a few pixels.
+    squash it to one (Paint-by-Example).
+    Raises ValueError, naming `name`, for a mask that is empty, of another size, or of a few pixels.
     """
     image = image[..., :3]
     if mask is None:

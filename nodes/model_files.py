@@ -100,7 +100,9 @@ def recognising(input_name: str, name: str, kind: str) -> Iterator[None]:
         yield
     except comfy.model_management.OOM_EXCEPTION:
         raise
-    except (RuntimeError, KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(f"{input_name}: "):
+            raise
         raise ValueError(
             f"{input_name}: '{name}' is no {kind}: its weights lack a part or have other shapes; choose"
             " another file, or download it again."

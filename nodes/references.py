@@ -1,7 +1,7 @@
 """Nodes that read a subject's photos."""
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import folder_paths
 from comfy_api.latest import io
@@ -60,16 +60,31 @@ class InlayLoadReferences(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        references = [read_reference(picture, mask) for picture, mask in list_references(_resolve(folder))]
+        references = [
+            read_reference(picture, mask, "folder") for picture, mask in list_references(_resolve(folder))
+        ]
         return io.NodeOutput([image for image, _ in references], [mask for _, mask in references])
 
 
 def _resolve(folder: str) -> Path:
     """The named folder inside the host's input folder; the name comes from a workflow and is not trusted."""
-    root = Path(folder_paths.get_input_directory()).resolve()
-    path = (root / folder).resolve()
-    if root not in path.parents or not path.is_dir():
+    root = Path(folder_paths.get_input_directory())
+    path = root / folder
+    if not _is_inside(folder) or not _is_folder(path):
         raise ValueError(
-            f"folder: ComfyUI's input folder has no folder '{folder}'; make it and put photos in."
+            f"folder: ComfyUI's input folder has no folder '{folder[:100]}'; make it and put photos in."
         )
     return path
+
+
+def _is_inside(folder: str) -> bool:
+    """Whether a name goes down from the input folder and nowhere else; a link that is there may lead out."""
+    parts = PurePosixPath(folder.replace("\\", "/")).parts
+    return bool(parts) and ".." not in parts and not Path(folder).is_absolute() and ":" not in folder
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long or holds a NUL
+        return False

@@ -28,6 +28,7 @@ from ..training.finetune.regular_files import list_regular
 from .checks import check_wired
 
 NO_MODEL = "none"
+LONGEST_NAME = 200  # bytes; file systems allow 255
 ATTRIBUTE_KINDS = (
     "vlm",
     "VLM",
@@ -338,7 +339,7 @@ class InlayLoadRegularData(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
         files = list_regular(_resolve(folder))
-        references = [read_reference(file.image, file.mask) for file in files]
+        references = [read_reference(file.image, file.mask, "folder") for file in files]
         images, masks = ([pair[i] for pair in references] for i in (0, 1))
         return io.NodeOutput(images, masks, [file.prompt for file in files])
 
@@ -394,6 +395,10 @@ class InlaySaveRegularData(io.ComfyNode):
         if not re.fullmatch(r"[\w -]+", category):
             raise ValueError(
                 "category: use letters, digits, spaces, hyphens and underscores, such as teapot."
+            )
+        if len(category.encode()) > LONGEST_NAME:
+            raise ValueError(
+                f"category: it is too long for a folder's name; use at most {LONGEST_NAME} letters."
             )
         references = collect_references(images, masks)
         for number, (image, mask) in enumerate(references, 1):

@@ -52,7 +52,7 @@ class Subject:
                 f"{name} is damaged: it cannot be read ({error}); delete it to train again."
             ) from error
         if subject is None:
-            raise ValueError("The subject was stored by a newer Inlay; update Inlay to load it.")
+            raise ValueError(f"{name} was stored by a newer Inlay; update Inlay to load it.")
         return subject
 
 

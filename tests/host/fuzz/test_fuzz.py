@@ -273,7 +273,7 @@ ONLY_BAD = {
 TEXTS: dict[str, dict[str, list[str]]] = {
     "MaskedAttentionPatch": {
         "subject_tokens": ["6-2", "1-2-9", "-1", "a", "1;2", ";", "1,,2", "1-", "999999", "1.5", "\u0663"],
-        "layers": ["output 99", "banana", "input", "output -1", ";;"],
+        "layers": ["output 99", "banana", "output -1", ";;"],
     },
     "InlayAttributeDictionary": {
         "attributes": [

@@ -38,12 +38,18 @@ class SecondDevice(TorchFunctionMode):
         kwargs = kwargs or {}
         flat = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
         there = [value for value in flat if marked(value)]
-        if func is Tensor.device.__get__:  # pyright: ignore[reportAttributeAccessIssue]
+        if func == Tensor.device.__get__:  # pyright: ignore[reportAttributeAccessIssue]
             return OTHER if there else func(*args, **kwargs)
         if func is Tensor.numpy and there:
             raise TypeError("can't convert a tensor of the other device to numpy")
         wanted = self._wanted(func, args, kwargs)
-        if there and func not in MOVES and any(value.ndim and not marked(value) for value in flat):
+        indexed = func is Tensor.__getitem__ and marked(args[0])  # CUDA takes indices from the CPU
+        if (
+            there
+            and func not in MOVES
+            and not indexed
+            and any(value.ndim and not marked(value) for value in flat)
+        ):
             raise RuntimeError(f"Expected all tensors to be on the same device ({func.__name__})")
         clean = [OTHER, "cpu:1"]
         args, kwargs = tree_map(
@@ -99,14 +105,16 @@ def test_the_stand_in_refuses_what_cuda_refuses():
         assert not marked(there.to("cpu") + here)
         assert marked(torch.zeros(2, device=there.device))
         assert marked(there.new_ones(3))
-        for mixed in (lambda: there + here, lambda: torch.cat([there, here]), lambda: there[here > 0]):
+        for mixed in (lambda: there + here, lambda: torch.cat([there, here]), lambda: here[there > 0]):
             with pytest.raises(RuntimeError, match="same device"):
                 mixed()
         with pytest.raises(TypeError, match="numpy"):
             there.numpy()
 
 
-@pytest.mark.parametrize("node", [name for name in GOOD if name != "SubjectFinetune"])
+@pytest.mark.parametrize(
+    "node", [name for name in GOOD if name != "SubjectFinetune" and not name.startswith("InlayLoad")]
+)
 def test_every_node_runs_with_pictures_on_another_device(host, second_device, node):
     changes: dict[str, Any] = {}
     if node == "InlaySubjectScore":
