@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from comfy.model_patcher import ModelPatcher
-from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
+
+from ..host.patches import ModelPatcher, WeightAdapterBase
 
 KNOWN_HEADS: "weakref.WeakKeyDictionary[torch.nn.Module, uuid.UUID]" = weakref.WeakKeyDictionary()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import dinov2
 from .content_adapter import CLIP, AdapterConfig, ContentAdapter, EncoderSpec
 from .embedding_optimizer import EmbeddingOptimizer, OptimizerConfig, seeded_queries
-from .published import ANYDOOR, AUTO_LAYOUT, INLAY, OBJECT_STITCH, OPTIMIZER, PAINT
+from .published import ANYDOOR, AUTO_LAYOUT, INLAY_LAYOUT, OBJECT_STITCH, OPTIMIZER, PAINT
 
 METADATA = "inlay.adapter"  # the key under which our files say what they hold, as JSON
 StateDict = Mapping[str, Tensor]
@@ -57,7 +57,7 @@ def _inlay(state: StateDict, facts: dict[str, Any]) -> AdapterCheckpoint:
     encoder = _under(state, "encoder.")
     dino = facts.pop("dino", None)
     return AdapterCheckpoint(
-        INLAY,
+        INLAY_LAYOUT,
         read_adapter_config(facts),
         _under(state, "adapter."),
         encoder or None,

@@ -8,9 +8,9 @@ from ..evaluation.readers import Case, References
 from ..imaging.boxes import Box, find_box
 from ..imaging.picture_files import read_mask
 from .client import Graph
-from .definitions import Definition
 from .errors import HostError
 from .jobs import INPUT_FOLDER, GraphJob, Upload, files_digest, input_name
+from .node_definitions import Definition
 from .workflow import Setting, find_input, find_node, with_value
 
 # Where a case goes, in the user's names for nodes: titles, types or ids.

@@ -14,8 +14,8 @@ from typing import Any
 import aiohttp
 import requests
 
-from .definitions import Definition, combo_choices, inputs_of
 from .errors import HostError, nearest
+from .node_definitions import Definition, combo_choices, inputs_of
 
 HEARTBEAT = 120  # seconds; a host that does not answer within half of them is gone
 Graph = dict[str, dict[str, Any]]

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# Exit codes of the command lines.
+DONE, FAILED, WRONG, NO_HOST, STOPPED = 0, 1, 2, 3, 130
+
 
 class HostError(RuntimeError):
     """Base of everything `headless` raises; `str(error)` can be shown as it is."""

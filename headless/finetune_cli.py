@@ -25,10 +25,8 @@ from ..training.adapters.run_checkpoints import InterruptFlag
 from ..training.finetune.distributed import any_rank_stopping, close_group, on_cpu, open_group
 from ..training.finetune.toml_config import read_toml
 from ..training.finetune.trainer import ProcessGroup
-from .errors import HostError
-from .in_process import open_host
-
-DONE, FAILED, WRONG, NO_HOST, STOPPED = 0, 1, 2, 3, 130
+from .errors import DONE, FAILED, NO_HOST, STOPPED, WRONG, HostError
+from .server import open_host
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from ..common.text_files import read_json
 from .client import Client, Graph
-from .definitions import Definition, is_combo
 from .errors import HostError
+from .node_definitions import Definition, is_combo
 from .workflow import Setting, find_input, read_value, resolve_setting, with_value
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}  # as Load References reads

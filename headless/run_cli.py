@@ -24,14 +24,12 @@ from typing import Any
 
 from .batch import Batch, Outcome
 from .client import Client, Graph, HostGone, Interrupted, NodeFailed
-from .errors import HostError, nearest
+from .errors import DONE, FAILED, NO_HOST, STOPPED, WRONG, HostError, nearest
 from .jobs import GraphJob, plan
 from .results import result_record, save_outputs
 from .server import HostDied, Server, find_comfyui
 from .terminal import Bars
 from .workflow import Setting, as_graph, read_workflow
-
-DONE, FAILED, WRONG, NO_HOST, STOPPED = 0, 1, 2, 3, 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

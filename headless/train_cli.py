@@ -29,8 +29,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ..training.finetune.training_loop import Diverged
+from .errors import DONE, FAILED, STOPPED, WRONG
 
-DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 130
 # What a resumed run must be asked for again; --steps may grow, and the rest changes no more than the speed.
 SAME = (
     "stage", "data", "unet", "unet_weights", "vae", "scheduler", "encoder", "adapter", "side", "size",

@@ -8,8 +8,8 @@ are left out; bypassed nodes and reroutes are followed through; primitive nodes 
 from typing import Any
 
 from .client import Graph
-from .definitions import CHANGING, Definition, default, inputs_of, is_widget
 from .errors import HostError, nearest
+from .node_definitions import CHANGING, Definition, default, inputs_of, is_widget
 
 NOTES = ("Note", "MarkdownNote")
 MUTED, BYPASSED = 2, 4

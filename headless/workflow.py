@@ -9,8 +9,8 @@ from typing import Any
 
 from ..common.text_files import parse_json, read_text
 from .client import Graph, title_of
-from .definitions import Definition, combo_choices, inputs_of, is_combo, is_widget
 from .errors import HostError, nearest
+from .node_definitions import Definition, combo_choices, inputs_of, is_combo, is_widget
 from .ui_form import is_ui_form, to_graph
 
 TRUE_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

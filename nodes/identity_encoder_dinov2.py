@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..conditioning.host import as_conditioning
+from ..conditioning.channel_order import as_conditioning
 from ..imaging.inputs import as_images_each, as_masks_each, check_finite
 from ..imaging.object_picture import BACKGROUND_COLOURS, ORIGINAL, subject_picture
 from .checks import check_wired
@@ -110,7 +110,7 @@ class IdentityEncoderDINOv2(io.ComfyNode):
         background=(AUTO_BACKGROUND,),
         size=(0,),
     ) -> io.NodeOutput:
-        from ..encoders.host import check_encoder, encode_views  # loaded when needed
+        from ..encoders.image_context import check_encoder, encode_views  # loaded when needed
 
         vision, adapter = encoder[0], adapter[0]
         check_wired(encoder=vision, adapter=adapter)

@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..conditioning.host import as_conditioning
+from ..conditioning.channel_order import as_conditioning
 from ..imaging.inputs import as_image, check_finite
 from ..imaging.padding import pad_to_multiple
 from ..sampling.guidance import check_pix2pix_model, two_scale_guider, with_source
@@ -93,7 +93,7 @@ class ImageConditionedPix2Pix(io.ComfyNode):
         object_guidance: float = 7.0, image_guidance: float = 1.5, strength: float = 1.0,
         raw_pixels: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
-        from ..encoders.host import check_encoder, encode_views  # loaded when needed
+        from ..encoders.image_context import check_encoder, encode_views  # loaded when needed
 
         check_wired(model=model, vae=vae, clip_vision=clip_vision, embedding_optimizer=embedding_optimizer)
         check_pix2pix_model(model, embedding_optimizer.config.context)

@@ -4,7 +4,7 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 
-from ..conditioning.host import read_object_first
+from ..conditioning.channel_order import read_object_first
 from ..conditioning.inpaint import UNET_CHANNELS, inpaint_pictures, snapped_hole
 from ..imaging.inputs import as_image, as_masks, check_finite
 from ..imaging.masks import check_mask, check_not_empty, check_not_full

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintHead, InpaintPatch
-from ..conditioning.host import misfitting_patches
 from ..encoders.published import AUTO_LAYOUT, CHOICES
+from ..host.patches import misfitting_patches
 from .checks import check_wired
 from .model_files import (
-    INLAY,
+    INLAY_FOLDER,
     check_finite_weights,
     load_weights,
     model_file,
@@ -200,9 +200,11 @@ class InlayLoadAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, published_as: str = AUTO_LAYOUT) -> io.NodeOutput:
         from ..encoders.checkpoint_layouts import recognise_checkpoint
-        from ..encoders.host import encoder_name, load_adapter, load_vision  # loaded when needed
+        from ..encoders.image_context import encoder_name, load_adapter, load_vision  # loaded when needed
 
-        kind, _, name = file.partition("/") if file.startswith(f"{CHECKPOINTS}/") else (INLAY, "", file)
+        kind, _, name = (
+            file.partition("/") if file.startswith(f"{CHECKPOINTS}/") else (INLAY_FOLDER, "", file)
+        )
         state, metadata = read_file(model_file(name, kind, "file"), "file")
         with recognising("file", name, "identity adapter"):
             found = recognise_checkpoint(state, metadata, name, published_as)
@@ -254,7 +256,7 @@ class InlayLoadImageEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         from ..encoders import dinov2  # loaded when needed: a host starts sooner without
-        from ..encoders.host import load_vision
+        from ..encoders.image_context import load_vision
 
         folder, config = model_folders().get(name), None
         with recognising("name", name, "image encoder"):
@@ -273,7 +275,7 @@ class InlayLoadImageEncoder(io.ComfyNode):
 
 
 PIX2PIX_FOLDER = "diffusion_models"
-FIRST = "conv_in.weight"  # (320, channels, 3, 3)
+CONV_IN = "conv_in.weight"  # (320, channels, 3, 3)
 
 
 class InlayLoadPix2Pix(io.ComfyNode):
@@ -304,7 +306,7 @@ class InlayLoadPix2Pix(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         state, _ = read_file(model_file(file, PIX2PIX_FOLDER, "file"), "file")
-        if FIRST not in state:
+        if CONV_IN not in state:
             raise ValueError(f"file: '{file}' is no UNet in diffusers' layout; use the host's own loader.")
         with recognising("file", file, "SD 1.5 UNet"):
             model = comfy.sd.load_diffusion_model_state_dict(original_keys(state))
@@ -315,7 +317,7 @@ class InlayLoadPix2Pix(io.ComfyNode):
 
 def original_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A diffusers UNet's weights under the original names, by the host's table for its four-channel twin."""
-    config = comfy.model_detection.unet_config_from_diffusers_unet(state | {FIRST: state[FIRST][:, :4]})
+    config = comfy.model_detection.unet_config_from_diffusers_unet(state | {CONV_IN: state[CONV_IN][:, :4]})
     names = {} if config is None else comfy.utils.unet_to_diffusers(config)
     return {ours: state[theirs] for theirs, ours in names.items() if theirs in state}
 

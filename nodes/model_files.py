@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..common.text_files import read_json
 
-INLAY = "inlay"  # models/inlay: adapters, and folders as transformers writes them
+INLAY_FOLDER = "inlay"  # models/inlay: adapters, and folders as transformers writes them
 WEIGHT_SUFFIXES = ("*.safetensors", "pytorch_model*.bin")
 
 
-def model_files(kind: str = INLAY) -> list[str]:
+def model_files(kind: str = INLAY_FOLDER) -> list[str]:
     """The files of a kind of model, as the host lists them."""
     _register()
     return folder_paths.get_filename_list(kind)
@@ -35,7 +35,7 @@ def model_file(name: str, kind: str, input_name: str) -> str:
 def model_folders() -> dict[str, Path]:
     """The folders of models/inlay that hold a config.json, by name."""
     _register()
-    bases = [Path(base) for base in folder_paths.get_folder_paths(INLAY)]
+    bases = [Path(base) for base in folder_paths.get_folder_paths(INLAY_FOLDER)]
     found = [config.parent for base in bases if base.is_dir() for config in base.glob("*/config.json")]
     return {folder.name: folder for folder in sorted(found)}
 
@@ -120,6 +120,6 @@ def check_finite_weights(weights: dict[str, Tensor], input_name: str, name: str)
 
 def _register() -> None:
     """Tell the host of models/inlay, once; extra_model_paths.yaml may have done so already."""
-    if INLAY not in folder_paths.folder_names_and_paths:
-        paths = [str(Path(folder_paths.models_dir) / INLAY)]
-        folder_paths.folder_names_and_paths[INLAY] = (paths, folder_paths.supported_pt_extensions)
+    if INLAY_FOLDER not in folder_paths.folder_names_and_paths:
+        paths = [str(Path(folder_paths.models_dir) / INLAY_FOLDER)]
+        folder_paths.folder_names_and_paths[INLAY_FOLDER] = (paths, folder_paths.supported_pt_extensions)

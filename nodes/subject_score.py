@@ -107,7 +107,7 @@ def embed(vision, pictures, whole: bool, name: str) -> torch.Tensor:
 
 
 def encoder_label(vision) -> str:
-    from ..encoders.host import ENCODER_KINDS, encoder_name
+    from ..encoders.image_context import ENCODER_KINDS, encoder_name
 
     kind = ENCODER_KINDS.get(vision.model_type, str(vision.model_type))
     return encoder_name(kind, vision.config["hidden_size"], vision.config.get("num_register_tokens", 0))

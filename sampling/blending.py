@@ -9,12 +9,12 @@ In the terms of the figure, z_t = sqrt(a) z_0 + sqrt(1 - a) noise, the network's
 The host samples x = z_t / sqrt(a) = z_0 + sigma noise, a = 1 / (1 + sigma^2), so clean is x = z / sqrt(a).
 """
 
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
+
+from ..host.patches import SCALE_KNOWN_LATENT, ModelPatcher, with_object_patch
 
 CLEAN, RENOISED = "clean", "renoised"
 BLENDINGS = (RENOISED, CLEAN)
-SCALE = "scale_latent_inpaint"  # the host's hook: the sampler's x of the known latent at a sigma
 
 
 def clean_background(calculate_input, sigma: Tensor, latent: Tensor) -> Tensor:
@@ -27,14 +27,13 @@ def clean_background(calculate_input, sigma: Tensor, latent: Tensor) -> Tensor:
 
 
 def blend_background(model: ModelPatcher, blending: str) -> ModelPatcher:
-    """A clone of MODEL whose samplers blend the known latents in as said; the mask is the latent's own."""
-    model = model.clone()
-    model.object_patches.pop(SCALE, None)  # of a node before this one
-    if blending == CLEAN:
-        base = model.model
+    """Return a clone of MODEL whose samplers blend the known latents in as `blending` says.
 
-        def clean(sigma: Tensor, latent_image: Tensor, **kwargs) -> Tensor:
-            return clean_background(base.model_sampling.calculate_input, sigma, latent_image)
+    The mask is the one of the sampled latent. RENOISED removes the patch of an earlier node.
+    """
+    base = model.model
 
-        model.add_object_patch(SCALE, clean)
-    return model
+    def clean(sigma: Tensor, latent_image: Tensor, **kwargs) -> Tensor:
+        return clean_background(base.model_sampling.calculate_input, sigma, latent_image)
+
+    return with_object_patch(model, SCALE_KNOWN_LATENT, clean if blending == CLEAN else None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..headless.definitions import default, inputs_of, is_widget
+from ..headless.node_definitions import default, inputs_of, is_widget
 
 COLUMN, GAP = 400, 40
 HEADER, MARGIN = 60, 24  # pixels above and around the nodes of a group

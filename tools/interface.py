@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..headless import Client, Server
-from ..headless.definitions import Definition, inputs_of
-from ..headless.interface import Interface, breaks, interface_of
+from ..headless.node_definitions import Definition, Interface, breaks, inputs_of, interface_of
 
 PACK = Path(__file__).resolve().parent.parent
 FILE = PACK / "tests" / "host" / "interface.json"

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...encoders.content_adapter import ContentAdapter, EncoderSpec
-from ...encoders.pixels import as_pixels
+from ...encoders.content_adapter import ContentAdapter, EncoderSpec, as_pixels
 from ...training.adapters.identity_stages import normal_of, read_tokens
 from .. import world
 from .checkpoint import shipped_parts

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...encoders.pixels import as_pixels
+from ...encoders.content_adapter import as_pixels
 from ...training.adapters.identity_stages import normal_of, read_tokens
 
 Numbers = list[dict[str, float]]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...encoders.pixels import as_pixels
+from ...encoders.content_adapter import as_pixels
 from ...training.adapters.identity_stages import (
     Part,
     Stage,

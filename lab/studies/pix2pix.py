@@ -72,7 +72,7 @@ class Inserter:
         import comfy.sample
         import comfy.samplers
 
-        from ...conditioning.host import as_conditioning
+        from ...conditioning.channel_order import as_conditioning
         from ...sampling.guidance import two_scale_guider
 
         rows, nothing = self.seer.rows(objects)

@@ -6,8 +6,7 @@ import pytest
 
 from inlay import dev
 from inlay.headless import Client
-from inlay.headless.definitions import inputs_of
-from inlay.headless.interface import breaks, interface_of
+from inlay.headless.node_definitions import breaks, inputs_of, interface_of
 from inlay.tools.interface import FILE, LOCALES, as_text, completed, english, our_definitions
 
 

@@ -8,7 +8,7 @@ from inlay import dev
 
 HEAVY = ("accelerate", "diffusers", "matplotlib", "peft", "skimage", "torchmetrics", "transformers")
 LATER = (
-    "encoders.host",
+    "encoders.image_context",
     "encoders.layouts",
     "evaluation",
     "training.recipes",

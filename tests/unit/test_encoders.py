@@ -15,11 +15,11 @@ from inlay.encoders.content_adapter import (
     AdapterConfig,
     ContentAdapter,
     EncoderSpec,
+    as_pixels,
     downsample_tokens,
     scale_context,
 )
 from inlay.encoders.embedding_optimizer import EmbeddingOptimizer, OptimizerConfig, seeded_queries
-from inlay.encoders.pixels import as_pixels
 
 SMALL = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 70, "patch_size": 14,
@@ -344,7 +344,7 @@ def test_our_own_files_say_what_they_hold(config, dino):
     found = layouts.recognise_checkpoint(
         state, {layouts.METADATA: layouts.describe_checkpoint(config, dino)}, "mine.safetensors"
     )
-    assert (found.layout, found.config, found.dino) == (layouts.INLAY, config, dino)
+    assert (found.layout, found.config, found.dino) == (layouts.INLAY_LAYOUT, config, dino)
     layouts.build_adapter(found.config).load_state_dict(found.adapter)
     assert (found.encoder is None) == (dino is None)
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from inlay.headless.interface import breaks, interface_of
+from inlay.headless.node_definitions import breaks, interface_of
 
 DEFINITION = {
     "input": {

@@ -12,8 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from ...encoders.content_adapter import CLIP, EncoderSpec
-from ...encoders.pixels import IMAGENET, OPENAI, as_pixels
+from ...encoders.content_adapter import CLIP, IMAGENET, OPENAI, EncoderSpec, as_pixels
 from ..finetune.data import generator_at
 from ..finetune.trainer import NoiseSchedule
 from ..objective import noised, reconstruction, target

@@ -19,7 +19,7 @@ from ...encoders.embedding_optimizer import OptimizerConfig
 from ..finetune.trainer import NoiseSchedule
 from .identity_stages import widen
 
-LEVELS, FIRST, LAST = 1000, 0.00085, 0.012  # Stable Diffusion's noise: sqrt(beta) rises evenly
+NOISE_LEVELS, BETA_START, BETA_END = 1000, 0.00085, 0.012  # Stable Diffusion's noise: sqrt(beta) rises evenly
 
 
 class DiffusersVae:
@@ -66,8 +66,8 @@ def load_unet(folder: Path, channels: int, file: Path | None = None) -> nn.Modul
 def load_diffusion(folder: Path | None) -> NoiseSchedule:
     """The noise levels of a diffusers scheduler folder, or Stable Diffusion's."""
     facts = read_json(folder / "scheduler_config.json", "--scheduler") if folder else {}
-    levels = facts.get("num_train_timesteps", LEVELS)
-    first, last = facts.get("beta_start", FIRST), facts.get("beta_end", LAST)
+    levels = facts.get("num_train_timesteps", NOISE_LEVELS)
+    first, last = facts.get("beta_start", BETA_START), facts.get("beta_end", BETA_END)
     if facts.get("beta_schedule", "scaled_linear") != "scaled_linear":
         raise ValueError(f"--scheduler: its noise is {facts['beta_schedule']}; only scaled_linear is known.")
     betas = torch.linspace(first**0.5, last**0.5, levels, dtype=torch.float64) ** 2

@@ -52,7 +52,7 @@ def square(pixels, seed=0):
 
 
 def imagenet(pictures):
-    from inlay.encoders.pixels import IMAGENET, as_pixels
+    from inlay.encoders.content_adapter import IMAGENET, as_pixels
 
     return as_pixels(pictures, *IMAGENET)
 
@@ -62,7 +62,7 @@ def imagenet(pictures):
 
 @pytest.mark.parametrize("size", [70, 42])
 def test_a_folder_of_transformers_gives_its_own_tokens(dinov2, reading, size):
-    from inlay.encoders.host import _tokens
+    from inlay.encoders.image_context import _tokens
 
     theirs, vision = dinov2
     pictures = square(size)
@@ -86,8 +86,8 @@ def test_the_hosts_own_nodes_take_our_clip_vision(dinov2):
 def test_the_hosts_own_dinov2_is_read_as_it_is(kit, reading, tmp_path):
     import comfy.clip_vision
 
-    from inlay.encoders.host import _tokens, check_encoder
-    from inlay.encoders.pixels import IMAGENET
+    from inlay.encoders.content_adapter import IMAGENET
+    from inlay.encoders.image_context import _tokens, check_encoder
 
     theirs = kit.dino(registers=0)
     config = theirs.config.to_dict() | {"image_mean": IMAGENET[0], "image_std": IMAGENET[1]}
@@ -110,9 +110,8 @@ def adapter_named(name, reading) -> Any:
 def test_the_hosts_clip_gives_the_tokens_published_adapters_read(kit, tokens):
     import comfy.clip_vision
 
-    from inlay.encoders.content_adapter import EncoderSpec
-    from inlay.encoders.host import _tokens
-    from inlay.encoders.pixels import OPENAI, as_pixels
+    from inlay.encoders.content_adapter import OPENAI, EncoderSpec, as_pixels
+    from inlay.encoders.image_context import _tokens
 
     theirs = kit.clip()
     vision = comfy.clip_vision.ClipVisionModel({**kit.CLIP, "model_type": "clip_vision_model"})
@@ -148,7 +147,7 @@ def vit_large():
 
 def test_a_clip_without_prefix_and_projection_is_read_as_it_is():
     """Inside ObjectStitch's file there is no projection; the host makes one of memory that nothing filled."""
-    from inlay.encoders.host import load_vision
+    from inlay.encoders.image_context import load_vision
 
     state = vit_large()
     vision: Any = load_vision(dict(state))
@@ -164,7 +163,7 @@ def test_a_clip_for_larger_pictures_is_another(kit):
     import comfy.clip_vision
 
     from inlay.encoders.content_adapter import EncoderSpec
-    from inlay.encoders.host import check_encoder
+    from inlay.encoders.image_context import check_encoder
 
     vision = comfy.clip_vision.ClipVisionModel({**kit.CLIP, "model_type": "clip_vision_model"})
     check_encoder(vision, adapter_named("fits", EncoderSpec("clip", 32, 0, 70)))
@@ -174,7 +173,7 @@ def test_a_clip_for_larger_pictures_is_another(kit):
 
 def test_a_published_dinov2_file_is_loaded_from_clip_vision(kit, in_process_host, reading):
     from inlay.encoders import dinov2 as room
-    from inlay.encoders.host import _tokens
+    from inlay.encoders.image_context import _tokens
 
     model = randomised_dino(kit, room)
     state = {}
@@ -209,7 +208,7 @@ def randomised_dino(kit, room):
 
 def test_one_file_can_hold_adapter_and_encoder(kit, in_process_host, dinov2, adapter_config):
     from inlay.encoders.dinov2 import read_dino_config
-    from inlay.encoders.host import _tokens
+    from inlay.encoders.image_context import _tokens
 
     encoder = dinov2[1].model.state_dict()
     path = in_process_host.models / "inlay" / "sub" / "both.safetensors"

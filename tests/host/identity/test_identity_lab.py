@@ -246,8 +246,7 @@ def test_windows_hold_what_is_painted():
 
 def test_the_weight_of_an_error_favours_the_hole_and_makes_it_one_in_v(in_process_host):
     """A network that says nothing: the error in epsilon is the noise's, and 1 / a of it that in v."""
-    from inlay.encoders.content_adapter import AdapterConfig, ContentAdapter
-    from inlay.encoders.pixels import IMAGENET
+    from inlay.encoders.content_adapter import IMAGENET, AdapterConfig, ContentAdapter
     from inlay.lab.models.object_training import TinyTrainee, inputs_of, tiny_sigmas
     from inlay.lab.models.train_imprint import READING
     from inlay.lab.models.unet import alphas_cumprod, new_unet

@@ -189,7 +189,7 @@ def test_an_object_without_a_pixel_is_named_by_its_input(kit, parts):
 
 def test_learned_queries_are_no_grid_of_patches(kit, in_process_host, parts):
     from inlay.encoders.embedding_optimizer import OptimizerConfig
-    from inlay.encoders.host import encode_views
+    from inlay.encoders.image_context import encode_views
 
     reads = parts.optimizer.reading
     config = OptimizerConfig(reads, context=768, tokens=reads.leading + 16)

@@ -1,21 +1,36 @@
-"""The host's side of the encoders: its CLIP_VISION, ours in the same form, and adapters in its memory."""
+"""Object pictures to context rows: image encoders as CLIP_VISION, and adapters that the host manages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import comfy.clip_vision
-import comfy.model_management
-import comfy.ops
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..host.encoders import (
+    ClipVisionModel,
+    casting_layers,
+    encoder_devices,
+    intermediate_device,
+    load_clip_vision,
+    load_on_device,
+    managed_module,
+    network_devices,
+)
+from ..host.patches import ModelPatcher
 from . import dinov2
 from .checkpoint_layouts import AdapterCheckpoint, build_adapter, from_published
-from .content_adapter import CLIP, DINOV2, AdapterConfig, EncoderSpec, downsample_tokens, scale_context
+from .content_adapter import (
+    CLIP,
+    DINOV2,
+    IMAGENET,
+    AdapterConfig,
+    EncoderSpec,
+    as_pixels,
+    downsample_tokens,
+    scale_context,
+)
 from .embedding_optimizer import OptimizerConfig
-from .pixels import IMAGENET, as_pixels
 
 ENCODER_KINDS = {
     "dinov2": DINOV2,
@@ -24,7 +39,7 @@ ENCODER_KINDS = {
 CLIP_SIZES = {768: "ViT-B", 1024: "ViT-L/14", 1280: "ViT-H/14", 1664: "ViT-bigG/14"}
 
 
-class DinoVision(comfy.clip_vision.ClipVisionModel):
+class DinoVision(ClipVisionModel):
     """A DINOv2 of any size, with or without registers, where the host expects its CLIP_VISION.
 
     Weights keep the file's precision, and arithmetic is float32: what adapters see is what they learned.
@@ -35,12 +50,11 @@ class DinoVision(comfy.clip_vision.ClipVisionModel):
         self.model_type = "dinov2"
         self.return_all_hidden_states = False
         self.config = {"hidden_size": config.width, "num_register_tokens": config.registers}
-        self.load_device = comfy.model_management.text_encoder_device()
-        offload = comfy.model_management.text_encoder_offload_device()
+        self.load_device, offload = encoder_devices()
         self.dtype = state["layernorm.weight"].dtype
-        self.model = HostDino(config, self.dtype, offload, comfy.ops.manual_cast).eval()
+        self.model = HostDino(config, self.dtype, offload, casting_layers()).eval()
         self.model.load_state_dict(state)
-        self.patcher = ModelPatcher(self.model, load_device=self.load_device, offload_device=offload)
+        self.patcher = managed_module(self.model, self.load_device, offload)
 
 
 class HostDino(dinov2.DinoV2):
@@ -52,25 +66,21 @@ class HostDino(dinov2.DinoV2):
 
 
 def load_vision(state: dict[str, Tensor], config: dinov2.DinoConfig | None = None):
-    """A CLIP_VISION of DINOv2 weights (transformers' keys or the published ones) or of what the host knows.
+    """Return a CLIP_VISION of DINOv2 weights or of weights that the host recognises.
 
-    A CLIP without its last projection, as adapters' files hold it, embeds pictures as they are before it.
-    None when neither knows the weights.
+    Args:
+        state: weights under the keys of transformers, of the published DINOv2 files, or of any CLIP vision
+            model that the host loads. A CLIP without its last projection returns the unprojected embedding.
+        config: the DINOv2's sizes, where the file states them.
+
+    Returns:
+        The CLIP_VISION, or None if the weights are not recognised.
     """
     if dinov2.is_facebook(state):
         state, config = from_published(state)
     if dinov2.is_transformers(state):
         return DinoVision(config or dinov2.read_dino_config(state), state)
-    if "pre_layrnorm.weight" in state:  # transformers 5 writes a CLIPVisionModel like this
-        state = {f"vision_model.{key}": value for key, value in state.items()}
-    published = "visual.transformer.resblocks.0.attn.in_proj_weight" in state
-    projected = "visual.proj" in state or "visual_projection.weight" in state  # the host takes weights away
-    vision = comfy.clip_vision.load_clipvision_from_sd(
-        state, "visual." if published else "", convert_keys=published
-    )
-    if vision is not None and not projected and hasattr(vision.model, "visual_projection"):
-        vision.model.visual_projection = torch.nn.Identity()  # the host's is memory that nothing has filled
-    return vision
+    return load_clip_vision(state)
 
 
 @dataclass(frozen=True)
@@ -88,12 +98,11 @@ class IdentityAdapter:
 
 
 def load_adapter(found: AdapterCheckpoint, name: str) -> IdentityAdapter:
-    device = comfy.model_management.get_torch_device()
-    offload = comfy.model_management.unet_offload_device()
-    module = build_adapter(found.config, torch.float32, offload, comfy.ops.manual_cast)
+    """Return the adapter of a checkpoint as a module that the host moves between its devices."""
+    device, offload = network_devices()
+    module = build_adapter(found.config, torch.float32, offload, casting_layers())
     module.load_state_dict(found.adapter)
-    patcher = ModelPatcher(module.eval(), load_device=device, offload_device=offload)
-    return IdentityAdapter(name, found.layout, found.config, patcher)
+    return IdentityAdapter(name, found.layout, found.config, managed_module(module.eval(), device, offload))
 
 
 def encoder_name(kind: str, width: int, registers: int) -> str:
@@ -153,7 +162,7 @@ def encode_views(
     batch = torch.cat(list(pictures))
     tokens = _tokens(vision, reads, batch, raw)
     empty = _tokens(vision, reads, torch.zeros_like(batch[:1]), raw) if reads.nothing == "picture" else None
-    comfy.model_management.load_model_gpu(adapter.patcher)
+    load_on_device(adapter.patcher)
     module: Any = adapter.patcher.model
     device = adapter.patcher.load_device
     context = module(tokens.to(device))
@@ -166,14 +175,14 @@ def encode_views(
     leading = None if adapter.config.tokens else 1 if reads.tokens == "pooled" else reads.leading
     context, nothing = downsample_tokens(context, count, leading), downsample_tokens(nothing, count, leading)
     context = scale_context(context, nothing.expand_as(context), strength)
-    out = comfy.model_management.intermediate_device()
+    out = intermediate_device()
     views, _, width = context.shape
     return ImageContext(context.reshape(1, -1, width).to(out), nothing.repeat(1, views, 1).to(out))
 
 
 def _tokens(vision, reads: EncoderSpec, pictures: Tensor, raw: bool) -> Tensor:
     """The encoder's tokens (B, N, E) that the adapter reads."""
-    comfy.model_management.load_model_gpu(vision.patcher)
+    load_on_device(vision.patcher)
     pictures = pictures.to(vision.load_device, torch.float32)
     pixels = as_pixels(pictures, vision.image_mean, vision.image_std, raw)
     tokens = vision.model(pixel_values=pixels, intermediate_output=-2)[0]

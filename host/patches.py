@@ -1,36 +1,30 @@
-"""The host's side of conditions: CONDITIONING, and which channels a MODEL reads in which order."""
-
-import math
+"""Seams for changes to a MODEL: the patcher, weight patches, object patches."""
 
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.weight_adapter import LoRAAdapter
-from torch import Tensor
+from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
 
-CHANNELS = "concat_keys"  # the host's list of what a model reads beside the noisy latent
-# background's latent, 1 - mask: ObjectStitch and Paint-by-Example; the host's own order is mask, background
-OBJECT_FIRST = ("masked_image", "mask_inverted")
+__all__ = [
+    "CONCAT_KEYS",
+    "SCALE_KNOWN_LATENT",
+    "ModelPatcher",
+    "WeightAdapterBase",
+    "misfitting_patches",
+    "with_object_patch",
+]
+
+# Attributes of the host's BaseModel that an object patch replaces.
+CONCAT_KEYS = "concat_keys"  # which conditions the network reads beside the noisy latent, in their order
+SCALE_KNOWN_LATENT = "scale_latent_inpaint"  # (sigma, latent_image) -> the sampler's x of the known latent
 
 
-def as_conditioning(context: Tensor) -> list:
-    """Context rows (B, N, C) as the host's CONDITIONING."""
-    return [[context, {"pooled_output": None}]]
-
-
-def read_object_first(model: ModelPatcher) -> ModelPatcher:
-    """A clone of an inpainting MODEL that reads (noisy latent, background's latent, 1 - mask).
-
-    Raises ValueError for a model of other than 9 channels.
-    """
-    channels = model.model.model_config.unet_config.get("in_channels")
-    if channels != 9:
-        raise ValueError(
-            f"model: it reads {channels} channels; load the checkpoint of ObjectStitch or Paint-by-Example"
-            " (9 channels)."
-        )
+def with_object_patch(model: ModelPatcher, name: str, value) -> ModelPatcher:
+    """Return a clone of MODEL with one attribute of its BaseModel replaced; None removes such a patch."""
     model = model.clone()
-    model.add_object_patch(CHANNELS, OBJECT_FIRST)
+    model.object_patches.pop(name, None)
+    if value is not None:
+        model.add_object_patch(name, value)
     return model
 
 

@@ -1,0 +1,187 @@
+"""Files that the stock nodes load, from the trainings of the world of `scenes`.
+
+    python -m inlay.lab.models.assemble --work DIR --out FOLDER [--random SEED]
+
+Writes what is trained so far: checkpoints/inlay_tiny_scenes.safetensors (CheckpointLoaderSimple: UNet, text
+encoder, autoencoder of 4 channels), diffusion_models/inlay_tiny_fill.safetensors and
+inlay_tiny_edit.safetensors (UNETLoader), vae/inlay_tiny_16.safetensors (VAELoader) and
+text_encoders/inlay_tiny_clip.safetensors (CLIPLoader, type stable_diffusion). With --random everything is
+there, untrained: for tests of shapes. With --ship the parts go into FOLDER in few bits instead, as the
+repository holds them, and --shipped FOLDER reads them from there.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import autoencoders, flux, inpainting_unet, quantised, runs, text_encoder
+
+# the host's latents are the autoencoder's times this; the models work on the encoder's own scale
+SD_SCALE, SD_SHIFT = 0.18215, 0.0
+
+State = dict[str, Tensor]
+
+
+def random_parts(seed: int = 0) -> dict[str, State]:
+    """Every part untrained; no output is zero."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def filled(module: nn.Module) -> State:
+        state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        for value in state.values():
+            if not value.any():
+                value.normal_(0, 0.02, generator=generator)
+        return state
+
+    return {
+        "unet": filled(inpainting_unet.new_unet(seed)),
+        "text": filled(text_encoder.TextEncoder(seed)),
+        "autoencoder4": filled(autoencoders.new_autoencoder(4, seed=seed)),
+        "autoencoder16": filled(autoencoders.new_autoencoder(16, seed=seed)),
+        "fill": filled(flux.new_flux("fill", seed)),
+        "edit": filled(flux.new_flux("edit", seed)),
+    }
+
+
+def trained_parts(work: Path) -> dict[str, State]:
+    """The parts that have been trained in `work`, finished or not; means of weights where there are means."""
+    parts: dict[str, State] = {}
+    for channels in (4, 16):
+        if (work / f"autoencoder{channels}.pt").exists():
+            parts[f"autoencoder{channels}"] = autoencoders.trained_autoencoder(work, channels).state_dict()
+    if (work / "unet.pt").exists():
+        training = inpainting_unet.Training(work)
+        with runs.Averaged(training.fit):
+            parts["unet"], parts["text"] = (
+                {name: value.clone() for name, value in module.state_dict().items()}
+                for module in (training.unet, training.encoder)
+            )
+    if (work / "text_encoder.pt").exists():
+        parts["text"] = inpainting_unet.trained_text_encoder(work).state_dict()
+    for task in ("fill", "edit"):
+        if (work / f"{task}.pt").exists():
+            fit = flux.Training(work, task)
+            with runs.Averaged(fit.fit):
+                parts[task] = {name: value.clone() for name, value in fit.model.state_dict().items()}
+    return parts
+
+
+# the blocks of the highest level decide the detail
+FINE = ("input_blocks.0.", "input_blocks.1.", "output_blocks.4.", "output_blocks.5.", "out.", "time_embed.")
+
+
+def bits_of(part: str) -> Callable[[str], int]:
+    """How many bits the weights of a part are shipped in, by name."""
+    if part == "unet":
+        return lambda name: 6 if name.startswith(FINE) else 5
+    return lambda name: 8 if part.startswith("autoencoder") else 6
+
+
+def ship(parts: dict[str, State], folder: Path, records: dict[str, dict]) -> list[Path]:
+    """Write the parts in few bits as FOLDER/PART.safetensors, each with its record of the training."""
+    written = []
+    for part, state in parts.items():
+        path = folder / f"{part}.safetensors"
+        quantised.save(state, path, bits_of(part), records.get(part))
+        written.append(path)
+    return written
+
+
+def shipped_parts(folder: Path) -> dict[str, State]:
+    """The parts that `ship` wrote."""
+    return {path.stem: quantised.load(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def training_records(work: Path, parts: Iterable[str]) -> dict[str, dict]:
+    """Steps, minutes and the last losses of each part's training."""
+    found = {}
+    for part in parts:
+        if state := runs.load(work / f"{part}.pt"):
+            minutes = round(state["seconds"] / 60, 1)
+            found[part] = {"steps": state["step"], "minutes": minutes, "log": state["log"][-1:]}
+    return found
+
+
+def autoencoder_state(part: State, scale: float, shift: float) -> State:
+    """An autoencoder's state for the host: latents of its own scale become the host's."""
+    state = {name: value.contiguous() for name, value in part.items() if not name.startswith("vae_")}
+    return {**state, "vae_scale": torch.tensor(scale), "vae_shift": torch.tensor(shift)}
+
+
+def write(state: State, path: Path, title: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({n: v.contiguous() for n, v in state.items()}, partial, metadata={"modelspec.title": title})
+    os.replace(partial, path)
+    return path
+
+
+def checkpoint_state(parts: dict[str, State]) -> State:
+    """One SD 1.5-shaped checkpoint: UNet, text encoder and autoencoder."""
+    state = {f"model.diffusion_model.{name}": value for name, value in parts["unet"].items()}
+    own = autoencoder_state(parts["autoencoder4"], SD_SCALE, SD_SHIFT)
+    state |= {f"first_stage_model.{name}": value for name, value in own.items()}
+    return state | text_encoder.host_state(parts["text"])
+
+
+def clip_state(parts: dict[str, State]) -> State:
+    """The text encoder alone, as CLIPLoader expects a CLIP-L."""
+    prefix = "cond_stage_model.transformer."
+    return {n.removeprefix(prefix): v for n, v in text_encoder.host_state(parts["text"]).items()}
+
+
+def assemble(parts: dict[str, State], out: Path) -> list[Path]:
+    """Write every file whose parts are there into `out`; returns their paths."""
+    written = []
+    if {"unet", "text", "autoencoder4"} <= parts.keys():
+        path = out / "checkpoints" / "inlay_tiny_scenes.safetensors"
+        written.append(write(checkpoint_state(parts), path, "Inlay tiny world, SD 1.5-shaped"))
+    for task in ("fill", "edit"):
+        if task in parts:
+            path = out / "diffusion_models" / f"inlay_tiny_{task}.safetensors"
+            written.append(write(parts[task], path, f"Inlay tiny world, {task} model of Flux.1's class"))
+    if "autoencoder16" in parts:
+        state = autoencoder_state(parts["autoencoder16"], flux.VAE_SCALE, flux.VAE_SHIFT)
+        path = out / "vae" / "inlay_tiny_16.safetensors"
+        written.append(write(state, path, "Inlay tiny world, autoencoder of 16 channels"))
+    if "text" in parts:
+        path = out / "text_encoders" / "inlay_tiny_clip.safetensors"
+        written.append(write(clip_state(parts), path, "Inlay tiny world, text encoder"))
+    return written
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, help="folder of the trainings")
+    parser.add_argument("--out", type=Path, required=True, help="a models folder")
+    parser.add_argument("--random", type=int, metavar="SEED", help="untrained parts instead")
+    parser.add_argument("--shipped", type=Path, metavar="FOLDER", help="parts in few bits instead")
+    parser.add_argument("--ship", action="store_true", help="write parts in few bits")
+    a = parser.parse_args()
+    if a.random is not None:
+        parts = random_parts(a.random)
+    elif a.shipped:
+        parts = shipped_parts(a.shipped)
+    elif a.work:
+        parts = trained_parts(a.work)
+    else:
+        parser.error(
+            "Name the folder of the trainings with --work, or give --shipped FOLDER or --random SEED."
+        )
+    if a.ship:
+        written = ship(parts, a.out, training_records(a.work, parts) if a.work else {})
+    else:
+        written = assemble(parts, a.out)
+    for path in written:
+        print(f"{path}  {path.stat().st_size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()

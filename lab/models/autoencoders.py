@@ -1,0 +1,208 @@
+"""The two autoencoders: TAESD's shape with 4 latent channels (SD 1.5) and with 16 (Flux.1).
+
+    python -m inlay.lab.models.autoencoders --work DIR --channels 4
+
+The modules are the host's own (`comfy.taesd`), so the stock loaders load them. Both start from a trained
+4-channel autoencoder, as far as shapes agree. The latents get zero mean and unit variance.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .. import scenes
+from . import runs, scene_data
+from .files import WEIGHTS
+from .host import open_host
+
+CROP, BATCH = 48, 12
+STEPS = {"autoencoder4": 4000, "autoencoder16": 4000, "decoder4": 8000, "decoder16": 3000}
+HELD_OUT = 424_242  # no training draws from this seed
+WARM = WEIGHTS / "autoencoder.safetensors"
+
+
+def new_autoencoder(channels: int, warm: dict[str, Tensor] | None = None, seed: int = 0) -> Any:
+    """The host's TAESD with `channels` latent channels; `warm` is the state of one with 4."""
+    open_host()
+    from comfy.taesd.taesd import TAESD
+
+    torch.manual_seed(seed)
+    model: Any = TAESD(latent_channels=channels)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            layer.weight.data.mul_(0.5)
+            if layer.bias is not None:
+                torch.nn.init.zeros_(layer.bias)
+    if warm:
+        own = model.state_dict()
+        for name, value in warm.items():
+            if name not in own or name.startswith("vae_"):
+                continue
+            if own[name].shape == value.shape:
+                own[name].copy_(value)
+            elif name == "taesd_decoder.1.weight":
+                own[name].mul_(0.3)[:, :4] = value
+            else:  # the encoder's last layer
+                own[name][:4] = value
+    return model.to(memory_format=torch.channels_last)
+
+
+def trained_autoencoder(work: Path, channels: int) -> Any:
+    """The autoencoder trained in `work`, without gradients; its later decoder if that is finished."""
+    model = new_autoencoder(channels)
+    later = runs.finished(work / f"decoder{channels}.pt")
+    state = runs.load(work / f"{'decoder' if later else 'autoencoder'}{channels}.pt")
+    assert state, f"{work} has no trained autoencoder of {channels} channels."
+    model.load_state_dict(state["modules"]["autoencoder"])
+    return model.eval().requires_grad_(False)
+
+
+class Crops:
+    """Crops of the drawn scenes, mostly about the subjects; some with a grey hole."""
+
+    def __init__(self, work: Path, limit: int = 4):
+        while len(scene_data.shards(work)) < limit:  # they may still be drawn by another process
+            time.sleep(5)
+        loaded = [scene_data.load(path, "image", "seen") for path in scene_data.shards(work)[:limit]]
+        self.image = torch.cat([shard["image"] for shard in loaded])
+        self.seen = torch.cat([shard["seen"] for shard in loaded])
+
+    def batch(self, rng: np.random.Generator, count: int, size: int = CROP) -> Tensor:
+        """Pictures (count, 3, size, size) in [0, 1]."""
+        crops = []
+        for index in rng.integers(len(self.image), size=count):
+            if rng.random() < 0.65:
+                cells = (self.seen[index] > 100).nonzero()
+                row, column = (cells[int(rng.integers(len(cells)))] * 4).tolist() if len(cells) else (64, 64)
+                top, left = (int(v - size // 2 + rng.integers(-12, 13)) for v in (row, column))
+            else:
+                top, left = (int(v) for v in rng.integers(0, scenes.SIZE - size + 1, 2))
+            top, left = (int(np.clip(v, 0, scenes.SIZE - size)) for v in (top, left))
+            crop = self.image[index, top : top + size, left : left + size].permute(2, 0, 1).float() / 255
+            if rng.random() < 0.12:
+                a, b = rng.integers(0, size, 2)
+                crop[:, max(a - 16, 0) : a + 16, max(b - 16, 0) : b + 16] = 0.5
+            if rng.random() < 0.5:
+                crop = crop.flip(-1)
+            crops.append(crop)
+        return torch.stack(crops).contiguous(memory_format=torch.channels_last)
+
+
+def reconstruction_loss(output: Tensor, image: Tensor) -> Tensor:
+    """L1 and squared error of colours, L1 of neighbours' differences and of the local sum of these.
+
+    The last term counts edges that are too soft or too hard without asking for their exact place.
+    """
+    error = output - image
+    loss = error.abs().mean() + 2 * error.square().mean()
+    for axis in (-1, -2):
+        mine, true = output.diff(dim=axis), image.diff(dim=axis)
+        loss = loss + (mine - true).abs().mean()
+        energy = F.avg_pool2d(mine.abs(), 4, 2) - F.avg_pool2d(true.abs(), 4, 2)
+        loss = loss + 0.7 * energy.abs().mean()
+    return loss
+
+
+def spread_loss(latent: Tensor) -> Tensor:
+    """Distance of the latents' channels (B, C, h, w) from zero mean, unit variance and a range of 2.8."""
+    mean, deviation = latent.mean((0, 2, 3)), latent.std((0, 2, 3))
+    return mean.square().mean() + (deviation - 1).square().mean() + F.relu(latent.abs() - 2.8).square().mean()
+
+
+def held_out(count: int, size: int = scenes.SIZE) -> tuple[Tensor, list[tuple[int, int, int, int]]]:
+    """Pictures (count, 3, H, W) in [0, 1] that no training has seen, and the boxes of their subjects."""
+    images, boxes = [], []
+    for index in range(count):
+        picture = scenes.render(scenes.sample_scene(np.random.default_rng([HELD_OUT, index])), size)
+        images.append(torch.from_numpy(picture.image).permute(2, 0, 1).float() / 255)
+        boxes.append(picture.box or (0, 0, size, size))
+    return torch.stack(images), boxes
+
+
+def gradient(images: Tensor) -> Tensor:
+    """Mean absolute difference between neighbours, of a picture (..., H, W)."""
+    return (images.diff(dim=-1).abs().mean() + images.diff(dim=-2).abs().mean()) / 2
+
+
+@torch.no_grad()
+def fidelity(model: Any, images: Tensor, boxes) -> dict[str, float]:
+    """PSNR (dB) of pictures (B, 3, H, W) through the model, and the gradient kept; whole and in boxes."""
+    through = torch.cat([
+        model.taesd_decoder(model.taesd_encoder(part.contiguous(memory_format=torch.channels_last)))
+        for part in images.split(8)
+    ]).clamp(0, 1)  # fmt: skip
+    squares, kept = {"": [], "box_": []}, {"": [], "box_": []}
+    for mine, true, (top, left, bottom, right) in zip(through, images, boxes, strict=True):
+        for name, area in (("", ...), ("box_", (..., slice(top, bottom), slice(left, right)))):
+            squares[name].append((mine[area] - true[area]).square().mean())
+            kept[name].append(gradient(mine[area]) / gradient(true[area]))
+    numbers = {}
+    for name in squares:
+        numbers[name + "psnr"] = float((-10 * torch.stack(squares[name]).log10()).mean())
+        numbers[name + "kept"] = float(torch.stack(kept[name]).mean())
+    return numbers
+
+
+def train(
+    work: Path, channels: int, steps: int = 0, seed: int = 0, rate: float = 3e-4, decoder_only: bool = False
+) -> None:
+    """Train the autoencoder of `channels` latent channels in `work` to its last step.
+
+    With `decoder_only` its decoder goes on alone, so that latents made with the encoder stay valid.
+    """
+    warm = load_file(WARM) if WARM.exists() else None
+    model = new_autoencoder(channels, {k: v.float() for k, v in warm.items()} if warm else None, seed)
+    model.vae_scale.requires_grad_(False)
+    model.vae_shift.requires_grad_(False)
+    name = f"{'decoder' if decoder_only else 'autoencoder'}{channels}"
+    if decoder_only:
+        model.load_state_dict(trained_autoencoder(work, channels).state_dict())
+        model.taesd_encoder.requires_grad_(False)
+    fit = runs.Fit(work / f"{name}.pt", {"autoencoder": model}, steps or STEPS[name], rate)
+    if fit.done:
+        return
+    crops = Crops(work)
+    images, boxes = held_out(16)
+
+    def loss_at(step: int):
+        rng, generator = runs.draws(seed + decoder_only, step)
+        image = crops.batch(rng, BATCH)
+        with torch.autocast("cpu", torch.bfloat16):
+            latent = model.taesd_encoder(image).float()
+            noise = 0.03 * torch.randn(latent.shape, generator=generator)
+            output = model.taesd_decoder(latent + noise).float()
+        spread = spread_loss(latent)
+        loss = reconstruction_loss(output, image)
+        if decoder_only:
+            spread = spread.detach()
+        mse = (output.detach() - image).square().mean().item()
+        return loss + 0.02 * spread, {"spread": spread.item(), "psnr_crop": -10 * float(np.log10(mse))}
+
+    fit.run(loss_at, lambda: fidelity(model, images, boxes), measure_every=500)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--channels", type=int, choices=(4, 16), default=4)
+    parser.add_argument("--steps", type=int, default=0, help="0: the default")
+    parser.add_argument(
+        "--decoder-only", action="store_true", help="after the rest: only the decoder goes on"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    train(a.work, a.channels, a.steps, a.seed, decoder_only=a.decoder_only)
+
+
+if __name__ == "__main__":
+    main()

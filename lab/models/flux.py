@@ -1,0 +1,253 @@
+"""Train the Fill and the edit model of Flux.1's class on latents of the drawn scenes.
+
+    python -m inlay.lab.models.flux --work DIR --task fill
+    python -m inlay.lab.models.flux --work DIR --task edit
+
+The network is the host's own class: hidden 256, 2 double and 4 single blocks. Flow matching (Lipman et al.
+2023): x_s = (1 - s) x_0 + s noise, the target is noise - x_0. Fill gets the masked picture's latents and the
+mask's 64 pixels of each cell as further channels. Edit gets two or three reference latents: the scene with a
+grey hole, and one or two photos of the subject from other sides; it starts from Fill's weights. The text
+encoder is the one trained with the UNet, and stays as it is.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import captions, runs, scene_data
+from .host import open_host
+from .inpainting_unet import trained_text_encoder
+from .latents import Latents
+from .text_encoder import ids_of
+
+SHAPE = {
+    "image_model": "flux",
+    "out_channels": 16,
+    "vec_in_dim": None,
+    "context_in_dim": 768,
+    "hidden_size": 256,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 4,
+    "axes_dim": [16, 56, 56],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
+}
+CHANNELS = {"fill": 16 + 16 + 64, "edit": 16}
+STEPS = {"fill": 9000, "edit": 5000}
+BATCH, RATE = 24, {"fill": 6e-4, "edit": 4e-4}
+SHORT, LONG = 16, 77  # text tokens of most batches, and of one in six
+# the host gives a Flux model vae_scale (latent - vae_shift): here that is the encoder's own scale
+VAE_SCALE, VAE_SHIFT = 0.3611, 0.1159
+
+
+def new_flux(task: str, seed: int = 0) -> Any:
+    """A fresh float32 transformer of Flux.1's class that can be trained."""
+    open_host()
+    import comfy.cli_args
+
+    comfy.cli_args.args.use_pytorch_cross_attention = True
+    import comfy.ops
+    from comfy.ldm.flux.model import Flux
+
+    torch.manual_seed(seed)
+    shape = {name: list(value) if isinstance(value, list) else value for name, value in SHAPE.items()}
+    build: Any = Flux
+    model: Any = build(
+        **shape, in_channels=CHANNELS[task], dtype=torch.float32, operations=comfy.ops.disable_weight_init
+    )
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+            if name.endswith(("mod.lin", "modulation.lin", "adaLN_modulation.1", "final_layer.linear")):
+                nn.init.zeros_(layer.weight)
+        elif isinstance(layer, nn.RMSNorm):
+            nn.init.ones_(layer.weight)
+        elif isinstance(layer, nn.LayerNorm):
+            # residuals are added in place to what the norm keeps for its gradient
+            layer.register_forward_pre_hook(lambda module, inputs: (inputs[0].clone(),))
+    # guidance has no effect: the model is used with classifier-free guidance
+    nn.init.zeros_(model.guidance_in.out_layer.weight)
+    model.guidance_in.requires_grad_(False)
+    return model
+
+
+def mask_channels(pixels: Tensor) -> Tensor:
+    """A mask in pixels (B, 1, H, W) as the host gives it to Fill: (B, 64, H / 8, W / 8)."""
+    return F.pixel_unshuffle(pixels, 8)
+
+
+def sample_sigmas(count: int, generator: torch.Generator) -> Tensor:
+    """Noise levels (count,) in (0, 1): logit-normal (Esser et al. 2024, section 3.1), much noise."""
+    return torch.sigmoid(0.6 + 1.2 * torch.randn(count, generator=generator))
+
+
+class TokenLookHead(nn.Module):
+    """Predicts what a token's cells show from the image tokens: an auxiliary loss of the training."""
+
+    def __init__(self, width: int, outputs: int = 64):
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, outputs))
+        self.features: Any = None
+
+    def keep(self, module, inputs, output) -> None:
+        """A forward hook of a double block; the later blocks add in place, so it keeps a copy."""
+        self.features = output[0].clone()
+
+    def forward(self, look: Tensor, weight: Tensor) -> Tensor:
+        """Weighted mean square error of the look (B, 16, h, w)."""
+        count = look.shape[-1] * look.shape[-2] // 4
+        told = self.head(self.features[:, :count].float())
+        side = look.shape[-1] // 2
+        told = F.pixel_shuffle(told.transpose(1, 2).reshape(len(look), -1, look.shape[-2] // 2, side), 2)
+        return (weight * (told - look).square()).mean()
+
+
+class Training:
+    """The modules of one task's training and its loss at any step."""
+
+    def __init__(self, work: Path, task: str, steps: int = 0, seed: int = 0):
+        self.work, self.task, self.seed = work, task, seed
+        self.model, self.look = new_flux(task, seed), TokenLookHead(SHAPE["hidden_size"])
+        if task == "edit" and not (work / "edit.pt").exists():
+            self.start_from_fill()
+        self.model.double_blocks[-1].register_forward_hook(self.look.keep)
+        modules = {"model": self.model, "look": self.look}
+        self.fit = runs.Fit(
+            work / f"{task}.pt", modules, steps or STEPS[task], RATE[task], average=0.999, decay=1e-2
+        )
+        self.encoder = trained_text_encoder(work)
+        self.data: Latents | None = None
+
+    def start_from_fill(self) -> None:
+        """Take Fill's mean weights; of its input layer those of the noisy latents."""
+        fill = Training(self.work, "fill", seed=self.seed)
+        with runs.Averaged(fill.fit):
+            state = {name: value.clone() for name, value in fill.model.state_dict().items()}
+            self.look.load_state_dict(fill.look.state_dict())
+        # tokens list channel by channel, four values each
+        state["img_in.weight"] = state["img_in.weight"][:, : 16 * 4]
+        self.model.load_state_dict(state)
+
+    def batch(self, rng: np.random.Generator, long: bool, photos_each: int = 1) -> dict[str, Any]:
+        assert self.data
+        tensors = self.data.tensors
+        # an edit is about the subject, for its photo shows it
+        scene, hole = self.data.pick(rng, BATCH, subject=0.5 if self.task == "fill" else 0.85)
+        content = tensors["content"][scene, hole].tolist()
+        whole = 0.6 if long else 0.0
+        prompts, photos = [], []
+        for index, c in zip(scene.tolist(), content, strict=True):
+            photos.append(c == 0 and rng.random() < 0.85)
+            if not long and c < 0:  # captions of whole pictures are longer than a short batch's
+                prompts.append("" if c != scene_data.EMPTY or rng.random() < 0.5 else captions.scenes.EMPTY)
+            else:
+                prompts.append(captions.prompt(rng, self.data.things[index], c, whole=whole))
+        # a photo makes words unnecessary: often there is only the class, or nothing
+        if self.task == "edit":
+            for i, (index, has) in enumerate(zip(scene.tolist(), photos, strict=True)):
+                if has and rng.random() < 0.5:
+                    prompts[i] = (
+                        f"a photo of a {self.data.things[index][0]['kind']}" if rng.random() < 0.7 else ""
+                    )
+        first = torch.from_numpy(rng.integers(2, size=BATCH))
+        shown = torch.tensor(photos)[:, None, None, None]
+        return {
+            "latent": tensors["latent"][scene].float(),
+            "masked": tensors["masked"][scene, hole].float(),
+            "hole": tensors["hole"][scene, hole][:, None].float(),
+            "pixels": scene_data.unpacked(tensors["pixels"][scene, hole]),
+            "look": tensors["look"][scene].float(),
+            "photos": [
+                torch.where(shown, tensors["photo"][scene, view].float(), 0.0)
+                for view in (first, 1 - first)[:photos_each]
+            ],
+            "prompts": prompts,
+        }
+
+    def loss_at(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        rng, generator = runs.draws(self.seed + {"fill": 1, "edit": 2}[self.task], step)
+        if step % 100 == 0 or self.data is None:
+            self.data = self.data or Latents(self.work, 16)
+            self.data.refresh()
+        long = step % 6 == 5
+        batch = self.batch(rng, long, photos_each=2 if step % 4 == 3 else 1)
+        latent = batch["latent"]
+        noise = torch.randn(latent.shape, generator=generator)
+        sigma = sample_sigmas(BATCH, generator)
+        s = sigma.view(-1, 1, 1, 1)
+        x = (1 - s) * latent + s * noise
+        weight = 0.2 + 0.8 * batch["hole"]
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                context = self.encoder(ids_of(batch["prompts"])[:, : LONG if long else SHORT]).float()
+            output = velocity(self.model, self.task, x, sigma, context, batch)
+        error = (weight * (output.float() - (noise - latent)).square()).mean()
+        aside = self.look(batch["look"], weight)
+        return error + aside, {"error": error.item(), "look": aside.item()}
+
+    def run(self) -> None:
+        import comfy.model_management
+
+        # the fused rotary embedding has no gradient; the host does without it while it trains
+        comfy.model_management.in_training = True
+        try:
+            self.fit.run(self.loss_at)
+        finally:
+            comfy.model_management.in_training = False
+
+
+def velocity(model, task: str, x: Tensor, sigma: Tensor, context: Tensor, given: dict[str, Any]) -> Tensor:
+    """The model's noise - x_0 for latents x (B, 16, h, w) at noise levels (B,)."""
+    guidance = torch.full((len(x),), 3.5)
+    if task == "fill":
+        x = torch.cat([x, given["masked"], mask_channels(given["pixels"])], 1)
+        return model(x, sigma, context, guidance=guidance)
+    return model(x, sigma, context, guidance=guidance, ref_latents=[given["masked"], *given["photos"]])
+
+
+@torch.no_grad()
+def paint(
+    model, task: str, context: Tensor, free: Tensor, given: dict[str, Any], seed=0, steps=20, guidance=3.0
+):
+    """Euler from noise to latents (B, 16, h, w), with classifier-free guidance: a look at a training."""
+    x = torch.randn(given["masked"].shape, generator=torch.Generator().manual_seed(seed))
+    both = torch.cat([context, free.expand_as(context)])
+    twice: dict[str, Any] = {k: torch.cat([v, v]) for k, v in given.items() if isinstance(v, Tensor)}
+    twice["photos"] = [torch.cat([photo, photo]) for photo in given.get("photos", [])]
+    t = torch.linspace(1, 0, steps + 1)
+    sigmas = 3.16 * t / (1 + 2.16 * t)  # the host's shift of 1.15: exp(1.15) = 3.16
+    for now, then in itertools.pairwise(sigmas):
+        with torch.autocast("cpu", torch.bfloat16):
+            v = velocity(model, task, torch.cat([x, x]), now.expand(2 * len(x)), both, twice).float()
+        wanted, plain = v.chunk(2)
+        x = x + (then - now) * (plain + guidance * (wanted - plain))
+    return x
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--task", choices=("fill", "edit"), required=True)
+    parser.add_argument("--steps", type=int, default=0, help="0: the task's default")
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    Training(a.work, a.task, a.steps, a.seed).run()
+
+
+if __name__ == "__main__":
+    main()

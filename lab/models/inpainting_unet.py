@@ -1,0 +1,255 @@
+"""Train the inpainting UNet of three levels and the text encoder on latents of the drawn scenes.
+
+    python -m inlay.lab.models.inpainting_unet --work DIR
+
+The network is the host's own class in SD 1.5's shape: width 320, context 768, nine input channels, three
+levels with attention at each. It predicts epsilon on SD's schedule (Ho et al. 2020, eq. 14); the error
+counts as one in v, and more inside the hole. For the first FREEZE steps the text encoder learns too; then
+its weights are written to DIR/text_encoder.pt and stay as they are, so that other models can use them. For
+the first WINDOWED share of the steps examples are windows of 12 x 12 cells about the hole, at half the cost.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from . import captions, runs
+from .files import WEIGHTS
+from .host import open_host
+from .latents import Latents
+from .text_encoder import TextEncoder, ids_of
+
+SHAPE = {
+    "image_size": 32,
+    "in_channels": 9,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [1, 1, 1],
+    "channel_mult": (1, 1, 1),
+    "num_heads": 8,
+    "use_spatial_transformer": True,
+    "transformer_depth": [1, 0, 0],
+    # from the highest level to the deepest, in the host's order
+    "transformer_depth_output": [1, 1, 1, 0, 1, 0],
+    "transformer_depth_middle": 1,
+    "context_dim": 768,
+    "legacy": False,
+}
+STEPS, BATCH, RATE, FREEZE, WINDOWED, WINDOW = 8000, 16, 4e-4, 2400, 0.70, 12
+WARM = WEIGHTS / "unet.safetensors"
+
+
+def new_unet(seed: int = 0, **changes) -> Any:
+    """A fresh float32 UNet; `changes` override SHAPE. Residual outputs start at zero, as in the original."""
+    open_host()
+    import comfy.cli_args
+
+    comfy.cli_args.args.use_pytorch_cross_attention = True
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, SpatialTransformer, UNetModel
+
+    torch.manual_seed(seed)
+    shape = {name: list(value) if isinstance(value, list) else value for name, value in SHAPE.items()}
+    build: Any = UNetModel
+    unet = build(**{**shape, **changes}, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    # the host's layers skip initialisation (they expect a file); call torch's own
+    for layer in unet.modules():
+        for kind in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm):
+            if isinstance(layer, kind):
+                initialise: Any = kind.reset_parameters
+                initialise(layer)
+    ends = [b.out_layers[-1] for b in unet.modules() if isinstance(b, ResBlock)]
+    ends += [b.proj_out for b in unet.modules() if isinstance(b, SpatialTransformer)]
+    for layer in (*ends, unet.out[-1]):
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+    return unet.to(memory_format=torch.channels_last)
+
+
+def warm_start(unet: Any, state: dict[str, Tensor]) -> int:
+    """Copy what a UNet of one level has in the same place: its blocks are those of the highest level.
+
+    Returns:
+        How many tensors were copied.
+    """
+    moved = {"output_blocks.0.": "output_blocks.4.", "output_blocks.1.": "output_blocks.5."}
+    own, copied = unet.state_dict(), 0
+    for name, value in state.items():
+        for old, new in moved.items():
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+        if name in own and own[name].shape == value.shape:
+            own[name].copy_(value)
+            copied += 1
+    return copied
+
+
+def alphas_cumprod() -> Tensor:
+    """SD's scaled-linear schedule, (1000,) float32: prod(1 - beta), beta from 0.00085 to 0.012."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0).float()
+
+
+class LookHead(nn.Module):
+    """Predicts what a cell shows from inner features: an auxiliary loss, thrown away after training.
+
+    In the spirit of Yu et al. 2024, "Representation alignment for generation": latents are mostly
+    texture, and this points the network at shapes and colours.
+    """
+
+    def __init__(self, width: int, outputs: int = 16):
+        super().__init__()
+        self.head = nn.Sequential(nn.Conv2d(width, width, 1), nn.SiLU(), nn.Conv2d(width, outputs, 1))
+        self.features: Any = None
+
+    def keep(self, module, inputs, output) -> None:
+        """A forward hook."""
+        self.features = output
+
+    def forward(self, look: Tensor, weight: Tensor) -> Tensor:
+        """Weighted mean square error of the look (B, 16, h, w)."""
+        return (weight * (self.head(self.features.float()) - look).square()).mean()
+
+
+def sample_times(count: int, alphas: Tensor, generator: torch.Generator) -> Tensor:
+    """Timesteps (count,) whose ln sigma ~ N(0.8, 1.4) (Karras et al. 2022, table 1, has N(-1.2, 1.2)).
+
+    Much noise: where it leaves a trace of the thing, its shape need not be inferred from words.
+    """
+    sigmas = ((1 - alphas) / alphas).sqrt()
+    wanted = (0.8 + 1.4 * torch.randn(count, generator=generator)).exp()
+    return torch.searchsorted(sigmas, wanted).clamp(max=len(alphas) - 1)
+
+
+def window_of(rng: np.random.Generator, example: Tensor, window: int, hole: int = -1) -> Tensor:
+    """The `window` x `window` cells of an example (C, h, w) about the hole in its channel `hole`."""
+    rows, columns = example[hole].any(1).nonzero(), example[hole].any(0).nonzero()
+    if len(rows) == 0:
+        rows = columns = torch.tensor([[example.shape[1] // 2]])
+    top, left = (
+        int(
+            np.clip(
+                (int(cells.min() + cells.max()) + 1 - window) // 2 + rng.integers(-2, 3), 0, side - window
+            )
+        )
+        for cells, side in ((rows, example.shape[1]), (columns, example.shape[2]))
+    )
+    return example[:, top : top + window, left : left + window]
+
+
+class Training:
+    """The modules of the training and its loss at any step."""
+
+    def __init__(self, work: Path, steps: int = STEPS, seed: int = 0):
+        self.seed, self.work = seed, work
+        self.unet, self.encoder, self.alphas = new_unet(seed), TextEncoder(seed), alphas_cumprod()
+        if WARM.exists():
+            from .checkpoint import unpack
+
+            warm_start(self.unet, unpack(load_file(WARM)))
+        self.look = LookHead(self.unet.model_channels)
+        self.unet.output_blocks[3][-1].register_forward_hook(self.look.keep)
+        modules = {"unet": self.unet, "text": self.encoder, "look": self.look}
+        self.fit = runs.Fit(work / "unet.pt", modules, steps, RATE, average=0.9993)
+        self.data: Latents | None = None
+
+    def batch(self, rng: np.random.Generator, window: int) -> tuple[list[Tensor], list[str]]:
+        """Latent, look, masked latent and hole, each (B, C, h, w), and the prompts."""
+        assert self.data
+        scene, hole = self.data.pick(rng, BATCH)
+        tensors = self.data.tensors
+        masked, holes = tensors["masked"][scene, hole], tensors["hole"][scene, hole][:, None]
+        content = tensors["content"][scene, hole].tolist()
+        prompts = [
+            captions.prompt(rng, self.data.things[s], c) for s, c in zip(scene.tolist(), content, strict=True)
+        ]
+        parts = [tensors["latent"][scene], tensors["look"][scene], masked, holes]
+        whole = torch.cat([part.float() for part in parts], 1)
+        if window < whole.shape[-1]:
+            whole = torch.stack([window_of(rng, example, window) for example in whole])
+        return list(whole.split([part.shape[1] for part in parts], 1)), prompts
+
+    def loss_at(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        rng, generator = runs.draws(self.seed, step)
+        if step % 100 == 0 or self.data is None:
+            self.data = self.data or Latents(self.work, 4)
+            self.data.refresh()
+        if step == FREEZE:
+            self.freeze()
+        window = WINDOW if step < WINDOWED * self.fit.total else 16
+        (latent, look, masked, hole), prompts = self.batch(rng, window)
+        t = sample_times(len(latent), self.alphas, generator)
+        noise = torch.randn(latent.shape, generator=generator)
+        a = self.alphas[t].view(-1, 1, 1, 1)
+        given = torch.cat([a.sqrt() * latent + (1 - a).sqrt() * noise, hole, masked], 1)
+        weight = 0.2 + 0.8 * hole
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.set_grad_enabled(step < FREEZE):
+                context = self.encoder(ids_of(prompts))
+            output = self.unet(given.to(memory_format=torch.channels_last), t.float(), context=context)
+        error = (weight * (output.float() - noise).square() / a).mean()
+        aside = self.look(look, weight)
+        return error + 3 * aside, {"error": error.item(), "look": aside.item()}
+
+    def freeze(self) -> None:
+        """Write the text encoder's mean weights for the other models, and use them from here on."""
+        with runs.Averaged(self.fit):
+            state = {name: value.clone() for name, value in self.encoder.state_dict().items()}
+        self.encoder.load_state_dict(state)
+        own = {id(p) for p in self.encoder.parameters()}
+        for kept, parameter in zip(self.fit.mean, self.fit.parameters, strict=True):
+            if id(parameter) in own:
+                kept.copy_(parameter.data)
+        runs.save(state, self.work / "text_encoder.pt")
+
+    def run(self) -> None:
+        self.fit.run(self.loss_at, save_every=400)  # a state takes 0.8 GB
+
+
+def trained_text_encoder(work: Path) -> TextEncoder:
+    """The frozen text encoder of `work`."""
+    encoder, state = TextEncoder(), runs.load(work / "text_encoder.pt")
+    assert state, f"{work} has no trained text encoder."
+    encoder.load_state_dict(state)
+    return encoder.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def inpaint(
+    unet, context: Tensor, free: Tensor, masked: Tensor, hole: Tensor, seed=0, steps=20, guidance=3.0
+) -> Tensor:
+    """DDIM (Song et al. 2020, eq. 12, eta = 0) from noise to latents (B, 4, h, w): a look at a training."""
+    alphas = alphas_cumprod()
+    x = torch.randn(masked.shape, generator=torch.Generator().manual_seed(seed))
+    times = torch.linspace(999, 0, steps + 1).round().long()
+    both = torch.cat([context, free.expand_as(context)])
+    for now, then in itertools.pairwise(times):
+        given = torch.cat([x, hole, masked], 1).repeat(2, 1, 1, 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            wanted, plain = unet(given, now.float().expand(len(given)), context=both).float().chunk(2)
+        noise = plain + guidance * (wanted - plain)
+        a, b = alphas[now], alphas[then] if then > 0 else torch.tensor(1.0)
+        clean = (x - (1 - a).sqrt() * noise) / a.sqrt()
+        x = b.sqrt() * clean + (1 - b).sqrt() * noise
+    return x
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=STEPS, help="over which the learning rate falls")
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    Training(a.work, a.steps, a.seed).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""One loop for all trainings: a learning rate schedule, a running mean of the weights, checkpoints, a log.
+
+What a step draws at random depends on the seed and the step alone, so a run that was stopped and started
+again takes the same steps as one that was not. A checkpoint holds weights, their mean, optimizer, step,
+seconds and log, and is written to a temporary name first.
+"""
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def save(state, path: Path) -> None:
+    """Write a state so that an interrupt at any moment leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def load(path: Path):
+    """The state at `path`, or None when there is none yet."""
+    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+
+
+def draws(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
+    """The random generators of one step."""
+    return np.random.default_rng([seed, step]), torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def cosine(step: int, total: int, warm_up: int = 200, least: float = 0.02) -> float:
+    """The learning rate's factor: linear warm-up, then a half cosine down to `least`."""
+    return min(1.0, (step + 1) / warm_up) * (
+        least + (1 - least) * 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
+    )
+
+
+def finished(path: Path) -> bool:
+    """Whether the run at `path` has taken all its steps."""
+    return path.with_suffix(".done").exists()
+
+
+class Fit:
+    """A training: `modules` by name, trained by AdamW at `rate` for `total` steps, its state at `path`."""
+
+    def __init__(
+        self,
+        path: Path,
+        modules: Mapping[str, nn.Module],
+        total: int,
+        rate: float,
+        average: float = 0.0,
+        decay: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+    ):
+        self.path, self.modules, self.total, self.rate, self.average = path, modules, total, rate, average
+        self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": decay},
+            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas)
+        self.mean = [p.detach().clone() for p in self.parameters] if average else []
+        self.step, self.seconds, self.log = 0, 0.0, []
+        if state := load(path):
+            for name, module in modules.items():
+                module.load_state_dict(state["modules"][name])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.mean = state["mean"]
+            self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.total
+
+    def state(self) -> dict:
+        return {
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "mean": self.mean,
+            "step": self.step,
+            "seconds": self.seconds,
+            "log": self.log,
+        }
+
+    def run(
+        self,
+        loss_at: Callable[[int], tuple[Tensor, dict[str, float]]],
+        measure: Callable[[], dict[str, float]] | None = None,
+        log_every: int = 50,
+        measure_every: int = 1000,
+        save_every: float = 180.0,
+    ) -> None:
+        """Take the steps that are left. `loss_at(step)` gives the loss and what to log beside it."""
+        stopped = []
+        previous = signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+        try:
+            self._run(loss_at, measure, log_every, measure_every, save_every, stopped)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        if self.done:
+            self.path.with_suffix(".done").touch()
+        elif stopped:
+            raise SystemExit(143)
+
+    def _run(self, loss_at, measure, log_every, measure_every, save_every, stopped) -> None:
+        saved = last = time.monotonic()
+        rows: list[dict[str, float]] = []
+        while not self.done and not stopped:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate * cosine(self.step, self.total)
+            loss, shown = loss_at(self.step)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            if torch.isfinite(norm):
+                self.optimizer.step()
+            self.step += 1
+            decay = min(self.average, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                for kept, parameter in zip(self.mean, self.parameters, strict=True) if self.mean else ():
+                    kept.lerp_(parameter, 1 - decay)
+            rows.append({"loss": loss.item(), "norm": norm.item(), **shown})
+            now = time.monotonic()
+            self.seconds, last = self.seconds + now - last, now
+            if self.step % log_every == 0:
+                self._note({k: float(np.mean([r[k] for r in rows if k in r])) for k in rows[-1]})
+                rows = []
+            if measure and (self.step % measure_every == 0 or self.done):
+                with torch.no_grad(), Averaged(self):
+                    self._note({"measured": 1.0, **measure()})
+                last = time.monotonic()  # not part of the training
+            if now - saved > save_every or self.done or stopped:
+                save(self.state(), self.path)
+                saved = time.monotonic()
+
+    def _note(self, numbers: dict[str, float]) -> None:
+        row = {"step": self.step, "minutes": round(self.seconds / 60, 2)}
+        row |= {name: round(value, 5) for name, value in numbers.items()}
+        self.log.append(row)
+        print(json.dumps({"run": self.path.stem, **row}), flush=True)
+
+
+class Averaged:
+    """Context in which the modules hold the mean of their weights (if the training keeps one)."""
+
+    def __init__(self, fit: Fit):
+        self.fit = fit
+
+    def swap(self) -> None:
+        for kept, parameter in zip(self.fit.mean, self.fit.parameters, strict=True) if self.fit.mean else ():
+            held = parameter.data.clone()
+            parameter.data.copy_(kept)
+            kept.copy_(held)
+
+    def __enter__(self):
+        self.swap()
+
+    def __exit__(self, *_):
+        self.swap()
+
+
+def trained(path: Path, name: str) -> dict[str, Tensor] | None:
+    """The weights of module `name` of the run at `path`, their mean where one is kept."""
+    state = load(path)
+    if state is None:
+        return None
+    weights, mean = dict(state["modules"][name]), state["mean"]
+    if mean:
+        raise ValueError(f"{path} keeps a mean; load it with Fit and use Averaged.")
+    return weights

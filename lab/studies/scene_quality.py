@@ -1,0 +1,258 @@
+"""How good are the tiny models of the world of `scenes`? Held-out prompts, painted into held-out scenes.
+
+    python dev.py lab scene_quality --work DIR [--models FOLDER] [--prompts 200] [--only unet fill edit]
+
+Each scene is rendered without its subject; a model paints the caption into the box that the subject and its
+shadow would take (the edit model also gets a photo of the subject from another side). The classifier,
+trained on renderings alone, gives class and colour. Beside it: the share of the truth's mean absolute
+gradient in the box, the colour step at the box's edge less the truth's in 1/255, and how well the truth
+passes the autoencoders. The target of each figure stands in its column's name. Writes quality.md,
+quality.json and a sheet of 24 pictures for each model. Models come from FOLDER, else they are assembled from
+the trainings in DIR.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...conditioning.inpaint import inpaint_pictures
+from ...evaluation.tables import Table
+from ...imaging.boxes import Box
+from ...imaging.composite import paste_back
+from ...imaging.masks import fill_box
+from .. import scenes
+from ..models import assemble, autoencoders, scene_data
+from ..models.host import open_host
+from ..models.scene_classifier import SceneClassifier, Verdict, trained_classifier
+from . import picture_grid
+from .quality import write_table
+
+HELD_OUT = 424_243  # no training draws from this seed
+BATCH = 25
+# sampler, scheduler, steps and guidance of each model
+SAMPLING: dict[str, tuple[str, str, int, float]] = {
+    "unet": ("dpmpp_2m_sde", "sgm_uniform", 20, 4.0),
+    "fill": ("euler", "simple", 20, 4.0),
+    "edit": ("euler", "simple", 20, 3.0),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A background (H, W, 3) in [0, 1], the box to fill, what belongs there, its photo and the truth."""
+
+    background: Tensor
+    box: Box
+    thing: scenes.Thing
+    photo: Tensor
+    truth: Tensor
+
+    @property
+    def hole(self) -> Tensor:
+        return fill_box(self.box, *self.background.shape[:2])[0]
+
+
+def as_image(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels).float() / 255
+
+
+def held_out_tasks(count: int) -> list[Task]:
+    """Every class in every colour as evenly as `count` allows; all else at random."""
+    colours, tasks = list(scenes.COLOURS), []
+    for index in range(count):
+        rng = np.random.default_rng([HELD_OUT, index])
+        kind = scenes.CLASSES[index % len(scenes.CLASSES)]
+        colour = colours[index // len(scenes.CLASSES) % len(colours)]
+        scene = scenes.sample_scene(rng, subject=scenes.sample_thing(rng, kind=kind, colour=colour))
+        truth, empty = scenes.render(scene), scenes.render(replace(scene, subject=None))
+        reach = truth.reach()
+        assert reach
+        assert scene.subject
+        photo = as_image(scene_data.photo(rng, scene.subject))
+        tasks.append(Task(as_image(empty.image), Box(*reach), scene.subject, photo, as_image(truth.image)))
+    return tasks
+
+
+def stacked(tasks: Sequence[Task], name: str) -> Tensor:
+    return torch.stack([getattr(task, name) for task in tasks])
+
+
+class Painter:
+    """A tiny model with its autoencoder and text encoder, opened by the host's own loaders."""
+
+    def __init__(self, kind: str, models: Path):
+        open_host()
+        import comfy.sd
+        import comfy.utils
+
+        self.kind = kind
+        if kind == "unet":
+            path = models / "checkpoints" / "inlay_tiny_scenes.safetensors"
+            loaded: Any = comfy.sd.load_checkpoint_guess_config(str(path))
+            self.model, self.clip, self.vae = loaded[:3]
+        else:
+            self.model = comfy.sd.load_diffusion_model(
+                str(models / "diffusion_models" / f"inlay_tiny_{kind}.safetensors")
+            )
+            self.clip: Any = comfy.sd.load_clip(
+                [str(models / "text_encoders" / "inlay_tiny_clip.safetensors")],
+                clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
+            )
+            self.vae = comfy.sd.VAE(
+                sd=comfy.utils.load_torch_file(str(models / "vae" / "inlay_tiny_16.safetensors"))
+            )
+
+    @torch.inference_mode()
+    def paint(
+        self, images: Tensor, holes: Tensor, prompts: Sequence[str], photos: Tensor, seed: int
+    ) -> Tensor:
+        """Fill holes (B, H, W), 1 = hole, of images (B, H, W, 3) in [0, 1]; all else keeps its bits."""
+        import comfy.sample
+
+        sampler, scheduler, steps, cfg = SAMPLING[self.kind]
+        image, masked, hole = inpaint_pictures(images, holes, 8)
+        if self.kind == "edit":
+            condition = {"reference_latents": [self.vae.encode(masked), self.vae.encode(photos)]}
+        else:
+            condition = {"concat_latent_image": self.vae.encode(masked), "concat_mask": hole[:, None]}
+        latent = self.vae.encode(image)
+        rows = torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(prompt)) for prompt in prompts])
+        nothing = self.clip.encode_from_tokens(self.clip.tokenize(""))
+        painted = comfy.sample.sample(
+            self.model, comfy.sample.prepare_noise(latent, seed), steps, cfg, sampler, scheduler,
+            [[rows, condition]], [[nothing, condition]], latent, noise_mask=hole[:, None], disable_pbar=True,
+            seed=seed,
+        )  # fmt: skip
+        decoded = self.vae.decode(painted)[:, : images.shape[1], : images.shape[2]]
+        return paste_back(images, decoded.clamp(0, 1), holes)
+
+    def paint_all(self, tasks: Sequence[Task]) -> Tensor:
+        """The captions painted into the boxes (n, H, W, 3), in batches."""
+        painted = []
+        for start in range(0, len(tasks), BATCH):
+            part = tasks[start : start + BATCH]
+            images, holes, photos = (stacked(part, name) for name in ("background", "hole", "photo"))
+            prompts = [scenes.caption(task.thing) for task in part]
+            painted.append(self.paint(images, holes, prompts, photos, seed=start))
+            print(f"{self.kind}: painted {start + len(part)} of {len(tasks)}", flush=True)
+        return torch.cat(painted).cpu()
+
+
+def gradient_share(images: Tensor, tasks: Sequence[Task]) -> list[float]:
+    """The mean absolute gradient in each task's box, as a share of the truth's."""
+    shares = []
+    for image, task in zip(images, tasks, strict=True):
+        rows, columns = task.box.slices
+        mine, true = (autoencoders.gradient(x[rows, columns].movedim(-1, 0)) for x in (image, task.truth))
+        shares.append(float(mine / true))
+    return shares
+
+
+def edge_step(images: Tensor, tasks: Sequence[Task]) -> list[float]:
+    """Mean colour step across each box's border, in 1/255."""
+    steps = []
+    for image, task in zip(images, tasks, strict=True):
+        across = (task.hole.diff(dim=0) != 0)[..., None], (task.hole.diff(dim=1) != 0)[..., None]
+        jumps = (image.diff(dim=0).abs(), image.diff(dim=1).abs())
+        total = sum(float((jump * at).sum()) for jump, at in zip(jumps, across, strict=True))
+        steps.append(255 * total / 3 / max(sum(float(at.sum()) for at in across), 1))
+    return steps
+
+
+def psnr(images: Tensor, truth: Tensor) -> list[float]:
+    return (-10 * (images - truth).square().mean((1, 2, 3)).clamp(min=1e-10).log10()).tolist()
+
+
+def scored(
+    classifier: SceneClassifier, images: Tensor, tasks: Sequence[Task]
+) -> tuple[dict[str, list[float]], list[Verdict]]:
+    """The measures of pictures (n, H, W, 3), and what the classifier names in their boxes."""
+    verdicts = classifier.describe(images.movedim(-1, 1), stacked(tasks, "hole"))
+    right = {
+        name: [
+            float(getattr(v, name) == getattr(t.thing, name)) for v, t in zip(verdicts, tasks, strict=True)
+        ]
+        for name in ("kind", "colour", "pattern", "accessory")
+    }
+    true_steps = edge_step(stacked(tasks, "truth"), tasks)
+    return {
+        "class": right["kind"],
+        "colour": right["colour"],
+        "class and colour": [k * c for k, c in zip(right["kind"], right["colour"], strict=True)],
+        "pattern": right["pattern"],
+        "accessory": right["accessory"],
+        "gradient (>= .85)": gradient_share(images, tasks),
+        "step at the edge (<= 5)": [
+            mine - true for mine, true in zip(edge_step(images, tasks), true_steps, strict=True)
+        ],
+    }, verdicts
+
+
+def through(vae: Any, images: Tensor) -> Tensor:
+    """Pictures (n, H, W, 3) encoded and decoded."""
+    with torch.inference_mode():
+        return torch.cat([vae.decode(vae.encode(part)).clamp(0, 1) for part in images.split(BATCH)]).cpu()
+
+
+def sheet(title: str, painted: Tensor, tasks: Sequence[Task], verdicts: Sequence[Verdict], count: int = 24):
+    """Pictures drawn at random, not chosen; the text of those whose class or colour is wrong is red."""
+    cells, side = [], 176
+    for i in np.random.default_rng(HELD_OUT).permutation(len(tasks))[:count]:
+        task, verdict = tasks[i], verdicts[i]
+        good = verdict.kind == task.thing.kind and verdict.colour == task.thing.colour
+        lines = [
+            scenes.caption(task.thing).removeprefix("a photo of "),
+            f"classifier: {verdict.colour} {verdict.pattern} {verdict.kind}",
+        ]
+        panels = [picture_grid.shown(task.background, side, task.box), picture_grid.shown(painted[i], side)]
+        cells.append(picture_grid.Cell(panels, lines, good))
+    return picture_grid.grid(title, cells, 4)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of the trainings")
+    parser.add_argument("--models", type=Path, help="a models folder that `assemble` wrote")
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--only", nargs="*", default=list(SAMPLING), choices=list(SAMPLING))
+    parser.add_argument("--out", type=Path, help="default: DIR/quality")
+    a = parser.parse_args()
+    out = a.out or a.work / "quality"
+    out.mkdir(parents=True, exist_ok=True)
+    models = a.models or a.work / "models"
+    if a.models is None:
+        assemble.assemble(assemble.trained_parts(a.work), models)
+    classifier, tasks = trained_classifier(a.work), held_out_tasks(a.prompts)
+    truth = stacked(tasks, "truth")
+    rows: dict[str, dict[str, list[float]]] = {}
+    for kind in a.only:
+        painter = Painter(kind, models)
+        coded = f"the truth through the autoencoder of {4 if kind == 'unet' else 16} channels"
+        if coded not in rows:
+            recoded = through(painter.vae, truth)
+            rows[coded] = {
+                **scored(classifier, recoded, tasks)[0],
+                "PSNR dB (>= 29)": psnr(recoded, truth),
+            }
+        painted = painter.paint_all(tasks)
+        target = ">= .90" if kind == "unet" else ">= .85"
+        numbers, verdicts = scored(classifier, painted, tasks)
+        rows[f"painted by {kind} (class and colour {target})"] = numbers
+        title = f"{kind}: held-out scenes with the box | result"
+        sheet(title, painted, tasks, verdicts).save(out / f"quality_{kind}.png")
+    rows["the truth"] = scored(classifier, truth, tasks)[0]
+    notes = [f"{a.prompts} held-out prompts and scenes of {scenes.SIZE} px, seed {HELD_OUT}."]
+    notes += [f"{kind}: {s} {c}, {n} steps, guidance {g:g}." for kind, (s, c, n, g) in SAMPLING.items()]
+    write_table(Table("Quality of the tiny models", rows, notes), out, "quality")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The tiny models of the world of `scenes`, untrained: the loaders of the host recognise them and agree."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from inlay.lab.models import assemble, autoencoders, flux, inpainting_unet, text_encoder
+
+
+@pytest.fixture(scope="module")
+def parts(in_process_host):
+    return assemble.random_parts(0)
+
+
+@pytest.fixture
+def training(in_process_host):
+    """The host's switch for training, restored afterwards."""
+    import comfy.model_management
+
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    yield
+    comfy.model_management.in_training = before
+
+
+def test_the_checkpoint_is_recognised(parts):
+    """As SD 1.5 for inpainting: three levels with attention at each, our autoencoder and text encoder."""
+    import comfy.sd
+
+    loaded: Any = comfy.sd.load_state_dict_guess_config(assemble.checkpoint_state(parts))
+    model, clip, vae = loaded[:3]
+    shape = model.model.model_config.unet_config
+    for name in ("num_res_blocks", "transformer_depth", "transformer_depth_output", "in_channels"):
+        assert list_of(shape[name]) == list_of(inpainting_unet.SHAPE[name])
+    assert type(vae.first_stage_model).__name__ == "TAESD"
+    encoder = text_encoder.TextEncoder()
+    encoder.load_state_dict(parts["text"])
+    for prompt in (
+        "a photo of a red striped mug wearing a hat",
+        "a (red:1.0) mug and a blue cat in a room",
+        "",
+    ):
+        theirs = clip.encode_from_tokens(clip.tokenize(prompt))
+        with torch.no_grad():
+            ours = encoder(text_encoder.ids_of([prompt]))
+        # the host's copy is stored in half precision
+        assert (ours - theirs).abs().max() < 0.01
+
+
+def list_of(value):
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def test_the_text_encoder_is_causal_and_mixes_words(parts):
+    encoder = text_encoder.TextEncoder()
+    encoder.load_state_dict(parts["text"])
+    with torch.no_grad():
+        red, blue, shorter = encoder(text_encoder.ids_of(["a red mug", "a blue mug", "a red"]))
+    assert torch.equal(red[:2], blue[:2])
+    assert torch.equal(red[:3], shorter[:3])
+    assert (red[3] - blue[3]).abs().max() > 1e-4  # the word mug depends on the colour before it
+
+
+@pytest.mark.parametrize("task", ["fill", "edit"])
+def test_a_transformer_is_recognised(parts, task):
+    import comfy.sd
+
+    model: Any = comfy.sd.load_diffusion_model_state_dict(dict(parts[task]))
+    assert type(model.model.model_config).__name__ == {"fill": "FluxInpaint", "edit": "Flux"}[task]
+    assert model.model.model_config.unet_config["in_channels"] == flux.CHANNELS[task]
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+def test_the_host_s_latents_are_on_the_encoder_s_scale(parts, channels):
+    import comfy.latent_formats
+    import comfy.sd
+
+    scale = (assemble.SD_SCALE, assemble.SD_SHIFT) if channels == 4 else (flux.VAE_SCALE, flux.VAE_SHIFT)
+    part = parts[f"autoencoder{channels}"]
+    vae = comfy.sd.VAE(sd=assemble.autoencoder_state(part, *scale))
+    own = autoencoders.new_autoencoder(channels)
+    own.load_state_dict(part)
+    image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    kind = comfy.latent_formats.SD15 if channels == 4 else comfy.latent_formats.Flux
+    with torch.no_grad():
+        theirs = kind().process_in(vae.encode(image))
+        assert torch.allclose(theirs, own.taesd_encoder(image.movedim(-1, 1)), atol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["fill", "edit"])
+def test_a_transformer_can_be_trained(training, task):
+    """Every weight but those of the guidance gets a gradient that agrees with a central difference."""
+    model = flux.new_flux(task).double()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if not parameter.any():
+            parameter.data.normal_(0, 0.05, generator=generator)
+    model.guidance_in.out_layer.weight.data.zero_()
+
+    def drawn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x, sigma, context = drawn(1, 16, 4, 4), torch.tensor([0.7], dtype=torch.float64), drawn(1, 5, 768)
+    given = {
+        "masked": drawn(1, 16, 4, 4),
+        "pixels": torch.zeros(1, 1, 32, 32),
+        "photos": [drawn(1, 16, 2, 2)] * 2,
+    }
+
+    def loss():
+        return flux.velocity(model, task, x, sigma, context, given).square().mean()
+
+    loss().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None and "guidance_in" not in n] == []
+    weight = model.double_blocks[0].img_attn.qkv.weight
+    way = drawn(*weight.shape)
+    expected = (weight.grad * way).sum()
+    values = []
+    for step in (1e-4, -1e-4):
+        with torch.no_grad():
+            weight.add_(way, alpha=step)
+            values.append(loss())
+            weight.add_(way, alpha=-step)
+    # the host rounds rotary embeddings to float32
+    assert float((values[0] - values[1]) / 2e-4) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_shipped_parts_come_back_and_are_small(parts, tmp_path):
+    """All parts together stay below the room that the repository has for them."""
+    written = assemble.ship(parts, tmp_path, {"fill": {"steps": 3}})
+    loaded = assemble.shipped_parts(tmp_path)
+    assert loaded.keys() == parts.keys()
+    for part, state in parts.items():
+        assert {n: v.shape for n, v in loaded[part].items()} == {n: v.shape for n, v in state.items()}
+    assert sum(path.stat().st_size for path in written) < 62 * 2**20

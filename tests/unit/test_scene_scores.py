@@ -1,0 +1,100 @@
+"""What scores the new tiny models: the measures of scene_quality and the labels of the classifier."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from inlay.imaging.boxes import Box
+from inlay.lab import scenes
+from inlay.lab.models import scene_classifier
+from inlay.lab.scenes import shapes
+from inlay.lab.studies import scene_quality
+
+
+def task(truth: torch.Tensor, box: Box) -> scene_quality.Task:
+    thing = scenes.sample_thing(np.random.default_rng(0))
+    return scene_quality.Task(torch.zeros_like(truth), box, thing, torch.zeros(64, 64, 3), truth)
+
+
+def test_the_step_at_the_edge_is_the_jump_across_the_border():
+    image = torch.zeros(16, 16, 3)
+    image[4:12, 5:11] = 51 / 255
+    assert scene_quality.edge_step(image[None], [task(image, Box(4, 5, 12, 11))]) == [pytest.approx(51)]
+    assert scene_quality.edge_step(image[None], [task(image, Box(1, 1, 3, 3))]) == [0]
+
+
+def test_the_gradient_share_of_the_truth_is_one_and_of_half_the_contrast_a_half():
+    truth = torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(0))
+    own = task(truth, Box(2, 2, 14, 14))
+    shares = scene_quality.gradient_share(torch.stack([truth, truth / 2]), [own, own])
+    assert shares == [pytest.approx(1), pytest.approx(0.5)]
+
+
+def test_psnr_of_a_known_error():
+    truth = torch.full((1, 8, 8, 3), 0.5)
+    assert scene_quality.psnr(truth + 0.1, truth) == [pytest.approx(20, abs=1e-4)]
+
+
+def test_held_out_tasks_cover_classes_and_colours():
+    tasks = scene_quality.held_out_tasks(12)
+    assert [t.thing.kind for t in tasks] == [*scenes.CLASSES, *scenes.CLASSES[:2]]
+    assert {t.thing.colour for t in tasks} == set(list(scenes.COLOURS)[:2])
+    for own in tasks:
+        outside = own.hole < 0.5
+        # what the subject changes lies in the box, a faint shadow apart
+        assert (own.background - own.truth)[outside].abs().max() <= 26 / 255
+
+
+def test_the_label_of_an_emblem_says_whether_it_is_seen():
+    rng = np.random.default_rng(1)
+    right = total = 0
+    for _ in range(40):
+        side = int(rng.integers(6))
+        emblems = tuple("disc" if i == side else "" for i in range(6))
+        own = scenes.sample_thing(
+            rng, kind="mug", pattern="plain", accessory="none", colour="white", emblems=emblems
+        )
+        scene = scenes.sample_scene(rng, subject=own, others=0)
+        subject = scene.subject
+        assert subject
+        plain = replace(scene, subject=replace(subject, emblems=()))
+        pair = [scenes.render(s, 64).image.astype(int) for s in (scene, plain)]
+        changed = (np.abs(pair[0] - pair[1]).max(-1) > 30).sum()
+        label = scene_classifier.visible_emblems(subject)[shapes.EMBLEMS.index("disc")]
+        right += (changed > 8) == bool(label)
+        total += 1
+    # an emblem at the very edge, or one behind the handle, may count either way
+    assert right / total > 0.85
+
+
+def test_relatives_differ_and_keep_the_rules_of_things():
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        group = scene_classifier.sample_group(rng)
+        assert len(group) == scene_classifier.GROUP
+        for thing in group:
+            assert thing.pattern == "plain" or not thing.emblems
+            assert len(thing.emblems) in (0, shapes.SIDES.get(thing.kind, 6))
+
+
+def test_a_crop_without_a_thing_is_found_where_there_is_room():
+    rng = np.random.default_rng(3)
+    image = np.full((scenes.SIZE, scenes.SIZE, 3), 200, np.uint8)
+    anything = np.zeros((scenes.SIZE, scenes.SIZE), bool)
+    anything[:, :20] = True
+    crop = scene_classifier.empty_crop(rng, image, anything)
+    assert crop is not None
+    assert crop.shape == (3, scene_classifier.SIZE, scene_classifier.SIZE)
+    assert scene_classifier.empty_crop(rng, image, np.ones_like(anything)) is None
+
+
+def test_the_classifier_names_every_field():
+    classifier = scene_classifier.SceneClassifier().eval()
+    verdicts = classifier.describe(torch.rand(2, 3, 80, 80), torch.ones(2, 80, 80))
+    for verdict in verdicts:
+        for name, names in scene_classifier.NAMES.items():
+            assert getattr(verdict, name) in names
+    embedding = classifier(torch.rand(3, 3, 40, 40))
+    assert torch.allclose(embedding.norm(dim=1), torch.ones(3), atol=1e-5)

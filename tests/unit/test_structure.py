@@ -1,0 +1,114 @@
+"""The structure of the code base: who imports whom, names defined once, imports at module level.
+
+docs/architecture.md describes the same rules in words.
+"""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from inlay import dev
+
+# Folders of the product, from the highest to the lowest: a folder imports only from those after it.
+ORDER = (
+    "headless", "nodes", "training", "evaluation", "sampling", "attention", "encoders", "conditioning",
+    "imaging", "host", "families", "common",
+)  # fmt: skip
+MAY_IMPORT_COMFY = {"nodes", "host", "lab", "tools", "tests"}
+COMFY = {"comfy", "comfy_extras", "latent_preview", "node_helpers", "execution", "server"}
+# Entry points that every command line has.
+REPEATED_NAMES = {"main", "add_arguments"}
+LONGEST_FUNCTION = 60  # lines; schemas and their parts are exempt: they are tables
+
+
+def modules() -> dict[str, tuple[Path, ast.Module]]:
+    """Return the product's modules: dotted name -> (path, syntax tree)."""
+    found = {}
+    for folder in ORDER:
+        for path in sorted((dev.PACK / folder).rglob("*.py")):
+            name = ".".join(path.relative_to(dev.PACK).with_suffix("").parts)
+            found[name] = path, ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+MODULES = modules()
+
+
+def imported(name: str, tree: ast.AST) -> list[tuple[str, int]]:
+    """Return (dotted module of the pack, line) of every relative import below `tree`."""
+    parts = name.split(".")
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = parts[: len(parts) - node.level] + (node.module.split(".") if node.module else [])
+            for alias in node.names:
+                longer = ".".join([*base, alias.name])
+                found.append((longer if longer in MODULES else ".".join(base), node.lineno))
+    return found
+
+
+def top_level_imports(tree: ast.Module) -> ast.Module:
+    return ast.Module([n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))], [])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_downwards(name):
+    own = ORDER.index(name.partition(".")[0])
+    for target, line in imported(name, MODULES[name][1]):
+        folder = target.partition(".")[0]
+        if folder in ORDER:
+            assert ORDER.index(folder) >= own, f"{name}, line {line}, imports {target}, which lies above it"
+
+
+def test_there_is_no_cycle_of_imports():
+    graph = {
+        name: {target for target, _ in imported(name, top_level_imports(tree)) if target in MODULES} - {name}
+        for name, (_, tree) in MODULES.items()
+    }
+    while graph:
+        leaves = {name for name, targets in graph.items() if not targets & graph.keys()}
+        assert leaves, f"these modules import one another: {sorted(graph)}"
+        graph = {name: targets for name, targets in graph.items() if name not in leaves}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_private_parts_of_the_host_are_used_in_the_host_folder_alone(name):
+    if name.partition(".")[0] in MAY_IMPORT_COMFY:
+        return
+    for node in ast.walk(MODULES[name][1]):
+        if isinstance(node, ast.Import):
+            roots = [alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            roots = [node.module.partition(".")[0]]
+        else:
+            continue
+        assert not COMFY & set(roots), f"{name}, line {node.lineno}, imports {roots}: move it into host/"
+
+
+def test_no_public_name_is_defined_in_two_modules():
+    places = defaultdict(list)
+    for name, (_, tree) in MODULES.items():
+        for node in tree.body:
+            names = []
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
+                names = [node.name]
+            elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+            for each in names:
+                if not each.startswith("_") and each not in REPEATED_NAMES:
+                    places[each].append(name)
+    twice = {each: found for each, found in places.items() if len(found) > 1}
+    assert not twice
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_function_is_longer_than_a_screen(name):
+    for node in ast.walk(MODULES[name][1]):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.endswith(
+            ("_schema", "_inputs")
+        ):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= LONGEST_FUNCTION, f"{name}.{node.name} has {length} lines"
