@@ -1,5 +1,7 @@
 """Seams for changes to a MODEL: the patcher, weight patches, object patches."""
 
+import math
+
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
