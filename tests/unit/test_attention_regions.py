@@ -168,3 +168,8 @@ def test_the_tokens_of_a_large_mask_are_drawn_small_and_counted_exactly():
     assert picture.shape == (2, 1024, 512, 3)
     expected = mask[[int(i * 8) for i in range(375)]][:, [int(i * 1500 / 187) for i in range(187)]]
     assert lines[0] == f"187x375 tokens: {int(expected.sum())} of {375 * 187} inside"
+
+
+def test_a_zeroed_prompt_does_not_repeat():
+    assert text_period(torch.zeros(1, 77, 4)) == 0
+    assert text_period(torch.zeros(1, 154, 4)) == 0

@@ -349,3 +349,12 @@ def test_one_after_another_sees_what_came_before():
     assert known[0, 12 - view.box.top, 12 - view.box.left, 0].item() == pytest.approx(0.1)
     assert result.image[0, 12, 12, 0].item() == pytest.approx(0.1)
     assert result.image[0, 42, 42, 0].item() == pytest.approx(0.2)
+
+
+def test_a_long_strip_makes_no_view_longer_than_two_sides():
+    """A mask of 32 x 1400 pixels in a picture as narrow: 64 x 2816 before."""
+    view = close_up(Box(0, 0, 32, 1400), 32, 1408, 512)
+    assert max(view.height, view.width) <= 1024
+    assert min(view.height, view.width) >= 64
+    wide = close_up(Box(0, 0, 300, 1200), 300, 1200, 512)  # 4 : 1 is as long as it may be
+    assert (wide.height, wide.width) == (256, 1024)
