@@ -12,10 +12,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..host.families import require_family, token_order
 from ..imaging.latent_mask import snap_labels
 from .layers import unet_layers
 from .patch import CONDITIONAL, PLAN, Masking, choose_masking, row_masks, with_replacements
 from .regions import WHOLE_IMAGE, RegionPlan, halved, region_labels, text_period
+from .transformer import StepTokens, choose_joint_masking
 
 WRAPPER_KEY = "inlay_masked_attention"
 WINDOW = "inlay_window"
@@ -36,13 +38,20 @@ def mask_attention(
     released: bool = False,
     percent: tuple[float, float] = (0.0, 1.0),
     apply_to: str = "both",
+    photos: Sequence[tuple[int, float]] = (),
 ) -> ModelPatcher:
     """A clone of a MODEL that masks its attention while it samples.
 
     masks: one (N,H,W) per subject, N = 1 or the batch size. percent: start and end, in shares of the noise
     schedule. The other options as in `region_options`. A second call masks what the first one leaves: both
-    regions must agree for a query to see a key.
+    regions must agree for a query to see a key. photos: of a transformer's reference latents that show a
+    subject, the box (from 1, 0 for all) and strength of each.
     """
+    if token_order(model.get_model_object("diffusion_model")) is not None:
+        return _mask_transformer(
+            model, masks, cross_strength, self_layers, self_strength, operator, text, released, percent,
+            apply_to, photos,
+        )  # fmt: skip
     unet = _unet(model)
     masking = choose_masking(unet, cross_strength, self_layers, self_strength, operator, _free_plan(model))
     with torch.inference_mode(False):
@@ -62,14 +71,75 @@ def _attend(*args, **kwargs) -> Tensor:
     return comfy.ldm.modules.attention.optimized_attention(*args, **kwargs)
 
 
+def _mask_transformer(
+    model: ModelPatcher, masks, cross_strength, self_layers, self_strength, operator, text, released, percent,
+    apply_to, photos,
+) -> ModelPatcher:  # fmt: skip
+    """`mask_attention` for a transformer with joint attention."""
+    if released:
+        raise ValueError(
+            "text: hiding tokens 39-76 belongs to the text encoder of SD models; choose all for this model."
+        )
+    network = model.get_model_object("diffusion_model")
+    order = token_order(network)
+    assert order is not None
+    masking = choose_joint_masking(
+        network, order, cross_strength, self_layers, self_strength, operator, photos
+    )
+    with torch.inference_mode(False):
+        labels = region_labels(masks)
+    boxes = int(labels.max())
+    wrong = [box for box, _ in photos if not 0 <= box <= boxes]
+    if wrong:
+        raise ValueError(
+            f"photos: box {wrong[0]} does not exist, there are {boxes} mask(s); count them from 1, or write 0"
+            " for a photo that acts in all of them."
+        )
+    model = model.clone()
+    if masking is not None:
+        model.add_wrapper_with_key(
+            WrappersMP.APPLY_MODEL,
+            WRAPPER_KEY,
+            StepTokens(
+                network,
+                order,
+                masking,
+                labels,
+                text,
+                apply_to,
+                lambda sampling, sigmas: in_range(percent, sampling, sigmas),
+                lambda options: sampled_labels(labels, options),
+                WINDOW,
+            ),
+        )
+    return model
+
+
 def _unet(model: ModelPatcher):
     unet = model.get_model_object("diffusion_model")
     if not hasattr(unet, "input_blocks"):
-        raise ValueError(
-            f"Masked attention cannot mask {type(model.model).__name__} models yet: "
-            "connect a UNet model (SD 1.5, SD 2, SDXL or their inpainting variants)."
-        )
+        require_family(model)
+        raise ValueError(f"Masked attention cannot mask {type(model.model).__name__} models.")
     return unet
+
+
+def in_range(percent: tuple[float, float], sampling, sigmas: Tensor) -> bool:
+    """Whether a step lies in a range of the noise schedule, given in shares of it."""
+    if percent == (0.0, 1.0):
+        return True
+    start, end = (sampling.percent_to_sigma(share) for share in percent)
+    return start >= float(sigmas.max()) >= end
+
+
+def sampled_labels(labels: Tensor, options: dict) -> tuple[Tensor, tuple[int, ...]]:
+    """The masks of the pictures that are sampled, and which of the batch these are.
+
+    Where there is a mask for every picture, a sampler that paints some of them has those masks.
+    """
+    rows, pictures = options.get(ROWS, ((), 0))
+    if len(labels) != pictures or len(rows) == pictures:
+        return labels, ()
+    return labels[list(rows)], tuple(rows)
 
 
 def _free_plan(model: ModelPatcher) -> str:
@@ -105,23 +175,17 @@ class StepRegions:
         **kwargs,
     ):
         options = transformer_options or {}
-        if self._in_range(executor.class_obj.model_sampling, options.get("sigmas", t)):
+        if in_range(self.percent, executor.class_obj.model_sampling, options.get("sigmas", t)):
             plan = self._plan(x, c_crossattn, options)
             options = {**options, self.masking.plan: plan}
             if COMPILED in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
                 kwargs[self._graph_name(plan)] = True
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
-    def _in_range(self, sampling, sigmas: Tensor) -> bool:
-        if self.percent == (0.0, 1.0):
-            return True
-        start, end = (sampling.percent_to_sigma(percent) for percent in self.percent)
-        return start >= float(sigmas.max()) >= end
-
     def _plan(self, x: Tensor, context: Tensor | None, options: dict) -> RegionPlan:
         chunks = options.get("cond_or_uncond", [CONDITIONAL])
         window = tuple(options.get(WINDOW, WHOLE_IMAGE))
-        labels, rows = self._labels(options)
+        labels, rows = sampled_labels(self.labels, options)
         length = context.shape[1] if context is not None else 0
         periods = self._periods(context, x.shape[0], len(chunks))
         view, size = options.get(VIEW, (None, None))
@@ -136,16 +200,6 @@ class StepRegions:
                     labels, window = snap_labels(labels, tuple(x.shape[-2:]), view), WHOLE_IMAGE
             self.plans[key] = self._new_plan(labels, x, length, chunks, window, periods)
         return self.plans[key]
-
-    def _labels(self, options: dict) -> tuple[Tensor, tuple[int, ...]]:
-        """The masks of the pictures that are sampled, and which of the batch these are.
-
-        Where there is a mask for every picture, a sampler that paints some of them has those masks.
-        """
-        rows, pictures = options.get(ROWS, ((), 0))
-        if len(self.labels) != pictures or len(rows) == pictures:
-            return self.labels, ()
-        return self.labels[list(rows)], tuple(rows)
 
     def _periods(self, context: Tensor | None, batch: int, chunks: int) -> list[int]:
         """Of every row's text; they matter where a subject sees some of its tokens."""

@@ -8,9 +8,12 @@ from ..host.patches import CONCAT_KEYS, ModelPatcher, with_object_patch
 OBJECT_FIRST = ("masked_image", "mask_inverted")
 
 
-def as_conditioning(context: Tensor) -> list:
-    """Context rows (B, N, C) as the host's CONDITIONING."""
-    return [[context, {"pooled_output": None}]]
+IDENTITY = "inlay_identity"  # marks a CONDITIONING of Identity Encoder
+
+
+def as_conditioning(context: Tensor, identity: bool = False) -> list:
+    """Context rows (B, N, C) as the host's CONDITIONING; identity: they come from Identity Encoder."""
+    return [[context, {"pooled_output": None} | ({IDENTITY: True} if identity else {})]]
 
 
 def read_object_first(model: ModelPatcher) -> ModelPatcher:

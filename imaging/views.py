@@ -54,7 +54,14 @@ class View:
 
 
 def close_up(
-    box: Box, height: int, width: int, side: int, context: float = 1.5, edge: int = 0, least: float = 0.0
+    box: Box,
+    height: int,
+    width: int,
+    side: int,
+    context: float = 1.5,
+    edge: int = 0,
+    least: float = 0.0,
+    multiple: int = 8,
 ) -> View:
     """DreamMix's local patch (sec. 3.2, Crop): a square about the mask's box, shown at the model's size.
 
@@ -65,11 +72,13 @@ def close_up(
     longest = max(box.height, box.width)
     reach = max(context * longest, longest + 2 * edge, least * max(height, width), side / MAX_UPSCALE)
     part = box.square(math.ceil(reach), height, width)
-    multiple = UNET_MULTIPLE if side % UNET_MULTIPLE == 0 else 8
+    multiple = UNET_MULTIPLE if side % UNET_MULTIPLE == 0 else multiple
     return View(part, *_fit_area(part.height, part.width, side * side, multiple))
 
 
-def surroundings(box: Box, height: int, width: int, side: int, area: float, edge: int = 0) -> View:
+def surroundings(
+    box: Box, height: int, width: int, side: int, area: float, edge: int = 0, multiple: int = 8
+) -> View:
     """The bounded window on which the close-up is harmonised: ROOM times as wide as the box, up to `side`;
     of a box that needs more, twice as wide. Holds `edge` pixels around the box.
 
@@ -80,11 +89,11 @@ def surroundings(box: Box, height: int, width: int, side: int, area: float, edge
     reach = max(min(WINDOW_FACTOR * longest, side), 2 * longest, longest + 2 * edge, side / MAX_UPSCALE)
     if reach < side:
         part = box.square(math.ceil(reach), height, width)
-        return View(part, *_fit_area(part.height, part.width, min(side * side, area), 8))
+        return View(part, *_fit_area(part.height, part.width, min(side * side, area), multiple))
     part = box.square(math.ceil(reach / UNET_MULTIPLE) * UNET_MULTIPLE, height, width)
     if part.area <= area:
         return View(part, part.height, part.width)
-    return View(part, *_fit_area(part.height, part.width, area, 8))
+    return View(part, *_fit_area(part.height, part.width, area, multiple))
 
 
 def whole_picture(height: int, width: int) -> View:

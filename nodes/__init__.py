@@ -3,8 +3,9 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attribute_substitution_encode import AttributeSubstitutionEncode
-from .crop_and_paste import InlayCropBack, InlayPasteBack
+from .crop_and_paste import InlayCropBack, InlayCropForPainting, InlayPasteBack
 from .disentangled_inpaint_sampler import DisentangledInpaintSampler, DisentangledInpaintSamplerAdvanced
+from .edit_prompt import InlayEditPrompt
 from .identity_encoder_dinov2 import IdentityEncoderDINOv2
 from .image_conditioned_pix2pix import ImageConditionedPix2Pix
 from .inpaint_conditioning import (
@@ -42,6 +43,7 @@ class InlayExtension(ComfyExtension):
             InlayLoadReferences,
             InlayBoxMask,
             InlayInpaintConditioning,
+            InlayCropForPainting,
             InlayPasteBack,
             SubjectFinetune,
             MaskedAttentionPatch,
@@ -65,4 +67,5 @@ class InlayExtension(ComfyExtension):
             InlayCropBack,
             InlayChangeMask,
             InlaySubjectScore,
+            InlayEditPrompt,
         ]

@@ -1,24 +1,29 @@
 """DisentangledInpaintSampler and its advanced twin: close-up first, then the whole picture (DreamMix 3.2)."""
 
 import logging
+import math
 
 import comfy.samplers
 import torch
 from comfy_api.latest import io, ui
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
-from ..conditioning.family import working_side
 from ..conditioning.fooocus import InpaintPatch, patch_weights
+from ..host.families import family_of, working_side
+from ..host.vae import PictureVae
 from ..imaging.boxes import Box
 from ..imaging.inputs import as_image, as_masks
 from ..imaging.masks import check_mask
 from ..imaging.padding import pad_to_multiple
 from ..sampling import host
 from ..sampling.batch import EACH, SEVERAL_MASKS, BatchPlan, count_steps, inpaint_batch, plan_batch
+from ..sampling.references import ViewReferences
 from ..sampling.schedule import split_schedule
 from ..sampling.stages import InpaintOptions
 from .checks import check_wired
 
+AUTO = "auto"
+CONTEXT = 1.5
 EVERY_STEP, AT_THE_END = "every step", "at the end"
 InpaintPatchType = io.Custom("INPAINT_PATCH")
 
@@ -63,7 +68,7 @@ def close_up_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "context",
-            default=1.5,
+            default=CONTEXT,
             min=1.0,
             max=16.0,
             step=0.05,
@@ -164,27 +169,37 @@ class DisentangledInpaintSampler(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="The noise's seed; the same seed gives the same picture.",
                 ),
-                io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Steps of both stages together."),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    tooltip="Steps of both stages together. 0: what the model's family takes (SD models 30,"
+                    " FLUX.2 klein 4 or 20, Z-Image Turbo 8).",
+                ),
                 io.Float.Input(
                     "cfg",
-                    default=4.0,
+                    default=0.0,
                     min=0.0,
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="How closely the prompt is followed.",
+                    tooltip="How closely the prompt is followed. 0: what the model's family takes (SD models"
+                    " 4, distilled models 1), with its embedded guidance where the prompt sets none.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    default="dpmpp_2m_sde",
-                    tooltip="Any of the host's samplers.",
+                    options=[*comfy.samplers.KSampler.SAMPLERS, AUTO],
+                    default=AUTO,
+                    tooltip="Any of the host's samplers. auto: what the model's family takes (SD models"
+                    " dpmpp_2m_sde, FLUX euler).",
                 ),
                 io.Combo.Input(
                     "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    default="karras",
-                    tooltip="Any of the host's schedulers.",
+                    options=[*comfy.samplers.KSampler.SCHEDULERS, AUTO],
+                    default=AUTO,
+                    tooltip="Any of the host's schedulers. auto: what the model's family takes (SD models"
+                    " karras, FLUX.2 its own).",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -205,16 +220,19 @@ class DisentangledInpaintSampler(io.ComfyNode):
         cfg: float, sampler_name: str, scheduler: str, denoise: float = 1.0, **choices,
     ) -> io.NodeOutput:  # fmt: skip
         check_wired(model=model, positive=positive, negative=negative, vae=vae)
-        sigmas = host.sigmas_of(model, sampler_name, scheduler, steps, denoise)
-        guider = host.cfg_guider(model, positive, negative, cfg)
-        sampler = comfy.samplers.sampler_object(sampler_name)
+        chosen = host.choose_settings(model, sampler_name, scheduler, steps, cfg, AUTO)
+        side = choices.get("close_up_size") or working_side(model)
+        sigmas = host.sigmas_of(model, chosen.sampler, chosen.scheduler, chosen.steps, denoise, side * side)
+        positive, negative = (host.with_guidance(c, chosen.guidance) for c in (positive, negative))
+        guider = host.cfg_guider(model, positive, negative, chosen.cfg)
+        sampler = comfy.samplers.sampler_object(chosen.sampler)
         return sample(guider, Noise_RandomNoise(seed), sampler, sigmas, vae, image, mask, **choices)
 
 
 def sample(
     guider, noise, sampler, sigmas: torch.Tensor, vae, image: torch.Tensor, mask: torch.Tensor,
     close_up_share: float = 0.7, soft_edge: int = 32, several_masks: str = EACH, close_up_size: int = 0,
-    context: float = 1.5, least_share: float = 0.0, grow: int = 8, window_area: float = 2.0,
+    context: float = CONTEXT, least_share: float = 0.0, grow: int = 8, window_area: float = 2.0,
     blend: str = EVERY_STEP, inpaint_patch=None,
 ) -> io.NodeOutput:  # fmt: skip
     """What both samplers do once they have a guider and sigmas; `choices` as in `close_up_inputs`."""
@@ -226,6 +244,8 @@ def sample(
     check_inpaint_patch(inpaint_patch)
     check_mask(image, mask)
     split_schedule(sigmas, close_up_share)  # says so when the share is none
+    if context == CONTEXT:  # a LoRA's own, where the input was left alone
+        context = host.trained_context(guider) or context
     options = InpaintOptions(
         close_up_size or working_side(model),
         close_up_share,
@@ -234,21 +254,32 @@ def sample(
         grow,
         soft_edge,
         window_area,
+        host.view_multiple(model),
     )
     image, jobs = plan_batch(image, mask.to(image.device), several_masks)
     if not jobs:
-        return _nothing_to_paint(vae, image, options.side)
+        return _nothing_to_paint(PictureVae(vae), image, options)
     patch = None if inpaint_patch is None else InpaintPatch(*inpaint_patch)
     if patch is not None:
         guider = host.with_model(guider, patch_weights(model, patch))
     progress = host.SamplingProgress(model, count_steps(jobs, sigmas, close_up_share))
+    references = ViewReferences(PictureVae(vae), family_of(model), image)
     painted = inpaint_batch(
         image,
         jobs,
         sigmas,
         options,
         lambda rows: host.ViewSampler(
-            guider, noise, sampler, vae, progress, rows, image.shape[:3], blend == EVERY_STEP, patch
+            guider,
+            noise,
+            sampler,
+            vae,
+            progress,
+            rows,
+            image.shape[:3],
+            blend == EVERY_STEP,
+            patch,
+            references,
         ),
     )
     text = _empty_mask_warning(image, mask, jobs, several_masks)
@@ -270,12 +301,12 @@ def check_inpaint_patch(patch) -> None:
         raise ValueError("inpaint_patch: this is no inpaint patch; wire Load Fooocus Inpaint.")
 
 
-def _nothing_to_paint(vae, image: torch.Tensor, side: int) -> io.NodeOutput:
+def _nothing_to_paint(vae: PictureVae, image: torch.Tensor, options: InpaintOptions) -> io.NodeOutput:
     """The image as it is; its middle stands in for close-up and latent."""
     height, width = image.shape[1:3]
-    rows, columns = Box(0, 0, height, width).square(side, height, width).slices
+    rows, columns = Box(0, 0, height, width).square(options.side, height, width).slices
     middle = image[:, rows, columns, :3]
-    latent = {"samples": vae.encode(pad_to_multiple(middle, vae.spacial_compression_encode()))}
+    latent = {"samples": vae.encode(pad_to_multiple(middle, math.lcm(vae.grid, options.multiple)))}
     text = _no_mask_warning(len(image), len(image))
     return io.NodeOutput(image, middle, latent, ui=_warn(text))
 

@@ -119,8 +119,8 @@ class IdentityEncoderDINOv2(io.ComfyNode):
         seen = encode_views(vision, adapter, pictures, strength[0], tokens[0])
         batch = torch.cat(pictures)
         return io.NodeOutput(
-            as_conditioning(seen.context),
-            as_conditioning(seen.nothing),
+            as_conditioning(seen.context, identity=True),
+            as_conditioning(seen.nothing, identity=True),
             batch,
             ui=ui.PreviewImage(batch, cls=cls),
         )

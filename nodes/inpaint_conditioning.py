@@ -5,10 +5,15 @@ import torch
 from comfy_api.latest import io
 
 from ..conditioning.channel_order import read_object_first
+from ..conditioning.edit_prompt import GREY, HOLES, mark_hole
 from ..conditioning.inpaint import UNET_CHANNELS, inpaint_pictures, snapped_hole
+from ..families.table import BLEND, FILL, NO_REFERENCES
+from ..host.families import require_family
+from ..host.vae import PictureVae
 from ..imaging.inputs import as_image, as_masks, check_finite
 from ..imaging.masks import check_mask, check_not_empty, check_not_full
 from ..sampling.blending import BLENDINGS, RENOISED, blend_background
+from ..sampling.host import with_guidance
 from .checks import check_wired
 
 
@@ -42,6 +47,21 @@ class InlayInpaintConditioning(io.ComfyNode):
                     advanced=True,
                     tooltip="Keep the picture outside the mask while sampling. Off: all of it is redrawn.",
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Gives the model what its family reads: FLUX Fill its guidance of 30, an edit"
+                    " model the scene as its first reference picture, others a latent to blend. Not wired:"
+                    " masked picture and mask, as for SD inpainting models.",
+                ),
+                io.Combo.Input(
+                    "hole",
+                    options=list(HOLES),
+                    default=GREY,
+                    advanced=True,
+                    tooltip="How an edit model is shown the place: the mask painted over in grey or white, or"
+                    " the picture as drawn.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -56,27 +76,46 @@ class InlayInpaintConditioning(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, noise_mask: bool = True
-    ) -> io.NodeOutput:
+        cls, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, noise_mask: bool = True,
+        model=None, hole: str = GREY,
+    ) -> io.NodeOutput:  # fmt: skip
         check_wired(positive=positive, negative=negative, vae=vae)
         image, mask = as_image(image), as_masks(mask)
         check_finite(image)
         check_mask(image, mask)
         check_not_empty(mask)
         check_not_full(mask)
-        image, masked_image, mask = inpaint_pictures(image, mask, vae.spacial_compression_encode())
-        samples = vae.encode(image)
-        # (B, 1, H, W) at the picture's size: the host scales it to the latent's
-        hole = snapped_hole(mask, samples)[:, None]
+        family, pictures = None if model is None else require_family(model), PictureVae(vae)
+        image, masked_image, mask = inpaint_pictures(image, mask, pictures.grid)
+        known = pictures.encode(image)
+        snapped = snapped_hole(mask, known)
+        # at the picture's size: the host scales it; a mask of 4 dimensions would be the frames of a film
+        noise = snapped[:, None] if known.ndim == 4 else snapped[:, None, None]
         # UNets read the latent's pixels of the mask, Flux Fill every pixel of the picture
-        seen_hole = hole if samples.shape[1] == UNET_CHANNELS else mask[:, None]
-        condition = {"concat_latent_image": vae.encode(masked_image), "concat_mask": seen_hole}
-        latent = {"samples": samples} | ({"noise_mask": hole} if noise_mask else {})
-        return io.NodeOutput(
-            node_helpers.conditioning_set_values(positive, condition),
-            node_helpers.conditioning_set_values(negative, condition),
-            latent,
-        )
+        seen = snapped if known.shape[1] == UNET_CHANNELS else mask
+        prompts = [positive, negative]
+        if family is None or family.condition != BLEND:
+            values = {"concat_latent_image": pictures.encode(masked_image), "concat_mask": seen[:, None]}
+            prompts = [node_helpers.conditioning_set_values(prompt, values) for prompt in prompts]
+        if family is not None and family.condition == FILL:
+            prompts = [with_guidance(prompt, family.settings.guidance) for prompt in prompts]
+        if family is not None and family.references != NO_REFERENCES:
+            scene = pictures.encode(mark_hole(image, mask, hole))
+            prompts = [with_scene_first(prompt, scene, family.reference_method) for prompt in prompts]
+        return io.NodeOutput(*prompts, {"samples": known} | ({"noise_mask": noise} if noise_mask else {}))
+
+
+def with_scene_first(conditioning: list, scene: torch.Tensor, method: str) -> list:
+    """The CONDITIONING with the scene's latent before its other reference latents."""
+    return [
+        [
+            text,
+            values
+            | {"reference_latents": [scene, *values.get("reference_latents", ())]}
+            | ({"reference_latents_method": method} if method else {}),
+        ]
+        for text, values in conditioning
+    ]
 
 
 class InlayObjectStitchConditioning(io.ComfyNode):

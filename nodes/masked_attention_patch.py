@@ -6,16 +6,20 @@ import re
 import torch
 from comfy_api.latest import io, ui
 
+from ..attention.blocks import choose_blocks, describe_blocks, transformer_blocks
 from ..attention.host import mask_attention
 from ..attention.layers import LAYER_PRESETS, unet_layers
 from ..attention.masked import OPERATORS
 from ..attention.patch import APPLY_TO
 from ..attention.preview import token_preview
 from ..attention.regions import halved, region_labels
+from ..families.layout import grid_of
+from ..host.families import patch_of, token_order
 from ..imaging.inputs import as_masks
 from .checks import check_wired
 
 CUSTOM = "custom"
+TRANSFORMER_PARTS = ("double", "single", "first half")  # of a transformer
 PER_IMAGE, PER_SUBJECT = "one mask per image", "one mask per subject"
 ALL_TOKENS, RELEASED_TOKENS = "all", "released"
 LATENT_PIXELS = 8
@@ -30,6 +34,7 @@ class MaskedAttentionPatch(io.ComfyNode):
             category="Inlay",
             description="Masks a model's attention by region: the prompt acts inside the mask only, and the"
             " subject and the background do not look at each other in the layers you choose (DreamCom)."
+            " On edit models it also decides in which box each subject photo acts."
             " Chains with other attention patches, and costs about nothing.",
             search_aliases=[
                 "attention mask",
@@ -39,7 +44,10 @@ class MaskedAttentionPatch(io.ComfyNode):
                 "color bleeding",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="A UNet model: SD 1.5, SD 2, SDXL, inpainting or not."),
+                io.Model.Input(
+                    "model",
+                    tooltip="SD 1.5, SD 2, SDXL, or a transformer: FLUX, Qwen-Image, Z-Image, Krea 2.",
+                ),
                 io.Mask.Input(
                     "mask",
                     tooltip="1 where the subject goes, thresholded at 0.5; any size, stretched to the latent."
@@ -55,11 +63,12 @@ class MaskedAttentionPatch(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "self_attention",
-                    options=[*LAYER_PRESETS, CUSTOM],
+                    options=[*LAYER_PRESETS, CUSTOM, *TRANSFORMER_PARTS],
                     default="paper",
                     tooltip="Layers in which subject and background do not see each other. paper: all but the"
                     " decoder's outer ones, which blend the two. decoder_outer: only those. released: what"
-                    " DreamCom's published code masks. custom: the list in `layers`.",
+                    " DreamCom's published code masks. custom: the list in `layers`. Transformers: paper and"
+                    " all mask every block; double, single and first half mask a part of them.",
                 ),
                 io.Float.Input(
                     "self_strength",
@@ -81,7 +90,8 @@ class MaskedAttentionPatch(io.ComfyNode):
                     default="",
                     advanced=True,
                     tooltip='For self_attention = custom: a list such as "output 3-5, middle, input 4"'
-                    " (a range of blocks, a block); input 4.1 is that block's second transformer, in SDXL.",
+                    " (a range of blocks, a block); input 4.1 is that block's second transformer, in SDXL."
+                    ' Transformers: "double, single 0-9" or "first 60%".',
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -131,6 +141,14 @@ class MaskedAttentionPatch(io.ComfyNode):
                     tooltip="released: hide the start token and tokens 39-76 from every query as well, like"
                     " DreamCom's published code.",
                 ),
+                io.String.Input(
+                    "photos",
+                    default="",
+                    advanced=True,
+                    tooltip="For edit models: in which box each subject photo acts, and how strongly, such as"
+                    ' "1; 2: 0.8; 0": the first photo in the first mask, the second in the second mask at'
+                    " strength 0.8, the third in all. Empty: as the edit prompt sets it.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A copy of the model with masked attention."),
@@ -159,6 +177,7 @@ class MaskedAttentionPatch(io.ComfyNode):
         mask_batch: str = PER_IMAGE,
         subject_tokens: str = "",
         text: str = ALL_TOKENS,
+        photos: str = "",
     ) -> io.NodeOutput:
         check_wired(model=model)
         if start_percent > end_percent:
@@ -167,26 +186,67 @@ class MaskedAttentionPatch(io.ComfyNode):
             )
         mask = as_masks(mask)
         masks = list(mask) if mask_batch == PER_SUBJECT else [mask]
+        bindings = parse_photos(photos)
+        chosen = layers if self_attention == CUSTOM else self_attention
         patched = mask_attention(
             model,
             masks,
             cross_strength=cross_attention,
-            self_layers=layers if self_attention == CUSTOM else self_attention,
+            self_layers=chosen,
             self_strength=self_strength,
             operator=operator,
             text=parse_tokens(subject_tokens, len(masks)),
             released=text == RELEASED_TOKENS,
             percent=(start_percent, end_percent),
             apply_to=apply_to,
+            photos=bindings,
         )
-        depths = 1 + max(layer.depth for layer in unet_layers(model.get_model_object("diffusion_model")))
         labels = region_labels(masks)
-        latent = (max(1, labels.shape[1] // LATENT_PIXELS), max(1, labels.shape[2] // LATENT_PIXELS))
-        preview, lines = token_preview(labels, latent, halved(latent, depths))
+        latent, grids, notes = token_grids(model, labels.shape[1:], chosen, bindings)
+        preview, lines = token_preview(labels, latent, grids)
+        lines += notes
         report = "\n".join(lines)
         logging.info("Masked attention:\n%s", report)
         shown = {**ui.PreviewImage(preview, cls=cls).as_dict(), **ui.PreviewText(report).as_dict()}
         return io.NodeOutput(patched, preview, report, ui=shown)
+
+
+def token_grids(model, size, chosen: str, bindings) -> tuple[tuple[int, int], list, list[str]]:
+    """The latent of a picture of that size, the grids of tokens of a MODEL, and lines for the report."""
+    network = model.get_model_object("diffusion_model")
+    order = token_order(network)
+    ratio = LATENT_PIXELS if order is None else model.model.latent_format.spacial_downscale_ratio
+    latent = (max(1, size[0] // ratio), max(1, size[1] // ratio))
+    if order is None:
+        depths = 1 + max(layer.depth for layer in unet_layers(network))
+        return latent, halved(latent, depths), []
+    blocks = transformer_blocks(network, order)
+    whole = chosen in ("paper", "all", "none")
+    named = {"first half": "first 50%"}.get(chosen, chosen)
+    masked = blocks if whole else [blocks[position] for position in sorted(choose_blocks(blocks, named))]
+    notes = [f"masked: {len(masked)} of {len(blocks)} blocks: {describe_blocks(masked)}"]
+    if bindings:
+        acts = (
+            f"photo {number} acts in {f'box {box}' if box else 'every box'} at strength {strength:g}"
+            for number, (box, strength) in enumerate(bindings, 1)
+        )
+        notes.append(", ".join(acts))
+    return latent, [grid_of(latent, patch_of(network, order))], notes
+
+
+def parse_photos(text: str, name: str = "photos") -> list[tuple[int, float]]:
+    """ "1; 2: 0.8" -> [(1, 1.0), (2, 0.8)]: the box (0 for all) and the strength of every subject photo."""
+    try:
+        entries = [part.split(":") for part in text.split(";") if part.strip()]
+        bindings = [(int(entry[0]), float(entry[1]) if len(entry) == 2 else 1.0) for entry in entries]
+        valid = all(len(entry) <= 2 for entry in entries) and all(s >= 0 for _, s in bindings)
+    except ValueError:
+        valid, bindings = False, []
+    if not valid:
+        raise ValueError(
+            f'{name}: "{text}" is no list of boxes; write one entry for each photo, such as "1; 2: 0.8".'
+        )
+    return bindings
 
 
 def parse_tokens(text: str, subjects: int) -> list[set[int]] | None:

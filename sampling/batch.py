@@ -70,12 +70,18 @@ def inpaint_batch(
             picture = finished[job.rows.start : job.rows.stop, ..., :3]
             shown, latent = inpaint(picture, holes, sigmas, options, paint)
             close_ups += shown
-        latents.append({key: part.expand(len(job.rows), -1, -1, -1) for key, part in latent.items()})
+        latents.append({key: part.expand(len(job.rows), *part.shape[1:]) for key, part in latent.items()})
     latent = {key: _stack([each[key] for each in latents]) for key in latents[0]}
     return InpaintResult(finished, _stack([c.movedim(-1, 1) for c in close_ups]).movedim(1, -1), latent)
 
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:
-    """(b, C, h, w) tensors as one batch of the first one's size."""
+    """(b, C, ..., h, w) tensors as one batch of the first one's size."""
     size = parts[0].shape[-2:]
-    return torch.cat([p if p.shape[-2:] == size else F.interpolate(p, size, mode="bilinear") for p in parts])
+    return torch.cat([p if p.shape[-2:] == size else _stretched(p, size) for p in parts])
+
+
+def _stretched(part: Tensor, size: Sequence[int]) -> Tensor:
+    """A tensor (b, C, ..., h, w) at another (height, width)."""
+    flat = F.interpolate(part.reshape(part.shape[0], -1, *part.shape[-2:]), tuple(size), mode="bilinear")
+    return flat.reshape(*part.shape[:-2], *size)

@@ -5,6 +5,7 @@ history of a multistep sampler starts anew at the switch.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 
 import comfy.model_management
@@ -17,14 +18,21 @@ from comfy.model_base import IP2P, Flux
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from torch import Tensor
 
+from ..conditioning.channel_order import IDENTITY
+from ..conditioning.edit_prompt import EDIT
 from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintPatch, block_patch
 from ..conditioning.inpaint import inpaint_pictures
+from ..families.table import BLEND, FLUX2_SCHEDULE, Settings
+from ..host.families import family_of, settings_of
+from ..host.model_patches import crop_picture_patches
+from ..host.vae import PictureVae
 from ..imaging.latent_mask import snap_hole, to_pixels
 from ..imaging.masks import resize_mask
 from ..imaging.padding import pad_to_multiple
-from ..imaging.views import View
-from .crop_conditioning import CropRegion, crop_conditions
+from ..imaging.views import View, resize_image
+from .crop_conditioning import CropRegion, crop_conditions, crop_part
+from .references import ViewReferences
 from .stages import PaintedView
 
 WINDOW, ROWS, VIEW = "inlay_window", "inlay_rows", "inlay_view"
@@ -33,10 +41,11 @@ WINDOW, ROWS, VIEW = "inlay_window", "inlay_rows", "inlay_view"
 def check_inpaint_model(model: ModelPatcher) -> None:
     """Raises ValueError for a model that takes no mask, or whose latents are no pictures (B, C, h, w)."""
     dimensions = model.model.latent_format.latent_dimensions
-    if dimensions != 2:
+    if dimensions != 2 and family_of(model) is None:
         raise ValueError(
             f"model: the latents of {family(model)} models have {dimensions} dimensions and not the 2 of a"
-            " picture, which this node does not know yet; load an SD 1.5, SD 2 or SDXL checkpoint."
+            " picture, which this node does not know yet; load a model for pictures, such as SDXL, FLUX,"
+            " Qwen-Image or Z-Image."
         )
     if isinstance(model.model, IP2P):
         raise ValueError(
@@ -60,6 +69,12 @@ def _takes_control(model: ModelPatcher) -> bool:
 def check_prompts(guider: comfy.samplers.CFGGuider) -> None:
     """Raises ValueError for a control picture that a LoRA taught a Flux to read: it is not cut for a view."""
     conds = [cond for part in guider.original_conds.values() for cond in part]
+    row = family_of(guider.model_patcher)
+    if row is not None and row.transformer and any(cond.get(IDENTITY) for cond in conds):
+        raise ValueError(
+            f"positive: Identity Encoder makes conditions for SD models, and this is {row.label}; use Edit"
+            " Prompt with Subject Photos, which shows the photos to the model itself."
+        )
     controlled = any("concat_latent_image" in cond for cond in conds)
     model = guider.model_patcher
     if controlled and isinstance(model.model, Flux) and not _wants_conditions(model):
@@ -69,11 +84,73 @@ def check_prompts(guider: comfy.samplers.CFGGuider) -> None:
         )
 
 
-def sigmas_of(model: ModelPatcher, sampler: str, scheduler: str, steps: int, denoise: float) -> Tensor:
-    """The sigmas that the host's KSampler would run."""
+def sigmas_of(
+    model: ModelPatcher, sampler: str, scheduler: str, steps: int, denoise: float, pixels: int = 1024 * 1024
+) -> Tensor:
+    """The sigmas that the host's KSampler would run; FLUX2_SCHEDULE for pictures of so many pixels."""
+    if scheduler == FLUX2_SCHEDULE:
+        from comfy_extras.nodes_flux import get_schedule
+
+        total = steps if denoise > 0.9999 else int(steps / max(denoise, 1e-4))
+        tokens = pixels // 16**2
+        return torch.as_tensor(get_schedule(total, tokens))[-(steps + 1) :] if denoise > 0 else torch.empty(0)
     sigmas = comfy.samplers.KSampler(model, steps, model.load_device, sampler, scheduler, denoise).sigmas
     # kl_optimal divides 0 by 0 when there is one step, the one from sigma_max
     return sigmas.nan_to_num(nan=model.model.model_sampling.sigma_max.item())
+
+
+def choose_settings(
+    model: ModelPatcher, sampler: str, scheduler: str, steps: int, cfg: float, auto: str
+) -> Settings:
+    """The sampler's settings, those of the model's family where a choice is `auto` or 0.
+
+    The embedded guidance is the family's only where cfg is 0; else the CONDITIONING decides.
+
+    Raises:
+        ValueError: For a choice left to a family that has no row.
+    """
+    chosen = settings_of(model)
+    wanted = [name for name, open_ in (("steps", steps == 0), ("cfg", cfg == 0),
+              ("sampler_name", sampler == auto), ("scheduler", scheduler == auto)) if open_]  # fmt: skip
+    if chosen is None:
+        if wanted:
+            raise ValueError(
+                f"{wanted[0]}: Inlay has no automatic settings for {family(model)} models; choose"
+                f" {', '.join(wanted)} yourself."
+            )
+        return Settings(sampler, scheduler, steps, cfg)
+    return Settings(
+        chosen.sampler if sampler == auto else sampler,
+        chosen.scheduler if scheduler == auto else scheduler,
+        steps or chosen.steps,
+        cfg or chosen.cfg,
+        None if cfg else chosen.guidance,
+    )
+
+
+def with_guidance(conditioning: list, guidance: float | None) -> list:
+    """The CONDITIONING with an embedded guidance where it has none."""
+    if guidance is None:
+        return conditioning
+    return [[text, {"guidance": guidance} | values] for text, values in conditioning]
+
+
+def trained_context(guider: comfy.samplers.CFGGuider) -> float:
+    """Side of the crop that a prompt's LoRA was trained on, in the mask's longer side; 0 for none."""
+    entries = (cond.get(EDIT) for conds in guider.original_conds.values() for cond in conds)
+    return max((entry.edit.context for entry in entries if entry is not None), default=0.0)
+
+
+def view_multiple(model: ModelPatcher) -> int:
+    """View sizes of a MODEL are multiples of so many pixels."""
+    row = family_of(model)
+    return 8 if row is None or not row.picture_grid else row.picture_grid
+
+
+def is_transformer(model: ModelPatcher) -> bool:
+    """Whether a MODEL is a diffusion transformer of one of the families."""
+    row = family_of(model)
+    return row is not None and row.transformer
 
 
 def cfg_guider(model: ModelPatcher, positive, negative, cfg: float) -> comfy.samplers.CFGGuider:
@@ -129,8 +206,10 @@ class ViewSampler:
         shape: Sequence[int],  # of the batch: pictures, height, width
         keep: bool = True,
         patch: InpaintPatch | None = None,
+        references: ViewReferences | None = None,
     ):
-        self.guider, self.noise, self.sampler, self.vae = guider, noise, sampler, vae
+        self.guider, self.noise, self.sampler, self.vae = guider, noise, sampler, PictureVae(vae)
+        self.references = references
         self.progress, self.rows = progress, rows
         self.batch, self.size = shape[0], (shape[1], shape[2])
         self.keep = keep  # blend the known latents in at every step, outside the mask
@@ -140,31 +219,40 @@ class ViewSampler:
     def __call__(
         self, view: View, known: Tensor, start: Tensor, hole: Tensor, sigmas: Tensor, last: bool
     ) -> PaintedView:
-        grid = self.vae.spacial_compression_encode()
+        grid = math.lcm(self.vae.grid, view_multiple(self.guider.model_patcher))
         if not torch.isfinite(known).all():
             raise ValueError(
                 "image: it holds NaN or infinite values around the mask; load the picture again."
             )
         picture, masked, hole = inpaint_pictures(known, hole, grid)
         latent = self.vae.encode(picture)
-        seen_hole = pixels = hole[:, None]  # Flux Fill reads every pixel of it, UNets its latent pixels
-        snapped = snap_hole(hole, latent.shape[-2:], grid)
-        hole = to_pixels(snapped, *hole.shape[1:])[:, None]
-        if not isinstance(self.guider.model_patcher.model, Flux):
-            seen_hole = hole
+        pixels, snapped = hole, snap_hole(hole, tuple(latent.shape[-2:]), self.vae.grid)
+        hole = to_pixels(snapped, *pixels.shape[1:])[:, None]
+        # UNets read the latent's pixels of the mask, Flux Fill every pixel of the picture
+        seen_hole = pixels[:, None] if is_transformer(self.guider.model_patcher) else hole
+        snapped = snapped[:, None]
+        if latent.ndim == 5:  # the host takes 4 dimensions for a film
+            hole, seen_hole, snapped = hole[:, None], seen_hole[:, None], snapped[:, None]
         condition = {}
         if self.patch is not None or _wants_conditions(self.guider.model_patcher):
             condition = {"concat_latent_image": self.vae.encode(masked), "concat_mask": seen_hole}
         if start is not known:
             painted = self.vae.encode(pad_to_multiple(start, grid))
-            latent = blend_latents(latent, painted, snapped[:, None].to(latent))
+            latent = blend_latents(latent, painted, snapped.to(latent))
 
         shown = picture.shape[1], picture.shape[2]
         place = CropRegion(view.window(*self.size, grid=grid), self.size, shown, self.rows, self.batch)
         guider = guider_for_region(self.guider, place, condition)
         guider.model_options["transformer_options"][VIEW] = (view, self.size)
+        if is_transformer(guider.model_patcher):
+            reach_soft_masks(guider.model_options)
+        if self.references is not None:
+            guider.original_conds = {
+                kind: self.references.for_view(conds, picture, pixels)
+                for kind, conds in guider.original_conds.items()
+            }
         if self.patch is not None:
-            self._show_head(guider, condition["concat_latent_image"], pixels[:, 0])
+            self._show_head(guider, condition["concat_latent_image"], pixels)
         samples, x0 = self._sample(guider, latent, hole if self.keep else None, sigmas)
         if x0 and not last:
             samples = guider.model_patcher.model.process_latent_out(x0[0]).to(samples)
@@ -172,6 +260,9 @@ class ViewSampler:
         return PaintedView(
             painted.to(known), {"samples": samples} | ({"noise_mask": hole} if self.keep else {})
         )
+
+    def _noise_mask(self, hole: Tensor) -> dict:
+        return {"noise_mask": hole} if self.keep else {}
 
     def _sample(self, guider, latent: Tensor, hole: Tensor | None, sigmas: Tensor):
         x0: list[Tensor] = []
@@ -219,6 +310,7 @@ def guider_for_region(guider: comfy.samplers.CFGGuider, place: CropRegion, condi
     stage.model_options = create_model_options_clone(guider.model_options)
     options = stage.model_options.setdefault("transformer_options", {})
     options[WINDOW], options[ROWS] = place.window, (tuple(place.rows), place.batch)
+    _crop_patches(guider, options, place)
     stage.original_conds = {
         kind: [cond | condition for cond in conds]
         for kind, conds in crop_conditions(guider.original_conds, place).items()
@@ -226,8 +318,48 @@ def guider_for_region(guider: comfy.samplers.CFGGuider, place: CropRegion, condi
     return stage
 
 
+def reach_soft_masks(model_options: dict) -> None:
+    """Let soft masks reach every step, where a function turns them on by the noise level.
+
+    Differential Diffusion changes a value m from the step on at which m is over the noise level, as a share
+    of the schedule. A steep schedule ends early (FLUX.2 klein with 4 steps at .767), and lower values would
+    never change. Values over 0 are mapped to [the last level, 1].
+    """
+    function = model_options.get("denoise_mask_function")
+    if function is None:
+        return
+
+    def reached(sigma: Tensor, denoise_mask: Tensor, extra_options: dict, **kwargs) -> Tensor:
+        last = last_level(extra_options["model"].inner_model.model_sampling, extra_options["sigmas"])
+        soft = last + (1 - last) * denoise_mask
+        return function(sigma, torch.where(denoise_mask > 0, soft, denoise_mask), extra_options, **kwargs)
+
+    model_options["denoise_mask_function"] = reached
+
+
+def last_level(sampling, sigmas: Tensor) -> float:
+    """The noise level of the last step, as a share of the schedule, as Differential Diffusion counts it."""
+    end = max(float(sigmas[-1]), float(sampling.sigma_min))
+    first, last, end_time = (
+        float(sampling.timestep(torch.as_tensor(float(sigma)))) for sigma in (sigmas[0], sigmas[-2], end)
+    )
+    return min(max((last - end_time) / (first - end_time), 0.0), 1.0) if first > end_time else 0.0
+
+
+def _crop_patches(guider: comfy.samplers.CFGGuider, options: dict, place: CropRegion) -> None:
+    """Cut the pictures of control models to the view."""
+
+    def crop(image: Tensor) -> Tensor:
+        part = crop_part(image.movedim(-1, 1), place.window).movedim(1, -1)
+        return resize_image(part, *place.shown)
+
+    crop_picture_patches(options, guider.model_patcher, crop, lambda mask: crop_part(mask, place.window))
+
+
 def _wants_conditions(model: ModelPatcher) -> bool:
-    """A plain text-to-image UNet has no input for them, so they need not be encoded."""
-    base = model.model
+    """A plain text-to-image model has no input for them, so they need not be encoded."""
+    base, row = model.model, family_of(model)
+    if row is not None and row.condition == BLEND and not row.channels:
+        return False  # some of these count patches as channels
     channels = base.model_config.unet_config.get("in_channels")
     return bool(base.concat_keys) or channels != base.latent_format.latent_channels

@@ -30,6 +30,7 @@ class InpaintOptions:
     grow: int = 8  # the close-up paints this much around the mask, in pixels of the close-up: m' in the paper
     soft_edge: int = 32  # width of the blend outside the mask, at the switch and at the end
     window: float = 2.0  # area of the surroundings at most, in side * side; 0: the whole picture
+    multiple: int = 8  # view sizes are multiples of so many pixels, of which the model has whole tokens
 
 
 class PaintedView(NamedTuple):
@@ -125,6 +126,7 @@ def close_up_view(box: Box, height: int, width: int, options: InpaintOptions) ->
         context=options.context,
         edge=options.soft_edge,
         least=options.least,
+        multiple=options.multiple,
     )
     return replace(view, grow=options.grow)
 
@@ -134,4 +136,12 @@ def window_view(box: Box, height: int, width: int, options: InpaintOptions) -> V
     if not options.window:
         return whole_picture(height, width)
     area = options.window * options.side**2
-    return surroundings(box, height, width, side=options.side, area=area, edge=options.soft_edge)
+    return surroundings(
+        box,
+        height,
+        width,
+        side=options.side,
+        area=area,
+        edge=options.soft_edge,
+        multiple=options.multiple,
+    )

@@ -2,6 +2,7 @@
 
     python dev.py bench attention --layer               one layer, by token count and mask share
     python dev.py bench attention --unet [--sizes 512]  one step of a full-size UNet, random weights
+    python dev.py bench attention --family flux1        one step of a transformer with random weights
     options: --model sd15|sdxl  --shares 0.25  --batch 1  --threads 2  --repeat 5  --host-attention
 
 (a) unpatched  (b) ours, paper  (c) ours, renormalised  (d) dense-mask attention (renormalised).
@@ -233,12 +234,94 @@ def bench_unet(unet, size: int, share: float, options, device, dtype, attention)
     report(title, variants, device, options.repeat)
 
 
+WIDER = {  # heads of 128 as in the real models, one block of each kind
+    "flux1": {"hidden_size": 256, "num_heads": 2, "axes_dim": [16, 56, 56]},
+    "flux2-klein": {"hidden_size": 256, "num_heads": 2, "axes_dim": [32, 32, 32, 32]},
+    "qwen-image": {"num_attention_heads": 2, "attention_head_dim": 128, "axes_dims_rope": (16, 56, 56)},
+    "z-image": {"dim": 256, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [32, 48, 48]},
+    "krea2": {"features": 256, "heads": 2, "kvheads": 1},
+}
+PROMPT = 512  # text tokens
+
+
+def dense_wrapper(labels: torch.Tensor):
+    """Wraps `apply_model`: the same policy by one mask of S x S, made once; text first, then the image."""
+    inside = labels.flatten() > 0
+    count = PROMPT + len(inside)
+    kinds = torch.cat([torch.ones(PROMPT, dtype=torch.bool), inside])
+    blocked = kinds[:, None] != kinds[None, :]
+    dense = torch.zeros(1, 1, count, count).masked_fill_(blocked, -torch.inf)
+
+    def override(function, q, k, v, heads, mask=None, *args, **kwargs):
+        whole = q.shape[2 if kwargs.get("skip_reshape") else 1] == count
+        return function(q, k, v, heads, dense.to(q) if whole else mask, *args, **kwargs)
+
+    def wrapper(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
+        options = {**options, "optimized_attention_override": override}
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    return wrapper
+
+
+def bench_family(family: str, tokens: int, share: float, options, device, dtype) -> None:
+    """One step: the image's tokens and 512 of text, with reference pictures of the same size if asked for."""
+    import comfy.sample
+
+    from inlay.attention.host import mask_attention
+    from inlay.lab.models.tiny_transformers import random_latent, random_prompt, tiny_transformer
+
+    model = tiny_transformer(family, dtype, **WIDER.get(family, {}))
+    model.load_device = device
+    side = round(tokens**0.5)
+    cells = side * (1 if family.startswith("flux2") else 2)
+    mask = box_mask(cells, cells, share)
+    latent = random_latent(model, cells, cells, options.batch)
+    extras = {"reference_latents": [random_latent(model, cells, cells, seed=2)]} if options.reference else {}
+    if options.reference and family == "krea2":
+        extras["reference_latents_method"] = "index_timestep_zero"
+    prompt = random_prompt(family, 1, PROMPT, **extras)
+
+    def step(model):
+        def run():
+            comfy.sample.sample(
+                model,
+                latent,
+                1,
+                1.0,
+                "euler",
+                "simple",
+                prompt,
+                prompt,
+                latent * 0,
+                seed=1,
+                disable_pbar=True,
+            )
+
+        return run
+
+    variants = {"(a) unmasked": model}
+    for name, operator in (("(b) paper", "paper"), ("(c) renormalised", "renormalised")):
+        variants[name] = mask_attention(model, [mask], operator=operator)
+    if not options.reference:
+        dense = model.clone()
+        grid = torch.nn.functional.interpolate(mask[None], (side, side), mode="nearest")
+        dense.add_wrapper_with_key("apply_model", "dense", dense_wrapper(grid))
+        variants["(d) dense mask"] = dense
+    total = PROMPT + side * side * (2 if options.reference else 1)
+    title = f"{family}, {total} tokens, mask share {share}, batch {options.batch}"
+    report(title, {name: step(variant) for name, variant in variants.items()}, device, options.repeat)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layer", action="store_true")
     parser.add_argument("--unet", action="store_true")
+    parser.add_argument(
+        "--family", nargs="+", help="of inlay.families, as built by lab/models/tiny_transformers"
+    )
+    parser.add_argument("--reference", action="store_true", help="for --family: with a scene reference")
     parser.add_argument("--model", choices=list(UNETS), default="sd15")
     parser.add_argument("--sizes", type=int, nargs="+", help="tokens for --layer, pixels for --unet")
     parser.add_argument("--shares", type=float, nargs="+")
@@ -260,7 +343,11 @@ def main() -> None:
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     print(f"{device}, {dtype}, {options.threads} threads, {attention.__name__}, torch {torch.__version__}")
     with torch.inference_mode():
-        if options.layer or not options.unet:
+        for family in options.family or ():
+            for tokens in options.sizes or (4096,):
+                for share in options.shares or (0.25,):
+                    bench_family(family, tokens, share, options, device, dtype)
+        if options.layer or not (options.unet or options.family):
             for tokens in options.sizes or (1024, 4096, 16384):
                 for share in options.shares or (0.1, 0.25, 0.5):
                     bench_layer(tokens, share, options, device, dtype, attention)

@@ -1,6 +1,7 @@
 """What the close-up costs: against the stock sampler, and in large pictures.
 
     python dev.py bench sampler [STEPS] [RUNS]
+    python dev.py bench sampler --family flux1 qwen-image     transformers with random weights
 
 On the tiny world's model with random weights. Both samplers work at the same area (close-up and window are as
 large as the stock sampler's latent) for the same number of steps; a VAE round trip of that area is measured
@@ -52,7 +53,60 @@ def forget_peak() -> None:
         clear.write_text("5", encoding="utf-8")
 
 
+def bench_families(families: list[str], steps: int, runs: int) -> None:
+    """Seconds of close-up and window against one run of the host's sampler at the same area."""
+    import comfy.sample
+    import torch
+
+    from inlay.host.vae import PictureVae
+    from inlay.lab.models.tiny_transformers import random_prompt, tiny_transformer, tiny_vae
+    from inlay.nodes import DisentangledInpaintSampler
+
+    mask = torch.zeros(1, SIDE, SIDE)
+    mask[:, 48:72, 48:72] = 1
+    image = torch.rand(1, SIDE, SIDE, 3, generator=torch.Generator().manual_seed(0))
+    print(f"{steps} steps, {SIDE}x{SIDE}, {runs} runs: seconds by the clock / of the process's own work")
+    for family in families:
+        model, vae = tiny_transformer(family), tiny_vae(family)
+        prompts = random_prompt(family, 1, 64), random_prompt(family, 2, 64)
+
+        def close_up(share, model=model, vae=vae, prompts=prompts):
+            DisentangledInpaintSampler.execute(
+                model, *prompts, vae, image, mask, 0, steps, 1.0, "euler", "simple",
+                close_up_share=share, close_up_size=SIDE, soft_edge=8,
+            )  # fmt: skip
+
+        def stock(model=model, vae=vae, prompts=prompts):
+            latent = PictureVae(vae).encode(image)
+            hole = mask[:, None] if latent.ndim == 4 else mask[:, None, None]
+            noise = comfy.sample.prepare_noise(latent, 0)
+            samples = comfy.sample.sample(
+                model,
+                noise,
+                steps,
+                1.0,
+                "euler",
+                "simple",
+                *prompts,
+                latent,
+                noise_mask=hole,
+                disable_pbar=True,
+            )
+            PictureVae(vae).decode(samples)
+
+        spent = measure(
+            {"stock": stock} | {share: functools.partial(close_up, share) for share in SHARES}, runs
+        )
+        print(f"{family}: stock {show(*spent['stock'])}")
+        for share in SHARES:
+            ratios = (one / whole for one, whole in zip(spent[share], spent["stock"], strict=True))
+            print(f"  share {share:.1f}: {show(*spent[share])} = {show(*ratios)} x stock", flush=True)
+
+
 def main() -> None:
+    families = sys.argv[sys.argv.index("--family") + 1 :] if "--family" in sys.argv else []
+    if families:
+        sys.argv = sys.argv[: sys.argv.index("--family")]
     steps, runs = (int(number) for number in (sys.argv[1:] + ["10", "3"][len(sys.argv) - 1 :])[:2])
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     from comfy.cli_args import args
@@ -67,6 +121,10 @@ def main() -> None:
 
     nodes = importlib.import_module("nodes")
     comfy.utils.PROGRESS_BAR_ENABLED = False
+    if families:
+        with torch.inference_mode():
+            bench_families(families, steps, runs)
+        return
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         file = assemble(Path(folder) / "tiny.safetensors", random_parts(0))
         model, _, vae = comfy.sd.load_checkpoint_guess_config(str(file))[:3]

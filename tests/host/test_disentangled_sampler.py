@@ -530,11 +530,12 @@ def test_a_model_whose_latents_are_no_pictures_is_refused(parts):
     import comfy.model_patcher
     import comfy.supported_models
 
-    shape = {"in_channels": 16, "out_channels": 16, "num_layers": 1, "joint_attention_dim": 8}
-    heads = {"num_attention_heads": 2, "attention_head_dim": 16, "axes_dims_rope": (4, 6, 6)}
-    config = comfy.supported_models.QwenImage({"image_model": "qwen_image", **shape, **heads})
+    config = comfy.supported_models.WAN21_T2V(
+        {"image_model": "wan2.1", "model_type": "t2v", "dim": 128, "ffn_dim": 128, "num_heads": 1}
+        | {"num_layers": 1}
+    )
     config.set_inference_dtype(torch.float32, None)
     cpu = torch.device("cpu")
-    qwen = comfy.model_patcher.ModelPatcher(config.get_model({}, ""), cpu, cpu)
-    with pytest.raises(ValueError, match=r"model: the latents of QwenImage models .* SDXL checkpoint"):
-        sample((qwen, *parts[1:]), picture(), spot())
+    film = comfy.model_patcher.ModelPatcher(config.get_model({}, ""), cpu, cpu)
+    with pytest.raises(ValueError, match=r"model: the latents of WAN21_T2V models .* for pictures"):
+        sample((film, *parts[1:]), picture(), spot())

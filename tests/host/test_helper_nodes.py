@@ -125,7 +125,7 @@ def test_any_size_is_sampled_and_pasted_back_with_its_own_pixels_around(
     sampled = host_nodes.KSampler().sample(model, 3, 2, 4.0, "euler", "normal", positive, negative, latent)[0]
     generated = host_nodes.VAEDecode().decode(vae, sampled)[0]
     assert generated.shape[1] >= height
-    (result,) = execute("InlayPasteBack", image, generated, mask, feather=0)
+    result, *_ = execute("InlayPasteBack", image, generated, mask, feather=0)
 
     assert result.shape == (batch, height, width, 3)
     hole = mask.expand(batch, -1, -1) > 0.5
@@ -133,14 +133,14 @@ def test_any_size_is_sampled_and_pasted_back_with_its_own_pixels_around(
     assert torch.equal(result[~hole], image[~hole])
     assert torch.equal(result[hole], generated[:, :height, :width][hole])
     as_bytes = (255 * image).to(torch.uint8)
-    (bytes_back,) = execute("InlayPasteBack", as_bytes / 255, generated, mask, feather=0)
+    bytes_back, *_ = execute("InlayPasteBack", as_bytes / 255, generated, mask, feather=0)
     assert torch.equal((255 * bytes_back).round().to(torch.uint8)[~hole], as_bytes[~hole])
 
 
 def test_a_picture_of_a_batch_without_anything_new_comes_back_as_it_is(inference):
     original, generated, mask = picture(2, 32, 40), picture(2, 32, 40) * 0.5, box(2, 32, 40)
     mask[1] = 0
-    (result,) = execute("InlayPasteBack", original, generated, mask, feather=4)
+    result, *_ = execute("InlayPasteBack", original, generated, mask, feather=4)
     assert torch.equal(result[1], original[1])
     assert torch.equal(result[0][mask[0] > 0.5], generated[0][mask[0] > 0.5])
 

@@ -13,6 +13,7 @@ from inlay.tools.templates import WORKFLOWS, notes_of
 APART = {
     "DisentangledInpaintSamplerAdvanced": "the same as without, with the sampler's parts wired",
     "InlayBackgroundBlending": "a choice beside Paste Back",
+    "InlayEditPrompt": "files to download: an edit model and its text encoder",
     "InlayLoadFooocusInpaint": "files to download: Fooocus' patch",
     "InlayLoadImageEncoder": "files to download: an encoder without its adapter",
     "InlayLoadPix2Pix": "files to download: a UNet in diffusers' layout",

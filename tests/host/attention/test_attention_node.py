@@ -89,32 +89,49 @@ def test_wrong_inputs_get_one_sentence(node, rig, changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_transformer_is_refused_by_name(node, rig):
+def test_a_transformer_without_a_row_is_refused_by_name(node, rig):
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = comfy.supported_models.Flux(
+    config = comfy.supported_models.SD3(
         {
-            "image_model": "flux",
             "in_channels": 16,
             "out_channels": 16,
-            "vec_in_dim": 8,
-            "context_in_dim": 16,
-            "hidden_size": 32,
-            "mlp_ratio": 2.0,
-            "num_heads": 2,
-            "depth": 1,
-            "depth_single_blocks": 1,
-            "txt_ids_dims": [],
-            "axes_dim": [4, 6, 6],
-            "theta": 10000,
             "patch_size": 2,
-            "qkv_bias": True,
-            "guidance_embed": False,
+            "depth": 1,
+            "input_size": None,
+            "adm_in_channels": 16,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 16, "out_features": 64},
+            },
+            "num_patches": 64,
+            "pos_embed_max_size": 8,
+            "pos_embed_scaling_factor": None,
         }
     )
     config.set_inference_dtype(torch.float32, None)
     cpu = torch.device("cpu")
-    flux = comfy.model_patcher.ModelPatcher(config.get_model({}, ""), cpu, cpu)
-    with pytest.raises(ValueError, match=r"Flux models yet"):
-        node.execute(flux, rig.mask)
+    model = comfy.model_patcher.ModelPatcher(config.get_model({}, ""), cpu, cpu)
+    with pytest.raises(ValueError, match="no settings for SD3 models") as error:
+        node.execute(model, rig.mask)
+    assert "\n" not in str(error.value)
+
+
+def test_a_transformer_reports_its_tokens_and_blocks(node, rig):
+    from inlay.lab.models.tiny_transformers import tiny_transformer
+
+    result = node.execute(tiny_transformer("flux1"), rig.mask, self_attention="double", photos="1: 0.8; 0")
+    _, preview, report = result.result
+    assert "5x6 tokens: 6 of 30 inside" in report
+    assert "1 of 3 blocks: double 0" in report
+    assert "photo 1 acts in box 1 at strength 0.8, photo 2 acts in every box at strength 1" in report
+    assert preview.shape[0] == 1
+
+
+@pytest.mark.parametrize("photos", ["x", "1: y", "1:2:3", "1: -1"])
+def test_bindings_of_photos_are_checked(node, rig, photos):
+    from inlay.lab.models.tiny_transformers import tiny_transformer
+
+    with pytest.raises(ValueError, match="write one entry for each photo"):
+        node.execute(tiny_transformer("flux1"), rig.mask, photos=photos)

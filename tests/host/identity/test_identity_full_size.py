@@ -122,7 +122,7 @@ def test_it_is_painted_into_another_photograph(kit, sd15, identity, scene):
         0
     ]
     decoded = host_nodes.VAEDecode().decode(vae, samples)[0]
-    (result,) = kit.execute("InlayPasteBack", image, decoded, rough, feather=4)
+    result, *_ = kit.execute("InlayPasteBack", image, decoded, rough, feather=4)
     assert result.shape == image.shape
     assert torch.isfinite(result).all()
     assert torch.equal(result[:, :100], image[:, :100])

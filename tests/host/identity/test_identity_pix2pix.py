@@ -108,7 +108,7 @@ def test_what_is_new_lies_on_the_untouched_picture(kit):
         (mask,) = kit.execute("InlayChangeMask", original, given, 0.08, "the largest")
         assert mask.shape == (2, 37, 53)
         assert mask[:, 10:25, 20:40].all()
-    (result,) = kit.execute("InlayPasteBack", original, generated, mask, 0)
+    result, *_ = kit.execute("InlayPasteBack", original, generated, mask, 0)
     assert torch.equal(result[mask == 0], original[mask == 0])
     assert (result[:, 10:25, 20:40] == 1).all()
     for patches, where in (("the largest", "nowhere by more than"), ("all", "in no patch of 0")):

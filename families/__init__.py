@@ -1,0 +1,1 @@
+"""One row of facts per model family, and the order of the tokens in its attention."""

@@ -1,0 +1,105 @@
+"""Resampling: a picture at other positions, in one pass that keeps exact pixels exact.
+
+The kernel is the cubic one of Keys (1981, "Cubic convolution interpolation", eq. 15, a = -1/2), widened
+where the picture shrinks, as in the host's bicubic resizing. Positions are continuous pixels: the centre of
+the first pixel is 0.5.
+"""
+
+import math
+
+import torch
+
+from .boxes import Box
+from .views import resize_image
+
+TAPS = (-1, 0, 1, 2)  # pixels that a cubic kernel reaches from the one before a position
+
+
+def resample(picture: torch.Tensor, rows: tuple[float, float, int], columns: tuple[float, float, int]):
+    """Sample (B, H, W, C) on a grid along its rows and columns.
+
+    Args:
+        picture: (B, H, W, C), any floating dtype; calculated in 32 bits at least.
+        rows: (step, start, count): output row i lies at start + step * (i + 0.5) of the picture.
+        columns: The same for columns. Beyond the border the picture's last pixels are repeated.
+
+    Returns:
+        (B, rows, columns, C) in the picture's dtype; values may overshoot its range.
+    """
+    real = picture.to(torch.promote_types(picture.dtype, torch.float32))
+    axes = [(1, rows), (2, columns)]
+    axes.sort(key=lambda axis: axis[1][2] / picture.shape[axis[0]])  # the axis that shrinks most comes first
+    for axis, grid in axes:
+        real = _along(real, axis, *grid)
+    return real.to(picture.dtype)
+
+
+def _along(picture: torch.Tensor, axis: int, step: float, start: float, count: int) -> torch.Tensor:
+    length = picture.shape[axis]
+    if step == 1 and start == int(start) and start >= 0 and start + count <= length:
+        return picture.narrow(axis, int(start), count)
+    width = max(1.0, abs(step))
+    centres = start + step * (torch.arange(count, dtype=torch.float64) + 0.5)
+    first = torch.floor(centres - 2 * width + 0.5).long()
+    shape = [1] * picture.dim()
+    shape[axis] = count
+    weights, total = [], torch.zeros(count, dtype=torch.float64)
+    for tap in range(math.ceil(4 * width) + 1):
+        weights.append(_keys((first + tap + 0.5 - centres) / width))
+        total += weights[-1]
+    result = None
+    for tap, weight in enumerate(weights):
+        if not weight.any():
+            continue
+        index = (first + tap).clamp(0, length - 1).to(picture.device)
+        taken = picture.index_select(axis, index)
+        factor = (weight / total).to(picture).view(shape)
+        result = taken.mul_(factor) if result is None else result.addcmul_(taken, factor)
+    assert result is not None
+    return result
+
+
+def _keys(distance: torch.Tensor) -> torch.Tensor:
+    x = distance.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
+
+
+def crop_resized(picture: torch.Tensor, box: Box, height: int, width: int) -> torch.Tensor:
+    """The part of (B, H, W, C) inside a box at another size, in [0, 1]; the box may reach over the border."""
+    if box == box.clamp(*picture.shape[1:3]):
+        rows, columns = box.slices
+        return resize_image(picture[:, rows, columns], height, width)
+    rows = (box.height / height, float(box.top), height)
+    columns = (box.width / width, float(box.left), width)
+    return resample(picture, rows, columns).clamp(0, 1)
+
+
+def warp_affine(picture: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """(B, H, W, C) sampled at matrix[:, :2] @ (row, column) + matrix[:, 2] by bicubic interpolation.
+
+    Args:
+        picture: (B, H, W, C) in [0, 1].
+        matrix: (2, 3) float64, continuous pixels of the picture.
+
+    Returns:
+        The picture of the same size; beyond the border its last pixels are repeated.
+    """
+    batch, height, width, channels = picture.shape
+    rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    weights, indices = [], []
+    for (down, right, shift), length in zip(matrix.tolist(), (height, width), strict=True):
+        position = (down * rows.double()[:, None] + right * columns.double()[None] + shift).flatten() - 0.5
+        first = position.floor()
+        weights.append([_keys(first + tap - position).to(picture.device, torch.float32) for tap in TAPS])
+        indices.append([(first.long() + tap).clamp(0, length - 1).to(picture.device) for tap in TAPS])
+    flat = picture.reshape(batch, height * width, channels).to(
+        torch.promote_types(picture.dtype, torch.float32)
+    )
+    moved = torch.zeros_like(flat)
+    for row, row_weight in zip(indices[0], weights[0], strict=True):
+        for column, weight in zip(indices[1], weights[1], strict=True):
+            taken = flat.index_select(1, row * width + column)
+            moved.addcmul_(taken, (row_weight * weight)[:, None].to(flat))
+    return moved.view(picture.shape).to(picture.dtype)

@@ -1,0 +1,264 @@
+"""Edit Prompt: references in any sampler, cut to the view in ours, and read again by encoders of pictures."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from inlay.lab.models.tiny_transformers import CONTEXT, random_prompt, tiny_transformer, tiny_vae
+from inlay.tests.host.families.painting import SIZE, pictures, sample, spots, watched
+
+
+class ReadingClip:
+    """The host's own tokenizer of Qwen-Image; its encoder of 7 B parameters gives way to a random table."""
+
+    def __init__(self):
+        from comfy.text_encoders.qwen_image import QwenImageTokenizer
+
+        self.tokenizer = QwenImageTokenizer()
+        self.seen = []
+
+    def tokenize(self, text, images=(), **kwargs):
+        self.seen.append((text, list(images)))
+        return self.tokenizer.tokenize_with_weights(text, images=list(images), **kwargs)
+
+    def encode_from_tokens_scheduled(self, tokens):
+        ((row,),) = tokens.values()
+        values = [
+            float(entry[0]["data"].double().mean()) if isinstance(entry[0], dict) else entry[0] / 1e5
+            for entry in row
+        ]
+        return [[torch.tensor(values)[None, :, None] * torch.ones(CONTEXT), {"pooled_output": None}]]
+
+
+class PlainClip(ReadingClip):
+    """A text encoder that reads no pictures."""
+
+    def __init__(self):
+        self.tokenizer = object()
+        self.seen = []
+
+    def tokenize(self, text, **kwargs):
+        self.seen.append((text, kwargs.get("images")))
+        return {"l": [[(ord(letter), 1.0) for letter in text or " "]]}
+
+
+@pytest.fixture(autouse=True)
+def inference(in_process_host):
+    with torch.inference_mode():
+        yield
+
+
+def execute(clip, vae, prompt="put it there", photos=None, **inputs):
+    from inlay.nodes.edit_prompt import InlayEditPrompt
+
+    photos = (
+        torch.rand(2, 40, 56, 3, generator=torch.Generator().manual_seed(4)) if photos is None else photos
+    )
+    node = InlayEditPrompt.PREPARE_CLASS_CLONE(None)
+    return node.execute(clip, vae, prompt, photos, **inputs).result
+
+
+def photo_masks():
+    masks = torch.zeros(2, 40, 56)
+    masks[:, 10:30, 20:50] = 1
+    return masks
+
+
+def test_references_are_the_scene_and_the_photos_and_run_in_the_hosts_sampler(in_process_host):
+    import comfy.sample
+
+    vae, image, mask = tiny_vae("flux1"), pictures(1)[:, :64, :96], torch.zeros(1, 64, 96)
+    mask[:, 16:32, 32:64] = 1
+    positive, negative = execute(PlainClip(), vae, scene=image, mask=mask, negative="blurred")
+    for ((_, values),) in (positive, negative):
+        scene, first, second = values["reference_latents"]
+        grey = image.clone()
+        grey[mask > 0.5] = 0.5
+        assert torch.equal(scene, vae.encode(grey))
+        assert first.shape == second.shape == (1, 16, 4, 8)
+    model, calls = watched(tiny_transformer("flux1"))
+    latent = torch.zeros(1, 16, 8, 12)
+    comfy.sample.sample(
+        model, latent + 1, 1, 2.0, "euler", "simple", positive, negative, latent, disable_pbar=True
+    )
+    assert all(
+        call.inlay_references == (("scene",), ("subject", 0, 1.0), ("subject", 0, 1.0)) for call in calls
+    )
+
+
+@pytest.mark.parametrize(("hole", "value"), [("white", 1.0), ("grey", 0.5), ("as drawn", None)])
+def test_the_hole_is_shown_as_chosen_in_every_view(hole, value):
+    vae = tiny_vae("flux1")
+    model, calls = watched(tiny_transformer("flux1"))
+    image, mask = pictures(1), spots((20, 30))
+    positive, _ = execute(PlainClip(), vae, hole=hole)
+    sample("flux1", model, vae, image, mask, positive, random_prompt("flux1", 2), steps=2)
+    close_up = calls[0]
+    assert [r.shape[-2:] for r in close_up.ref_latents] == [(8, 8), (4, 8), (4, 8)]
+    from inlay.imaging.boxes import bounding_box
+    from inlay.sampling.stages import InpaintOptions, close_up_view, grow_mask
+
+    view = close_up_view(bounding_box(mask[0]), *SIZE, InpaintOptions(64, soft_edge=3, grow=2, multiple=16))
+    scene = view.image(image).clone()
+    if value is not None:
+        scene[grow_mask(view.mask(mask), 2) > 0.5] = value
+    want = model.model.process_latent_in(vae.encode(scene))
+    torch.testing.assert_close(close_up.ref_latents[0], want, atol=1e-5, rtol=1e-5)
+
+
+def test_photos_are_cut_out_on_a_plain_ground_and_bound_to_boxes():
+    vae = tiny_vae("flux1")
+    positive, _ = execute(PlainClip(), vae, photo_masks=photo_masks(), ground="white", boxes="1; 2: 0.5")
+    entry = positive[0][1]["inlay_edit"]
+    first, second = entry.edit.photos
+    assert first.picture.shape == (1, 256, 256, 3)
+    assert (first.picture[0, 0] > 0.9999).all()
+    assert (first.picture[0, 128, 128] < 1).any()
+    assert [(photo.box, photo.strength) for photo in (first, second)] == [(1, 1.0), (2, 0.5)]
+
+
+def test_an_encoder_that_reads_pictures_sees_the_view_that_is_painted():
+    clip, vae = ReadingClip(), tiny_vae("qwen-image")
+    model, calls = watched(tiny_transformer("qwen-image"))
+    image, mask = pictures(2), spots((20, 30))
+    positive, negative = execute(clip, vae)
+    clip.seen.clear()
+    sample("qwen-image", model, vae, image, mask, positive, negative, steps=2)
+    # two stages, two prompts, two pictures of the batch
+    assert len(clip.seen) == 8
+    assert all(
+        text.startswith("Picture 1: <|vision_start|>") and "Picture 3:" in text for text, _ in clip.seen
+    )
+    areas = [scene.shape[1] * scene.shape[2] for _, (scene, *_) in clip.seen]
+    assert all(abs(area / 384**2 - 1) < 0.02 for area in areas)
+    assert not torch.equal(clip.seen[0][1][0], clip.seen[1][1][0])
+    for call in calls:
+        assert call.text.shape[0] == 2
+        assert not torch.equal(call.text[0], call.text[1])
+        assert call.ref_latents[0].shape == call.x.shape
+
+
+def test_the_easy_insert_preset_is_as_the_lora_was_trained():
+    clip, vae = PlainClip(), tiny_vae("flux2-klein")
+    photo = torch.rand(1, 40, 56, 3, generator=torch.Generator().manual_seed(4))
+    positive, _ = execute(
+        clip, vae, prompt="", photos=photo, photo_masks=photo_masks()[:1], preset="Easy-Insert"
+    )
+    edit = positive[0][1]["inlay_edit"].edit
+    assert edit.prompt.startswith("Replace the white mask of image1 with the content in image2.")
+    assert (edit.hole, edit.context) == ("white", 1.2)
+    assert edit.photos[0].picture.shape == (1, 1024, 1024, 3)
+    assert (edit.photos[0].picture[0, 0] > 0.9999).all()
+    from inlay.sampling.host import cfg_guider, trained_context
+
+    model = tiny_transformer("flux2-klein")
+    assert trained_context(cfg_guider(model, positive, positive, 4.0)) == 1.2
+
+
+def test_the_method_of_krea_2_is_set():
+    clip = PlainClip()
+    clip.tokenizer = type("Krea2Tokenizer", (), {})()
+    positive, _ = execute(clip, tiny_vae("krea2"))
+    assert positive[0][1]["reference_latents_method"] == "index_timestep_zero"
+
+
+@pytest.mark.parametrize(("inputs", "message"), [
+    ({"photos": torch.zeros(11, 16, 16, 3)}, "there are 11, but 10 are the most"),
+    ({"preset": "Easy-Insert"}, "the Easy-Insert preset takes one"),
+    ({"photo_masks": torch.ones(1, 40, 56)}, "1 masks for 2 photos"),
+    ({"photo_masks": torch.zeros(2, 40, 56)}, "photo_masks: it is empty"),
+    ({"boxes": "1; 2; 3"}, "3 boxes for 2 photos"),
+    ({"boxes": "one"}, "boxes: \"one\" is no list of boxes"),
+    ({"scene": torch.zeros(1, 16, 16, 3), "mask": torch.zeros(1, 8, 8)}, "the image is 16x16"),
+])  # fmt: skip
+def test_wrong_inputs_are_refused_in_one_sentence(inputs, message):
+    with pytest.raises(ValueError, match=message) as error:
+        execute(PlainClip(), SimpleNamespace(spacial_compression_encode=lambda: 8), **inputs)
+    assert "\n" not in str(error.value)
+
+
+def test_a_photo_keeps_out_of_the_other_box_and_of_the_outside():
+    """Sampler, edit prompt and masked attention together, in the latent before compositing.
+
+    The change that another photo makes outside its box, with region attention and without.
+    """
+    from inlay.attention.host import mask_attention
+
+    vae, image, mask = tiny_vae("flux1"), pictures(1), spots((30, 40))
+    model = tiny_transformer("flux1")
+    change = {}
+    for masked in (False, True):
+        painted = mask_attention(model, [mask], operator="renormalised") if masked else model
+        latents = []
+        for seed in (1, 2):
+            photo = torch.rand(1, 40, 56, 3, generator=torch.Generator().manual_seed(seed))
+            positive, negative = execute(PlainClip(), vae, photos=photo)
+            *_, latent = sample(
+                "flux1", painted, vae, image, mask, positive, negative, steps=1, close_up_share=0.0,
+                window_area=0.0, blend="at the end",
+            )  # fmt: skip
+            latents.append(latent["samples"])
+        difference = (latents[0] - latents[1]).abs().amax((0, 1))
+        inside = torch.zeros_like(difference, dtype=torch.bool)
+        inside[2:8, 4:8] = True  # every cell of a token that touches the mask
+        change[masked] = (float(difference[~inside].max()), float(difference[inside].max()))
+    assert change[False][0] > 1e-4
+    assert change[True][0] == 0.0
+    assert change[True][1] > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("flux1", (64, 96)), ("krea2", (70, 90)), ("flux1-fill", (64, 96))]
+)
+def test_inpaint_conditioning_gives_a_model_what_its_family_reads(name, size):
+    from inlay.families.table import FILL, named
+    from inlay.host.vae import PictureVae
+    from inlay.nodes.inpaint_conditioning import InlayInpaintConditioning
+
+    model, vae = tiny_transformer(name), tiny_vae(name)
+    image, mask = torch.rand(2, *size, 3), torch.zeros(1, *size)
+    mask[:, 16:32, 32:64] = 1
+    node = InlayInpaintConditioning.PREPARE_CLASS_CLONE(None)
+    result = node.execute(
+        random_prompt(name, 1), random_prompt(name, 2), vae, image, mask, model=model, hole="white"
+    ).result
+    positive, _, latent = result
+    values = positive[0][1]
+    assert latent["noise_mask"].ndim == latent["samples"].ndim
+    if named(name).condition == FILL:
+        assert values["guidance"] == 30.0
+        assert values["concat_latent_image"].shape == latent["samples"].shape
+        assert "reference_latents" not in values
+        return
+    assert "concat_latent_image" not in values
+    scene = image.clone()
+    scene[:, mask[0] > 0.5] = 1
+    fill = (0, -size[1] % 8, 0, -size[0] % 8)
+    padded = torch.nn.functional.pad(scene.movedim(-1, 1), fill, mode="replicate").movedim(1, -1)
+    want = PictureVae(vae).encode(padded)
+    torch.testing.assert_close(values["reference_latents"][0], want)
+    assert latent["samples"].shape == want.shape
+    assert ("reference_latents_method" in values) == (name == "krea2")
+
+
+def test_inpaint_conditioning_is_as_before_without_a_model():
+    from inlay.nodes.inpaint_conditioning import InlayInpaintConditioning
+
+    vae, image, mask = tiny_vae("flux1"), torch.rand(1, 64, 96, 3), torch.zeros(1, 64, 96)
+    mask[:, 16:32, 32:64] = 1
+    node = InlayInpaintConditioning.PREPARE_CLASS_CLONE(None)
+    prompts = random_prompt("flux1", 1), random_prompt("flux1", 2)
+    positive, _, latent = node.execute(*prompts, vae, image, mask).result
+    assert set(positive[0][1]) == {"pooled_output", "concat_latent_image", "concat_mask"}
+    assert torch.equal(latent["samples"], vae.encode(image))
+
+
+def test_an_identity_encoder_on_an_edit_model_is_pointed_to_the_edit_prompt():
+    from inlay.conditioning.channel_order import as_conditioning
+
+    model, vae = tiny_transformer("flux1"), tiny_vae("flux1")
+    identity = as_conditioning(torch.zeros(1, 16, 768), identity=True)
+    with pytest.raises(ValueError, match=r"Identity Encoder .* use Edit Prompt with Subject Photos") as error:
+        sample("flux1", model, vae, pictures(1), spots((20, 30)), identity)
+    assert "\n" not in str(error.value)

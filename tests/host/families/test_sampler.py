@@ -1,0 +1,273 @@
+"""The close-up sampler on every transformer: odd sizes, batches, several masks, references by view."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from inlay.families.table import FAMILIES, FILL, LATENTS_AND_TEXT, NO_REFERENCES, named
+from inlay.lab.models.tiny_transformers import (
+    TINY,
+    random_latent,
+    random_prompt,
+    tiny_transformer,
+    tiny_vae,
+)
+from inlay.tests.host.families.painting import SIZE, pictures, sample, spots, watched
+
+REFERENCE_ROWS = [row.name for row in FAMILIES if row.references != NO_REFERENCES and row.name in TINY]
+
+
+@pytest.fixture
+def parts(in_process_host):
+    def open_parts(name):
+        return tiny_transformer(name), tiny_vae(name)
+
+    with torch.inference_mode():
+        yield open_parts
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_two_pictures_of_an_odd_size_with_two_masks(parts, name):
+    """Pixels past the soft edge keep their bits, the inside changes, and each picture has its own result."""
+    model, vae = parts(name)
+    image, masks = pictures(), spots((20, 30), (60, 80))
+    result, close_ups, latent = sample(name, model, vae, image, masks, several_masks="together")
+    far = torch.nn.functional.max_pool2d(masks.amax(0)[None, None], 9, 1, 4)[0, 0] == 0
+    assert torch.equal(result[:, far], image[:, far])
+    inside = masks.amax(0) > 0
+    assert (result[:, inside] != image[:, inside]).any(-1).float().mean() > 0.9
+    assert torch.isfinite(result).all()
+    assert close_ups.shape[0] == 4
+    assert not torch.allclose(result[0, inside], result[1, inside])
+    assert latent["samples"].shape[0] == 2
+    assert (latent["samples"].ndim == 5) == named(name).time_axis
+
+
+@pytest.mark.parametrize("name", ["flux1", "qwen-image"])
+def test_a_batch_is_each_picture_alone(parts, name):
+    """With the same noise, the first picture of a batch is what it is without the second."""
+    model, vae = parts(name)
+    image, mask = pictures(), spots((20, 30))
+    both = sample(name, model, vae, image, mask, close_up_share=0.0)[0]
+    alone = sample(name, model, vae, image[:1], mask, close_up_share=0.0)[0]
+    torch.testing.assert_close(both[:1], alone, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_share_0_is_the_hosts_own_sampler_on_the_window(parts, name):
+    import comfy.sample
+
+    model, vae = parts(name)
+    image = torch.nn.functional.interpolate(pictures(1).movedim(-1, 1), (64, 96), mode="bilinear").movedim(
+        1, -1
+    )
+    mask = torch.zeros(1, 64, 96)
+    mask[:, 16:48, 32:64] = 1
+    _, _, latent = sample(name, model, vae, image, mask, close_up_share=0.0, window_area=0.0, steps=2)
+    known = vae.encode(image)
+    hole = mask[:, None] if known.ndim == 4 else mask[:, None, None]
+    prompts = [random_prompt(name, 1), random_prompt(name, 2)]
+    if named(name).condition == FILL:
+        masked = (image - 0.5) * (1 - mask[..., None]) + 0.5
+        fill = {"concat_latent_image": vae.encode(masked), "concat_mask": hole}
+        prompts = [[[text, values | fill]] for ((text, values),) in prompts]
+    want = comfy.sample.sample(
+        model, comfy.sample.prepare_noise(known, 3), 2, 1.0, "euler", "simple", *prompts, known,
+        noise_mask=hole, seed=3, disable_pbar=True,
+    )  # fmt: skip
+    assert torch.equal(latent["samples"], want)
+
+
+@pytest.mark.parametrize("name", REFERENCE_ROWS)
+def test_the_scene_follows_the_view_and_photos_stay_whole(parts, name):
+    """Of a CONDITIONING of stock nodes: the whole picture at another size, and a photo."""
+    model, vae = parts(name)
+    model, calls = watched(model)
+    image, mask = pictures(1), spots((20, 30))
+    from inlay.host.vae import PictureVae
+
+    whole = torch.nn.functional.interpolate(image.movedim(-1, 1), (96, 112), mode="bicubic").movedim(1, -1)
+    scene = PictureVae(vae).encode(whole.clamp(0, 1))
+    photo = random_latent(model, 4, 6, seed=8)
+    positive = random_prompt(name, 1, reference_latents=[scene, photo])
+    sample(name, model, vae, image, mask, positive, steps=2)
+    assert len(calls) == 2
+    for call in calls:
+        first, second = call.ref_latents
+        assert first.shape == call.x.shape
+        assert second.shape == photo.shape
+        assert call.inlay_references == (("scene",), ("subject", 0, 1.0))
+        torch.testing.assert_close(second, model.model.process_latent_in(photo))
+    assert not torch.equal(calls[0].ref_latents[0], calls[1].ref_latents[0])
+    if named(name).reference_method:
+        assert calls[0].ref_latents_method == named(name).reference_method
+
+
+def test_a_photo_is_no_scene_even_in_the_pictures_proportions(parts):
+    model, vae = parts("flux1")
+    model, calls = watched(model)
+    image = pictures(1)
+    other = vae.encode(
+        torch.nn.functional.interpolate(pictures(1, seed=9).movedim(-1, 1), (88, 104)).movedim(1, -1)
+    )
+    positive = random_prompt("flux1", 1, reference_latents=[other])
+    sample("flux1", model, vae, image, spots((20, 30)), positive, steps=2)
+    assert [call.inlay_references for call in calls] == [(("subject", 0, 1.0),)] * 2
+
+
+@pytest.mark.parametrize("name", ["flux1", "qwen-image", "z-image", "flux2-klein"])
+def test_the_noise_at_the_switch_has_the_level_of_the_schedule(parts, monkeypatch, name):
+    """Flow matching: the network's first input of each stage is sigma noise + (1 - sigma) latent."""
+    from inlay.sampling import host
+
+    model, vae = parts(name)
+    model, calls = watched(model)
+    runs = []
+    original = host.ViewSampler._sample
+
+    def recorded(self, guider, latent, hole, sigmas):
+        noise = self.noise.generate_noise({"samples": latent} | self._draw())
+        runs.append((guider.model_patcher.model.process_latent_in(latent), noise, sigmas))
+        return original(self, guider, latent, hole, sigmas)
+
+    monkeypatch.setattr(host.ViewSampler, "_sample", recorded)
+    sample(name, model, vae, pictures(1), spots((20, 30)), steps=4, blend="at the end")
+    assert [len(sigmas) - 1 for _, _, sigmas in runs] == [2, 2]
+    starts = [calls[0], calls[2]]
+    for (latent, noise, sigmas), call in zip(runs, starts, strict=True):
+        sigma = float(sigmas[0])
+        torch.testing.assert_close(call.x, sigma * noise + (1 - sigma) * latent, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [4, 5, 8])
+@pytest.mark.parametrize("share", [0.05, 0.95])
+def test_a_few_steps_leave_one_for_each_stage(parts, steps, share):
+    model, vae = parts("flux1-schnell")
+    model, calls = watched(model)
+    sample("flux1-schnell", model, vae, pictures(1), spots((20, 30)), steps=steps, close_up_share=share)
+    sizes = [tuple(call.x.shape[-2:]) for call in calls]
+    assert len(calls) == steps
+    first = {0.05: 1, 0.95: steps - 1}[share]
+    from inlay.sampling.schedule import split_schedule
+
+    local, rest = split_schedule(torch.linspace(1, 0, steps + 1), share)
+    assert (len(local) - 1, len(rest) - 1) == (first, steps - first)
+    assert sizes
+
+
+@pytest.mark.parametrize(("name", "steps", "cfg"), [("flux1-schnell", 4, 1.0), ("z-image", 25, 4.0)])
+def test_auto_takes_the_familys_settings(parts, monkeypatch, name, steps, cfg):
+    from inlay.nodes.disentangled_inpaint_sampler import DisentangledInpaintSampler
+
+    model, vae = parts(name)
+    model, calls = watched(model)
+    node = DisentangledInpaintSampler.PREPARE_CLASS_CLONE(None)
+    node.execute(
+        model, random_prompt(name, 1), random_prompt(name, 2), vae, pictures(1), spots((20, 30)), 3, 0, 0.0,
+        "auto", "auto", close_up_size=64,
+    )  # fmt: skip
+    assert len(calls) == steps
+    assert len(calls[0].x) == (1 if cfg == 1.0 else 2)
+
+
+def test_auto_on_a_model_without_a_row_is_refused(in_process_host):
+    from inlay.sampling.host import choose_settings
+
+    class Config:
+        unet_config = {}
+
+    model = SimpleNamespace(model=SimpleNamespace(model_config=Config()))
+    with pytest.raises(ValueError, match="steps: Inlay has no automatic settings for Config models"):
+        choose_settings(model, "euler", "auto", 0, 1.0, "auto")
+
+
+def test_automatic_guidance_is_embedded_where_the_prompt_sets_none(parts):
+    model, vae = parts("flux1-fill")
+    model, calls = watched(model)
+    sample("flux1-fill", model, vae, pictures(1), spots((20, 30)), steps=2, cfg=0.0)
+    assert float(calls[0].guidance) == 30.0
+    positive = random_prompt("flux1-fill", 1, guidance=7.0)
+    sample("flux1-fill", model, vae, pictures(1), spots((20, 30)), positive, steps=2, cfg=0.0)
+    assert float(calls[-1].guidance) == 7.0
+
+
+def test_soft_masks_reach_the_last_step_of_a_steep_schedule(in_process_host):
+    """klein's sigmas with 4 steps: a value of 0.5 never changes with Differential Diffusion alone."""
+    from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
+
+    from inlay.sampling.host import last_level, reach_soft_masks
+
+    model = tiny_transformer("flux2-klein")
+    patched = DifferentialDiffusion.execute(model).result[0]
+    sigmas = torch.tensor([1.0, 0.967, 0.908, 0.767, 0.0])
+    extra = {"model": SimpleNamespace(inner_model=model.model), "sigmas": sigmas}
+    mask = torch.tensor([0.0, 0.5, 1.0])
+    last = torch.tensor([0.767])
+    alone = patched.model_options["denoise_mask_function"](last, mask, extra_options=extra)
+    assert alone.tolist() == [0.0, 0.0, 1.0]
+    options = dict(patched.model_options)
+    reach_soft_masks(options)
+    assert options["denoise_mask_function"](last, mask, extra_options=extra).tolist() == [0.0, 1.0, 1.0]
+    assert options["denoise_mask_function"](sigmas[:1], mask, extra_options=extra).tolist() == [0.0, 0.0, 1.0]
+    assert last_level(model.model.model_sampling, sigmas) == pytest.approx(0.767, abs=2e-3)
+
+
+class ControlNetwork:
+    """Stands in for a Z-Image control model: it notes what it was given."""
+
+    additional_in_dim = 17
+
+
+def test_control_pictures_of_model_patches_follow_the_view(in_process_host):
+    from comfy_extras.nodes_model_patch import ZImageControlPatch
+
+    from inlay.sampling.crop_conditioning import CropRegion
+    from inlay.sampling.host import cfg_guider, guider_for_region
+
+    model, vae = tiny_transformer("z-image"), tiny_vae("z-image")
+    image, mask = pictures(1), spots((20, 30))
+    patch = ZImageControlPatch(
+        SimpleNamespace(model=ControlNetwork()),
+        vae,
+        None,
+        0.8,
+        inpaint_image=image,
+        mask=1 - mask[:, None, None],
+    )
+    model = model.clone()
+    model.set_model_noise_refiner_patch(patch)
+    model.set_model_double_block_patch(patch)
+    guider = cfg_guider(model, random_prompt("z-image", 1), random_prompt("z-image", 2), 1.0)
+    place = CropRegion((0.2, 0.25, 0.6, 0.7), SIZE, (64, 64))
+    viewed = guider_for_region(guider, place, {})
+    patches = viewed.model_options["transformer_options"]["patches"]
+    part = patches["double_block"][0]
+    assert part is patches["noise_refiner"][0]
+    assert part is not patch
+    assert part.strength == 0.8
+    assert part.inpaint_image.shape == (1, 64, 64, 3)
+    rows, columns = slice(18, 54), slice(28, 77)  # fractions of 90 and 110, to the pixel
+    assert torch.equal(part.mask, 1 - mask[:, None, None, rows, columns])
+    want = torch.nn.functional.interpolate(
+        image[:, rows, columns].movedim(-1, 1), (64, 64), mode="bicubic", antialias=True
+    )
+    torch.testing.assert_close(part.inpaint_image, want.movedim(1, -1).clamp(0, 1))
+    assert guider.model_options["transformer_options"]["patches"]["double_block"][0] is patch
+
+
+def test_a_film_autoencoder_gets_one_picture_at_a_time(in_process_host):
+    from inlay.host.vae import PictureVae
+
+    vae, image = tiny_vae("qwen-image"), pictures(3)[:, :64, :96]
+    assert vae.encode(image).shape[0] == 1, "the host reads a batch as a film"
+    latents = PictureVae(vae).encode(image)
+    assert latents.shape == (3, 16, 1, 8, 12)
+    assert PictureVae(vae).decode(latents).shape == (3, 64, 96, 3)
+    assert torch.equal(latents[1:2], vae.encode(image[1:2]))
+
+
+def test_every_row_that_shows_pictures_to_its_text_encoder_is_known():
+    assert [row.name for row in FAMILIES if row.references == LATENTS_AND_TEXT] == [
+        "qwen-image-edit-2511", "qwen-image", "boogu",
+    ]  # fmt: skip
