@@ -66,3 +66,8 @@ def as_masks_each(masks: list[Tensor] | None, name: str = "masks") -> list[Tenso
 def as_images_each(images: list[Tensor], name: str = "images") -> list[Tensor]:
     """`as_image` of every batch of a list input."""
     return [as_image(image, name) for image in images]
+
+
+def optional_masks(mask: Tensor | None, name: str = "mask") -> Tensor | None:
+    """`as_masks`, or None where nothing is connected."""
+    return None if mask is None else as_masks(mask, name)
