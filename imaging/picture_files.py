@@ -36,15 +36,15 @@ def read_picture(source: Path | bytes, kind: str = "references", name: str = "")
     The camera's orientation is applied. `kind` (an input or an option) and `name` (by default the file's own)
     are for errors. Raises ValueError for what is no readable picture.
     """
-    return torch.from_numpy(picture_array(open_picture(source, kind, name)))[None]
+    return torch.from_numpy(picture_array(open_picture_file(source, kind, name)))[None]
 
 
 def read_mask(source: Path | bytes, kind: str = "references", name: str = "") -> torch.Tensor:
     """The mask (1, H, W) in [0, 1] that a picture file shows, see `mask_array`. Raises as `read_picture`."""
-    return torch.from_numpy(mask_array(open_picture(source, kind, name)))[None]
+    return torch.from_numpy(mask_array(open_picture_file(source, kind, name)))[None]
 
 
-def open_picture(
+def open_picture_file(
     source: Path | bytes, kind: str = "references", name: str = "", draft: tuple[int, int] | None = None
 ) -> Image.Image:
     """A picture, loaded, turned as the camera was held, in a mode that the functions below read.
@@ -73,7 +73,7 @@ def open_picture(
 
 
 def picture_array(picture: Image.Image) -> np.ndarray:
-    """(H, W, 3), or (H, W, 4) with transparency, float32 in [0, 1], of what `open_picture` returned."""
+    """(H, W, 3), or (H, W, 4) with transparency, float32 in [0, 1], of what `open_picture_file` returned."""
     if _is_deep(picture):
         return np.repeat(_to_array(picture)[..., None], 3, axis=2)
     return _to_array(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))

@@ -10,7 +10,14 @@ import torch
 from PIL import Image
 
 from .masks import check_mask
-from .picture_files import SUFFIXES, alpha_array, mask_array, missing_decoder, open_picture, picture_array
+from .picture_files import (
+    SUFFIXES,
+    alpha_array,
+    mask_array,
+    missing_decoder,
+    open_picture_file,
+    picture_array,
+)
 
 NOT_PICTURES = {".txt", ".json", ".caption", ".md", ".csv", ".ini", ".db"}  # captions and folder settings
 MASK_STEM = re.compile(r"(.+)[_-]mask", re.IGNORECASE)
@@ -73,11 +80,13 @@ def read_reference(
     frame. The camera's orientation is applied; of an animation the first frame is read; 16-bit and float
     pictures keep their range. Raises ValueError for an unreadable file or sizes that differ.
     """
-    opened = open_picture(picture, kind)
+    opened = open_picture_file(picture, kind)
     colours, subject = picture_array(opened)[..., :3], alpha_array(opened)
     if subject is None:
         subject = (
-            np.ones(colours.shape[:2], np.float32) if mask is None else mask_array(open_picture(mask, kind))
+            np.ones(colours.shape[:2], np.float32)
+            if mask is None
+            else mask_array(open_picture_file(mask, kind))
         )
     if subject.shape != (opened.height, opened.width):
         rows, columns = subject.shape
@@ -156,6 +165,6 @@ def darken_outside(colours: np.ndarray, subject: np.ndarray) -> np.ndarray:
 
 def _open_small(file: Path, side: int) -> Image.Image:
     """A picture, at most `side` pixels on its longer side; JPEGs are decoded at a fraction of their size."""
-    opened = open_picture(file, draft=(side, side))
+    opened = open_picture_file(file, draft=(side, side))
     opened.thumbnail((side, side))
     return opened

@@ -8,7 +8,7 @@ MENDS = {
 }
 
 
-METHODS = {  # what each input is asked for; wildcard outputs of other packs connect to anything
+REQUIRED_ATTRIBUTES = {  # what each input is asked for; wildcard outputs of other packs connect to anything
     "model": "model_options",
     "clip": "tokenize",
     "vae": "spacial_compression_encode",
@@ -34,7 +34,7 @@ def check_wired(**inputs) -> None:
         mend = MENDS.get(name, f"wire a {name} that was loaded")
         if value is None:
             raise ValueError(f"{name}: there is none; {mend}.")
-        if name in METHODS and not hasattr(value, METHODS[name]):
+        if name in REQUIRED_ATTRIBUTES and not hasattr(value, REQUIRED_ATTRIBUTES[name]):
             raise ValueError(f"{name}: it is a {type(value).__name__}; {mend}.")
         if name in CONDITIONINGS and not (isinstance(value, list) and value and all(map(_is_prompt, value))):
             raise ValueError(f"{name}: it holds no prompt; wire CLIP Text Encode.")

@@ -66,7 +66,7 @@ def fitted(size: tuple[int, int], box: Box, largest: int = LARGEST) -> tuple[tup
 
 def open_picture(path: Path) -> Image.Image:
     """The picture at `path` in RGB, turned as the camera was held."""
-    return picture_files.to_8_bits(picture_files.open_picture(path, "--background"))
+    return picture_files.to_8_bits(picture_files.open_picture_file(path, "--background"))
 
 
 def check(options: argparse.Namespace) -> Job:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...imaging.picture_files import BITS_16, SUFFIXES, open_picture, picture_array
+from ...imaging.picture_files import BITS_16, SUFFIXES, open_picture_file, picture_array
 from ...imaging.references import list_references, natural_order
 from .shards import write_shards
 
@@ -59,7 +59,7 @@ def _views(pairs: list[tuple[Path, Path | None]]) -> dict[str, bytes]:
 
 def _as_png(path: Path) -> bytes:
     """The picture as PNG, turned as the camera was held; more than 8 bits are kept as 16."""
-    picture = open_picture(path, "--pictures")
+    picture = open_picture_file(path, "--pictures")
     if picture.mode not in ("L", "RGB", "RGBA"):
         grey = picture_array(picture)[..., 0]
         picture = Image.fromarray((grey * BITS_16).round().astype(np.uint16))

@@ -78,10 +78,10 @@ class Insertions:
     side: int
 
     def __call__(self, record: Record, generator: torch.Generator) -> Sample:
-        source, target = (read_picture(_field(record, names))[..., :3] for names in (SOURCE, TARGET))
+        source, target = (decode_picture(_field(record, names))[..., :3] for names in (SOURCE, TARGET))
         changed = changed_box(source, target)
         if any(_find(record, name) for name in OBJECT_NAMES):
-            picture = read_picture(_field(record, OBJECT_NAMES))
+            picture = decode_picture(_field(record, OBJECT_NAMES))
         else:
             picture = target[(slice(None), *changed.slices)]
         shown = self._shown(picture)
@@ -116,7 +116,7 @@ def _is_picture(field: str) -> bool:
 
 def read_frame(record: Record, name: str) -> tuple[Tensor, Tensor]:
     """(image (1, H, W, 3), mask (1, H, W)) of a view. Raises ValueError when it has no mask."""
-    image = read_picture(record[name])
+    image = decode_picture(record[name])
     mask = _find(record, f"{name.partition('.')[0]}.mask")
     if mask is None and image.shape[-1] != 4:
         raise ValueError(f"--data: a record's picture {name} has neither a mask nor an alpha channel.")
@@ -179,7 +179,7 @@ def changed_box(source: Tensor, target: Tensor) -> Box:
     return bounding_box(changed.float())
 
 
-def read_picture(data: bytes) -> Tensor:
+def decode_picture(data: bytes) -> Tensor:
     """(1, H, W, 3 or 4) in [0, 1], as the camera was held; greys become colours, an alpha channel stays.
 
     Raises ValueError for what is no picture.
