@@ -29,6 +29,7 @@ class Upload:
     subfolder: str
 
     def to(self, client: Client) -> None:
+        """Upload the files to a host."""
         for path, name in self.files:
             client.upload(path, self.subfolder, name)
 
@@ -73,6 +74,7 @@ class GraphJob:
 
 
 def is_picture(path: Path) -> bool:
+    """Return whether the file is a visible image of a supported format."""
     return path.is_file() and not path.name.startswith(".") and path.suffix.lower() in PICTURE_SUFFIXES
 
 

@@ -13,8 +13,8 @@ class AttributeSubstitutionEncode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttributeSubstitutionEncode",
-            display_name="Attribute Substitution Encode",
-            category="Inlay",
+            display_name="Edit Subject Prompt (Inlay)",
+            category="Inlay/prompt",
             description="Encodes a prompt and takes the meaning of other words out of it, so that a learned"
             ' subject follows an edit: "a glass sks teapot" without "brass" (DreamMix).',
             search_aliases=[

@@ -323,7 +323,7 @@ class InlayPasteBack(io.ComfyNode):
         return io.Schema(
             node_id="InlayPasteBack",
             display_name="Paste Back (Inlay)",
-            category="Inlay",
+            category="Inlay/finish",
             description="Puts the generated part inside the mask onto the original. Beyond the soft edge"
             " every pixel is the original's, bit for bit. What a model shifted, zoomed or tinted can be laid"
             " on the original again and given its colours.",
@@ -533,7 +533,7 @@ class InlayCropBack(io.ComfyNode):
         return io.Schema(
             node_id="InlayCropBack",
             display_name="Crop Back (Inlay)",
-            category="Inlay",
+            category="Inlay/finish",
             description="Cuts a generated picture to the size of the one it was made from, where that had to"
             " be padded for the model. Nothing is resized.",
             search_aliases=["crop", "unpad", "original size"],

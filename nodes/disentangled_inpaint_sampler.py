@@ -143,11 +143,12 @@ class DisentangledInpaintSampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DisentangledInpaintSampler",
-            display_name="Disentangled Inpaint Sampler",
-            category="Inlay",
+            display_name="Inpaint Subject (Inlay)",
+            category="Inlay/inpaint",
             description="Inpaints small places in large pictures: first close up at the model's full size,"
             " then blended with their surroundings (DreamMix). Nothing outside the mask's soft edge changes.",
             search_aliases=[
+                "disentangled inpaint sampler",
                 "inpaint",
                 "crop and stitch",
                 "detailer",
@@ -347,9 +348,9 @@ class DisentangledInpaintSamplerAdvanced(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DisentangledInpaintSamplerAdvanced",
-            display_name="Disentangled Inpaint Sampler (Advanced)",
-            category="Inlay",
-            description="Disentangled Inpaint Sampler for guiders, samplers and schedules of your own. The"
+            display_name="Inpaint Subject, Advanced (Inlay)",
+            category="Inlay/inpaint",
+            description="Inpaint Subject for guiders, samplers and schedules of your own. The"
             " guider's conditions are made anew for every window, so wire plain prompts.",
             search_aliases=["inpaint custom sampler", "DreamMix", "crop and stitch", "dual cfg", "guider"],
             inputs=[

@@ -19,12 +19,15 @@ class IdentityEncoderDINOv2(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="IdentityEncoderDINOv2",
-            display_name="Identity Encoder DINOv2",
-            category="Inlay",
+            display_name="Insert Object, Compose (Inlay)",
+            category="Inlay/insert an object",
             description="Turns one or more pictures of an object into conditioning that stands in for a"
             " prompt (IMPRINT, ObjectStitch, Paint-by-Example, AnyDoor). Nothing is trained. To add words,"
             " join it with a text prompt's by Conditioning (Concat).",
             search_aliases=[
+                "identity encoder dinov2",
+                "compose",
+                "object compositing",
                 "imprint",
                 "object",
                 "ip adapter",
@@ -120,7 +123,7 @@ class IdentityEncoderDINOv2(io.ComfyNode):
         batch = torch.cat(pictures)
         return io.NodeOutput(
             as_conditioning(seen.context, identity=True),
-            as_conditioning(seen.nothing, identity=True),
+            as_conditioning(seen.uncond, identity=True),
             batch,
             ui=ui.PreviewImage(batch, cls=cls),
         )
@@ -133,7 +136,7 @@ def prepare_object_images(
 
     `name` is the input that errors of a mask or an alpha channel name.
     """
-    reads = adapter.reading
+    reads = adapter.encoder_spec
     if size and reads.encoder == "clip" and size != reads.size:
         raise ValueError(f"size: this adapter's encoder, CLIP, takes {reads.size} pixels only; set it to 0.")
     if size % 14:

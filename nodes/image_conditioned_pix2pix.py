@@ -17,12 +17,18 @@ class ImageConditionedPix2Pix(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ImageConditionedPix2Pix",
-            display_name="Image-Conditioned Pix2Pix",
-            category="Inlay",
+            display_name="Insert Object Without Mask (Inlay)",
+            category="Inlay/insert an object",
             description="Puts the object of one picture into another, where it fits; there is no mask and no"
             " prompt (Visually Guided Insertion). Wire guider and latent into Sampler Custom (Advanced), and"
             " the decoded picture into Crop Back.",
-            search_aliases=["instruct pix2pix", "ip2p", "insert object", "mask free", "visually guided"],
+            search_aliases=[
+                "image-conditioned pix2pix",
+                "instruct pix2pix",
+                "ip2p",
+                "mask free",
+                "visually guided",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="An InstructPix2Pix model (8 channels) trained for objects."),
                 io.Vae.Input("vae", tooltip="The VAE of the same model."),
@@ -107,11 +113,11 @@ class ImageConditionedPix2Pix(io.ComfyNode):
         )
         seen = encode_views(clip_vision, embedding_optimizer, pictures, strength, raw=raw_pixels)
         source = vae.encode(pad_to_multiple(image[..., :3], vae.spacial_compression_encode()))
-        context, nothing = as_conditioning(seen.context), as_conditioning(seen.nothing)
+        context, uncond = as_conditioning(seen.context), as_conditioning(seen.uncond)
         return io.NodeOutput(
             with_source(context, source),
-            with_source(nothing, source),
+            with_source(uncond, source),
             {"samples": torch.zeros_like(source)},
-            two_scale_guider(model, context, nothing, source, object_guidance, image_guidance),
+            two_scale_guider(model, context, uncond, source, object_guidance, image_guidance),
             ui=ui.PreviewImage(torch.cat(pictures), cls=cls),
         )

@@ -23,7 +23,7 @@ class InlayInpaintConditioning(io.ComfyNode):
         return io.Schema(
             node_id="InlayInpaintConditioning",
             display_name="Inpaint Conditioning (Inlay)",
-            category="Inlay",
+            category="Inlay/inpaint",
             description="Tells an inpainting model which picture to fill in and where. Like the host's"
             " InpaintModelConditioning, but pictures of any size are padded to the model's grid, not cut;"
             " Paste Back crops the result to the original's size.",
@@ -124,15 +124,15 @@ class InlayObjectStitchConditioning(io.ComfyNode):
         return io.Schema(
             node_id="InlayObjectStitchConditioning",
             display_name="ObjectStitch Conditioning (Inlay)",
-            category="Inlay",
+            category="Inlay/insert an object",
             description="Tells an ObjectStitch or Paint-by-Example model which picture to fill in and where."
             " They read noise, background and inverted mask in this order, other inpainting models the mask"
             " first; the model that comes out does, in this node's conditions as in those of the"
-            " Disentangled Inpaint Sampler.",
+            " Inpaint Subject.",
             search_aliases=["objectstitch", "paint by example", "inpaint model conditioning", "9 channel"],
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint of ObjectStitch or Paint-by-Example."),
-                io.Conditioning.Input("positive", tooltip="The object, from Identity Encoder DINOv2."),
+                io.Conditioning.Input("positive", tooltip="The object, from Insert Object."),
                 io.Conditioning.Input("negative", tooltip="No object, from the same node."),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
                 io.Image.Input("image", tooltip="The picture the object goes into, of any size."),
@@ -173,7 +173,7 @@ class InlayBackgroundBlending(io.ComfyNode):
         return io.Schema(
             node_id="InlayBackgroundBlending",
             display_name="Background Blending (Inlay)",
-            category="Inlay",
+            category="Inlay/inpaint",
             description="Chooses what the picture outside the mask looks like to the model at every step,"
             " for any sampler whose latent has a noise mask (IMPRINT, fig. 3).",
             search_aliases=["blend background", "imprint", "noise mask", "inpaint blending"],

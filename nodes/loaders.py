@@ -36,8 +36,8 @@ class InlayLoadSubject(io.ComfyNode):
         return io.Schema(
             node_id="InlayLoadSubject",
             display_name="Load Subject (Inlay)",
-            category="Inlay",
-            description="Puts a learned subject on the model: one of Subject Finetune's, or a LoRA that"
+            category="Inlay/train a subject",
+            description="Puts a learned subject on the model: one of Train Subject's, or a LoRA that"
             " DreamMix, diffusers or kohya's tools trained.",
             search_aliases=[
                 "load lora",
@@ -51,7 +51,7 @@ class InlayLoadSubject(io.ComfyNode):
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="A file in models/loras. Subject Finetune keeps its results in inlay/. DreamMix's"
+                    tooltip="A file in models/loras. Train Subject keeps its results in inlay/. DreamMix's"
                     " pytorch_lora_weights.safetensors is read as it is.",
                 ),
                 io.Float.Input(
@@ -165,7 +165,7 @@ class InlayLoadAdapter(io.ComfyNode):
         return io.Schema(
             node_id="InlayLoadAdapter",
             display_name="Load Identity Adapter (Inlay)",
-            category="Inlay",
+            category="Inlay/insert an object",
             description="Loads what turns an object's picture into a model's context: an adapter trained with"
             " Inlay, ObjectStitch, Paint-by-Example, AnyDoor's projector, or a Visually Guided embedding"
             " optimizer. The layout is told from the file.",
@@ -211,7 +211,7 @@ class InlayLoadAdapter(io.ComfyNode):
             check_finite_weights(found.adapter, "file", name)
             adapter = load_adapter(found, name)
             vision = None if found.encoder is None else load_vision(found.encoder, found.dino)
-        reads = found.config.reading
+        reads = found.config.encoder_spec
         wanted = encoder_name(reads.encoder, reads.width, reads.registers)
         report = (
             f"{name}: {found.layout}, for {wanted} at {reads.size}x{reads.size} pixels, context of width"
@@ -233,7 +233,7 @@ class InlayLoadImageEncoder(io.ComfyNode):
         return io.Schema(
             node_id="InlayLoadImageEncoder",
             display_name="Load Image Encoder (Inlay)",
-            category="Inlay",
+            category="Inlay/insert an object",
             description="Loads a DINOv2 (S, B, L, g; with or without registers) or a CLIP image encoder. The"
             " host's Load CLIP Vision knows CLIP and two DINOv2 without registers.",
             search_aliases=["dinov2", "dino", "registers", "clip vision loader", "image encoder"],
@@ -284,7 +284,7 @@ class InlayLoadPix2Pix(io.ComfyNode):
         return io.Schema(
             node_id="InlayLoadPix2Pix",
             display_name="Load Pix2Pix UNet (Inlay)",
-            category="Inlay",
+            category="Inlay/insert an object",
             description="Loads an SD 1.5 InstructPix2Pix UNet (8 channels) from diffusers' file, which the"
             " host's loaders do not know.",
             search_aliases=["instruct pix2pix", "diffusers", "unet loader", "paint by inpaint"],
@@ -298,7 +298,7 @@ class InlayLoadPix2Pix(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(
-                    display_name="model", tooltip="The InstructPix2Pix model, for Image-Conditioned Pix2Pix."
+                    display_name="model", tooltip="The InstructPix2Pix model, for Insert Object Without Mask."
                 )
             ],
         )
@@ -332,9 +332,9 @@ class InlayLoadFooocusInpaint(io.ComfyNode):
         return io.Schema(
             node_id="InlayLoadFooocusInpaint",
             display_name="Load Fooocus Inpaint (Inlay)",
-            category="Inlay",
+            category="Inlay/inpaint",
             description="Fooocus' inpaint patch, which makes a plain SDXL model an inpainting one for the"
-            " Disentangled Inpaint Sampler. The same INPAINT_PATCH as in Acly's Inpaint Nodes.",
+            " Inpaint Subject. The same INPAINT_PATCH as in Acly's Inpaint Nodes.",
             search_aliases=["fooocus", "inpaint head", "inpaint patch", "sdxl inpaint"],
             inputs=[
                 io.Combo.Input("head", options=files, tooltip="fooocus_inpaint_head.pth, in models/inpaint."),
@@ -345,7 +345,7 @@ class InlayLoadFooocusInpaint(io.ComfyNode):
             outputs=[
                 io.Custom("INPAINT_PATCH").Output(
                     display_name="inpaint_patch",
-                    tooltip="For the Disentangled Inpaint Sampler, or the inpaint nodes pack.",
+                    tooltip="For Inpaint Subject, or the inpaint nodes pack.",
                 )
             ],
         )

@@ -31,7 +31,7 @@ class MaskedAttentionPatch(io.ComfyNode):
         return io.Schema(
             node_id="MaskedAttentionPatch",
             display_name="Masked Attention (Inlay)",
-            category="Inlay",
+            category="Inlay/inpaint",
             description="Masks a model's attention by region: the prompt acts inside the mask only, and the"
             " subject and the background do not look at each other in the layers you choose (DreamCom)."
             " On edit models it also decides in which box each subject photo acts."

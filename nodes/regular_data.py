@@ -43,7 +43,7 @@ class InlayAttributeDictionary(io.ComfyNode):
         return io.Schema(
             node_id="InlayAttributeDictionary",
             display_name="Attribute Dictionary (Inlay)",
-            category="Inlay",
+            category="Inlay/train a subject",
             description="The subject's attributes (colour, material, accessories ...) and prompts that"
             " combine them at random, for regular images: so that words can edit the subject (DreamMix).",
             search_aliases=["ADM", "DreamMix", "attributes", "describe subject", "VLM", "caption", "regular"],
@@ -92,7 +92,7 @@ class InlayAttributeDictionary(io.ComfyNode):
             ],
             outputs=[
                 io.String.Output(
-                    display_name="attributes", tooltip="The dictionary as JSON, for Subject Finetune."
+                    display_name="attributes", tooltip="The dictionary as JSON, for Train Subject."
                 ),
                 io.String.Output(
                     display_name="prompts", is_output_list=True, tooltip="For Regular Images, one by one."
@@ -157,9 +157,9 @@ class InlayRegularImages(io.ComfyNode):
         return io.Schema(
             node_id="InlayRegularImages",
             display_name="Regular Images (Inlay)",
-            category="Inlay",
+            category="Inlay/train a subject",
             description="Paints each prompt with the wired-in model itself, before it learns your subject,"
-            " and finds the outline of what it painted: regular data for Subject Finetune (DreamMix eq. 8).",
+            " and finds the outline of what it painted: regular data for Train Subject (DreamMix eq. 8).",
             search_aliases=["regularization images", "class images", "prior preservation", "ADM", "DreamMix"],
             is_input_list=True,
             inputs=[
@@ -229,7 +229,7 @@ class InlayRegularImages(io.ComfyNode):
                 io.Image.Output(
                     display_name="images",
                     is_output_list=True,
-                    tooltip="For Subject Finetune's regular_images, or first through a segmenter.",
+                    tooltip="For Train Subject's regular_images, or first through a segmenter.",
                 ),
                 io.Mask.Output(
                     display_name="masks",
@@ -296,7 +296,7 @@ class InlayLoadRegularData(io.ComfyNode):
         return io.Schema(
             node_id="InlayLoadRegularData",
             display_name="Load Regular Data (Inlay)",
-            category="Inlay",
+            category="Inlay/train a subject",
             description="Loads the regular pictures of a class with their masks and prompts, from the folders"
             " that DreamMix's code writes and Save Regular Data.",
             search_aliases=["regularization images", "DreamMix", "load dataset", "class images", "prior"],
@@ -369,7 +369,7 @@ class InlaySaveRegularData(io.ComfyNode):
         return io.Schema(
             node_id="InlaySaveRegularData",
             display_name="Save Regular Data (Inlay)",
-            category="Inlay",
+            category="Inlay/train a subject",
             description="Keeps regular pictures in ComfyUI's output folder, as DreamMix's code lays them out:"
             " regular_<category>/<prompt>/<name>-image.png and -mask.png.",
             search_aliases=["regularization images", "DreamMix", "save dataset", "class images"],

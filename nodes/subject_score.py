@@ -18,7 +18,7 @@ class InlaySubjectScore(io.ComfyNode):
         return io.Schema(
             node_id="InlaySubjectScore",
             display_name="Subject Score (Inlay)",
-            category="Inlay",
+            category="Inlay/finish",
             description="How like its references a painted subject is: the mean cosine of their embeddings"
             " (CLIP-I with a CLIP, DINO with a DINOv2). For choosing seeds and comparing settings.",
             search_aliases=["clip-i", "dino score", "similarity", "identity", "evaluate", "metric"],
@@ -31,7 +31,7 @@ class InlaySubjectScore(io.ComfyNode):
                     " CLIP does.",
                 ),
                 io.Image.Input("images", tooltip="The pictures to judge: a batch, or a list of any sizes."),
-                io.Image.Input("references", tooltip="The subject's own pictures, as for Subject Finetune."),
+                io.Image.Input("references", tooltip="The subject's own pictures, as for Train Subject."),
                 io.Mask.Input(
                     "masks",
                     optional=True,

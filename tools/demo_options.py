@@ -1,7 +1,6 @@
 """What the demo is asked to do: the user's choices, checked, and the bundled graph filled in with them."""
 
 import argparse
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from ..headless import Graph
 from ..imaging import picture_files
 from ..imaging.boxes import Box
 from ..imaging.references import list_references
+from .tiny import tiny_graph
 
 PACK = Path(__file__).resolve().parent.parent
-GRAPH = PACK / "workflows" / "api" / "insert_subject.json"
-ASSETS = PACK / "workflows" / "assets"
+GRAPH = "insert_subject"
+ASSETS = PACK / "tools" / "assets"
 LARGEST = 1024  # pixels on the longer side of a background; SD 1.5 was made for 512
 
 
@@ -103,7 +103,7 @@ def check(options: argparse.Namespace) -> Job:
 
 
 def read_graph() -> Graph:
-    return json.loads(GRAPH.read_text(encoding="utf-8"))
+    return tiny_graph(GRAPH)
 
 
 def fill_in(graph: Graph, job: Job) -> Graph:

@@ -1,4 +1,4 @@
-"""Regional prompts and ControlNets under the Disentangled Inpaint Sampler: they keep to their place."""
+"""Regional prompts and ControlNets under Inpaint Subject: they keep to their place."""
 
 import importlib
 from typing import Any

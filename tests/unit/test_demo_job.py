@@ -69,7 +69,8 @@ def test_ones_own_choices_reach_the_graph(tmp_path):
     line += ["--box", "10,20,30,40", "--class-name", "dog", "--seed", "7", "--steps", "5"]
     graph = job.fill_in(job.read_graph(), job.check(parsed(*map(str, line))))
     assert graph["1"]["inputs"]["ckpt_name"] == "sd15.safetensors"
-    assert graph["4"]["inputs"] == {"image": ["3", 0], "x": 10, "y": 20, "width": 30, "height": 40}
+    place = {"x": 10, "y": 20, "width": 30, "height": 40}
+    assert graph["4"]["inputs"] == {"image": ["3", 0], "mask": ["3", 1], **place}
     assert graph["5"]["inputs"]["class_name"] == "dog"
     assert graph["5"]["inputs"]["steps"] == 5
     assert graph["5"]["inputs"]["resolution"] == 0

@@ -233,7 +233,7 @@ def test_a_benchmarks_cases_become_jobs_under_their_names(tmp_path):
     assert folder.subfolder == inputs["2"]["folder"]
     assert [name for _, name in folder.files] == ["0.jpg", "0_mask.png"]
     assert inputs["1"]["image"] == f"{background.subfolder}/{background.files[0][1]}"
-    with pytest.raises(HostError, match="of no picture where the subject goes"):
+    with pytest.raises(HostError, match="marks the subject's place in no picture"):
         plan_cases(graph, [], cases[2:], BENCH, TAKERS)
 
 

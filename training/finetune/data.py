@@ -73,9 +73,10 @@ def _with_own_mask(picture: Tensor) -> Reference:
 def check_references(references: Sequence[Reference], size: int, masked: bool, kind: str = "") -> list[str]:
     """Raises ValueError, naming the mask, when there is no subject to learn; `size` is that of the crops.
 
-    `masked`: the masks were wired in, so one that covers its whole picture is a mistake, not a wish. `kind`
-    as in `collect_references`. Returns what the user should be warned of, which is in the log as well.
+    `masked`: the masks were wired in, so one that covers its whole picture is worth a warning. `kind` as in
+    `collect_references`. Returns what the user should be warned of, which is in the log as well.
     """
+    whole = []
     for number, (image, mask) in enumerate(references, 1):
         name = f"{kind}masks: mask {number}"
         if not (mask > 0.5).any():
@@ -84,9 +85,7 @@ def check_references(references: Sequence[Reference], size: int, masked: bool, k
             )
         check_mask(image[None], mask[None], name)
         if masked and (mask > 0.5).all():
-            raise ValueError(
-                f"{name} covers the whole picture; paint over the subject only, or invert the mask."
-            )
+            whole.append(str(number))
         box, shrink = bounding_box(mask), size / min(mask.shape)
         if min(box.height, box.width) * shrink < LATENT_PIXEL:
             raise ValueError(
@@ -96,6 +95,11 @@ def check_references(references: Sequence[Reference], size: int, masked: bool, k
         if not torch.isfinite(image).all():
             raise ValueError(f"{kind}images: picture {number} holds NaN or infinite values; load it again.")
     warnings = []
+    if whole:
+        warnings.append(
+            f"{kind}masks: there is no mask for picture {', '.join(whole)} (it covers the whole picture), so"
+            " the background is learned too; paint over the subject only, or let Load References cut it out."
+        )
     if len(references) > 1 and all(torch.equal(r.image, references[0].image) for r in references[1:]):
         warnings.append("All reference pictures are identical; different views teach the subject better.")
     for warning in warnings:

@@ -69,6 +69,7 @@ class RunOptions:
     preview_every: int = 0  # steps between samples; 0: none
     on_step: Callable[[int, float], None] = lambda step, loss: None
     on_picture: Callable[[int, Tensor], None] = lambda step, picture: None  # (H,W,3) in bytes
+    on_stage: Callable[[str], None] = lambda stage: None  # what happens before the first step
     group: ProcessGroup = SINGLE_PROCESS  # its first process does the saving and the samples
 
 
@@ -76,6 +77,7 @@ class FinetuneResult(NamedTuple):
     subject: Subject
     lora: dict[str, Tensor]
     strip: Image.Image | None = None  # samples over time, where previews were on
+    was_stored: bool = False  # nothing was trained: the store had it
 
 
 def caption_of(recipe: Recipe, token: str, class_name: str) -> str:
@@ -110,6 +112,7 @@ def finetune_subject(
     """
     if spec.previous:
         check_previous(pipeline.model, spec.recipe, *spec.previous)
+    options.on_stage("looking for a stored result")
     name = stored_name(pipeline, spec)
     found = store.find(name)
     if found:
@@ -118,7 +121,7 @@ def finetune_subject(
             subject = replace(subject, attributes=dict(spec.attributes))
             if options.group.number == 0:
                 store.describe(name, subject)
-        return FinetuneResult(subject, lora, store.find_strip(name))
+        return FinetuneResult(subject, lora, store.find_strip(name), was_stored=True)
     _check_room(pipeline.model, spec.recipe, store)
     learned = _train(pipeline, spec, store, name, options)
     if options.group.number == 0:
@@ -130,6 +133,8 @@ def finetune_subject(
 def _train(
     pipeline: Pipeline, spec: FinetuneSpec, store: Store, name: str, options: RunOptions
 ) -> FinetuneResult:
+    count = sum(len(part.references) for part in (spec.concept, *spec.regular))
+    options.on_stage(f"encoding {count} photos")
     recipe, examples, resume = spec.recipe, encode_concepts(pipeline, spec), store.find_state(name)
     first, preview = options.group.number == 0, None
     if first and options.preview_every:
@@ -157,6 +162,7 @@ def _train(
         checkpointing=options.checkpointing,
         watch=preview,
         group=options.group,
+        on_stage=options.on_stage,
     )
     strip = draw_strip(preview.pictures) if preview and preview.pictures else None
     return FinetuneResult(_subject(pipeline, spec, name, losses), lora, strip)

@@ -128,22 +128,28 @@ def train_lora(
     checkpointing: bool = False,
     watch: Callable[[Any, int], None] | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
+    on_stage: Callable[[str], None] = lambda stage: None,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Finetune on the wired-in MODEL without touching it: the LoRA's tensors and the loss of every step.
 
     `examples` are the subject's and, where there are regular pictures, theirs. `start`: a LoRA to begin with.
-    `watch(model, step)` is called after every step with a MODEL over the weights of the moment.
+    `watch(model, step)` is called after every step with a MODEL over the weights of the moment; `on_stage`
+    with what happens before the first step.
     Raises ValueError before the first step when it will not fit into memory.
     """
     # Where the host pages weights in and out by itself, training needs a copy that stays.
     model = model.clone(disable_dynamic=True) if model.is_dynamic() else model
     dtype = precision_of(model, recipe)
     check_parameters_fit(model, recipe, dtype)
+    on_stage("loading the model")
     comfy.model_management.load_models_gpu([model], force_full_load=True)
     with torch.inference_mode(False), torch.enable_grad():
         trainable = _trainable_model(model, recipe, dtype, seed, start)
         blocks = [layer for layer in trainable.unet.modules() if isinstance(layer, BLOCKS)]
+        on_stage("measuring memory")
         check_step_fits(model, trainable, recipe, examples, blocks, checkpointing, group)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        on_stage("first step")
         if checkpointing:
             recompute(blocks)
         live = as_model(model, trainable.unet, dtype) if watch else None

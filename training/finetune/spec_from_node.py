@@ -1,4 +1,4 @@
-"""What a graph wires into Subject Finetune, as a spec; `from_config` does the same for the command line."""
+"""What a graph wires into Train Subject, as a spec; `from_config` does the same for the command line."""
 
 from pathlib import Path
 

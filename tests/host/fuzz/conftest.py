@@ -160,7 +160,7 @@ def stock(in_process_host, random_tiny, host_work):
             in_process_host.models / "inlay" / "fuzz_adapter.safetensors",
             AdapterConfig(reads, 32, depth=1, context=768),
         )
-        spec = EncoderSpec(width=32, size=70, background="original", nothing="zeros")
+        spec = EncoderSpec(width=32, size=70, background="original", uncond="zeros")
         identity.write_adapter(
             in_process_host.models / "inlay" / "fuzz_optimizer.safetensors", OptimizerConfig(spec)
         )
