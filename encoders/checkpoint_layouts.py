@@ -77,6 +77,7 @@ def _object_stitch(state: StateDict, layout: str) -> AdapterCheckpoint:
         registers=0,
         tokens="normed" if layout == OBJECT_STITCH else "pooled",
         background="black" if layout == OBJECT_STITCH else "original",
+        fit="pad" if layout == OBJECT_STITCH else "squash",  # Paint-by-Example resizes both sides to 224
     )
     adapter = {
         **_under(state, blocks, "resblocks."),

@@ -19,10 +19,10 @@ def as_pixels(pictures: Tensor, mean: Sequence[float], std: Sequence[float], raw
         pictures: the images.
         mean: per channel.
         std: standard deviation per channel.
-        raw: return 255 x instead of (x - mean) / std.
+        raw: return (255 x - mean) / std instead of (x - mean) / std.
     """
     if raw:
-        return 255 * pictures.movedim(-1, 1)
+        pictures = 255 * pictures
     return ((pictures - pictures.new_tensor(mean)) / pictures.new_tensor(std)).movedim(-1, 1)
 
 
@@ -43,6 +43,8 @@ class EncoderSpec:
     margin: float = 0.1  # around the object, relative to its longer side
     # the unconditional context: a learned row, the context of a black image, or zeros
     uncond: Literal["learned", "picture", "zeros"] = "learned"
+    # an image that is not square: its border repeated, its middle alone, or stretched
+    fit: Literal["pad", "crop", "squash"] = "pad"
 
     @property
     def leading(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .content_adapter import CLIP, EncoderSpec
 
-CLIP_L = EncoderSpec(encoder=CLIP, width=1024, registers=0, background="original", uncond="zeros")
+CLIP_L = EncoderSpec(encoder=CLIP, width=1024, registers=0, background="original", uncond="zeros", fit="crop")
 
 
 @dataclass(frozen=True)

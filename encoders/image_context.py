@@ -166,7 +166,7 @@ def encode_views(
         pictures: square images (1, S, S, 3) in [0, 1].
         strength: 0 is no object, 1 the object, see `scale_context`.
         count: maximum number of tokens of a view; 0 keeps all.
-        raw: pixels from 0 to 255 instead of normalised ones, as the embedding optimizer was published.
+        raw: pixels from 0 to 255 are normalised, as in the published training of the embedding optimizer.
     """
     check_encoder(vision, adapter)
     spec = adapter.encoder_spec

@@ -4,13 +4,14 @@ An encoder has a `name` (shown in tables), a `size`, and maps images to unit-nor
 downloaded: the folders are the user's.
 """
 
-import json
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..common.text_files import read_json
 
 CLASS_TOKEN_MODELS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
@@ -64,9 +65,13 @@ class TransformersEncoder:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Return unit-norm embeddings (B, D) of images (B, 3, H, W) in [0, 1]."""
-        pixels = self.processor(images=list(images.cpu()), do_rescale=False, return_tensors="pt")[
-            "pixel_values"
-        ]
+        made_to_fit = images.shape[-2:] == (self.size, self.size)  # no second crop of a subject's square
+        pixels = self.processor(
+            images=list(images.cpu()),
+            do_rescale=False,
+            return_tensors="pt",
+            **({"do_resize": False, "do_center_crop": False} if made_to_fit else {}),
+        )["pixel_values"]
         return F.normalize(self._embed(pixels.to(self.model.device, self.model.dtype)).float(), dim=-1)
 
 
@@ -101,7 +106,7 @@ def load_image_text_encoder(folder: Path, device: torch.device | str = "cpu") ->
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"encoder: {folder} holds no config.json; give the folder of a CLIP or DINO model.")
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    kind = read_json(config, "encoder").get("model_type")
     if kind == "clip":
         return ClipEncoder(folder, device)
     if kind in CLASS_TOKEN_MODELS:

@@ -1,5 +1,6 @@
 """Score results against their cases with every measure whose weights are given."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from ..imaging.boxes import Box
 from ..imaging.masks import fill_box
-from ..imaging.references import SUFFIXES, read_reference
+from ..imaging.picture_files import SUFFIXES, read_mask, read_picture
+from ..imaging.references import read_reference
 from .crops import subject_crops
 from .encoders import ImageEncoder, TextImageEncoder
 from .metrics import background_lpips, background_ssim, text_similarity
@@ -35,6 +37,8 @@ class Measures:
         hole = hole_of(case, image.shape[-2:])
         whole_image = hole is None
         region = image.new_ones(1, *image.shape[-2:]) if hole is None else hole
+        if (beside := foreground_of(result, image.shape[-2:])) is not None:
+            region, whole_image = beside, False
         scores = {}
         for name, encoder in self.encoders.items() if case.references else ():
             embedding = encoder(subject_crops(image, region, encoder.size))
@@ -73,7 +77,7 @@ class Measures:
 
 def load_picture(picture: Path) -> Tensor:
     """Return an image file as (1, 3, H, W) in [0, 1]."""
-    return read_reference(picture, None)[0].movedim(-1, 1)
+    return read_picture(picture, "picture")[..., :3].movedim(-1, 1)
 
 
 def resized(image: Tensor, size: Sequence[int]) -> Tensor:
@@ -92,8 +96,37 @@ def hole_of(case: Case, size: Sequence[int]) -> Tensor | None:
         height, width = load_picture(case.background).shape[-2:]
         mask = fill_box(case.hole.clamp(height, width), height, width)
     else:
-        mask = load_picture(case.hole)[:, 0]
+        mask = read_mask(case.hole, "hole")
     return (resized(mask[:, None], size)[:, 0] > 0.5).float()
+
+
+def foreground_of(result: Path, size: Sequence[int]) -> Tensor | None:
+    """The subject's mask (1, H, W) in `<result>_mask.png` beside a result, or None without that file.
+
+    Raises ValueError when it is empty.
+    """
+    file = result.with_name(f"{result.stem}_mask.png")
+    if not file.is_file():
+        return None
+    mask = (resized(read_mask(file, "mask")[:, None], size)[:, 0] > 0.5).float()
+    if not mask.any():
+        raise ValueError(f"mask: {file} is empty; paint over the subject, or remove it.")
+    return mask
+
+
+def find_results(folder: Path, case: Case, stem: str | None = None) -> list[Path]:
+    """All pictures of a case: `find_result`, or the composites `<stem>_1` to `<stem>_N` in its folder."""
+    found = pictures(folder / case.name)
+    stems = {re.sub(r"_\d+$", "", p.stem) for p in found}
+    if len(found) > 1 and (stems == {stem} or (stem is None and len(stems) == 1)):
+        return found
+    result = find_result(folder, case, stem)
+    return [] if result is None else [result]
+
+
+def mean_of(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each measure over pictures of one case."""
+    return {name: sum(each[name] for each in scores) / len(scores) for name in scores[0]}
 
 
 def find_result(folder: Path, case: Case, stem: str | None = None) -> Path | None:
@@ -121,7 +154,7 @@ def score_folder(
     stem: str | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, dict[str, float]]:
-    """Return case name -> measures for every case that has a result in `folder`.
+    """Return case name -> measures of every case with a result in `folder`; the mean of several composites.
 
     Args:
         folder: the results.
@@ -133,11 +166,11 @@ def score_folder(
     Raises:
         ValueError: if no case has a result.
     """
-    results = {case: result for case in cases if (result := find_result(folder, case, stem))}
-    if not results:
+    found = {case: results for case in cases if (results := find_results(folder, case, stem))}
+    if not found:
         raise ValueError(f"{folder} holds no result; the first would be {folder / cases[0].name}.png.")
     scores = {}
-    for done, (case, result) in enumerate(results.items(), 1):
-        scores[case.name] = measures.of(case, result)
+    for done, (case, results) in enumerate(found.items(), 1):
+        scores[case.name] = mean_of([measures.of(case, result) for result in results])
         on_progress(done)
     return scores

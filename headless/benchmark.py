@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
-
 from ..evaluation.readers import Case, References
-from ..imaging.boxes import Box
+from ..imaging.boxes import Box, find_box
+from ..imaging.picture_files import read_mask
 from .client import Graph
 from .errors import HostError
 from .jobs import INPUT_FOLDER, GraphJob, Upload, files_digest, input_name
@@ -107,11 +106,12 @@ def _token(graph: Graph, binding: str) -> str:
 
 def _box_of(mask: Path) -> Box:
     """Return the box around the white pixels of a mask file."""
-    with Image.open(mask) as picture:
-        sides = picture.convert("L").point([0] * 128 + [255] * 128).getbbox()
-    if not sides:
+    try:
+        box = find_box(read_mask(mask, "--benchmark")[0])
+    except ValueError as error:
+        raise HostError(str(error)) from error
+    if box is None:
         raise HostError(
             f"{mask} is an empty mask; paint the place where the subject goes, or remove this case."
         )
-    left, top, right, bottom = sides
-    return Box(top, left, bottom, right)
+    return box

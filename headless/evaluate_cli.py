@@ -137,12 +137,12 @@ def frechet(folder: Path, cases, options: argparse.Namespace, measures) -> tuple
     """Return the measure's name and value: FID, or a Frechet distance named after its encoder."""
     from ..evaluation.distances import frechet_distance
     from ..evaluation.readers import pictures
-    from ..evaluation.score import find_result, load_picture
+    from ..evaluation.score import find_results, load_picture
 
     network = options.fid_weights or next(iter(measures.encoders.values()), None)
     if network is None:
         raise ValueError("--fid: name the weights too, with --fid-weights, --dino or --clip.")
-    results = filter(None, (find_result(folder, case, options.picture) for case in cases))
+    results = (result for case in cases for result in find_results(folder, case, options.picture))
     value = frechet_distance(map(load_picture, results), map(load_picture, pictures(options.fid)), network)
     return ("FID" if options.fid_weights else f"Frechet ({network.name})"), value
 

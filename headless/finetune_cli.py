@@ -12,6 +12,7 @@ Exit codes: 0 done, 1 the training failed, 2 wrong arguments or files, 3 no host
 """
 
 import argparse
+import errno
 import json
 import signal
 import sys
@@ -65,7 +66,7 @@ def main(options: argparse.Namespace) -> int:
     except Diverged as error:
         return end(FAILED, str(error))
     except ValueError as error:
-        return end(WRONG, str(error))
+        return end(FAILED if is_full_disk(error.__cause__) else WRONG, str(error))
     except KeyboardInterrupt:
         return end(STOPPED, "Stopped; the same command goes on from here.")
     close_group(group)
@@ -124,6 +125,12 @@ def progress_printer(steps: int):
             print(line, file=sys.stderr, flush=True)
 
     return show
+
+
+def is_full_disk(cause: BaseException | None) -> bool:
+    """Whether a file could not be written for want of room, as the system or safetensors reports it."""
+    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "os error 28" in str(cause)
 
 
 def end(code: int, message: str) -> int:

@@ -1,6 +1,7 @@
 """Store a run's outputs: files named by their node's title, and `result.json`, which is written last."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def save_result(job: GraphJob, result: PromptResult, seconds: float, out: Path) 
     files = save_outputs(result, job.graph, partial)
     facts = {
         "key": job.key,
-        "settings": list(job.settings),
+        "settings": [relative_setting(setting, folder) for setting in job.settings],
         "seconds": round(seconds, 2),
         **result_record(result, job.graph, files),
         "graph": job.graph,
@@ -55,6 +56,17 @@ def save_result(job: GraphJob, result: PromptResult, seconds: float, out: Path) 
     shutil.rmtree(folder, ignore_errors=True)
     atomic_replace(partial, folder)
     return facts
+
+
+def relative_setting(setting: str, folder: Path) -> str:
+    """A setting whose value is a path of this machine, with the path as seen from the result's folder."""
+    name, equals, value = setting.partition("=")
+    if not value or not Path(value).is_absolute() or not Path(value).exists():
+        return setting
+    try:
+        return f"{name}{equals}{Path(os.path.relpath(value, folder.resolve())).as_posix()}"
+    except ValueError:  # Windows: on another drive
+        return setting
 
 
 def load_result(job: GraphJob, out: Path) -> dict[str, Any] | None:

@@ -53,7 +53,23 @@ class Converter:
             for key, node in self.nodes.items()
             if node.get("mode") not in (MUTED, BYPASSED)
             and node["type"] not in (*NOTES, "Reroute", "PrimitiveNode")
+            and not self._is_page_only(node)
         }
+
+    def _is_page_only(self, node: dict[str, Any]) -> bool:
+        """Labels, bypassers and the like, which the host does not have and no other node reads."""
+        if node["type"] in self.definitions or node["type"] in self.subgraphs:
+            return False
+        outputs = node.get("outputs") or []
+        return not any(self._is_read(link) for output in outputs for link in output.get("links") or [])
+
+    def _is_read(self, link: int) -> bool:
+        """Whether a link ends in a node that the host would run."""
+        return any(
+            socket.get("link") == link and node["type"] in self.definitions
+            for node in self.nodes.values()
+            for socket in node.get("inputs", [])
+        )
 
     def _definition(self, node: dict[str, Any]) -> Definition:
         kind = node["type"]

@@ -1,6 +1,6 @@
 """Augment references as DreamCom does: random square windows, zoomed in or out, that keep the subject.
 
-DreamCom, sec. 4.2: "When scaling down, the outer rings are filled with white pixel [...]. When scaling up or
+DreamCom, sec. 6.1: "When scaling down, the outer rings are filled with white pixel [...]. When scaling up or
 randomly cropping, the foreground object occupies no less than 80% of the original size."
 """
 
@@ -20,7 +20,7 @@ class Augmentation:
 
     scale_chance: float = 0.6  # probability of zooming (released code)
     scale_range: float = 0.2  # zoom is uniform in [1 - range, 1 + range] (released code)
-    keep: float = 0.8  # share of the subject's area that must stay in the window (paper, sec. 4.2)
+    keep: float = 0.8  # share of the subject's area that must stay in the window (paper, sec. 6.1)
     relax: float = 0.02  # decrease of `keep` ... (released code)
     patience: int = 20  # ... after so many consecutive rejected windows (released code)
     fill: float = 1.0  # border value in [-1, 1]: white as in the paper; the released code uses -1

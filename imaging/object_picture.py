@@ -18,6 +18,7 @@ def subject_picture(
     background: str = "black",
     margin: float = 0.1,
     name: str = "masks",
+    fit: str = "pad",
 ) -> torch.Tensor:
     """Return the object of one image as a square (1, side, side, 3) in [0, 1], with its aspect ratio.
 
@@ -31,6 +32,8 @@ def subject_picture(
         background: a colour, or "original", which keeps the surroundings and repeats the image's border.
         margin: relative to the longer side of the object's box.
         name: of the input, for errors.
+        fit: of what is not square: "pad" as said; "crop" the middle of an image without a mask (CLIP's
+            processor); "squash" it to a square (Paint-by-Example).
 
     Raises:
         ValueError: if the mask is empty, of another size, or of a few pixels.
@@ -42,13 +45,22 @@ def subject_picture(
                 f"{name}: there is neither a mask nor an alpha channel; paint over the object, or choose the"
                 " background 'original' to show the whole picture."
             )
+        if fit == "crop":
+            image = _middle(image)
         mask, margin = image.new_ones(image.shape[:3]), 0.0
-    box = _square(object_box(image, mask, name), margin)
+    box = object_box(image, mask, name)
+    box = box.expand(round(margin * max(box.height, box.width))) if fit == "squash" else _square(box, margin)
     if background != ORIGINAL:
         alpha = mask.to(image)[..., None]
         image = image * alpha + BACKGROUND_COLOURS[background] * (1 - alpha)
     square = _window(image, box, None if background == ORIGINAL else BACKGROUND_COLOURS[background])
     return smooth_resize(square.movedim(-1, 1), side, side).clamp(0, 1).movedim(1, -1)
+
+
+def _middle(image: torch.Tensor) -> torch.Tensor:
+    """The square in the middle of a picture (1, H, W, C)."""
+    height, width = image.shape[1:3]
+    return image[(slice(None), *Box(0, 0, height, width).square(min(height, width), height, width).slices)]
 
 
 def object_box(image: torch.Tensor, mask: torch.Tensor, name: str) -> Box:

@@ -1,6 +1,5 @@
 """Reference pictures on disk: which files of a folder are pictures, and where each one's subject mask is."""
 
-import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,17 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image
 
 from .masks import check_mask
+from .picture_files import (
+    SUFFIXES,
+    alpha_array,
+    mask_array,
+    missing_decoder,
+    open_picture_file,
+    picture_array,
+)
 
-SUFFIXES = {
-    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif"
-}  # fmt: skip
-HEIF_SUFFIXES = {".heic", ".heif"}
 NOT_PICTURES = {".txt", ".json", ".caption", ".md", ".csv", ".ini", ".db"}  # captions and folder settings
 MASK_STEM = re.compile(r"(.+)[_-]mask", re.IGNORECASE)
-BITS_16 = 65535
 
 
 def list_references(folder: Path) -> list[tuple[Path, Path | None]]:
@@ -60,11 +62,7 @@ def _unreadable(file: Path) -> str | None:
         return ""
     if suffix not in SUFFIXES:
         return "not a picture"
-    if suffix in HEIF_SUFFIXES and not importlib.util.find_spec("pillow_heif"):
-        return "HEIC needs the Python package pillow-heif; or save it as JPEG"
-    if suffix == ".avif" and not features.check("avif"):
-        return "AVIF needs Pillow 11.3 or newer; or save it as JPEG"
-    return None
+    return missing_decoder(file)
 
 
 def natural_order(file: Path) -> list[tuple[int, int | str]]:
@@ -73,28 +71,30 @@ def natural_order(file: Path) -> list[tuple[int, int | str]]:
     return [(0, int(digits)) if digits else (1, text) for digits, text in parts]
 
 
-def read_reference(picture: Path, mask: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
+def read_reference(
+    picture: Path, mask: Path | None, kind: str = "references"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """IMAGE (1, H, W, 3) in [0, 1] and the subject's MASK (1, H, W).
 
     The mask is the picture's alpha (opaque = subject), else the mask file (white = subject), else the whole
     frame. The camera's orientation is applied; of an animation the first frame is read; 16-bit and float
     pictures keep their range. Raises ValueError for an unreadable file or sizes that differ.
     """
-    opened = _open(picture)
-    alpha = opened.convert("RGBA").getchannel("A") if opened.has_transparency_data else None
-    if alpha is not None and alpha.getextrema() != (255, 255):
-        subject = _to_array(alpha)
-    elif mask is not None:
-        subject = _mask_array(_open(mask))
-    else:
-        subject = np.ones((opened.height, opened.width), np.float32)
+    opened = open_picture_file(picture, kind)
+    colours, subject = picture_array(opened)[..., :3], alpha_array(opened)
+    if subject is None:
+        subject = (
+            np.ones(colours.shape[:2], np.float32)
+            if mask is None
+            else mask_array(open_picture_file(mask, kind))
+        )
     if subject.shape != (opened.height, opened.width):
         rows, columns = subject.shape
         raise ValueError(
-            f"references: the mask of '{picture.name}' is {columns}x{rows} pixels but the picture is"
+            f"{kind}: the mask of '{picture.name}' is {columns}x{rows} pixels but the picture is"
             f" {opened.width}x{opened.height}; save the mask at the picture's size."
         )
-    return torch.from_numpy(_colours(opened))[None], torch.from_numpy(subject)[None]
+    return torch.from_numpy(colours)[None], torch.from_numpy(subject)[None]
 
 
 def is_whole_frame(mask: torch.Tensor) -> bool:
@@ -143,77 +143,16 @@ def preview_cut_out(image: torch.Tensor, mask: torch.Tensor, side: int) -> torch
     return torch.from_numpy(colours)[None]
 
 
-def _open(file: Path, draft: tuple[int, int] | None = None) -> Image.Image:
-    """A picture, loaded and turned as the camera was held; a JPEG at least as large as `draft`, if given.
-
-    Raises ValueError that names the file.
-    """
-    if file.suffix.lower() in HEIF_SUFFIXES and importlib.util.find_spec("pillow_heif"):
-        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
-
-        register_heif_opener()
-    try:
-        with Image.open(file) as picture:
-            if draft:
-                picture.draft(None, draft)
-            return ImageOps.exif_transpose(picture)
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"references: '{file.name}' has too many pixels; make it smaller.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"references: '{file.name}' is no readable picture; save it as PNG.") from error
-
-
-def _is_deep(picture: Image.Image) -> bool:
-    """Whether a pixel is one number of more than 8 bits."""
-    return picture.mode == "F" or picture.mode.startswith("I")
-
-
-def _to_array(picture: Image.Image) -> np.ndarray:
-    """A picture of one channel, or of 8 bits, as float32 in [0, 1]."""
-    values = np.array(picture)
-    if not _is_deep(picture):
-        return values.astype(np.float32) / 255
-    if picture.mode == "F":  # floating-point TIFF: in [0, 1], or in the units of 8 or 16 bits
-        most = values.max(initial=0)
-        values = values / (1 if most <= 1 else 255 if most <= 255 else BITS_16)
-    else:  # 16-bit PNG and TIFF are "I;16" or, in older versions of Pillow, "I"
-        values = values.astype(np.float64) / BITS_16
-    return values.clip(0, 1).astype(np.float32)
-
-
-def _colours(picture: Image.Image) -> np.ndarray:
-    """(H, W, 3) in [0, 1]."""
-    if _is_deep(picture):
-        return np.repeat(_to_array(picture)[..., None], 3, axis=2)
-    return _to_array(picture.convert("RGB"))
-
-
-def _mask_array(picture: Image.Image) -> np.ndarray:
-    """(H, W) in [0, 1] of a mask file: its brightness times its alpha, or the alpha of a black shape."""
-    if _is_deep(picture):
-        return _to_array(picture)
-    brightness = _to_array(picture.convert("RGBA").convert("RGB").convert("L"))
-    if not picture.has_transparency_data:
-        return brightness
-    alpha = _to_array(picture.convert("RGBA").getchannel("A"))
-    seen = brightness * alpha
-    return seen if seen.any() or not (alpha < 1).any() else alpha
-
-
 def thumbnail(picture: Path, mask: Path | None, side: int) -> tuple[Image.Image, str]:
     """A small RGB picture, dark outside of its mask, and what the mask is: "alpha", "file" or "" for none.
 
     Raises ValueError for an unreadable file.
     """
     small = _open_small(picture, side)
-    kind = ""
-    if small.has_transparency_data:
-        alpha = small.convert("RGBA").getchannel("A")
-        kind = "alpha" if alpha.getextrema() != (255, 255) else ""
-    subject = _to_array(alpha) if kind else None
+    colours, subject = picture_array(small)[..., :3], alpha_array(small)
+    kind = "" if subject is None else "alpha"
     if subject is None and mask is not None:
-        kind, subject = "file", _mask_array(_open_small(mask, side).resize(small.size))
-    colours = _colours(small)
+        kind, subject = "file", mask_array(_open_small(mask, side).resize(small.size))
     if subject is not None:
         colours = darken_outside(colours, subject)
     return Image.fromarray((colours * 255).round().astype(np.uint8)), kind
@@ -226,6 +165,6 @@ def darken_outside(colours: np.ndarray, subject: np.ndarray) -> np.ndarray:
 
 def _open_small(file: Path, side: int) -> Image.Image:
     """A picture, at most `side` pixels on its longer side; JPEGs are decoded at a fraction of their size."""
-    opened = _open(file, draft=(side, side))
+    opened = open_picture_file(file, draft=(side, side))
     opened.thumbnail((side, side))
     return opened

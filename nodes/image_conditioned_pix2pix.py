@@ -4,8 +4,10 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..conditioning.channel_order import as_conditioning
+from ..imaging.inputs import as_image, check_finite
 from ..imaging.padding import pad_to_multiple
 from ..sampling.guidance import check_pix2pix_model, two_scale_guider, with_source
+from .checks import check_wired
 from .identity_encoder_dinov2 import prepare_object_images
 from .loaders import AdapterType
 
@@ -76,8 +78,9 @@ class ImageConditionedPix2Pix(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Show CLIP pixels from 0 to 255, as the published optimizer was trained with;"
-                    " its own inference normalised them, as is done here otherwise.",
+                    tooltip="Show CLIP pixels from 0 to 255, normalised as if they were from 0 to 1: what"
+                    " the published optimizer was trained with. Off: pixels from 0 to 1, as in its"
+                    " inference.",
                 ),
             ],
             outputs=[
@@ -98,11 +101,12 @@ class ImageConditionedPix2Pix(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         from ..encoders.image_context import check_encoder, encode_views  # loaded when needed
 
+        check_wired(model=model, vae=vae, clip_vision=clip_vision, embedding_optimizer=embedding_optimizer)
         check_pix2pix_model(model, embedding_optimizer.config.context)
         check_encoder(clip_vision, embedding_optimizer)
+        image, object_image = as_image(image), as_image(object_image, "object_image")
         for name, pictures in (("image", image), ("object_image", object_image)):
-            if not pictures.sum(dtype=torch.float32).isfinite():
-                raise ValueError(f"{name}: it holds NaN or infinite values; load the picture again.")
+            check_finite(pictures, name)
         alpha = object_image.shape[-1] == 4
         pictures = prepare_object_images(
             embedding_optimizer, [object_image], None, "black" if alpha else "original", name="object_image"

@@ -5,6 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..imaging.boxes import Box
 from ..imaging.changes import TOLERANCE, change_mask
+from ..imaging.inputs import as_image, as_masks, check_finite, optional_masks
 from ..imaging.mask_levels import LEVEL_NAMES, MASK_LEVELS, level_preview, mask_level
 from ..imaging.masks import check_mask, check_not_empty, fill_box, match_batch
 from ..imaging.padding import crop_back
@@ -62,10 +63,11 @@ class InlayBoxMask(io.ComfyNode):
         height: int,
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
+        image = as_image(image)
         rows, columns = image.shape[1:3]
         picture = _saved_picture(cls, image)
+        mask = optional_masks(mask)
         if mask is not None and (mask > 0.5).any():
-            mask = mask.reshape(-1, *mask.shape[-2:])
             check_mask(image, mask)
             return io.NodeOutput(mask, ui=picture | {"inlay_masked": [True]})
         box = Box(y, x, y + height, x + width).clamp(rows, columns)
@@ -80,7 +82,7 @@ def _saved_picture(cls, image: torch.Tensor) -> dict:
     """The picture for the box on the node, where the page cannot know it before: a file and its true size."""
     rows, columns = image.shape[1:3]
     step = -(-max(rows, columns) // PREVIEW_SIDE)
-    [file] = ui.PreviewImage(image[:1, ::step, ::step, :3], cls=cls).as_dict()["images"]
+    [file] = ui.PreviewImage(image[:1, ::step, ::step, :3].float(), cls=cls).as_dict()["images"]
     return {"inlay_picture": [dict(file) | {"width": columns, "height": rows}]}
 
 
@@ -119,16 +121,18 @@ class InlayMaskLevels(io.ComfyNode):
 
     @classmethod
     def execute(cls, mask: torch.Tensor, level: str, image: torch.Tensor | None = None) -> io.NodeOutput:
+        mask = as_masks(mask)
         check_not_empty(mask)
         if image is None:
             image = torch.full((1, 1, 1, 3), 0.5).expand(1, *mask.shape[-2:], 3)
         else:
+            image = as_image(image)
             check_mask(image, mask)
         chosen = (
             MASK_LEVELS if level == ALL_LEVELS else [k for k, name in LEVEL_NAMES.items() if name == level]
         )
         result = torch.cat([mask_level(mask, k) for k in chosen])
-        shown = level_preview(image[:1, ..., :3], mask[:1].to(image))
+        shown = level_preview(image[:1, ..., :3].float(), mask[:1].to(image.device).float())
         return io.NodeOutput(result, shown, ui=ui.PreviewImage(shown, cls=cls))
 
 
@@ -175,9 +179,12 @@ class InlayChangeMask(io.ComfyNode):
     def execute(
         cls, original: torch.Tensor, generated: torch.Tensor, tolerance: float, patches: str
     ) -> io.NodeOutput:
+        original, generated = as_image(original, "original"), as_image(generated, "generated")
+        for name, picture in (("original", original), ("generated", generated)):
+            check_finite(picture, name)
         generated = crop_back(generated, *original.shape[1:3]).to(original)
         original, generated = match_batch(original=original[..., :3], generated=generated[..., :3])
         mask = change_mask(original, generated, tolerance, patches == LARGEST)
         step = -(-max(mask.shape[1:]) // PREVIEW_SIDE)
-        shown = mask[:, ::step, ::step, None].expand(-1, -1, -1, 3)
+        shown = mask[:, ::step, ::step, None].float().expand(-1, -1, -1, 3)
         return io.NodeOutput(mask, ui=ui.PreviewImage(shown, cls=cls))

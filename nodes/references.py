@@ -2,12 +2,13 @@
 
 import asyncio
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ..imaging.inputs import as_images_each, as_masks_each
 from ..imaging.references import (
     collect_wired,
     cut_out_subject,
@@ -106,12 +107,12 @@ class InlayLoadReferences(io.ComfyNode):
     ) -> io.NodeOutput:
         notes = []
         if images is not None:
-            references = collect_wired(images, masks)
+            references = collect_wired(as_images_each(images), as_masks_each(masks))
             names = [f"picture {number}" for number in range(1, len(references) + 1)]
         else:
             path = _resolve(folder[0])
             files = list_references(path)
-            references = [read_reference(picture, mask) for picture, mask in files]
+            references = [read_reference(picture, mask, "folder") for picture, mask in files]
             names = [picture.name for picture, _ in files]
             if skipped := skipped_files(path):
                 notes.append("Skipped: " + ", ".join(f"{name} ({reason})" for name, reason in skipped) + ".")
@@ -172,10 +173,23 @@ def describe_folder(folder: str) -> dict:
 
 def _resolve(folder: str) -> Path:
     """The named folder inside the host's input folder; the name comes from a workflow and is not trusted."""
-    root = Path(folder_paths.get_input_directory()).resolve()
-    path = (root / folder).resolve()
-    if root not in path.parents or not path.is_dir():
+    root = Path(folder_paths.get_input_directory())
+    path = root / folder
+    if not _is_inside(folder) or not _is_folder(path):
         raise ValueError(
-            f"folder: ComfyUI's input folder has no folder '{folder}'; make it and put photos in."
+            f"folder: ComfyUI's input folder has no folder '{folder[:100]}'; make it and put photos in."
         )
     return path
+
+
+def _is_inside(folder: str) -> bool:
+    """Whether a name goes down from the input folder and nowhere else; a link that is there may lead out."""
+    parts = PurePosixPath(folder.replace("\\", "/")).parts
+    return bool(parts) and ".." not in parts and not Path(folder).is_absolute() and ":" not in folder
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long or holds a NUL
+        return False

@@ -14,7 +14,10 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..conditioning.family import working_side
+from ..imaging.inputs import as_images_each, check_finite
+from ..imaging.masks import check_mask
 from ..imaging.references import read_reference
+from ..sampling.host import check_inpaint_model
 from ..training.finetune.attribute_dictionary import (
     SUBJECT,
     compose_prompts,
@@ -22,8 +25,10 @@ from ..training.finetune.attribute_dictionary import (
     write_attributes,
 )
 from ..training.finetune.regular_files import list_regular
+from .checks import check_wired
 
 NO_MODEL = "none"
+LONGEST_NAME = 200  # bytes; file systems allow 255
 ATTRIBUTE_KINDS = (
     "vlm",
     "VLM",
@@ -249,6 +254,8 @@ class InlayRegularImages(io.ComfyNode):
         )
 
         wired = model[0], clip[0], vae[0]
+        check_wired(model=model[0], clip=clip[0], vae=vae[0])
+        check_inpaint_model(model[0])
         how = SamplingSettings(steps[0], cfg[0], sampler_name[0], scheduler[0])
         prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
         if not prompts:
@@ -259,21 +266,19 @@ class InlayRegularImages(io.ComfyNode):
         def advance(*_):
             bar.update(1)
 
-        scenes = (
-            [picture[None, ..., :3] for batch in backgrounds for picture in batch]
-            if backgrounds
-            else list(
-                generate_backgrounds(
-                    *wired,
-                    background_prompt[0],
-                    size[0] or working_side(wired[0]),
-                    own,
-                    seed[0],
-                    how,
-                    advance,
-                )
+        if backgrounds:
+            scenes = [
+                picture[None, ..., :3]
+                for batch in as_images_each(backgrounds, "backgrounds")
+                for picture in batch
+            ]
+            for number, scene in enumerate(scenes, 1):
+                check_finite(scene, f"backgrounds: picture {number}")
+        else:
+            side = size[0] or working_side(wired[0])
+            scenes = list(
+                generate_backgrounds(*wired, background_prompt[0], side, own, seed[0], how, advance)
             )
-        )
         said = [prompt for prompt in prompts for _ in range(count[0])]
         painted = [
             generate_regular_images(
@@ -334,7 +339,7 @@ class InlayLoadRegularData(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
         files = list_regular(_resolve(folder))
-        references = [read_reference(file.image, file.mask) for file in files]
+        references = [read_reference(file.image, file.mask, "folder") for file in files]
         images, masks = ([pair[i] for pair in references] for i in (0, 1))
         return io.NodeOutput(images, masks, [file.prompt for file in files])
 
@@ -391,7 +396,14 @@ class InlaySaveRegularData(io.ComfyNode):
             raise ValueError(
                 "category: use letters, digits, spaces, hyphens and underscores, such as teapot."
             )
+        if len(category.encode()) > LONGEST_NAME:
+            raise ValueError(
+                f"category: it is too long for a folder's name; use at most {LONGEST_NAME} letters."
+            )
         references = collect_references(images, masks)
+        for number, (image, mask) in enumerate(references, 1):
+            check_finite(image, f"images: picture {number}")
+            check_mask(image[None], mask[None], f"masks: mask {number}")
         if len(prompts) not in (1, len(references)):
             raise ValueError(
                 f"prompts: there are {len(prompts)} for {len(references)} pictures; give one for all or each."

@@ -15,6 +15,7 @@ from ..training.finetune.presets import (
     OptimizerKind,
     describe_preset,
 )
+from .checks import check_wired
 from .training_progress import NodeProgress, workflow_id
 
 PRESET = "preset"  # as the memory preset says
@@ -257,6 +258,9 @@ class SubjectFinetune(io.ComfyNode):
         from ..training.finetune.spec_from_node import spec_from_node
         from ..training.finetune.store import Store
 
+        check_wired(model=model[0], clip=clip[0], vae=vae[0])
+        if previous[0] is not None:
+            check_wired(previous=previous[0])
         pipeline = Pipeline(model[0], clip[0], vae[0])
         preset = MEMORY_PRESETS[memory[0]]
         chosen = chosen_recipe(recipe[0], steps[0], settings, preset)

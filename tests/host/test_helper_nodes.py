@@ -46,11 +46,11 @@ def picture(batch, height, width, seed=0):
     return torch.rand(batch, height, width, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def box(batch, height, width):
+def box(batch, height, width, step=1):
     """Masks with the hole in the bottom right corner, touching the border, one smaller than the next."""
     mask = torch.zeros(batch, height, width)
     for i in range(batch):
-        mask[i, height // 2 + i :, width // 2 :] = 1
+        mask[i, height // 2 + step * i :, width // 2 :] = 1
     return mask
 
 
@@ -61,7 +61,7 @@ def test_on_the_grid_the_conditions_are_the_stock_nodes_bit_for_bit(
 ):
     host_nodes = importlib.import_module("nodes")
 
-    vae, image, mask = parts[2], picture(images, 48, 64), box(masks, 48, 64)
+    vae, image, mask = parts[2], picture(images, 48, 64), box(masks, 48, 64, step=8)
     stock = host_nodes.InpaintModelConditioning().encode(
         conditioning(), conditioning(1), image, vae, mask, noise_mask
     )
@@ -80,6 +80,22 @@ def test_on_the_grid_the_conditions_are_the_stock_nodes_bit_for_bit(
     assert torch.equal(stock[2]["samples"], ours[2]["samples"])
     if noise_mask:
         assert torch.equal(stock[2]["noise_mask"].expand_as(ours[2]["noise_mask"]), ours[2]["noise_mask"])
+
+
+@pytest.mark.parametrize("size", [(48, 64), (45, 61)])
+def test_a_hole_off_the_grid_is_snapped_once(parts, inference, size):
+    from inlay.imaging.latent_mask import snap_hole
+
+    mask = torch.zeros(1, *size)
+    mask[:, 11:30, 13:43] = 1
+    positive, _, latent = execute(
+        "InlayInpaintConditioning", conditioning(), conditioning(1), parts[2], picture(1, *size), mask
+    )
+    grid = tuple(latent["samples"].shape[-2:])
+    snapped = snap_hole(mask, grid)[:, None]
+    for hole in (positive[0][1]["concat_mask"], latent["noise_mask"]):
+        read = torch.nn.functional.interpolate(hole, grid, mode="bilinear")  # as the host does
+        assert torch.equal(read, snapped)
 
 
 def test_conditioning_inputs_stay_as_they_were(parts, inference):

@@ -91,8 +91,11 @@ def test_both_samplers_differ_in_their_model_alone():
     [
         (["--references", "nowhere"], "--references nowhere: there is no such folder"),
         (["--references", "."], "the folder"),
-        (["--background", "nothing.png", "--box", "0,0,8,8"], "There is no picture nothing.png"),
-        (["--background", "notes.txt", "--box", "0,0,8,8"], "notes.txt is no picture"),
+        (["--background", "nothing.png", "--box", "0,0,8,8"], "there is no picture nothing.png"),
+        (
+            ["--background", "notes.txt", "--box", "0,0,8,8"],
+            "--background: 'notes.txt' is no readable picture",
+        ),
         (["--background", "notes.txt"], "--box x,y,width,height"),
         (["--checkpoint", "nothing.safetensors"], "--checkpoint nothing.safetensors: there is no such file"),
         (["--box", "500,500,8,8"], "outside the picture, which is 96 x 96"),

@@ -4,7 +4,11 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...imaging.references import SUFFIXES, list_references, natural_order
+import numpy as np
+from PIL import Image
+
+from ...imaging.picture_files import BITS_16, SUFFIXES, open_picture_file, picture_array
+from ...imaging.references import list_references, natural_order
 from .shards import write_shards
 
 STORED = {".png", ".jpg", ".jpeg", ".webp"}  # stored unchanged; other formats become PNG
@@ -59,8 +63,11 @@ def _views(pairs: list[tuple[Path, Path | None]]) -> dict[str, bytes]:
 
 
 def _as_png(path: Path) -> bytes:
-    from PIL import Image, ImageOps
-
+    """The picture as PNG, turned as the camera was held; more than 8 bits are kept as 16."""
+    picture = open_picture_file(path, "--pictures")
+    if picture.mode not in ("L", "RGB", "RGBA"):
+        grey = picture_array(picture)[..., 0]
+        picture = Image.fromarray((grey * BITS_16).round().astype(np.uint16))
     data = io.BytesIO()
-    ImageOps.exif_transpose(Image.open(path)).save(data, "PNG")  # PNG files do not keep the orientation tag
+    picture.save(data, "PNG")
     return data.getvalue()

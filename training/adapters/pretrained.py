@@ -3,7 +3,6 @@
 All of them are folders of the user; nothing is downloaded.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...common.text_files import read_json
 from ...encoders import checkpoint_layouts as layouts
 from ...encoders import dinov2
 from ...encoders.content_adapter import CLIP, AdapterConfig, EncoderSpec
@@ -73,7 +73,7 @@ def load_unet(folder: Path, channels: int, file: Path | None = None) -> nn.Modul
 
 def load_diffusion(folder: Path | None) -> NoiseSchedule:
     """Return the noise levels of a diffusers scheduler folder, or those of Stable Diffusion for None."""
-    values = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8")) if folder else {}
+    values = read_json(folder / "scheduler_config.json", "--scheduler") if folder else {}
     levels = values.get("num_train_timesteps", NOISE_LEVELS)
     first, last = values.get("beta_start", BETA_START), values.get("beta_end", BETA_END)
     if values.get("beta_schedule", "scaled_linear") != "scaled_linear":
@@ -92,7 +92,7 @@ def load_object_encoder(folder: Path) -> nn.Module:
     Raises:
         ValueError: if it is another model.
     """
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = read_json(folder / "config.json")
     kind = values.get("model_type", "")
     if kind.startswith("dinov2"):
         state = {}

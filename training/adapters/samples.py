@@ -5,7 +5,6 @@ alpha channel (IMPRINT, sec. 3.3). Records of triplets hold an image without the
 it, and the object, under our field names, those of the PIPE dataset, or those of Image-Conditioned Pix2Pix.
 """
 
-import io
 import re
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...encoders.content_adapter import EncoderSpec
+from ...imaging import picture_files
 from ...imaging.boxes import Box, bounding_box
 from ...imaging.mask_levels import MASK_LEVELS, mask_level
 from ...imaging.object_picture import subject_picture
@@ -83,10 +83,10 @@ class Insertions:
 
     def __call__(self, record: Record, generator: torch.Generator) -> Sample:
         """Return "object" (S, S, 3), "target" and "source" (side, side, 3), all in [0, 1]."""
-        source, target = (read_picture(_field_bytes(record, names))[..., :3] for names in (SOURCE, TARGET))
+        source, target = (decode_picture(_field_bytes(record, names))[..., :3] for names in (SOURCE, TARGET))
         changed = changed_box(source, target)
         if any(_matching_field(record, name) for name in OBJECT_NAMES):
-            picture = read_picture(_field_bytes(record, OBJECT_NAMES))
+            picture = decode_picture(_field_bytes(record, OBJECT_NAMES))
         else:
             picture = target[(slice(None), *changed.slices)]
         object_image = self._object_image(picture)
@@ -103,7 +103,7 @@ class Insertions:
         alpha = picture[..., 3] if picture.shape[-1] == 4 else None
         background = "original" if alpha is None else "black"
         return subject_picture(
-            picture, alpha, spec.size, background, spec.margin, "--data: a triplet's object"
+            picture, alpha, spec.size, background, spec.margin, "--data: a triplet's object", spec.fit
         )
 
 
@@ -113,10 +113,14 @@ def frame_names(record: Record) -> list[str]:
     Raises:
         ValueError: if there are none.
     """
-    names = [name for name in sorted(record) if re.fullmatch(r"\w+\.(jpe?g|png|webp)", name)]
+    names = [name for name in sorted(record) if re.fullmatch(r"\w+\.\w+", name) and _is_picture(name)]
     if not names:
         raise ValueError(f"--data: a record ({', '.join(sorted(record))}) holds no picture of a view.")
     return names
+
+
+def _is_picture(field: str) -> bool:
+    return f".{field.rpartition('.')[2]}" in picture_files.SUFFIXES
 
 
 def read_frame(record: Record, name: str) -> tuple[Tensor, Tensor]:
@@ -125,11 +129,11 @@ def read_frame(record: Record, name: str) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if it has no mask.
     """
-    image = read_picture(record[name])
+    image = decode_picture(record[name])
     mask = _matching_field(record, f"{name.partition('.')[0]}.mask")
     if mask is None and image.shape[-1] != 4:
         raise ValueError(f"--data: a record's picture {name} has neither a mask nor an alpha channel.")
-    return image[..., :3], image[..., 3] if mask is None else read_picture(record[mask])[..., 0]
+    return image[..., :3], image[..., 3] if mask is None else picture_files.read_mask(record[mask], "--data")
 
 
 def draw_pair(frames: int, max_distance: int, generator: torch.Generator) -> tuple[int, int]:
@@ -204,21 +208,13 @@ def changed_box(source: Tensor, target: Tensor) -> Box:
     return bounding_box(changed.float())
 
 
-def read_picture(data: bytes) -> Tensor:
+def decode_picture(data: bytes) -> Tensor:
     """Return an image (1, H, W, 3 or 4) in [0, 1] in its EXIF orientation; grey becomes RGB, alpha is kept.
 
     Raises:
         ValueError: if `data` is not an image.
     """
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    try:
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"--data: a record holds a picture that cannot be read ({error}).") from error
-    return torch.from_numpy(np.array(picture)).float()[None] / 255
+    return picture_files.read_picture(data, "--data")
 
 
 def _matching_field(record: Record, name: str) -> str | None:

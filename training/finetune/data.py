@@ -14,6 +14,8 @@ from torch import Tensor
 from ...imaging.augment import augment
 from ...imaging.bezier import bezier_mask
 from ...imaging.boxes import bounding_box
+from ...imaging.inputs import as_images_each, as_masks_each
+from ...imaging.latent_mask import snap_hole
 from ...imaging.masks import box_mask, check_mask
 from .recipes import Recipe
 
@@ -36,31 +38,35 @@ class Concept(NamedTuple):
 
 
 def collect_references(
-    images: Sequence[Tensor], masks: Sequence[Tensor] | None, kind: str = ""
+    images: Sequence[Tensor],
+    masks: Sequence[Tensor] | None,
+    kind: str = "",
+    names: tuple[str, str] = ("images", "masks"),
 ) -> list[Reference]:
-    """Pictures and masks as they are wired, batches (B,H,W,C) and (B,H,W) of any sizes, as single references.
+    """Pictures and masks as they are wired, batches of any sizes and ranks, as single references.
 
     Without masks an alpha channel is the mask; without that the whole picture is. Raises ValueError when they
-    do not belong together; `kind` stands before the inputs' names there, such as "regular_".
+    do not belong together; `kind` stands before the inputs' `names` there, such as "regular_".
     """
-    pictures = [picture for batch in images for picture in batch]
+    pictures = [picture for batch in as_images_each(images, kind + names[0]) for picture in batch]
     if not pictures:
         raise ValueError(
-            f"{kind}images: there are no reference pictures; wire at least one picture of the subject."
+            f"{kind}{names[0]}: there are no reference pictures; wire at least one picture of the subject."
         )
-    if masks is None:
+    wired = as_masks_each(masks, kind + names[1])
+    if wired is None:
         return [_with_own_mask(picture) for picture in pictures]
-    shapes = [mask for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])]
+    shapes = [mask for batch in wired for mask in batch]
     if len(shapes) != len(pictures):
         raise ValueError(
-            f"{kind}masks: there are {len(shapes)} masks for {len(pictures)} images;"
+            f"{kind}{names[1]}: there are {len(shapes)} masks for {len(pictures)} images;"
             " give one mask for every image."
         )
     return [Reference(picture[..., :3], mask) for picture, mask in zip(pictures, shapes, strict=True)]
 
 
 def _with_own_mask(picture: Tensor) -> Reference:
-    alpha = picture[..., 3] if picture.shape[-1] == 4 else torch.ones(picture.shape[:2])
+    alpha = picture[..., 3] if picture.shape[-1] == 4 else picture.new_ones(picture.shape[:2])
     return Reference(picture[..., :3], alpha)
 
 
@@ -194,13 +200,8 @@ def _encoded(group: Sequence[TrainingView], encode: Callable[[Tensor], Tensor]) 
 
 
 def shrunk_hole(hole: Tensor, grid: torch.Size | tuple[int, int]) -> Tensor:
-    """Holes (B,1,S,S) on the latents' grid (h,w), as inpainting models know them: the nearest pixel decides.
-
-    Where a hole is so thin that all of it would fall between, every pixel that it touches.
-    """
-    small = F.interpolate(hole, grid, mode="nearest")
-    lost = small.amax((1, 2, 3), keepdim=True) == 0
-    return torch.where(lost, F.adaptive_max_pool2d(hole, grid), small)
+    """Holes (B,1,S,S) on the latents' grid (h,w), see `snap_hole`."""
+    return snap_hole(hole[:, 0], (grid[0], grid[1]))[:, None]
 
 
 def rows_of_step(count: int, batch: int, step: int, seed: int) -> Tensor:

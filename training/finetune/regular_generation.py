@@ -9,7 +9,7 @@ import torch
 from node_helpers import conditioning_set_values
 from torch import Tensor
 
-from ...conditioning.inpaint import inpaint_pictures
+from ...conditioning.inpaint import inpaint_pictures, snapped_hole
 from ...imaging.composite import paste_back
 from .data import LATENT_PIXEL
 from .regular_data import changed_mask, random_box
@@ -48,15 +48,16 @@ def generate_images(
     Inpainting models get the mask and the picture with a grey hole; others are held to what is outside it.
     """
     padded, masked, mask = inpaint_pictures(image, hole, LATENT_PIXEL)
-    condition = {"concat_latent_image": vae.encode(masked), "concat_mask": mask[:, None]}
+    latent = vae.encode(padded)
+    hole_mask = snapped_hole(mask, latent)[:, None]
+    condition = {"concat_latent_image": vae.encode(masked), "concat_mask": hole_mask}
     positive, negative = (
         conditioning_set_values(clip.encode_from_tokens_scheduled(clip.tokenize(text)), condition)
         for text in (prompt, "")
     )
-    latent = vae.encode(padded)
     painted = comfy.sample.sample(
         model, comfy.sample.prepare_noise(latent, seed), how.steps, how.cfg, how.sampler, how.scheduler,
-        positive, negative, latent, noise_mask=mask[:, None], callback=callback, disable_pbar=True, seed=seed,
+        positive, negative, latent, noise_mask=hole_mask, callback=callback, disable_pbar=True, seed=seed,
     )  # fmt: skip
     decoded = vae.decode(painted)[:, : image.shape[1], : image.shape[2]]
     return paste_back(image, decoded.clamp(0, 1).to(image), hole)
@@ -76,6 +77,6 @@ def generate_regular_images(
 ) -> RegularImages:
     """One regular image: the prompt painted into a random box of a background (1,H,W,3), and its outline."""
     _, height, width, _ = background.shape
-    hole = random_box(height, width, seed)
+    hole = random_box(height, width, seed).to(background.device)
     image = generate_images(model, clip, vae, background, hole, prompt, seed, how, callback)
     return RegularImages(image, changed_mask(image[0], background[0], hole[0])[None])

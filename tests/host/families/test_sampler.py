@@ -152,7 +152,7 @@ def test_a_few_steps_leave_one_for_each_stage(parts, steps, share):
     first = {0.05: 1, 0.95: steps - 1}[share]
     from inlay.sampling.schedule import split_schedule
 
-    local, rest = split_schedule(torch.linspace(1, 0, steps + 1), share, both=True)
+    local, rest = split_schedule(torch.linspace(1, 0, steps + 1), share)
     assert (len(local) - 1, len(rest) - 1) == (first, steps - first)
     assert sizes
 
