@@ -1,8 +1,65 @@
-"""Files that outlast a power cut: what is written reaches the disk before it gets its name."""
+"""Files that are whole or not there: written under a temporary name, synced to the disk, then renamed."""
 
 import os
+import platform
+import re
+import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
+
+ABANDONED = 24 * 3600  # seconds after which a temporary file of another machine counts as left behind
+RETRIES, PAUSE = 20, 0.05  # Windows refuses to replace a file that another process is reading
+_numbers = count()
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file so that readers see the old one or the new one, also when two processes write it.
+
+    Args:
+        path: the file's final name; its folder exists.
+        write: writes the file at the path it is given.
+    """
+    remove_abandoned(path)
+    partial = path.with_name(f"{path.name}.{_owner()}.{threading.get_ident()}-{next(_numbers)}.partial")
+    try:
+        write(partial)
+        atomic_replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove temporary files of `path` whose process has ended."""
+    machine, _, _ = _owner().rpartition("-")
+    for left in path.parent.glob(f"{_literal(path.name)}.*.partial"):
+        owner = left.name[len(path.name) + 1 :].split(".")[0]
+        theirs, _, number = owner.rpartition("-")
+        number = number if theirs else owner  # version 0.1.0 wrote the process' number alone
+        with suppress(OSError):
+            here = theirs in (machine, "") and number.isdigit()
+            ended = here and not process_exists(int(number))
+            if ended or time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink(missing_ok=True)
+
+
+def process_exists(number: int) -> bool:
+    """Return whether a process of this number runs on this machine."""
+    import psutil  # the host requires it
+
+    return psutil.pid_exists(number)
+
+
+def _owner() -> str:
+    machine = re.sub(r"[^\w-]", "", platform.node())[:32] or "here"
+    return f"{machine}-{os.getpid()}"
+
+
+def _literal(name: str) -> str:
+    """Return a file name as a glob pattern for itself."""
+    return re.sub(r"([*?\[])", r"[\1]", name)
 
 
 def atomic_replace(partial: Path, path: Path) -> None:
@@ -10,7 +67,14 @@ def atomic_replace(partial: Path, path: Path) -> None:
     inside = partial.rglob("*") if partial.is_dir() else ()
     for part in (*inside, partial):
         _fsync(part)
-    os.replace(partial, path)
+    for left in reversed(range(RETRIES)):
+        try:
+            os.replace(partial, path)
+            break
+        except PermissionError:
+            if os.name != "nt" or not left:
+                raise
+            time.sleep(PAUSE)
     _fsync(path.parent)
 
 

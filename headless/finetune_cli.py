@@ -23,7 +23,7 @@ from pathlib import Path
 from ..training.adapters.run_checkpoints import InterruptFlag
 from ..training.finetune.distributed import any_rank_stopping, close_group, on_cpu, open_group
 from ..training.finetune.toml_config import read_toml
-from ..training.finetune.trainer import ProcessGroup
+from ..training.finetune.trainer import Diverged, ProcessGroup
 from .errors import DONE, FAILED, NO_HOST, STOPPED, WRONG, HostError
 from .server import open_host
 
@@ -41,10 +41,8 @@ def main(options: argparse.Namespace) -> int:
         config = read_toml(options.config)
         group = open_group()
         open_host(options.comfyui, cpu=on_cpu())
-        from ..training.finetune.spec_from_toml import (
-            finetune_from_config,  # the host can be imported from here on
-        )
-        from ..training.finetune.training_loop import Diverged
+        # the host can be imported from here on
+        from ..training.finetune.finetune_subject import finetune_from_config
     except ValueError as error:
         return end(WRONG, str(error))
     except HostError as error:

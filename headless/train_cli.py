@@ -28,7 +28,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ..training.finetune.training_loop import Diverged
+from ..training.finetune.trainer import Diverged
 from .errors import DONE, FAILED, STOPPED, WRONG
 
 # What a resumed run must be asked for again; --steps may grow, and the rest changes no more than the speed.

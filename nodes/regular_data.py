@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +29,7 @@ ATTRIBUTE_KINDS = (
     "LLM",
 )  # where packs keep vision-language models, inside ComfyUI's models folder
 LOOKED_AT = 5  # pictures, at most
+LONGEST_CATEGORY = 100  # bytes of a category; file systems allow 255 for a folder
 
 
 class InlayAttributeDictionary(io.ComfyNode):
@@ -382,25 +382,30 @@ class InlaySaveRegularData(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, category: list[str] | None = None) -> bool | str:
+        try:
+            for name in category or ():
+                _category_folder(name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(cls, images, masks, prompts, category) -> io.NodeOutput:
         from ..training.finetune.data import collect_references  # loaded when needed
-        from ..training.finetune.regular_files import check_prompt, write_regular
+        from ..training.finetune.regular_files import save_regular
 
-        category = category[0].strip()
-        if not re.fullmatch(r"[\w -]+", category):
-            raise ValueError(
-                "category: use letters, digits, spaces, hyphens and underscores, such as teapot."
-            )
-        references = collect_references(images, masks)
-        if len(prompts) not in (1, len(references)):
-            raise ValueError(
-                f"prompts: there are {len(prompts)} for {len(references)} pictures; give one for all or each."
-            )
-        for prompt in prompts:
-            check_prompt(prompt)
-        folder = Path(folder_paths.get_output_directory(), f"regular_{category}")
-        for number, (image, mask) in enumerate(references):
-            # Named by content: saving again changes nothing, and new pictures push none aside.
-            name = zlib.crc32(image.cpu().contiguous().numpy().tobytes())
-            write_regular(folder, prompts[number % len(prompts)], str(name), image, mask)
+        folder = _category_folder(category[0])
+        save_regular(folder, collect_references(images, masks), prompts)
         return io.NodeOutput(str(folder))
+
+
+def _category_folder(category: str) -> Path:
+    """The folder of a category in ComfyUI's output folder; raises ValueError for no name of a folder."""
+    category = category.strip()
+    if not re.fullmatch(r"[\w -]+", category) or len(category.encode()) > LONGEST_CATEGORY:
+        raise ValueError(
+            f"category: use letters, digits, spaces, hyphens and underscores, at most {LONGEST_CATEGORY} bytes,"
+            " such as teapot."
+        )
+    return Path(folder_paths.get_output_directory(), f"regular_{category}")

@@ -1,6 +1,5 @@
 """SubjectFinetune: a few pictures of your subject in, a model that knows it out."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -8,6 +7,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..conditioning.fooocus import InpaintPatch
 from ..training.finetune.presets import (
     ADAFACTOR_RATE,
     MEMORY_PRESETS,
@@ -20,7 +20,7 @@ from .training_progress import NodeProgress, workflow_id
 PRESET = "preset"  # as the memory preset says
 
 LoraType, LossType = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")
-SubjectType = io.Custom("INLAY_SUBJECT")
+SubjectType, InpaintPatchType = io.Custom("INLAY_SUBJECT"), io.Custom("INPAINT_PATCH")
 
 
 class SubjectFinetune(io.ComfyNode):
@@ -214,6 +214,12 @@ class SubjectFinetune(io.ComfyNode):
                     " brown; concept: clay. It goes into the subject, for Attribute Substitution Encode;"
                     " it changes no weight.",
                 ),
+                InpaintPatchType.Input(
+                    "inpaint_patch",
+                    optional=True,
+                    tooltip="Fooocus' inpaint patch for a plain SDXL model, from Load Fooocus Inpaint:"
+                    " DreamMix's own base. Wire the same patch into Disentangled Inpaint Sampler.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The wired-in model with the LoRA applied."),
@@ -233,20 +239,23 @@ class SubjectFinetune(io.ComfyNode):
         cls, model, clip, vae, images, class_name, token, recipe, steps, rank, learning_rate, batch_size,
         seed, resolution=(0,), masks=None, regular_images=None, regular_masks=None, regular_prompt=("",),
         previous=(None,), preview_every=(0,), memory=("recipe",), precision=(PRESET,), optimiser=(PRESET,),
-        gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",),
+        gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",), inpaint_patch=(None,),
     ):  # fmt: skip
         # The trainer is loaded when it is needed: a host starts sooner without.
-        from ..training.finetune import host
+        from ..host.models import apply_lora
         from ..training.finetune.attribute_dictionary import parse_attributes
-        from ..training.finetune.finetune_subject import Pipeline, RunOptions, finetune_subject
+        from ..training.finetune.finetune_subject import RunOptions, finetune_subject
         from ..training.finetune.memory import with_preset
+        from ..training.finetune.pipeline import Pipeline
         from ..training.finetune.plots import draw_curve, image_to_tensor
         from ..training.finetune.recipes import RECIPES
-        from ..training.finetune.spec_from_node import spec_from_node
+        from ..training.finetune.spec import spec_from_node
         from ..training.finetune.store import Store
+        from ..training.finetune.trainer import Callbacks
         from ..training.optimizers import eight_bit_installed
 
-        pipeline = Pipeline(model[0], clip[0], vae[0])
+        patch = inpaint_patch[0] and InpaintPatch(*inpaint_patch[0])
+        pipeline = Pipeline(model[0], clip[0], vae[0], patch)
         preset = MEMORY_PRESETS[memory[0]]
         chosen = RECIPES[recipe[0]].with_choices(
             steps=steps[0],
@@ -260,18 +269,16 @@ class SubjectFinetune(io.ComfyNode):
         )
         chosen = with_preset(chosen, preset, eight_bit_installed() and optimiser[0] == PRESET)
         spec, notes = spec_from_node(
-            pipeline, chosen, token[0].strip(), class_name[0].strip(), images, masks, regular_images,
-            regular_masks, regular_prompt, seed[0], previous[0],
+            pipeline, chosen, token[0], class_name[0], images, masks, regular_images, regular_masks,
+            regular_prompt, seed[0], previous[0], parse_attributes(attributes[0]),
         )  # fmt: skip
-        spec = replace(spec, attributes=parse_attributes(attributes[0]))
         workflow = workflow_id(cls.hidden.extra_pnginfo)
         progress = NodeProgress(chosen.steps, cls.hidden.unique_id, notes, workflow)
         wanted = {PRESET: preset.checkpointing, "on": True, "off": False}
         options = RunOptions(
             checkpointing=wanted[gradient_checkpointing[0]],
             preview_every=preview_every[0],
-            on_step=progress,
-            on_picture=progress.show,
+            callbacks=Callbacks(on_step=progress, on_preview=progress.show),
         )
         store = Store(Path(folder_paths.get_folder_paths("loras")[0]) / "inlay")
         with progress:
@@ -280,5 +287,5 @@ class SubjectFinetune(io.ComfyNode):
         curve = draw_curve(subject.losses, title, notes=notes)
         if strip:
             curve = torch.cat([curve, image_to_tensor(strip)], dim=1)
-        patched = host.apply(pipeline.model, lora)
+        patched = apply_lora(pipeline.model, lora)
         return io.NodeOutput(patched, lora, {"loss": subject.losses}, subject, curve)

@@ -18,7 +18,7 @@ from inlay.training.finetune.data import Concept, Reference
 from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX
 from inlay.training.finetune.store import Store, content_key, fingerprint
 from inlay.training.finetune.subject import Subject, is_subject
-from inlay.training.finetune.training_loop import TrainingState
+from inlay.training.finetune.trainer import TrainingState
 
 SUBJECT = Subject(
     "sks", "cat", "a photo of sks cat", "inlay/cat.safetensors", "DreamCom", "SD15", 400, 1, 16, losses=[1.0]
@@ -34,18 +34,18 @@ def pictures(height=4, width=4, shade=0.0, mask=None, count=1, caption="a photo 
 
 
 def key(**changes):
-    facts = {"material": [pictures()], "recipe": DREAMCOM, "size": 64, "seed": 0, "base": "abc"}
+    facts = {"concepts": [pictures()], "recipe": DREAMCOM, "size": 64, "seed": 0, "base": "abc"}
     return content_key(**(facts | changes))
 
 
 def test_everything_that_decides_the_result_is_in_the_key():
     changes = [
-        {"material": [pictures(shade=1e-3)]},
-        {"material": [pictures(mask=torch.eye(4))]},
-        {"material": [pictures(count=2)]},
-        {"material": [pictures(2, 8)]},
-        {"material": [pictures(caption="a photo of sks dog")]},
-        {"material": [pictures(), pictures(caption="a cat")]},
+        {"concepts": [pictures(shade=1e-3)]},
+        {"concepts": [pictures(mask=torch.eye(4))]},
+        {"concepts": [pictures(count=2)]},
+        {"concepts": [pictures(2, 8)]},
+        {"concepts": [pictures(caption="a photo of sks dog")]},
+        {"concepts": [pictures(), pictures(caption="a cat")]},
         {"recipe": DREAMMIX},
         {"recipe": DREAMCOM.with_choices(learning_rate=2e-4)},
         {"size": 128},
@@ -229,7 +229,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from inlay.training.finetune.training_loop import TrainingState
+from inlay.training.finetune.trainer import TrainingState
 from inlay.training.finetune.store import Store
 from inlay.training.finetune.subject import Subject
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -110,6 +110,9 @@ class Examples:
     valid: Tensor  # (N,1,h,w), 0 on the padded ring
     context: Tensor  # (N or 1,L,D)
     pooled: Tensor | None = None  # (N or 1,P), only where the network has a label embedding
+    # Standard deviations of latent and masked (N,4,h,w) where each step draws them; else both are the means.
+    deviation: Tensor | None = None
+    masked_deviation: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -136,6 +139,19 @@ class Examples:
         pairs["context"] = tuple(c.repeat(1, length // c.shape[1], 1) for c in pairs["context"])
         return Examples(**{name: torch.cat(pair) for name, pair in pairs.items() if pair[0] is not None})
 
+    def drawn(self, generator: torch.Generator) -> "Examples":
+        """Draw the latents from the VAE's distribution, where it is known (`latent_dist.sample()`)."""
+        if self.deviation is None or self.masked_deviation is None:
+            return self
+        noise = torch.randn(2, *self.latent.shape, generator=generator).to(self.latent)
+        return replace(
+            self,
+            latent=self.latent + noise[0] * self.deviation,
+            masked=self.masked + noise[1] * self.masked_deviation,
+            deviation=None,
+            masked_deviation=None,
+        )
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Examples":
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return Examples(**{name: change(part) for name, part in parts.items() if part is not None})
@@ -153,7 +169,8 @@ def prepare_examples(
     """Augmented copies of every reference, `size` pixels square, with their holes, encoded.
 
     As many as the recipe says, or as the run will look at if that is less.
-    `encode` takes pictures (B,size,size,3) in [0,1] to latents (B,4,h,w) scaled for the network.
+    `encode` takes pictures (B,size,size,3) in [0,1] to latents (B,4,h,w) scaled for the network; where the
+    recipe draws from the VAE's distribution, to means and standard deviations in one (B,8,h,w).
     """
     looks = recipe.steps * recipe.accumulation * recipe.batch_size
     copies = min(recipe.copies, -(-looks // len(references)))
@@ -161,7 +178,10 @@ def prepare_examples(
     groups = iter(lambda: list(islice(views, ENCODED_AT_ONCE // 2)), [])  # drawn as they are encoded
     parts = zip(*(_encoded(group, encode) for group in groups), strict=True)
     latent, mask, masked, valid = (torch.cat(part) for part in parts)
-    return Examples(latent, mask, masked, valid, context, pooled)
+    if not recipe.sample_posterior:
+        return Examples(latent, mask, masked, valid, context, pooled)
+    (latent, deviation), (masked, other) = latent.chunk(2, dim=1), masked.chunk(2, dim=1)
+    return Examples(latent, mask, masked, valid, context, pooled, deviation, other)
 
 
 TrainingView = tuple[Tensor, Tensor, Tensor]  # picture (1,3,S,S) in [-1,1], hole and valid (1,1,S,S)

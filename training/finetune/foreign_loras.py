@@ -44,6 +44,12 @@ def read_lora_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return as_kohya(tensors, json.loads(metadata.get("lora_adapter_metadata", "{}"))), metadata
 
 
+def peft_config(path: Path) -> dict:
+    """Return PEFT's settings in a LoRA file, as newer diffusers write them; empty where there are none."""
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+
+
 def as_kohya(tensors: Mapping[str, Tensor], config: Mapping) -> dict[str, Tensor]:
     """The tensors under kohya's keys; names that are not diffusers' stay as they are.
 

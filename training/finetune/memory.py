@@ -16,11 +16,13 @@ activations  what the forward pass keeps for the backward pass, and twice the la
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 from .presets import MemoryPreset
 from .recipes import OptimizerSpec, Recipe
@@ -168,3 +170,22 @@ def check_fits(need: MemoryNeed, free: int, others: dict[str, MemoryNeed], other
         f"memory: this training will not fit: it needs about {need.missing / GIGABYTE:.1f} GB besides the"
         f" loaded model and {free / GIGABYTE:.1f} GB are free; {advice}."
     )
+
+
+def recompute(blocks: Iterable[nn.Module]) -> None:
+    """Make each block keep only what enters it (Chen et al. 2016). Gradients stay the same."""
+    for block in blocks:
+        block.forward = partial(_recomputed, block.forward)
+
+
+def _recomputed(forward: Callable, *args, **kwargs):
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    # The host notes in a dictionary which block is running; the second pass must find what the first one saw.
+    args = [_as_now(value) for value in args]
+    pass_again = partial(forward, **{name: _as_now(value) for name, value in kwargs.items()})
+    return checkpoint(pass_again, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def _as_now(value):
+    return dict(value) if isinstance(value, dict) else value

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import comfy.sample
 import torch
-from node_helpers import conditioning_set_values
 from torch import Tensor
 
 from ...conditioning.inpaint import inpaint_pictures
+from ...host import sampling
 from ...imaging.composite import paste_back
 from .data import LATENT_PIXEL
 from .regular_data import changed_mask, random_box
@@ -48,15 +47,11 @@ def generate_images(
     Inpainting models get the mask and the picture with a grey hole; others are held to what is outside it.
     """
     padded, masked, mask = inpaint_pictures(image, hole, LATENT_PIXEL)
-    condition = {"concat_latent_image": vae.encode(masked), "concat_mask": mask[:, None]}
-    positive, negative = (
-        conditioning_set_values(clip.encode_from_tokens_scheduled(clip.tokenize(text)), condition)
-        for text in (prompt, "")
-    )
-    latent = vae.encode(padded)
-    painted = comfy.sample.sample(
-        model, comfy.sample.prepare_noise(latent, seed), how.steps, how.cfg, how.sampler, how.scheduler,
-        positive, negative, latent, noise_mask=mask[:, None], callback=callback, disable_pbar=True, seed=seed,
+    hole_values = {"concat_latent_image": vae.encode(masked), "concat_mask": mask[:, None]}
+    positive, negative = (sampling.condition(clip, text, **hole_values) for text in (prompt, ""))
+    painted = sampling.sample(
+        model, positive, negative, vae.encode(padded), mask[:, None], seed=seed, steps=how.steps, cfg=how.cfg,
+        sampler=how.sampler, scheduler=how.scheduler, callback=callback,
     )  # fmt: skip
     decoded = vae.decode(painted)[:, : image.shape[1], : image.shape[2]]
     return paste_back(image, decoded.clamp(0, 1).to(image), hole)

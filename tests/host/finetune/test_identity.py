@@ -1,14 +1,20 @@
 """What a base is known by: all that decides a result counts, and nothing else does."""
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="module")
 def model_fingerprint(parts):
     """Of the parts, or of others wired in their place."""
-    from inlay.training.finetune.host import model_fingerprint
+    from inlay.training.finetune.pipeline import Pipeline, encode_captions, pipeline_fingerprint
 
-    return lambda **other: model_fingerprint(**vars(parts) | other)
+    def identify(**other):
+        pipeline = Pipeline(**vars(parts) | other)
+        with torch.inference_mode():
+            return pipeline_fingerprint(pipeline, encode_captions(pipeline, ["a photo of sks cat"], 64))
+
+    return identify
 
 
 def test_a_prediction_of_another_kind_is_another_base(parts, model_fingerprint):

@@ -46,9 +46,9 @@ def test_a_full_finetuning_goes_on_as_well(pictures, store_folder, run):
     ],
 )
 def test_a_subject_that_does_not_fit_is_refused(pictures, run, subject, monkeypatch, changes, message):
-    from inlay.training.finetune import host
+    from inlay.training.finetune import pipeline
 
-    monkeypatch.setattr(host, "encode_examples", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(pipeline, "encode_examples", lambda *_: pytest.fail("work began"))
     with pytest.raises(ValueError, match=message):
         run(*pictures, previous=replace(subject[0], **changes))
 
@@ -62,9 +62,9 @@ def test_a_subject_that_does_not_fit_is_refused(pictures, run, subject, monkeypa
     ],
 )
 def test_another_rank_or_other_layers_are_refused(pictures, run, subject, monkeypatch, changes, message):
-    from inlay.training.finetune import host
+    from inlay.training.finetune import pipeline
 
-    monkeypatch.setattr(host, "encode_examples", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(pipeline, "encode_examples", lambda *_: pytest.fail("work began"))
     with pytest.raises(ValueError, match=message):
         run(*pictures, previous=subject[0], **changes)
 
