@@ -405,7 +405,7 @@ def _category_folder(category: str) -> Path:
     category = category.strip()
     if not re.fullmatch(r"[\w -]+", category) or len(category.encode()) > LONGEST_CATEGORY:
         raise ValueError(
-            f"category: use letters, digits, spaces, hyphens and underscores, at most {LONGEST_CATEGORY} bytes,"
-            " such as teapot."
+            "category: use letters, digits, spaces, hyphens and underscores, such as teapot, at most"
+            f" {LONGEST_CATEGORY} bytes."
         )
     return Path(folder_paths.get_output_directory(), f"regular_{category}")

@@ -57,7 +57,7 @@ class SubjectFinetune(io.ComfyNode):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="One mask per picture, 1 on the subject, of the picture's size. Not pipeline: the"
+                    tooltip="One mask per picture, 1 on the subject, of the picture's size. Not wired: the"
                     " images' alpha; without one, the whole picture is the subject.",
                 ),
                 io.String.Input(
@@ -211,7 +211,7 @@ class SubjectFinetune(io.ComfyNode):
                     optional=True,
                     multiline=True,
                     tooltip="What the subject looks like, as Attribute Dictionary gives it or typed: colour:"
-                    " brown; concept: clay. It goes into the subject, for Attribute Substitution Encode;"
+                    " brown; material: clay. It goes into the subject, for Attribute Substitution Encode;"
                     " it changes no weight.",
                 ),
                 InpaintPatchType.Input(

@@ -85,9 +85,9 @@ def test_nothing_is_written_where_one_mask_is_wrong(tmp_path, wrong):
     good, other = picture(0, 16, 24), picture(1, 16, 24)
     save_regular(tmp_path, [good], ["a cat"])
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="^masks: mask 2"):
+    with pytest.raises(ValueError, match=r"^masks: mask 2"):
         save_regular(tmp_path, [other, (other.image, wrong)], ["a cat"])
-    with pytest.raises(ValueError, match="^prompts: "):
+    with pytest.raises(ValueError, match=r"^prompts: "):
         save_regular(tmp_path, [other, other], ["a cat", "what?"])
     assert contents(tmp_path) == before
 

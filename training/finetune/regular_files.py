@@ -80,9 +80,7 @@ def save_regular(
     for number, (image, mask) in enumerate(references, 1):
         check_mask(image[None], mask[None], f"masks: mask {number}")
         if not (mask > 0.5).any():
-            raise ValueError(
-                f"masks: mask {number} is empty; leave out its picture, or find the thing in it."
-            )
+            raise ValueError(f"masks: mask {number} is empty; leave out its picture, or mask the thing.")
     paths = []
     for number, (image, mask) in enumerate(references):
         prompt = prompts[number % len(prompts)]
