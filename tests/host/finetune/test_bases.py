@@ -145,7 +145,7 @@ def test_the_head_and_the_deltas_take_part_in_a_step(plain, patch):
         seen = torch.nn.functional.pad(torch.cat([mask, masked], 1), (1, 1, 1, 1), "replicate")
         head = patch.head.get_parameter("head").double()
         feature = torch.einsum("bchwij,ocij->bohw", seen.unfold(2, 3, 1).unfold(3, 3, 1), head)
-        hook = trainee.unet.input_blocks[0].register_forward_hook(lambda block, args, h: h + feature)
+        hook = trainee.unet.input_blocks[0][0].register_forward_hook(lambda block, args, h: h + feature)
         zt = alpha.sqrt() * z0 + (1 - alpha).sqrt() * noise
         found = trainee.unet(zt, t.float(), context=rows.context, transformer_options={})
         hook.remove()
