@@ -94,9 +94,10 @@ def check_previous(model, recipe: Recipe, subject: Subject, lora: Mapping[str, T
         )
     shapes = exported_shapes(model.model.diffusion_model, recipe.adapter, lora_names(model))
     if {key: tuple(tensor.shape) for key, tensor in lora.items()} != shapes:
+        own = f"its recipe ({subject.recipe})" if subject.recipe else "a recipe of its layers"
         raise ValueError(
-            f"previous: {subject.words} was trained on other layers than this run would train; choose its"
-            f" recipe ({subject.recipe}) and the model it was trained on."
+            f"previous: {subject.words} was trained on other layers than this run would train; choose {own}"
+            " and the model it was trained on."
         )
 
 
