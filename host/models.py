@@ -52,7 +52,7 @@ def prediction_of(model) -> Literal["epsilon", "v"] | None:
     return PREDICTIONS.get(sampling.calculate_denoised) if tabled else None
 
 
-def sigmas_of(model) -> Tensor:
+def noise_levels(model) -> Tensor:
     """Return the MODEL's noise levels (T,), from the smallest to the largest."""
     return model.get_model_object("model_sampling").sigmas
 
@@ -67,7 +67,7 @@ def block_modules(network: nn.Module) -> list[nn.Module]:
     return [layer for layer in network.modules() if isinstance(layer, ResBlock | BasicTransformerBlock)]
 
 
-def plain_attention(*args, **kwargs) -> Tensor:
+def pytorch_attention(*args, **kwargs) -> Tensor:
     """Call the host's attention on PyTorch's kernel, which has gradients; SageAttention has none."""
     return attention_pytorch(*args, **kwargs)
 

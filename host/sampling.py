@@ -10,7 +10,7 @@ from node_helpers import conditioning_set_values
 from torch import Tensor
 
 
-def sample(
+def sample_latent(
     model, positive, negative, latent: Tensor, noise_mask: Tensor, *, seed: int, steps: int, cfg: float,
     sampler: str, scheduler: str, callback: Callable | None = None,
 ) -> Tensor:  # fmt: skip

@@ -20,7 +20,7 @@ from .training_progress import NodeProgress, workflow_id
 PRESET = "preset"  # as the memory preset says
 
 LoraType, LossType = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")
-SubjectType, InpaintPatchType = io.Custom("INLAY_SUBJECT"), io.Custom("INPAINT_PATCH")
+SubjectType, FooocusPatchType = io.Custom("INLAY_SUBJECT"), io.Custom("INPAINT_PATCH")
 
 
 class SubjectFinetune(io.ComfyNode):
@@ -214,7 +214,7 @@ class SubjectFinetune(io.ComfyNode):
                     " brown; material: clay. It goes into the subject, for Attribute Substitution Encode;"
                     " it changes no weight.",
                 ),
-                InpaintPatchType.Input(
+                FooocusPatchType.Input(
                     "inpaint_patch",
                     optional=True,
                     tooltip="Fooocus' inpaint patch for a plain SDXL model, from Load Fooocus Inpaint:"

@@ -1,6 +1,5 @@
 """What a training takes: models, earlier subjects, and the memory of the device. All known before a step."""
 
-import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,6 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
+from ...common.log import logger
 from ...conditioning.family import family, working_side
 from ...host import devices, models
 from ..optimizers import check_optimizer, eight_bit_installed
@@ -111,7 +111,7 @@ def diffusion_of(model) -> NoiseSchedule:
     """The noise levels and the prediction of a MODEL that `check_trainable_model` takes."""
     prediction = models.prediction_of(model)
     assert prediction is not None
-    return NoiseSchedule(models.sigmas_of(model).clone().cpu(), prediction)
+    return NoiseSchedule(models.noise_levels(model).clone().cpu(), prediction)
 
 
 def precision_of(model, recipe: Recipe) -> torch.dtype:
@@ -166,7 +166,7 @@ def check_step_fits(
         return MemoryNeed((count - trained) * size, *parts, int(kept), loaded)
 
     wanted, side = need(recipe, trainable.dtype, checkpointing), examples[0].latent.shape[-1] * LATENT_PIXEL
-    logging.info(f"Inlay finetune: about {wanted.total / GIGABYTE:.2f} GB of memory ({wanted})")
+    logger.info(f"Inlay finetune: about {wanted.total / GIGABYTE:.2f} GB of memory ({wanted})")
     others = _with_presets(model, recipe, need)
     _check(model, wanted, others, f"choose a resolution below {side}, or a LoRA of lower rank")
     return wanted

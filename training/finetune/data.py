@@ -1,6 +1,5 @@
 """From references to what a training step needs: everything encoded once, nothing encoded in a step."""
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...common.log import logger
 from ...imaging.augment import augment
 from ...imaging.bezier import bezier_mask
 from ...imaging.boxes import bounding_box
@@ -93,7 +93,7 @@ def check_references(references: Sequence[Reference], size: int, masked: bool, k
     if len(references) > 1 and all(torch.equal(r.image, references[0].image) for r in references[1:]):
         warnings.append("All reference pictures are identical; different views teach the subject better.")
     for warning in warnings:
-        logging.warning(f"Inlay: {warning}")
+        logger.warning(f"Inlay: {warning}")
     return warnings
 
 

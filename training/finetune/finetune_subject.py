@@ -1,6 +1,5 @@
 """One finetuning from a checked spec to what is stored: the node and the command line both call this."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...common.log import logger
 from ...conditioning.family import family
 from ...host import models
 from ...host.signals import DelayedTermination
@@ -39,8 +39,6 @@ from .store import Store, content_key, fingerprint, released_key
 from .subject import Subject
 from .toml_config import Config
 from .trainer import QUIET, SINGLE_PROCESS, Callbacks, ProcessGroup, TrainingState
-
-logger = logging.getLogger("inlay")
 
 SAVE_EVERY = 100  # steps between checkpoints; an interrupt or an error saves one too
 # Bytes for each trained number: the LoRA, and two checkpoints while one replaces the other.

@@ -10,7 +10,7 @@ from ...host import models
 from .recipes import Recipe
 from .subject import Subject
 
-PARTS = ("lora_down.weight", "lora_up.weight", "alpha", "dora_scale", "diff", "diff_b")
+LORA_PARTS = ("lora_down.weight", "lora_up.weight", "alpha", "dora_scale", "diff", "diff_b")
 
 
 def lora_names(model) -> Callable[[str], str]:
@@ -44,7 +44,7 @@ def with_own_names(model, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _split(key: str) -> tuple[str, str]:
     """Return a key's layer and its part, such as "lora_down.weight"."""
-    part = next((part for part in PARTS if key.endswith(f".{part}")), "")
+    part = next((part for part in LORA_PARTS if key.endswith(f".{part}")), "")
     return key.removesuffix(f".{part}"), part
 
 

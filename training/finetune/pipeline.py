@@ -71,7 +71,7 @@ def pipeline_fingerprint(pipeline: Pipeline, texts: Mapping[str, EncodedText]) -
 
 
 def _deciding_tensors(pipeline: Pipeline, texts: Mapping[str, EncodedText]) -> Iterator[tuple[str, Tensor]]:
-    yield f"sigmas {models.prediction_of(pipeline.model)}", models.sigmas_of(pipeline.model)
+    yield f"sigmas {models.prediction_of(pipeline.model)}", models.noise_levels(pipeline.model)
     for key, weight in models.weights_of(pipeline.model):
         yield f"model.{key}", weight
     for key, weight in autoencoder.encoder_weights(pipeline.vae):
@@ -98,7 +98,7 @@ def released_fingerprints(pipeline: Pipeline) -> list[str]:
     """
     model, clip = pipeline.model, pipeline.clip
     parts = (("model", model), ("clip", clip.patcher), ("vae", pipeline.vae.patcher))
-    head = f"sigmas {models.prediction_of(model)} {clip.layer_idx}", models.sigmas_of(model)
+    head = f"sigmas {models.prediction_of(model)} {clip.layer_idx}", models.noise_levels(model)
     tensors = [head]
     for part, patcher in parts:
         tensors += [(f"{part}.{key}", weight) for key, weight in models.weights_of(patcher)]
@@ -242,7 +242,7 @@ def step_options(
     """
 
     def differentiable(chosen, *args, **kwargs):
-        return models.plain_attention(*args, **kwargs)  # SageAttention has no gradients
+        return models.pytorch_attention(*args, **kwargs)  # SageAttention has no gradients
 
     def options(rows: Examples) -> dict:
         chosen: dict[str, Any] = {"optimized_attention_override": differentiable}
@@ -254,7 +254,7 @@ def step_options(
         return region_options(
             unet,
             rows.mask[:, 0],
-            attend=models.plain_attention,
+            attend=models.pytorch_attention,
             device=device,
             transformer_options=chosen,
         )

@@ -49,7 +49,7 @@ def generate_images(
     padded, masked, mask = inpaint_pictures(image, hole, LATENT_PIXEL)
     hole_values = {"concat_latent_image": vae.encode(masked), "concat_mask": mask[:, None]}
     positive, negative = (sampling.condition(clip, text, **hole_values) for text in (prompt, ""))
-    painted = sampling.sample(
+    painted = sampling.sample_latent(
         model, positive, negative, vae.encode(padded), mask[:, None], seed=seed, steps=how.steps, cfg=how.cfg,
         sampler=how.sampler, scheduler=how.scheduler, callback=callback,
     )  # fmt: skip

@@ -8,7 +8,6 @@ moment leaves the old file or the new one.
 
 import hashlib
 import json
-import logging
 import re
 import shutil
 import tempfile
@@ -26,15 +25,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...common.atomic_io import atomic_write
+from ...common.log import logger
 from .data import Concept
+from .memory import GIGABYTE
 from .recipes import Recipe
 from .subject import VERSION, Subject
 from .trainer import TrainingState
 
-logger = logging.getLogger("inlay")
-
 SAMPLES = 64
-MEGABYTE, GIGABYTE = 2**20, 2**30
+MEGABYTE = 2**20
 LONGEST_NAME = 64  # characters of a stored name before its hash; file systems allow 255 bytes in all
 KEPT_RESUMES = 20 * GIGABYTE  # of interrupted runs, in bytes; beyond it the oldest go
 RESUME_AGE = 24 * 3600  # seconds; a younger file may belong to a run of another process

@@ -1,6 +1,5 @@
 """One finetuning on plain tensors: a trainable network, the loss of a pass, and the loop over the steps."""
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,13 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...common.log import logger
 from ..objective import Prediction, noised, reconstruction, region_weight, target, total
 from ..optimizers import Average, MixedPrecisionOptimizer, UnfitState
 from .data import Examples, generator_at, rows_of_step
 from .lora import FullAdapter, LoraAdapter
 from .recipes import OptimizerSpec, Recipe
-
-logger = logging.getLogger("inlay")
 
 
 @dataclass(frozen=True)

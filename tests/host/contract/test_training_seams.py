@@ -83,10 +83,10 @@ def test_models_prediction_of(parts):
     }
 
 
-def test_models_sigmas_of(parts):
+def test_models_noise_levels(parts):
     from inlay.host import models
 
-    sigmas = models.sigmas_of(parts.model)
+    sigmas = models.noise_levels(parts.model)
     assert sigmas.shape == (1000,)
     assert (sigmas.diff() > 0).all(), "the table of noise levels is no longer sorted"
 
@@ -106,13 +106,13 @@ def test_models_block_modules(parts):
     assert not any(id(block) in inside for block in blocks), "a block lies inside another"
 
 
-def test_models_plain_attention(in_process_host):
+def test_models_pytorch_attention(in_process_host):
     from inlay.host import models
 
     q, k, v = (torch.randn(1, 5, 8, requires_grad=True) for _ in range(3))
     heads = [x.view(1, 5, 2, 4).transpose(1, 2) for x in (q, k, v)]
     expected = torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-    found = models.plain_attention(q, k, v, 2)
+    found = models.pytorch_attention(q, k, v, 2)
     torch.testing.assert_close(found, expected)
     assert torch.autograd.grad(found.sum(), q)[0].abs().sum() > 0
 
@@ -342,14 +342,14 @@ def test_sampling_condition(parts):
     assert values["concat_mask"] == "a mask"
 
 
-def test_sampling_sample(parts, scene):
+def test_sampling_sample_latent(parts, scene):
     from inlay.host import sampling
 
     seen = []
     with torch.inference_mode():
         values = {"concat_latent_image": scene.masked, "concat_mask": scene.mask}
         conds = [[[c, v | values] for c, v in cond] for cond in (scene.positive, scene.negative)]
-        found = sampling.sample(
+        found = sampling.sample_latent(
             parts.model, *conds, scene.latent, scene.mask, **HOW, callback=lambda *step: seen.append(step[0])
         )
     assert seen == [0, 1]
