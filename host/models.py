@@ -233,7 +233,7 @@ def diffusers_paths(model) -> dict[str, str]:
 
 def apply_lora(model, lora: dict[str, Tensor], strength: float = 1.0) -> ModelPatcher:
     """Return a clone of MODEL with the LoRA on it, through the host's own loader."""
-    patched, _ = comfy.sd.load_lora_for_models(model, None, lora, strength, 0.0)
+    patched: Any = comfy.sd.load_lora_for_models(model, None, lora, strength, 0.0)[0]
     return patched
 
 

@@ -20,7 +20,7 @@ def eight_bit_installed() -> bool:
 
 
 def check_optimizer(spec: OptimizerSpec) -> None:
-    """Raises ValueError for an optimiser that is not installed."""
+    """Raise ValueError for an optimizer that is not installed."""
     if spec.kind == "AdamW8bit" and not eight_bit_installed():
         raise ValueError(
             "optimiser: AdamW8bit needs the Python package bitsandbytes, which is not installed; install it"
@@ -29,8 +29,11 @@ def check_optimizer(spec: OptimizerSpec) -> None:
 
 
 def make_optimizer(parameters: Sequence[Tensor], spec: OptimizerSpec) -> Any:
-    """Torch's AdamW (Loshchilov & Hutter 2019) or Adafactor (Shazeer & Stern 2018), or bitsandbytes' AdamW
-    with its moments in 8 bits (Dettmers et al. 2022)."""
+    """Return the optimizer that `spec` names.
+
+    AdamW (Loshchilov & Hutter 2019), Adafactor (Shazeer & Stern 2018), or bitsandbytes' AdamW with its
+    moments in 8 bits (Dettmers et al. 2022).
+    """
     common: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
     if spec.kind == "Adafactor":
         return torch.optim.Adafactor(parameters, **common)
@@ -123,16 +126,16 @@ class MixedPrecisionOptimizer:
         self.scaler.scale(loss).backward()
 
     def step(self) -> bool:
-        """Take the step; False, with nothing changed, where the gradients are no numbers."""
+        """Take the step; return False, with nothing changed, where the gradients are not finite."""
         gradients = self._gradients()
         if self.average:
             self.average(gradients)
         self.scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self.masters, self.clip_norm)
-        # Loss scaling meets infinite gradients on purpose: it leaves the step out and scales less.
+        # Loss scaling skips steps of infinite gradients itself, and scales less afterwards.
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
             return False
-        self.taken += 1  # before anything moves, so that whoever is cut off in here can tell
+        self.taken += 1  # count first: an interrupt inside step() is then detectable
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
@@ -140,7 +143,7 @@ class MixedPrecisionOptimizer:
         return True
 
     def _gradients(self) -> list[Tensor]:
-        """Every master's gradient; a half-precision network's are moved to its masters."""
+        """Return every master's gradient; a half-precision network's are moved to its masters."""
         if self.masters is not self.parameters:
             for master, p in zip(self.masters, self.parameters, strict=True):
                 assert p.grad is not None
@@ -152,21 +155,21 @@ class MixedPrecisionOptimizer:
         if self.masters is not self.parameters:
             for master, p in zip(self.masters, self.parameters, strict=True):
                 p.copy_(master)
-        # Young means forget faster, or they would remember the random start.
+        # EMA warm-up: decay = min(decay, t / (9 + t))
         decay = min(self.ema_decay, self.taken / (9 + self.taken))
         for mean, master in zip(self.means, self.masters, strict=False):
             mean.lerp_(master, 1 - decay)
 
     def finish(self) -> None:
-        """Leave what was asked for in the parameters, in float32: the last weights, or their running mean.
+        """Leave the result in the parameters, in float32: the last weights, or their running mean.
 
-        A half type would round away what small steps have added up; the network itself runs no more.
+        A half type would round away the sum of small steps; the network does not run again.
         """
         for value, p in zip(self.means or self.masters, self.parameters, strict=True):
             p.data = value.detach()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that decides the next step, copied to the CPU."""
+        """Return everything that decides the next step, copied to the CPU."""
         kept = {f"master.{i}": p for i, p in enumerate(self.masters)}
         kept |= {f"mean.{i}": mean for i, mean in enumerate(self.means)}
         for i, p in enumerate(self.masters):

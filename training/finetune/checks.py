@@ -71,7 +71,7 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
 
 
 def check_peft() -> None:
-    """Raises ValueError where PEFT, which makes the LoRA, is not installed."""
+    """Raise ValueError where PEFT, which makes the LoRA, is not installed."""
     if find_spec("peft") is None:
         raise ValueError(
             f"recipe: a LoRA needs peft, which is not installed; run {sys.executable} -m pip install peft,"
@@ -80,7 +80,7 @@ def check_peft() -> None:
 
 
 def check_previous(model, recipe: Recipe, subject: Subject, lora: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for a subject that this training cannot go on from."""
+    """Raise ValueError for a subject that this training cannot go on from."""
     if subject.family != family(model):
         raise ValueError(
             f"previous: {subject.words} was trained for {subject.family} but the model is {family(model)};"
@@ -102,20 +102,20 @@ def check_previous(model, recipe: Recipe, subject: Subject, lora: Mapping[str, T
 
 
 def crop_size(model, recipe: Recipe) -> int:
-    """The side of the crops to train on: what the recipe asks for, fitted to VAE and UNet levels."""
+    """Return the side of the crops: what the recipe asks for, a multiple that VAE and UNet take."""
     step = LATENT_PIXEL * 2 ** (models.unet_levels(model) - 1)
     return max(step, round((recipe.resolution or working_side(model)) / step) * step)
 
 
 def diffusion_of(model) -> NoiseSchedule:
-    """The noise levels and the prediction of a MODEL that `check_trainable_model` takes."""
+    """Return the noise levels and the prediction of a MODEL that `check_trainable_model` takes."""
     prediction = models.prediction_of(model)
     assert prediction is not None
     return NoiseSchedule(models.noise_levels(model).clone().cpu(), prediction)
 
 
 def precision_of(model, recipe: Recipe) -> torch.dtype:
-    """The type of the network's arithmetic; "half" is the model's own where that has 16 bits."""
+    """Return the type of the network's arithmetic; "half" is the model's own where that has 16 bits."""
     own = models.inference_dtype(model)
     if recipe.precision == "model" or (recipe.precision == "half" and own.itemsize == 2):
         return own
@@ -125,7 +125,7 @@ def precision_of(model, recipe: Recipe) -> torch.dtype:
 
 
 def check_parameters_fit(model, recipe: Recipe, dtype: torch.dtype) -> None:
-    """Raises ValueError when adapter and optimiser alone will not fit; nothing is allocated yet."""
+    """Raise ValueError when adapter and optimizer alone will not fit; nothing is allocated yet."""
     unet = model.model.diffusion_model
 
     def need(recipe: Recipe, dtype: torch.dtype, checkpointing: bool) -> MemoryNeed:
@@ -149,7 +149,7 @@ def check_step_fits(
     checkpointing: bool,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> MemoryNeed:
-    """What a step needs of this process' device, measured on the network.
+    """Return what a step needs of this process' device, measured on the network.
 
     Raises ValueError, naming a mend, when it will not fit.
     """
@@ -185,7 +185,7 @@ def _with_presets(
 
 
 def measured(trainable: TrainableModel, examples: Examples, blocks: Sequence[nn.Module]) -> ActivationTrace:
-    """What one picture of these leaves behind, from two passes on small grids."""
+    """Return what one picture's forward pass keeps, extrapolated from two passes on small grids."""
     side = max(SMALL, 2 ** len(trainable.unet.channel_mult))  # pyright: ignore[reportArgumentType]
     small = trace(trainable.unet, blocks, lambda: _pass(trainable, examples, side))
     large = trace(trainable.unet, blocks, lambda: _pass(trainable, examples, 2 * side))

@@ -29,7 +29,7 @@ class Reference(NamedTuple):
 
 
 class Concept(NamedTuple):
-    """What there is to learn: the words, and the pictures they stand for."""
+    """A caption and the reference pictures it describes."""
 
     caption: str
     references: Sequence[Reference]
@@ -38,7 +38,7 @@ class Concept(NamedTuple):
 def collect_references(
     images: Sequence[Tensor], masks: Sequence[Tensor] | None, kind: str = ""
 ) -> list[Reference]:
-    """Pictures and masks as they are wired, batches (B,H,W,C) and (B,H,W) of any sizes, as single references.
+    """Return batches of pictures (B,H,W,C) and masks (B,H,W), of any sizes, as single references.
 
     Without masks an alpha channel is the mask; without that the whole picture is. Raises ValueError when they
     do not belong together; `kind` stands before the inputs' names there, such as "regular_".
@@ -65,9 +65,9 @@ def _with_own_mask(picture: Tensor) -> Reference:
 
 
 def check_references(references: Sequence[Reference], size: int, masked: bool, kind: str = "") -> list[str]:
-    """Raises ValueError, naming the mask, when there is no subject to learn; `size` is that of the crops.
+    """Raise ValueError, naming the mask, when there is no subject to learn; `size` is that of the crops.
 
-    `masked`: the masks were wired in, so one that covers its whole picture is a mistake, not a wish. `kind`
+    `masked`: the masks were wired in, so one that covers its whole picture is taken for a mistake. `kind`
     as in `collect_references`. Returns what the user should be warned of, which is in the log as well.
     """
     for number, (image, mask) in enumerate(references, 1):
@@ -99,7 +99,7 @@ def check_references(references: Sequence[Reference], size: int, masked: bool, k
 
 @dataclass(frozen=True)
 class Examples:
-    """N examples on the model's side of the VAE; everything a step reads.
+    """N encoded examples: everything that a training step reads.
 
     `context` and `pooled` may hold one row that stands for all N.
     """
@@ -118,7 +118,7 @@ class Examples:
         return len(self.latent)
 
     def take(self, rows: Tensor) -> "Examples":
-        """The examples at `rows` (B,), with one context row each."""
+        """Return the examples at `rows` (B,), with one context row each."""
         return self._map(
             lambda part: part[rows] if len(part) == len(self) else part.expand(len(rows), *part.shape[1:])
         )
@@ -130,9 +130,10 @@ class Examples:
         return self._map(Tensor.clone)
 
     def joined(self, other: "Examples") -> "Examples":
-        """These rows and then the other's; both as `take` returns them.
+        """Return these rows and then the other's; both as `take` returns them.
 
-        Contexts of 77 and of 154 tokens meet at 154: attention gives the same answer to keys said twice.
+        Contexts of different length are repeated to the least common multiple of their lengths: repeating
+        every key does not change softmax attention.
         """
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         length = math.lcm(self.context.shape[1], other.context.shape[1])
@@ -166,9 +167,9 @@ def prepare_examples(
     pooled: Tensor | None,
     seed: int,
 ) -> Examples:
-    """Augmented copies of every reference, `size` pixels square, with their holes, encoded.
+    """Return augmented copies of every reference, `size` pixels square, with their holes, encoded.
 
-    As many as the recipe says, or as the run will look at if that is less.
+    As many as the recipe asks for, or as the run will use if that is less.
     `encode` takes pictures (B,size,size,3) in [0,1] to latents (B,4,h,w) scaled for the network; where the
     recipe draws from the VAE's distribution, to means and standard deviations in one (B,8,h,w).
     """
@@ -200,7 +201,7 @@ def _views(
 
 
 def _encoded(group: Sequence[TrainingView], encode: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-    """What `Examples` holds of a few views: latent, mask, masked, valid."""
+    """Return latent, mask, masked and valid of a few views, as `Examples` holds them."""
     view, hole, valid = (torch.cat(parts) for parts in zip(*group, strict=True))
     pictures = torch.cat([view, view * (1 - hole)])  # a hole is grey: 0 in [-1, 1]
     latent, masked = encode((pictures.movedim(1, -1) + 1) / 2).chunk(2)
@@ -210,7 +211,7 @@ def _encoded(group: Sequence[TrainingView], encode: Callable[[Tensor], Tensor]) 
 
 
 def shrunk_hole(hole: Tensor, grid: torch.Size | tuple[int, int]) -> Tensor:
-    """Holes (B,1,S,S) on the latents' grid (h,w), as inpainting models know them: the nearest pixel decides.
+    """Return holes (B,1,S,S) on the latents' grid (h,w); the nearest pixel decides.
 
     Where a hole is so thin that all of it would fall between, every pixel that it touches.
     """
@@ -220,7 +221,7 @@ def shrunk_hole(hole: Tensor, grid: torch.Size | tuple[int, int]) -> Tensor:
 
 
 def rows_of_step(count: int, batch: int, step: int, seed: int) -> Tensor:
-    """Which examples the step uses (batch,): every example once per epoch, in an order drawn from the seed.
+    """Return which examples a step uses (batch,): each once per epoch, in an order drawn from the seed.
 
     A function of the step alone, so a resumed run sees what the uninterrupted one saw.
     """
@@ -231,7 +232,7 @@ def rows_of_step(count: int, batch: int, step: int, seed: int) -> Tensor:
 
 
 def generator_at(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Random numbers that depend on nothing but the seed, the step and the stream (0 noise, 1 order)."""
+    """Return a generator that depends on the seed, the step and the stream (0 noise, 1 order) alone."""
     # Odd multipliers spread neighbouring steps over the whole range (Steele et al. 2014, SplitMix64).
     mixed = seed + step * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9
     return torch.Generator().manual_seed(mixed & (2**63 - 1))

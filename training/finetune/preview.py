@@ -11,13 +11,13 @@ from ...conditioning.fooocus import InpaintPatch, block_patch
 from ...host import sampling
 from .data import Examples
 
-# Few steps that look finished, and draw no random numbers on their way.
+# Few steps that look finished; the sampler draws no random numbers.
 STEPS, CFG, SAMPLER, SCHEDULER = 12, 5.0, "dpmpp_2m", "karras"
 SAMPLE = "sample"  # the kind of tensor in a checkpoint
 
 
 class PreviewScene(NamedTuple):
-    """A hole to fill, always the same one, so that only the weights make a difference."""
+    """A hole to fill: the same one in every sample, so that samples differ by the weights alone."""
 
     row: Examples  # a single one
     positive: list  # the host's conditioning of the caption
@@ -62,7 +62,7 @@ def paint_preview(scene: PreviewScene, model) -> Tensor:
 
 
 class Preview:
-    """Paints every `every` steps and at the last one; call it after each step.
+    """Makes a sample every `every` steps and at the last one; call it after each step.
 
     `show(step, picture)` gets each picture (H,W,3) in bytes; `pictures` keeps them all by step.
     """
@@ -77,10 +77,10 @@ class Preview:
             self.show(step, self.pictures[step])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The pictures as a checkpoint holds them."""
+        """Return the pictures as a checkpoint holds them."""
         return {f"{SAMPLE}.{step}": picture for step, picture in self.pictures.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Those of an interrupted run, out of its checkpoint."""
+        """Take over the pictures of an interrupted run from its checkpoint."""
         kinds = ((name.partition("."), tensor) for name, tensor in tensors.items())
         self.pictures = {int(step): tensor for (kind, _, step), tensor in kinds if kind == SAMPLE}

@@ -49,11 +49,11 @@ class ProcessGroup:
     average: Average | None = None  # the mean over all of them, in place
 
     def share(self, rows: Tensor, batch: int) -> Tensor:
-        """This process' part of one or more batches laid end to end; each must be a multiple of `size`."""
+        """Return this process' part of one or more batches laid end to end; each must be a multiple of `size`."""
         return rows.view(-1, batch)[:, self.number :: self.size].flatten()
 
     def at_most(self, batch: int) -> int:
-        """How many pictures of such a batch a process has to hold."""
+        """Return how many pictures of such a batch a process holds at most."""
         return -(-batch // self.size)
 
 
@@ -69,7 +69,7 @@ def loss_of_pass(
     k: int,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Tensor:
-    """The loss of forward pass k: DreamCom eq. 1, or DreamMix eq. 7 and 8, on the examples the pass draws.
+    """Return the loss of forward pass k on the examples it draws: DreamCom eq. 1, or DreamMix eq. 7 and 8.
 
     In a group it is the loss of this process' share; the mean over the group is the loss of the whole batch.
     """
@@ -92,9 +92,8 @@ def per_sample_loss(
     generator: torch.Generator,
     share: Tensor | None = None,
 ) -> Tensor:
-    """The error (B,) of each row, or of those in `share`, at a noise level drawn uniformly from all."""
-    # Drawn on the CPU, so that a seed means the same on every device, and for all rows, so that it means the
-    # same to every process.
+    """Return the error (B,) of each row, or of those in `share`, at a noise level drawn uniformly."""
+    # Drawn on the CPU and for all rows: the same numbers on every device and in every process.
     t = torch.randint(len(trainable.diffusion.sigmas), (len(rows),), generator=generator)
     noise = torch.randn(rows.latent.shape, generator=generator).to(rows.latent)
     rows = rows.drawn(generator)
@@ -119,12 +118,12 @@ def per_sample_loss(
 
 
 class Diverged(ValueError):
-    """The loss or its gradients are no longer numbers."""
+    """The loss or its gradients are not finite."""
 
 
 @dataclass
 class TrainingState:
-    """Where a run stands: what a checkpoint holds beside the parameters themselves."""
+    """The state of a run after `step` steps, as a checkpoint holds it."""
 
     step: int
     losses: list[float]
@@ -151,7 +150,7 @@ QUIET = Callbacks()
 
 
 class Trainer:
-    """Trains the adapter of a `TrainableModel` by a recipe.
+    """Train the adapter of a `TrainableModel` by a recipe.
 
     The same seed on the same machine gives the same weights, also when the run was stopped and resumed.
     """
@@ -242,7 +241,7 @@ def run_training_loop(
                 on_save(TrainingState(step + 1, list(losses), stepper.tensors()))
                 good = step + 1
     except BaseException:
-        whole = stepper.taken == len(losses)  # not cut off while the weights moved
+        whole = stepper.taken == len(losses)  # False where the exception came inside step()
         if on_save and whole and len(losses) > good:
             on_save(TrainingState(len(losses), list(losses), stepper.tensors()))
         raise
@@ -261,7 +260,7 @@ def _diverged(step: int, optimiser: OptimizerSpec, kept: bool) -> str:
 def _gradients(
     stepper: MixedPrecisionOptimizer, loss_at: Callable[[int], Tensor], first: int, count: int
 ) -> float:
-    """Add up the gradients of `count` passes; their mean loss."""
+    """Add up the gradients of `count` passes; return their mean loss."""
     losses = []
     for k in range(first, first + count):
         loss = loss_at(k) / count

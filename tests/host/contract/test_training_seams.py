@@ -2,6 +2,7 @@
 
 import inspect
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -110,8 +111,8 @@ def test_models_pytorch_attention(in_process_host):
     from inlay.host import models
 
     q, k, v = (torch.randn(1, 5, 8, requires_grad=True) for _ in range(3))
-    heads = [x.view(1, 5, 2, 4).transpose(1, 2) for x in (q, k, v)]
-    expected = torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    query, key, value = (x.view(1, 5, 2, 4).transpose(1, 2) for x in (q, k, v))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
     found = models.pytorch_attention(q, k, v, 2)
     torch.testing.assert_close(found, expected)
     assert torch.autograd.grad(found.sum(), q)[0].abs().sum() > 0
@@ -159,7 +160,7 @@ def test_models_trainable_copy(parts):
     from inlay.host import models
 
     before = {key: weight.clone() for key, weight in parts.model.model.state_dict().items()}
-    network = models.trainable_copy(parts.model, torch.float32)
+    network: Any = models.trainable_copy(parts.model, torch.float32)
     own, copied = (net.get_submodule(PATH).weight for net in (parts.model.model.diffusion_model, network))
     assert own.data_ptr() == copied.data_ptr(), "the copy no longer shares its weights"
     assert own is not copied
@@ -172,7 +173,7 @@ def test_models_trainable_copy(parts):
     half = models.trainable_copy(parts.model, torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     # --novram leaves weights in the computer's memory; the copy goes to the device all the same
-    moved = models.trainable_copy(parts.model, torch.float32, torch.device("meta"))
+    moved: Any = models.trainable_copy(parts.model, torch.float32, torch.device("meta"))
     assert {t.device.type for t in (*moved.parameters(), *moved.buffers())} == {"meta"}
 
 
@@ -348,9 +349,15 @@ def test_sampling_sample_latent(parts, scene):
     seen = []
     with torch.inference_mode():
         values = {"concat_latent_image": scene.masked, "concat_mask": scene.mask}
-        conds = [[[c, v | values] for c, v in cond] for cond in (scene.positive, scene.negative)]
+        positive, negative = ([[c, v | values] for c, v in cond] for cond in (scene.positive, scene.negative))
         found = sampling.sample_latent(
-            parts.model, *conds, scene.latent, scene.mask, **HOW, callback=lambda *step: seen.append(step[0])
+            parts.model,
+            positive,
+            negative,
+            scene.latent,
+            scene.mask,
+            **HOW,
+            callback=lambda step, *_: seen.append(step),
         )
     assert seen == [0, 1]
     outside = scene.mask.expand_as(found) == 0
@@ -370,10 +377,10 @@ def test_sampling_sample_resident(parts, scene):
             model, scene.positive, scene.negative, scene.latent, scene.masked, scene.mask, **HOW
         )
         hole = {"concat_latent_image": base.process_latent_out(scene.masked), "concat_mask": scene.mask}
-        conds = [[[c, v | hole] for c, v in cond] for cond in (scene.positive, scene.negative)]
+        positive, negative = ([[c, v | hole] for c, v in cond] for cond in (scene.positive, scene.negative))
         noise = torch.randn(scene.latent.shape, generator=torch.Generator().manual_seed(3))
         expected = comfy.sample.sample(
-            model, noise, 2, 2.0, "euler", "normal", *conds, base.process_latent_out(scene.latent),
+            model, noise, 2, 2.0, "euler", "normal", positive, negative, base.process_latent_out(scene.latent),
             noise_mask=scene.mask, disable_pbar=True, seed=3,
         )  # fmt: skip
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -384,10 +391,11 @@ def test_signals_in_main_thread(in_process_host):
     import threading
     from concurrent.futures import ThreadPoolExecutor
 
-    import server
+    import server as server_module
 
     from inlay.host import signals
 
+    pages: Any = server_module.PromptServer
     ran = []
 
     def call():
@@ -399,16 +407,16 @@ def test_signals_in_main_thread(in_process_host):
 
         async def with_loop():
             loop = asyncio.get_running_loop()
-            server.PromptServer.instance = SimpleNamespace(loop=loop)  # where the host keeps it
+            pages.instance = SimpleNamespace(loop=loop)  # where the host keeps it
             return await loop.run_in_executor(pool, signals.in_main_thread, call)
 
-        kept = getattr(server.PromptServer, "instance", None)
+        kept = getattr(pages, "instance", None)
         try:
             assert asyncio.run(with_loop())
         finally:
-            server.PromptServer.instance = kept
+            pages.instance = kept
             if kept is None:
-                del server.PromptServer.instance
+                del pages.instance
     assert ran == [threading.main_thread()] * 2
 
 

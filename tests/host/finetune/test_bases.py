@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -121,7 +122,7 @@ def test_the_head_and_the_deltas_take_part_in_a_step(plain, patch):
 
     recipe, rows = replace(DREAMMIX, accumulation=1), examples_of(768)
     with torch.inference_mode():
-        model = load_fully(Pipeline(*vars(plain).values(), patch).with_deltas().model)
+        model = load_fully(Pipeline(plain.model, plain.clip, plain.vae, patch).with_deltas().model)
     with torch.inference_mode(False), torch.enable_grad():
         trainee = trainable_model(model, recipe, torch.float64, 0, None, patch)
         for p in trainee.adapter.parameters:
@@ -145,7 +146,8 @@ def test_the_head_and_the_deltas_take_part_in_a_step(plain, patch):
         seen = torch.nn.functional.pad(torch.cat([mask, masked], 1), (1, 1, 1, 1), "replicate")
         head = patch.head.get_parameter("head").double()
         feature = torch.einsum("bchwij,ocij->bohw", seen.unfold(2, 3, 1).unfold(3, 3, 1), head)
-        hook = trainee.unet.input_blocks[0][0].register_forward_hook(lambda block, args, h: h + feature)
+        first: Any = trainee.unet.get_submodule("input_blocks.0.0")
+        hook = first.register_forward_hook(lambda block, args, h: h + feature)
         zt = alpha.sqrt() * z0 + (1 - alpha).sqrt() * noise
         found = trainee.unet(zt, t.float(), context=rows.context, transformer_options={})
         hook.remove()

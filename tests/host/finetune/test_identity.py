@@ -1,5 +1,7 @@
 """What a base is known by: all that decides a result counts, and nothing else does."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -107,7 +109,8 @@ def test_every_reload_is_the_same_base(parts, random_checkpoint, model_fingerpri
         junk = [torch.full((768, 768), float("nan")) for _ in range(20)]  # what freed memory may hold
         del junk
         with torch.inference_mode():
-            model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(random_checkpoint))
+            loaded: Any = comfy.sd.load_checkpoint_guess_config(str(random_checkpoint))
+            model, clip, vae, _ = loaded
             projection = clip.cond_stage_model.clip_l.transformer.text_projection.weight
             projection.fill_(number)
         assert model_fingerprint(model=model, clip=clip, vae=vae) == before
