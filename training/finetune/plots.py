@@ -13,7 +13,7 @@ MAX_STRIP_SAMPLES = 6  # in a row at most
 
 
 def smoothed(losses: Sequence[float], span: int) -> list[float]:
-    """Return the exponential mean over about `span` steps, without the start's bias (Kingma & Ba 2015, sec. 3)."""
+    """Return the exponential mean over about `span` steps, bias-corrected (Kingma & Ba 2015, sec. 3)."""
     decay, mean, weight, out = 1 - 1 / max(span, 1), 0.0, 0.0, []
     for loss in losses:
         mean, weight = decay * mean + (1 - decay) * loss, decay * weight + (1 - decay)

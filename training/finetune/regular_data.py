@@ -18,7 +18,7 @@ PLAUSIBLE = (0.05, 0.95)  # ours: the share of the hole that a subject's outline
 
 
 def group_by_prompt(references: Sequence[Reference], prompts: Sequence[str]) -> list[Concept]:
-    """Return one `Concept` for each different prompt. `prompts`: one for all of the pictures, or one for each.
+    """Return one `Concept` for each different prompt. `prompts`: one for all pictures, or one for each.
 
     Raises ValueError when there are as many of neither.
     """
@@ -42,7 +42,7 @@ def concatenate_examples(parts: Sequence[Examples]) -> Examples:
 
 
 def random_box(height: int, width: int, seed: int) -> Tensor:
-    """Return a mask (1,H,W) with a box of random size and place, for a subject that fills much of the picture."""
+    """Return a mask (1,H,W) with a large box of random size and place."""
     low, high = BOX_SIDES
     tall, wide, down, right = torch.rand(4, generator=generator_at(seed, 0, 2)).tolist()
     rows, columns = round(height * (low + (high - low) * tall)), round(width * (low + (high - low) * wide))

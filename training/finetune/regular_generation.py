@@ -69,7 +69,7 @@ def generate_backgrounds(
 def generate_regular_images(
     model, clip, vae, background: Tensor, prompt: str, seed: int, how: SamplingSettings, callback=None
 ) -> RegularImages:
-    """Return one regular image: the prompt painted into a random box of a background (1,H,W,3), and its outline."""
+    """Return the prompt painted into a random box of a background (1,H,W,3), and its outline."""
     _, height, width, _ = background.shape
     hole = random_box(height, width, seed)
     image = generate_images(model, clip, vae, background, hole, prompt, seed, how, callback)

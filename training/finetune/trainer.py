@@ -49,7 +49,7 @@ class ProcessGroup:
     average: Average | None = None  # the mean over all of them, in place
 
     def share(self, rows: Tensor, batch: int) -> Tensor:
-        """Return this process' part of one or more batches laid end to end; each must be a multiple of `size`."""
+        """Return this process' part of batches laid end to end; each must be a multiple of `size`."""
         return rows.view(-1, batch)[:, self.number :: self.size].flatten()
 
     def at_most(self, batch: int) -> int:

@@ -380,8 +380,8 @@ def test_sampling_sample_resident(parts, scene):
         positive, negative = ([[c, v | hole] for c, v in cond] for cond in (scene.positive, scene.negative))
         noise = torch.randn(scene.latent.shape, generator=torch.Generator().manual_seed(3))
         expected = comfy.sample.sample(
-            model, noise, 2, 2.0, "euler", "normal", positive, negative, base.process_latent_out(scene.latent),
-            noise_mask=scene.mask, disable_pbar=True, seed=3,
+            model, noise, 2, 2.0, "euler", "normal", positive, negative,
+            base.process_latent_out(scene.latent), noise_mask=scene.mask, disable_pbar=True, seed=3,
         )  # fmt: skip
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
