@@ -30,12 +30,12 @@ def lora():
 
 
 def test_every_seam_of_training_has_a_contract(in_process_host):
-    from inlay.host import devices, models, sampling, signals, vae
+    from inlay.host import autoencoder, devices, models, sampling, signals
 
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     missing = [
         f"{module.__name__.rpartition('.')[2]}.{name}"
-        for module in (devices, models, sampling, signals, vae)
+        for module in (autoencoder, devices, models, sampling, signals)
         for name, thing in vars(module).items()
         if inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_")
         if f"{module.__name__.rpartition('.')[2]}_{name}" not in tested
@@ -420,20 +420,20 @@ def test_signals_in_main_thread(in_process_host):
     assert ran == [threading.main_thread()] * 2
 
 
-def test_vae_encoder_weights(parts):
-    from inlay.host import vae
+def test_autoencoder_encoder_weights(parts):
+    from inlay.host import autoencoder
 
-    names = [name for name, _ in vae.encoder_weights(parts.vae)]
+    names = [name for name, _ in autoencoder.encoder_weights(parts.vae)]
     assert any(name.startswith("taesd_encoder.") for name in names)
     assert not any("decoder" in name for name in names)
 
 
-def test_vae_encode_distribution(parts):
+def test_autoencoder_encode_distribution(parts):
     """TAESD has none; `finetune/test_bases.py` compares an AutoencoderKL's with its log variance."""
-    from inlay.host import vae
+    from inlay.host import autoencoder
 
     pictures = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        mean, deviation = vae.encode_distribution(parts.vae, pictures)
+        mean, deviation = autoencoder.encode_distribution(parts.vae, pictures)
         assert torch.equal(mean, parts.vae.encode(pictures))
     assert not deviation.any()
