@@ -164,9 +164,9 @@ def drifted(image: np.ndarray, scale: float, shift: np.ndarray) -> np.ndarray:
         ndimage.affine_transform(
             image[..., k],
             [1 / scale] * 2,
-            start,
+            start,  # pyright: ignore[reportArgumentType]  (one number for each axis)
             order=3,
-            mode="mirror",  # pyright: ignore[reportArgumentType]
+            mode="mirror",
         )
         for k in range(3)
     ]

@@ -310,7 +310,7 @@ def sizes(_: int = 0) -> None:
         mask = fill_box(Box(top, left, top + side, left + side), height, width)
         name, finished = f"{height * width / 1e6:.0f} MP", image.numel() * 4 / 2**20
 
-        def line(step: str, result: tuple, name=name, finished=finished) -> object:
+        def line(step: str, result: tuple, name=name, finished=finished):
             clock, work, memory, value = result
             print(
                 f"| {name} | {step} | {clock:.2f} | {work:.2f} | {memory:.0f} | {finished:.0f} |", flush=True

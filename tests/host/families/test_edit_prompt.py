@@ -98,7 +98,8 @@ def test_the_hole_is_shown_as_chosen_in_every_view(hole, value):
     close_up = calls[0]
     assert [r.shape[-2:] for r in close_up.ref_latents] == [(8, 8), (4, 8), (4, 8)]
     from inlay.imaging.boxes import bounding_box
-    from inlay.sampling.stages import InpaintOptions, close_up_view, grow_mask
+    from inlay.imaging.latent_mask import grow_mask
+    from inlay.sampling.stages import InpaintOptions, close_up_view
 
     view = close_up_view(bounding_box(mask[0]), *SIZE, InpaintOptions(64, soft_edge=3, grow=2, multiple=16))
     scene = view.image(image).clone()

@@ -74,7 +74,7 @@ def test_share_0_is_the_hosts_own_sampler_on_the_window(parts, name):
         fill = {"concat_latent_image": vae.encode(masked), "concat_mask": hole}
         prompts = [[[text, values | fill]] for ((text, values),) in prompts]
     want = comfy.sample.sample(
-        model, comfy.sample.prepare_noise(known, 3), 2, 1.0, "euler", "simple", *prompts, known,
+        model, comfy.sample.prepare_noise(known, 3), 2, 1.0, "euler", "simple", prompts[0], prompts[1], known,
         noise_mask=hole, seed=3, disable_pbar=True,
     )  # fmt: skip
     assert torch.equal(latent["samples"], want)
@@ -200,7 +200,7 @@ def test_soft_masks_reach_the_last_step_of_a_steep_schedule(in_process_host):
     from inlay.sampling.host import last_level, reach_soft_masks
 
     model = tiny_transformer("flux2-klein")
-    patched = DifferentialDiffusion.execute(model).result[0]
+    patched = DifferentialDiffusion.execute(model)[0]
     sigmas = torch.tensor([1.0, 0.967, 0.908, 0.767, 0.0])
     extra = {"model": SimpleNamespace(inner_model=model.model), "sigmas": sigmas}
     mask = torch.tensor([0.0, 0.5, 1.0])

@@ -112,7 +112,7 @@ def test_training_options_are_used_instead_of_the_nodes_own_values(parts, pictur
         "optimiser": "preset", "gradient_checkpointing": "preset", "ema_decay": 0.0,
         "attributes": "colour: brown",
     }  # fmt: skip
-    options = InlayTrainingOptions.execute(**given).result[0]
+    options = InlayTrainingOptions.execute(**given)[0]
     assert options == {"rank": 2, "attributes": "colour: brown"}
     subject = run(*pictures, options=options)[3]
     same = run(*pictures, rank=2)[3]
