@@ -71,7 +71,11 @@ def crop_resized(picture: torch.Tensor, box: Box, height: int, width: int) -> to
     """The part of (B, H, W, C) inside a box at another size, in [0, 1]; the box may reach over the border."""
     if box == box.clamp(*picture.shape[1:3]):
         rows, columns = box.slices
-        return resize_image(picture[:, rows, columns], height, width)
+        part = picture[:, rows, columns]
+        if (height, width) == (box.height, box.width):
+            return part.clamp(0, 1)
+        channels = [resize_image(channel[..., None], height, width) for channel in part.unbind(-1)]
+        return torch.cat(channels, -1)  # one by one: resizing copies what it reads
     rows = (box.height / height, float(box.top), height)
     columns = (box.width / width, float(box.left), width)
     return resample(picture, rows, columns).clamp(0, 1)

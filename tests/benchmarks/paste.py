@@ -296,9 +296,11 @@ def spent(job: Callable[[], object], runs: int = 3) -> tuple[float, float, float
 
 
 def sizes(_: int = 0, threads: int = 2) -> None:
-    """Print time and memory of crop and paste in three sizes of picture, with a crop of 1 megapixel."""
+    """Print time and memory of crop and paste for three sizes, with a crop of 1 megapixel."""
     torch.set_num_threads(threads)
-    print(f"\n**Time and memory** (mask {SHARE:.0%}, crop 1024 x 1024, threads: {threads}, median of 3 runs)\n")
+    print(
+        f"\n**Time and memory** (mask {SHARE:.0%}, crop 1024 x 1024, threads: {threads}, median of 3 runs)\n"
+    )
     print("| picture | step | seconds | processor seconds | MiB at the peak | finished picture MiB |")
     print("|---|---|---:|---:|---:|---:|")
     photo = tensor(photographs()["astronaut"]).movedim(-1, 1)
