@@ -295,10 +295,12 @@ def spent(job: Callable[[], object], runs: int = 3) -> tuple[float, float, float
     return float(np.median(clock)), float(np.median(work)), max(memory), result
 
 
-def sizes(_: int = 0) -> None:
-    """Print time and memory of crop and paste at 1, 4 and 24 megapixels, with a crop of 1 megapixel."""
-    torch.set_num_threads(2)
-    print(f"\n**Time and memory** (mask {SHARE:.0%}, crop 1024 x 1024, two threads, median of 3 runs)\n")
+def sizes(_: int = 0, threads: int = 2) -> None:
+    """Print time and memory of crop and paste for three sizes, with a crop of 1 megapixel."""
+    torch.set_num_threads(threads)
+    print(
+        f"\n**Time and memory** (mask {SHARE:.0%}, crop 1024 x 1024, threads: {threads}, median of 3 runs)\n"
+    )
     print("| picture | step | seconds | processor seconds | MiB at the peak | finished picture MiB |")
     print("|---|---|---:|---:|---:|---:|")
     photo = tensor(photographs()["astronaut"]).movedim(-1, 1)
@@ -354,6 +356,7 @@ def main() -> None:
     )
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--only", choices=PARTS, help="one part")
+    parser.add_argument("--threads", type=int, default=2, help="of the part sizes")
     parser.add_argument("--pictures", type=Path, help="a folder with a real model's pictures")
     arguments = parser.parse_args()
     if arguments.pictures:
@@ -361,7 +364,7 @@ def main() -> None:
     print(f"{len(photographs())} photographs: {', '.join(photographs())}")
     for name, part in PARTS.items():
         if arguments.only in (None, name):
-            part(arguments.cases)
+            part(arguments.cases, **({"threads": arguments.threads} if name == "sizes" else {}))
 
 
 if __name__ == "__main__":
