@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.transformer_options import Window
+
 Size = tuple[int, int]
-Window = tuple[float, float, float, float]
 
 WHOLE_IMAGE: Window = (0.0, 0.0, 1.0, 1.0)
 OPEN = 255  # the label of every token in a batch row that no mask applies to

@@ -19,8 +19,8 @@ from ..imaging.object_picture import ORIGINAL, object_box, subject_picture
 from ..imaging.views import resize_image
 
 EDIT = "inlay_edit"  # key of an `EditEntry` in the CONDITIONING
-GREY, WHITE, AS_DRAWN = "grey", "white", "as drawn"
-HOLES = (GREY, WHITE, AS_DRAWN)
+GREY_HOLE, WHITE_HOLE, AS_DRAWN = "grey", "white", "as drawn"
+HOLES = (GREY_HOLE, WHITE_HOLE, AS_DRAWN)
 MOST_PHOTOS = 10
 MOST_PIXELS = 1024 * 1024  # of one reference
 REFERENCE_MULTIPLE = 32  # the largest grid of the families
@@ -60,7 +60,7 @@ class EditPrompt:
     clip: object
     prompt: str
     photos: Sequence[SubjectPhoto]
-    hole: str = GREY
+    hole: str = GREY_HOLE
     shows_pictures: bool = True
     context: float = 0.0
 
@@ -94,7 +94,7 @@ def mark_hole(scene: Tensor, mask: Tensor, hole: str) -> Tensor:
     if hole == AS_DRAWN:
         return scene
     inside = (mask > 0.5).to(scene)[..., None]
-    return scene * (1 - inside) + {GREY: 0.5, WHITE: 1.0}[hole] * inside
+    return scene * (1 - inside) + {GREY_HOLE: 0.5, WHITE_HOLE: 1.0}[hole] * inside
 
 
 def prepare_photo(image: Tensor, mask: Tensor | None, background: str, side: int = 0) -> Tensor:

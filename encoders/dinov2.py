@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEAD = 64  # width of an attention head in all published sizes
-SIZES = {384: "S", 768: "B", 1024: "L", 1536: "g"}
+SIZE_BY_WIDTH = {384: "S", 768: "B", 1024: "L", 1536: "g"}
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,9 @@ def load_adapter(checkpoint: AdapterCheckpoint, name: str) -> IdentityAdapter:
 def encoder_name(kind: str, width: int, registers: int) -> str:
     """Return an encoder's name for messages, such as "DINOv2 ViT-g/14 with registers" or "CLIP ViT-L/14"."""
     if kind == DINOV2:
-        size = f"ViT-{dinov2.SIZES[width]}/14" if width in dinov2.SIZES else f"of width {width}"
+        size = (
+            f"ViT-{dinov2.SIZE_BY_WIDTH[width]}/14" if width in dinov2.SIZE_BY_WIDTH else f"of width {width}"
+        )
         return f"DINOv2 {size} {'with' if registers else 'without'} registers"
     if kind == CLIP:
         return f"CLIP {CLIP_SIZES.get(width, f'of width {width}')}"

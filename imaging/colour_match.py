@@ -16,7 +16,7 @@ METHODS = (LAB, FIELD)
 ROUNDS = 6  # of reweighting
 MIN_PIXELS = 60  # known pixels that a correction is measured on
 RATIO = (0.5, 2.0)  # of the deviations, and the slopes of the field: what is plausible
-WHITE = (0.95047, 1.0, 1.08883)  # D65
+D65_WHITE = (0.95047, 1.0, 1.08883)  # D65
 TO_XYZ = (
     (0.4124564, 0.3575761, 0.1804375),
     (0.2126729, 0.7151522, 0.0721750),
@@ -33,7 +33,7 @@ def rgb_to_lab(picture: torch.Tensor) -> torch.Tensor:
         picture <= 0.04045, picture / 12.92, ((picture.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4
     )
     matrix = torch.tensor(TO_XYZ, dtype=picture.dtype, device=picture.device)
-    xyz = linear @ matrix.T / torch.tensor(WHITE, dtype=picture.dtype, device=picture.device)
+    xyz = linear @ matrix.T / torch.tensor(D65_WHITE, dtype=picture.dtype, device=picture.device)
     limit = (6 / 29) ** 3
     f = torch.where(xyz > limit, xyz.clamp(min=limit) ** (1 / 3), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     x, y, z = f.unbind(-1)
@@ -46,7 +46,7 @@ def lab_to_rgb(lab: torch.Tensor) -> torch.Tensor:
     y = (lightness + 16) / 116
     f = torch.stack([y + a / 500, y, y - b / 200], -1)
     xyz = torch.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
-    xyz = xyz * torch.tensor(WHITE, dtype=lab.dtype, device=lab.device)
+    xyz = xyz * torch.tensor(D65_WHITE, dtype=lab.dtype, device=lab.device)
     matrix = torch.tensor(TO_XYZ, dtype=torch.float64).inverse().to(lab.dtype).to(lab.device)
     linear = xyz @ matrix.T
     return torch.where(

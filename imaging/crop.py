@@ -19,8 +19,8 @@ from .resample import crop_resized
 
 SQUARE, KEEP = "square", "keep the shape"
 SHAPES = (SQUARE, KEEP)
-MEGAPIXELS, EXACT, ORIGINAL = "megapixels", "width and height", "original size"
-SIZES = (MEGAPIXELS, EXACT, ORIGINAL)
+MEGAPIXELS, EXACT_SIZE, ORIGINAL_SIZE = "megapixels", "width and height", "original size"
+SIZES = (MEGAPIXELS, EXACT_SIZE, ORIGINAL_SIZE)
 ONE, PER_MASK, PER_PATCH = "one for all", "one for each mask", "one for each patch"
 CROPS = (ONE, PER_MASK, PER_PATCH)
 EDGE, GREY = "edge", "grey"
@@ -57,8 +57,8 @@ class SizeOptions:
         margin: Pixels around the mask's box that the crop holds at least.
         size: One of `SIZES`.
         megapixels: Area of the crop in units of 1024 x 1024 pixels.
-        width: Of the crop, if the size is `EXACT`.
-        height: Of the crop, if the size is `EXACT`.
+        width: Of the crop, if the size is `EXACT_SIZE`.
+        height: Of the crop, if the size is `EXACT_SIZE`.
         multiple: Both sides of the crop are multiples of it.
         shape: One of `SHAPES`.
         least: Smallest enlargement; below it the crop becomes larger than asked for.
@@ -352,12 +352,12 @@ def _target_size(boxes: Sequence[Box], canvas: Box, options: SizeOptions) -> tup
     """(height, width) of all crops. What has to be held decides the shape; it is cut at the canvas first."""
     boxes = [_cut(box, canvas) for box in boxes]
     tall, wide = (max(lengths) for lengths in zip(*((b.height, b.width) for b in boxes), strict=True))
-    if options.shape == SQUARE and options.size != EXACT:
+    if options.shape == SQUARE and options.size != EXACT_SIZE:
         tall = wide = max(tall, wide)
     multiple = options.multiple
-    if options.size == EXACT:
+    if options.size == EXACT_SIZE:
         target = float(options.height), float(options.width)
-    elif options.size == ORIGINAL:
+    elif options.size == ORIGINAL_SIZE:
         return _up(tall, multiple), _up(wide, multiple)
     else:
         scale = math.sqrt(options.megapixels * MEGAPIXEL / (tall * wide))
@@ -379,7 +379,7 @@ def _fitted(box: Box, canvas: Box, size: tuple[int, int], options: SizeOptions) 
     """The box grown to the shape of the crop, moved inside the canvas as far as it fits."""
     box = _cut(box, canvas)
     scale = min(size[0] / box.height, size[1] / box.width, options.most)
-    if options.size == ORIGINAL:
+    if options.size == ORIGINAL_SIZE:
         scale = 1.0
     tall, wide = (
         max(length, round(side / scale)) for side, length in zip(size, (box.height, box.width), strict=True)

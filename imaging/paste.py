@@ -36,7 +36,7 @@ LEAST_GAIN = (
 FADE = 0.15  # of the mask's longer side: over which the correction ends inside a mask that does not follow
 LUMINANCE = (0.299, 0.587, 0.114)
 SHOWN_SIDE, SHOWN_MOST, SQUARES = 640, 8, 8  # of the check picture: pixels, crops, squares along a side
-STRIP = 2**18  # pixels that are pasted at once
+PASTED_PIXELS_AT_ONCE = 2**18  # pixels that are pasted at once
 ASPECT = 0.01  # relative difference of two shapes that counts as one
 
 
@@ -442,7 +442,7 @@ def _blend(
     straight = abs(work.to_painted[0, 1]) + abs(work.to_painted[1, 0]) == 0
     height = window.height
     if straight and options.follow and options.blend != GRADIENT:  # the others need the whole window at once
-        height = max(1, STRIP // window.width)
+        height = max(1, PASTED_PIXELS_AT_ONCE // window.width)
     for top in range(window.top, window.bottom, height):
         strip = Box(top, window.left, min(top + height, window.bottom), window.right)
         inner = slice(strip.top - window.top, strip.bottom - window.top)

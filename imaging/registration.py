@@ -27,7 +27,7 @@ MODELS = (SHIFT, SHIFT_AND_SCALE, AFFINE)
 GEOMETRY = {SHIFT: 2, SHIFT_AND_SCALE: 3, AFFINE: 6}  # parameters of each transformation
 
 COARSEST = 128  # pixels of the longer side of the level that is searched
-POINTS = 25_000  # pixels of a level that take part, one of each square of the image
+MAX_POINTS = 25_000  # pixels of a level that take part, one of each square of the image
 ITERATIONS = 12  # of Gauss-Newton on one level, at most
 CONVERGED = 0.01  # pixels of the level: mean motion of a step that ends the iterations
 SCALES = np.arange(0.86, 1.161, 0.02)  # searched on the coarsest level
@@ -276,7 +276,7 @@ def _level(reference: np.ndarray, painted: np.ndarray, known: np.ndarray) -> _Le
 
 def _textured_points(reference: np.ndarray, known: np.ndarray) -> np.ndarray:
     """(N, 2) indices of known pixels: of every square the one with the largest gradient, up to POINTS."""
-    side = max(1, int(np.ceil(np.sqrt(known.sum() / POINTS))))
+    side = max(1, int(np.ceil(np.sqrt(known.sum() / MAX_POINTS))))
     if side == 1:
         return np.argwhere(known)
     slope = np.hypot(*np.gradient(reference))

@@ -12,7 +12,7 @@ import torch
 from .boxes import Box
 from .views import resize_image
 
-STRIP = 2**17  # pixels that are warped at once
+WARPED_PIXELS_AT_ONCE = 2**17  # pixels that are warped at once
 TAPS = (-1, 0, 1, 2)  # pixels that a cubic kernel reaches from the one before a position
 
 
@@ -95,7 +95,7 @@ def warp_affine(picture: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     real = torch.promote_types(picture.dtype, torch.float32)
     flat = picture.reshape(batch, height * width, channels).to(real)
     moved = torch.empty_like(flat)
-    rows = max(1, STRIP // width)
+    rows = max(1, WARPED_PIXELS_AT_ONCE // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         moved[:, top * width : bottom * width] = _warped(flat, matrix, (height, width), top, bottom)

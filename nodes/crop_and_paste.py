@@ -46,8 +46,8 @@ from ..imaging.paste import (
 )
 
 CropType = io.Custom("INLAY_CROP")
-AUTO = "auto"
-LIMIT, PREVIEW_SIDE = 16384, 1024  # pixels: of a size, of a preview
+AUTO_MATCH = "auto"
+MAX_CROP_PX, CHECK_PREVIEW_PX = 16384, 1024  # pixels: of a size, of a preview
 
 
 class InlayCropForPainting(io.ComfyNode):
@@ -110,10 +110,18 @@ class InlayCropForPainting(io.ComfyNode):
                     " 1.5.",
                 ),
                 io.Int.Input(
-                    "width", default=1024, min=8, max=LIMIT, tooltip="For size width and height, in pixels."
+                    "width",
+                    default=1024,
+                    min=8,
+                    max=MAX_CROP_PX,
+                    tooltip="For size width and height, in pixels.",
                 ),
                 io.Int.Input(
-                    "height", default=1024, min=8, max=LIMIT, tooltip="For size width and height, in pixels."
+                    "height",
+                    default=1024,
+                    min=8,
+                    max=MAX_CROP_PX,
+                    tooltip="For size width and height, in pixels.",
                 ),
                 io.Combo.Input(
                     "shape",
@@ -144,7 +152,7 @@ class InlayCropForPainting(io.ComfyNode):
                     "context_pixels",
                     default=0,
                     min=0,
-                    max=LIMIT,
+                    max=MAX_CROP_PX,
                     advanced=True,
                     tooltip="Pixels around the mask's box that the crop shows at least.",
                 ),
@@ -203,7 +211,7 @@ class InlayCropForPainting(io.ComfyNode):
                         f"outpaint_{side}",
                         default=0,
                         min=0,
-                        max=LIMIT,
+                        max=MAX_CROP_PX,
                         advanced=True,
                         tooltip=f"Pixels to paint beyond the {side} border of the picture.",
                     )
@@ -311,7 +319,7 @@ def _checked_inputs(image, mask, context_mask):
 
 def _overview(crop: PaintingCrop) -> torch.Tensor:
     """(1, h, w, 3): the first picture, shrunk, with a frame around what is cropped from it."""
-    step = -(-max(crop.image.shape[1:3]) // PREVIEW_SIDE)
+    step = -(-max(crop.image.shape[1:3]) // CHECK_PREVIEW_PX)
     shown = crop.image[:1, ::step, ::step, :3]
     first = enclosing_box([place.box for place in crop.places if place.index == 0] or [crop.places[0].box])
     return outline(shown, first.scale(1 / step), thickness=2)
@@ -375,8 +383,8 @@ class InlayPasteBack(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "align",
-                    options=[AUTO, NONE, *registration.MODELS],
-                    default=AUTO,
+                    options=[AUTO_MATCH, NONE, *registration.MODELS],
+                    default=AUTO_MATCH,
                     optional=True,
                     tooltip="Lay the generated picture on the original by what surrounds the mask. auto:"
                     " shift and scale with a crop, none without. affine: also turns and slants. A result that"
@@ -384,8 +392,8 @@ class InlayPasteBack(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "colour",
-                    options=[AUTO, NONE, *colour_match.METHODS],
-                    default=AUTO,
+                    options=[AUTO_MATCH, NONE, *colour_match.METHODS],
+                    default=AUTO_MATCH,
                     optional=True,
                     tooltip="Give the generated picture the original's colours, measured around the mask."
                     " mean and deviation: brightness, contrast and tint. smooth field: also vignettes,"
@@ -440,8 +448,8 @@ class InlayPasteBack(io.ComfyNode):
         mask: torch.Tensor | None = None,
         feather: int = 8,
         crop: PaintingCrop | None = None,
-        align: str = AUTO,
-        colour: str = AUTO,
+        align: str = AUTO_MATCH,
+        colour: str = AUTO_MATCH,
         colour_subject: bool = True,
         area: str = MASK,
         blend: str = SOFT_EDGE,
@@ -451,8 +459,8 @@ class InlayPasteBack(io.ComfyNode):
         mask = optional_masks(mask)
         options = PasteOptions(
             feather,
-            align if align != AUTO else registration.SHIFT_AND_SCALE if crop else NONE,
-            colour if colour != AUTO else colour_match.FIELD if crop else NONE,
+            align if align != AUTO_MATCH else registration.SHIFT_AND_SCALE if crop else NONE,
+            colour if colour != AUTO_MATCH else colour_match.FIELD if crop else NONE,
             colour_subject,
             area,
             blend,

@@ -15,7 +15,7 @@ from ..imaging.boxes import Box
 from ..imaging.inputs import as_image, as_masks
 from ..imaging.masks import check_mask
 from ..imaging.padding import pad_to_multiple
-from ..sampling import host
+from ..sampling import view_sampler
 from ..sampling.batch import EACH, SEVERAL_MASKS, BatchPlan, count_steps, inpaint_batch, plan_batch
 from ..sampling.references import ViewReferences
 from ..sampling.schedule import split_schedule
@@ -221,11 +221,13 @@ class DisentangledInpaintSampler(io.ComfyNode):
         cfg: float, sampler_name: str, scheduler: str, denoise: float = 1.0, **choices,
     ) -> io.NodeOutput:  # fmt: skip
         check_wired(model=model, positive=positive, negative=negative, vae=vae)
-        chosen = host.choose_settings(model, sampler_name, scheduler, steps, cfg, AUTO)
+        chosen = view_sampler.choose_settings(model, sampler_name, scheduler, steps, cfg, AUTO)
         side = choices.get("close_up_size") or working_side(model)
-        sigmas = host.sigmas_of(model, chosen.sampler, chosen.scheduler, chosen.steps, denoise, side * side)
-        positive, negative = (host.with_guidance(c, chosen.guidance) for c in (positive, negative))
-        guider = host.cfg_guider(model, positive, negative, chosen.cfg)
+        sigmas = view_sampler.sigmas_of(
+            model, chosen.sampler, chosen.scheduler, chosen.steps, denoise, side * side
+        )
+        positive, negative = (view_sampler.with_guidance(c, chosen.guidance) for c in (positive, negative))
+        guider = view_sampler.cfg_guider(model, positive, negative, chosen.cfg)
         sampler = comfy.samplers.sampler_object(chosen.sampler)
         return sample(guider, Noise_RandomNoise(seed), sampler, sigmas, vae, image, mask, **choices)
 
@@ -238,15 +240,15 @@ def sample(
 ) -> io.NodeOutput:  # fmt: skip
     """What both samplers do once they have a guider and sigmas; `choices` as in `close_up_inputs`."""
     model = guider.model_patcher
-    host.check_inpaint_model(model)
-    host.check_prompts(guider)
+    view_sampler.check_inpaint_model(model)
+    view_sampler.check_prompts(guider)
     image, mask = as_image(image), as_masks(mask)
     check_sigmas(sigmas)
     check_inpaint_patch(inpaint_patch)
     check_mask(image, mask)
     split_schedule(sigmas, close_up_share)  # says so when the share is none
     if context == CONTEXT:  # a LoRA's own, where the input was left alone
-        context = host.trained_context(guider) or context
+        context = view_sampler.trained_context(guider) or context
     options = InpaintOptions(
         close_up_size or working_side(model),
         close_up_share,
@@ -255,22 +257,22 @@ def sample(
         grow,
         soft_edge,
         window_area,
-        host.view_multiple(model),
+        view_sampler.view_multiple(model),
     )
     image, jobs = plan_batch(image, mask.to(image.device), several_masks)
     if not jobs:
         return _nothing_to_paint(PictureVae(vae), image, options)
     patch = None if inpaint_patch is None else InpaintPatch(*inpaint_patch)
     if patch is not None:
-        guider = host.with_model(guider, patch_weights(model, patch))
-    progress = host.SamplingProgress(model, count_steps(jobs, sigmas, close_up_share))
+        guider = view_sampler.with_model(guider, patch_weights(model, patch))
+    progress = view_sampler.SamplingProgress(model, count_steps(jobs, sigmas, close_up_share))
     references = ViewReferences(PictureVae(vae), family_of(model), image)
     painted = inpaint_batch(
         image,
         jobs,
         sigmas,
         options,
-        lambda rows: host.ViewSampler(
+        lambda rows: view_sampler.ViewSampler(
             guider,
             noise,
             sampler,

@@ -12,10 +12,10 @@ from ..conditioning.edit_prompt import (
     EASY_INSERT_PROMPT,
     EASY_INSERT_SIDE,
     EDIT,
-    GREY,
+    GREY_HOLE,
     HOLES,
     MOST_PHOTOS,
-    WHITE,
+    WHITE_HOLE,
     EditEntry,
     EditPrompt,
     SubjectPhoto,
@@ -86,7 +86,7 @@ class InlayEditPrompt(io.ComfyNode):
                 io.Combo.Input(
                     "hole",
                     options=list(HOLES),
-                    default=GREY,
+                    default=GREY_HOLE,
                     tooltip="How the model is shown the place. grey, white: the mask is painted over in the"
                     " scene. as drawn: the scene stays as it is.",
                 ),
@@ -123,7 +123,7 @@ class InlayEditPrompt(io.ComfyNode):
     @classmethod
     def execute(
         cls, clip, vae, prompt: str, photos: torch.Tensor, photo_masks: torch.Tensor | None = None,
-        scene: torch.Tensor | None = None, mask: torch.Tensor | None = None, hole: str = GREY,
+        scene: torch.Tensor | None = None, mask: torch.Tensor | None = None, hole: str = GREY_HOLE,
         ground: str = "white", boxes: str = "", negative: str = "", preset: str = NO_PRESET,
     ) -> io.NodeOutput:  # fmt: skip
         check_wired(clip=clip, vae=vae)
@@ -144,7 +144,7 @@ class InlayEditPrompt(io.ComfyNode):
             check_mask(scene, mask)
             check_not_empty(mask)
         if easy:
-            prompt, hole, ground = prompt.strip() or EASY_INSERT_PROMPT, WHITE, "white"
+            prompt, hole, ground = prompt.strip() or EASY_INSERT_PROMPT, WHITE_HOLE, "white"
         pictures = PictureVae(vae)
         prepared = [
             prepare_photo(

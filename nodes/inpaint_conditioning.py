@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..conditioning.channel_order import read_object_first
-from ..conditioning.edit_prompt import GREY, HOLES, mark_hole
+from ..conditioning.edit_prompt import GREY_HOLE, HOLES, mark_hole
 from ..conditioning.inpaint import UNET_CHANNELS, inpaint_pictures, snapped_hole
 from ..families.table import BLEND, FILL, NO_REFERENCES
 from ..host.families import require_family
@@ -13,7 +13,7 @@ from ..host.vae import PictureVae
 from ..imaging.inputs import as_image, as_masks, check_finite
 from ..imaging.masks import check_mask, check_not_empty, check_not_full
 from ..sampling.blending import BLENDINGS, RENOISED, blend_background
-from ..sampling.host import with_guidance
+from ..sampling.view_sampler import with_guidance
 from .checks import check_wired
 
 
@@ -57,7 +57,7 @@ class InlayInpaintConditioning(io.ComfyNode):
                 io.Combo.Input(
                     "hole",
                     options=list(HOLES),
-                    default=GREY,
+                    default=GREY_HOLE,
                     advanced=True,
                     tooltip="How an edit model is shown the place: the mask painted over in grey or white, or"
                     " the picture as drawn.",
@@ -77,7 +77,7 @@ class InlayInpaintConditioning(io.ComfyNode):
     @classmethod
     def execute(
         cls, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, noise_mask: bool = True,
-        model=None, hole: str = GREY,
+        model=None, hole: str = GREY_HOLE,
     ) -> io.NodeOutput:  # fmt: skip
         check_wired(positive=positive, negative=negative, vae=vae)
         image, mask = as_image(image), as_masks(mask)

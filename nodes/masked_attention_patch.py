@@ -7,9 +7,9 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..attention.blocks import choose_blocks, describe_blocks, transformer_blocks
-from ..attention.host import mask_attention
 from ..attention.layers import LAYER_PRESETS, unet_layers
 from ..attention.masked import OPERATORS
+from ..attention.model_patch import mask_attention
 from ..attention.patch import APPLY_TO
 from ..attention.preview import token_preview
 from ..attention.regions import halved, region_labels

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..conditioning.family import working_side
 from ..imaging.inputs import as_images_each, check_finite
 from ..imaging.references import read_reference
-from ..sampling.host import check_inpaint_model
+from ..sampling.view_sampler import check_inpaint_model
 from ..training.finetune.attribute_dictionary import (
     SUBJECT,
     compose_prompts,
@@ -26,7 +26,6 @@ from ..training.finetune.regular_files import list_regular
 from .checks import check_wired
 
 NO_MODEL = "none"
-LONGEST_NAME = 200  # bytes; file systems allow 255
 ATTRIBUTE_KINDS = (
     "vlm",
     "VLM",

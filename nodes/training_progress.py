@@ -15,7 +15,7 @@ from ..training.finetune import progress as live
 from .page import add_get_route, data_url
 
 EVENT, ROUTE = "inlay.training", "/inlay/training"
-STRIP = 1024  # pixels of the stored samples, side by side
+STRIP_PX = 1024  # pixels of the stored samples, side by side
 
 
 def add_route() -> None:
@@ -96,7 +96,7 @@ class NodeProgress:
         self.run.add_all(losses)
         self.run.state, self.run.stage = "loaded", name
         if strip:
-            self.run.add_sample(len(losses), data_url(strip, STRIP))
+            self.run.add_sample(len(losses), data_url(strip, STRIP_PX))
         PromptServer.instance.send_progress_text(f"already learned: loaded {name}", self.node_id)
         self._send(self.run, sample=True)
 

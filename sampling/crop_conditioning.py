@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common.transformer_options import Window
+
 AREA_PIXEL = 8  # pixels of the picture in one step of an area that is not in percent
 RESIZERS = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")  # of the host's, those of torch
-Window = tuple[float, float, float, float]
 
 
 class CropRegion(NamedTuple):

@@ -90,7 +90,7 @@ class Bench:
         return load_file(path)["images"]
 
     def batch(self, scenes: Scenes, masking: Masking, part: slice) -> Tensor:
-        from ...attention.host import mask_attention
+        from ...attention.model_patch import mask_attention
 
         holes, prompts = scenes.holes[part], scenes.prompts[part]
         model = mask_attention(self.painter.model, [holes], **masking) if masking else None

@@ -97,7 +97,7 @@ def finetuned(painter: Painter, subject: Subject, recipe, seed: int):
 
 def paint_rows(painter, subject: Subject, tuned, recipe, seed: int, sampling: dict) -> Pictures:
     """Every row's pictures (backgrounds, H, W, 3), all from the same noise."""
-    from ...attention.host import mask_attention
+    from ...attention.model_patch import mask_attention
 
     backgrounds, holes = stacked(subject.tasks, "background"), stacked(subject.tasks, "hole")
     short = [recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)] * len(holes)

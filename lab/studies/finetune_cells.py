@@ -180,7 +180,7 @@ def painted(bench: Bench, subject: Subject, way: Way, model, index: int) -> Pict
     said[OTHERS] = [world.caption(thing) for thing in other_things(subject.thing, rooms, index)]
     tasks = subject.tasks * len(said)
     if way.masked:
-        from ...attention.host import mask_attention
+        from ...attention.model_patch import mask_attention
 
         model = mask_attention(model, [stacked(tasks, "hole")])
     images = bench.paint(tasks, [words for part in said.values() for words in part], index, model)

@@ -267,7 +267,7 @@ def bench_family(family: str, tokens: int, share: float, options, device, dtype)
     """One step: the image's tokens and 512 of text, with reference pictures of the same size if asked for."""
     import comfy.sample
 
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
     from inlay.lab.models.tiny_transformers import random_latent, random_prompt, tiny_transformer
 
     model = tiny_transformer(family, dtype, **WIDER.get(family, {}))

@@ -182,8 +182,8 @@ def test_every_scheduler_runs_from_one_step_on(parts, scheduler, steps):
 def test_every_schedule_up_to_a_thousand_steps_can_be_cut(parts):
     import comfy.samplers
 
-    from inlay.sampling.host import sigmas_of
     from inlay.sampling.schedule import split_schedule
+    from inlay.sampling.view_sampler import sigmas_of
 
     for scheduler in comfy.samplers.SCHEDULER_NAMES:
         for steps in (1, 2, 7, 30, 999, 1000):
@@ -395,7 +395,7 @@ def tiny_flux(channels):
 
 
 def test_control_pictures_of_flux_are_refused(in_process_host):
-    from inlay.sampling import host
+    from inlay.sampling import view_sampler as host
 
     with pytest.raises(ValueError, match="Flux model for a control picture"):
         host.check_inpaint_model(tiny_flux(32))
@@ -456,7 +456,7 @@ def advanced(parts, guider, image, mask, sampler="euler", steps=4, **more):
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
-    from inlay.sampling.host import sigmas_of
+    from inlay.sampling.view_sampler import sigmas_of
 
     sigmas = sigmas_of(parts[0], sampler, "normal", steps, 1.0)
     chosen = comfy.samplers.sampler_object(sampler)

@@ -12,9 +12,9 @@ from inlay.imaging.colour_match import METHODS, delta_e, fit_correction, lab_to_
 from inlay.imaging.composite import paste_back
 from inlay.imaging.crop import (
     CROPS,
-    EXACT,
+    EXACT_SIZE,
     KEEP,
-    ORIGINAL,
+    ORIGINAL_SIZE,
     PER_MASK,
     PER_PATCH,
     SHAPES,
@@ -101,9 +101,9 @@ def test_a_crop_holds_its_mask_and_has_the_size_that_was_asked_for(picture, opti
     assert place.box.top <= inner.top <= inner.bottom <= place.box.bottom
     assert place.box.left <= inner.left <= inner.right <= place.box.right
     assert crop.height % options.multiple == crop.width % options.multiple == 0
-    if options.size == ORIGINAL:
+    if options.size == ORIGINAL_SIZE:
         assert (place.box.height, place.box.width) == (crop.height, crop.width)
-    if options.shape == SQUARE and options.size != EXACT:
+    if options.shape == SQUARE and options.size != EXACT_SIZE:
         assert crop.height == crop.width
     for length, first, end, start in (
         (place.box.height, canvas.top, canvas.bottom, place.box.top),
@@ -141,7 +141,7 @@ def test_the_shape_is_kept_and_exact_sizes_are_exact():
     mask[:, 200:300, 200:500] = 1
     kept = plan_crops(image, mask, size_options=SizeOptions(shape=KEEP))
     assert abs(kept.width / kept.height - 3) < 0.15
-    exact = plan_crops(image, mask, size_options=SizeOptions(size=EXACT, width=832, height=640))
+    exact = plan_crops(image, mask, size_options=SizeOptions(size=EXACT_SIZE, width=832, height=640))
     assert (exact.height, exact.width) == (640, 832)
     context = torch.zeros(1, 600, 900)
     context[:, 550, 850] = 1
@@ -182,7 +182,7 @@ def test_frames_have_one_crop_masks_and_patches_have_their_own():
     image, mask = torch.rand(1, 100, 100, 3), torch.zeros(2, 100, 100)
     mask[0, 10:20, 10:20] = 1
     mask[1, 70:90, 70:90] = 1
-    options = SizeOptions(size=EXACT, width=64, height=64)
+    options = SizeOptions(size=EXACT_SIZE, width=64, height=64)
     steady = plan_crops(image.expand(2, -1, -1, -1), mask, size_options=options)
     assert len({place.box for place in steady.places}) == 1
     assert [place.index for place in steady.places] == [0, 1]
@@ -282,7 +282,7 @@ def test_without_options_it_is_the_plain_paste_back(picture, feather):
 @given(pictures())
 def test_at_the_original_size_a_crop_comes_back_bit_for_bit(picture):
     image, mask = picture
-    crop = plan_crops(image, mask, size_options=SizeOptions(size=ORIGINAL, multiple=8))
+    crop = plan_crops(image, mask, size_options=SizeOptions(size=ORIGINAL_SIZE, multiple=8))
     result = paste_paintings(crop, crop_pictures(crop), PasteOptions(4, SHIFT_AND_SCALE, METHODS[1])).image
     assert torch.equal(result, image)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...attention.host import mask_attention
+from ...attention.model_patch import mask_attention
 from ...conditioning.fooocus import InpaintPatch, block_patch
 from ...host import sampling
 from .data import Examples

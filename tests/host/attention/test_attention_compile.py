@@ -37,7 +37,7 @@ def test_the_hosts_compiled_model_follows_range_and_mask(rig):
     """The host compiles without guards on transformer_options: steps and masks must not share a graph."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     def compiled(model):
         model = model.clone()

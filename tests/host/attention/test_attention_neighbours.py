@@ -21,7 +21,7 @@ def close(a, b, tolerance=1e-5):
 
 
 def masked(model, mask, **options):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     return mask_attention(model, [mask], self_layers="all", **options)
 
@@ -152,7 +152,7 @@ def test_hypertile_in_both_orders(rig):
     after = rig.sample(tile(masked(model, rig.mask)), steps=1, latent=latent)
     before = rig.sample(masked(tile(model), rig.mask), steps=1, latent=latent)
     assert torch.equal(after, before)
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     coarse = tile(mask_attention(model, [rig.mask], self_layers="input 3, middle, output 0-1"))
     assert torch.equal(after, rig.sample(coarse, steps=1, latent=latent))
@@ -254,7 +254,7 @@ def test_an_override_of_the_hosts_attention_reaches_the_masked_calls(rig):
 
 def test_two_of_ours_mask_what_both_allow(rig):
     """Cross-attention reaches the intersection of the two regions."""
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     model = rig.model()
     other = torch.zeros_like(rig.mask)

@@ -32,7 +32,7 @@ def test_the_schema(node):
 
 
 def test_model_and_mask_are_enough(node, rig):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     model = rig.model()
     patched, preview, report = node.execute(model, rig.mask).args
@@ -61,7 +61,7 @@ def test_a_tiny_box_is_kept_and_reported(node, rig):
 
 
 def test_a_batch_of_masks_can_mean_subjects(node, rig):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     model = rig.model()
     masks = torch.cat([rig.mask, rig.mask.flip(2)])

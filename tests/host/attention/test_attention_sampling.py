@@ -10,7 +10,7 @@ def difference(a, b):
 
 @pytest.mark.parametrize("operator", ["paper", "renormalised"])
 def test_the_whole_sampler_equals_a_dense_mask(rig, operator):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     model = rig.model()
     expected = rig.sample(rig.dense(model, rig.mask, operator))
@@ -30,7 +30,7 @@ def test_the_whole_sampler_equals_a_dense_mask(rig, operator):
     ids=["preset none", "strength 0", "outside the range"],
 )
 def test_nothing_to_mask_is_the_unpatched_output_bit_for_bit(rig, options):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     model = rig.model()
     assert torch.equal(
@@ -39,7 +39,7 @@ def test_nothing_to_mask_is_the_unpatched_output_bit_for_bit(rig, options):
 
 
 def test_the_input_model_is_left_as_it_was(rig):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     model = rig.model()
     before = rig.sample(model)
@@ -52,7 +52,7 @@ def test_the_input_model_is_left_as_it_was(rig):
 
 
 def test_a_full_mask_with_every_layer_changes_nothing(rig):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     model = rig.model()
     assert torch.equal(
@@ -65,7 +65,7 @@ def test_guidance_in_one_batch_or_in_two(rig, apply_to):
     """Prompts with different hooks run apart; the result is the one they have together."""
     import comfy.hooks
 
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     patched = mask_attention(rig.model(), [rig.mask], apply_to=apply_to)
     passes = []
@@ -83,7 +83,7 @@ def test_guidance_in_one_batch_or_in_two(rig, apply_to):
 
 
 def test_only_the_chosen_pass_is_masked(rig):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     model = rig.model()
     free = rig.sample(model, cfg=1.0)
@@ -95,7 +95,7 @@ def test_only_the_chosen_pass_is_masked(rig):
 
 
 def test_one_mask_for_all_images_or_one_for_each(rig):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     model = rig.model()
     masks = torch.cat([rig.mask, rig.mask.flip(1)])
@@ -108,7 +108,7 @@ def test_one_mask_for_all_images_or_one_for_each(rig):
 
 
 def test_strength_mixes(rig):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     model = rig.model()
     free, full = rig.sample(model, steps=1), rig.sample(mask_attention(model, [rig.mask]), steps=1)
@@ -117,7 +117,7 @@ def test_strength_mixes(rig):
 
 
 def test_the_range_of_steps(rig):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     model = rig.model()
     outputs = [
@@ -132,7 +132,7 @@ def test_the_range_of_steps(rig):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("operator", ["paper", "renormalised"])
 def test_half_precision(rig, dtype, operator):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     exact = rig.sample(mask_attention(rig.model(), [rig.mask], self_layers="all", operator=operator), steps=1)
     model = rig.model(dtype=dtype)
@@ -142,7 +142,7 @@ def test_half_precision(rig, dtype, operator):
 
 
 def test_two_subjects_with_their_own_words(rig):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     model = rig.model()
     masks = [rig.mask, rig.mask.flip(2)[:, :, :40].repeat(1, 1, 2)]
@@ -155,7 +155,7 @@ def test_two_subjects_with_their_own_words(rig):
 @pytest.mark.parametrize("operator", ["paper", "renormalised"])
 def test_a_prompt_that_the_host_repeats_keeps_its_words(rig, operator):
     """Beside a negative of twice its length the host says a prompt twice; its subject's words are in both."""
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     patched = mask_attention(rig.model(), [rig.mask], text=[{1, 2}], operator=operator)
     ((text, extras),) = rig.prompt(3)
@@ -166,7 +166,7 @@ def test_a_prompt_that_the_host_repeats_keeps_its_words(rig, operator):
 
 def test_the_close_up_moves_the_mask(rig):
     """With a window of the image's left half, the left half of the mask is what counts."""
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     model = rig.model()
     patched = mask_attention(model, [rig.mask])
@@ -176,7 +176,7 @@ def test_the_close_up_moves_the_mask(rig):
 
 
 def test_odd_latents_and_grids(rig):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     out = rig.sample(mask_attention(rig.model(), [rig.mask], self_layers="all"), latent=(7, 13))
     assert out.shape[-2:] == (7, 13)
@@ -184,7 +184,7 @@ def test_odd_latents_and_grids(rig):
 
 
 def test_one_transformer_of_a_block_can_be_chosen(rig):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     model = rig.model("deep")
     outputs = [
@@ -201,7 +201,7 @@ def test_every_prompt_of_a_dual_guider_is_masked(rig):
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import DualCFGGuider
 
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     def run(model):
         first, second, negative = (rig.prompt(seed) for seed in (2, 4, 3))

@@ -152,7 +152,7 @@ def test_the_easy_insert_preset_is_as_the_lora_was_trained():
     assert (edit.hole, edit.context) == ("white", 1.2)
     assert edit.photos[0].picture.shape == (1, 1024, 1024, 3)
     assert (edit.photos[0].picture[0, 0] > 0.9999).all()
-    from inlay.sampling.host import cfg_guider, trained_context
+    from inlay.sampling.view_sampler import cfg_guider, trained_context
 
     model = tiny_transformer("flux2-klein")
     assert trained_context(cfg_guider(model, positive, positive, 4.0)) == 1.2
@@ -185,7 +185,7 @@ def test_a_photo_keeps_out_of_the_other_box_and_of_the_outside():
 
     The change that another photo makes outside its box, with region attention and without.
     """
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     vae, image, mask = tiny_vae("flux1"), pictures(1), spots((30, 40))
     model = tiny_transformer("flux1")

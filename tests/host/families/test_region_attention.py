@@ -187,7 +187,7 @@ def tokens_of(masks, patch):
 
 
 def ours(model, masks, **options):
-    from inlay.attention.host import mask_attention
+    from inlay.attention.model_patch import mask_attention
 
     return mask_attention(model, masks, **({"text": OWN_TEXT, "photos": PHOTOS} | options))
 

@@ -120,7 +120,7 @@ def test_a_photo_is_no_scene_even_in_the_pictures_proportions(parts):
 @pytest.mark.parametrize("name", ["flux1", "qwen-image", "z-image", "flux2-klein"])
 def test_the_noise_at_the_switch_has_the_level_of_the_schedule(parts, monkeypatch, name):
     """Flow matching: the network's first input of each stage is sigma noise + (1 - sigma) latent."""
-    from inlay.sampling import host
+    from inlay.sampling import view_sampler as host
 
     model, vae = parts(name)
     model, calls = watched(model)
@@ -173,7 +173,7 @@ def test_auto_takes_the_familys_settings(parts, monkeypatch, name, steps, cfg):
 
 
 def test_auto_on_a_model_without_a_row_is_refused(in_process_host):
-    from inlay.sampling.host import choose_settings
+    from inlay.sampling.view_sampler import choose_settings
 
     class Config:
         unet_config = {}
@@ -197,7 +197,7 @@ def test_soft_masks_reach_the_last_step_of_a_steep_schedule(in_process_host):
     """klein's sigmas with 4 steps: a value of 0.5 never changes with Differential Diffusion alone."""
     from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 
-    from inlay.sampling.host import last_level, reach_soft_masks
+    from inlay.sampling.view_sampler import last_level, reach_soft_masks
 
     model = tiny_transformer("flux2-klein")
     patched = DifferentialDiffusion.execute(model)[0]
@@ -224,7 +224,7 @@ def test_control_pictures_of_model_patches_follow_the_view(in_process_host):
     from comfy_extras.nodes_model_patch import ZImageControlPatch
 
     from inlay.sampling.crop_conditioning import CropRegion
-    from inlay.sampling.host import cfg_guider, guider_for_region
+    from inlay.sampling.view_sampler import cfg_guider, guider_for_region
 
     model, vae = tiny_transformer("z-image"), tiny_vae("z-image")
     image, mask = pictures(1), spots((20, 30))

@@ -1,4 +1,4 @@
-"""The host's side of the sampler: one of its own runs per view, with conditions made for that view.
+"""Run the host's sampler on one view of the picture after another, with conditions made for that view.
 
 The runs are ordinary ones, so every sampler, scheduler, guider and patch of the host works inside, and the
 history of a multistep sampler starts anew at the switch.
@@ -8,16 +8,10 @@ import copy
 import math
 from collections.abc import Sequence
 
-import comfy.model_management
-import comfy.sampler_helpers
-import comfy.samplers
-import comfy.utils
-import latent_preview
 import torch
-from comfy.model_base import IP2P, Flux
-from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from torch import Tensor
 
+from ..common.transformer_options import ROWS, VIEW, WINDOW
 from ..conditioning.channel_order import IDENTITY
 from ..conditioning.edit_prompt import EDIT
 from ..conditioning.family import family
@@ -26,6 +20,20 @@ from ..conditioning.inpaint import inpaint_pictures
 from ..families.table import BLEND, FLUX2_SCHEDULE, Settings
 from ..host.families import family_of, settings_of
 from ..host.model_patches import crop_picture_patches
+from ..host.patches import ModelPatcher
+from ..host.samplers import (
+    IP2P,
+    CFGGuider,
+    Flux,
+    Sampler,
+    create_model_options_clone,
+    flux2_sigmas,
+    intermediate_type,
+    ksampler_sigmas,
+    latent_previewer,
+    progress_bar,
+    shows_progress,
+)
 from ..host.vae import PictureVae
 from ..imaging.latent_mask import snap_hole, to_pixels
 from ..imaging.masks import resize_mask
@@ -34,8 +42,6 @@ from ..imaging.views import View, resize_image
 from .crop_conditioning import CropRegion, crop_conditions, crop_part
 from .references import ViewReferences
 from .stages import PaintedView
-
-WINDOW, ROWS, VIEW = "inlay_window", "inlay_rows", "inlay_view"
 
 
 def check_inpaint_model(model: ModelPatcher) -> None:
@@ -66,7 +72,7 @@ def _takes_control(model: ModelPatcher) -> bool:
     return isinstance(model.model, Flux) and latent < channels <= 2 * latent
 
 
-def check_prompts(guider: comfy.samplers.CFGGuider) -> None:
+def check_prompts(guider: CFGGuider) -> None:
     """Raises ValueError for a control picture that a LoRA taught a Flux to read: it is not cut for a view."""
     conds = [cond for part in guider.original_conds.values() for cond in part]
     row = family_of(guider.model_patcher)
@@ -89,12 +95,9 @@ def sigmas_of(
 ) -> Tensor:
     """The sigmas that the host's KSampler would run; FLUX2_SCHEDULE for pictures of so many pixels."""
     if scheduler == FLUX2_SCHEDULE:
-        from comfy_extras.nodes_flux import get_schedule
-
         total = steps if denoise > 0.9999 else int(steps / max(denoise, 1e-4))
-        tokens = pixels // 16**2
-        return torch.as_tensor(get_schedule(total, tokens))[-(steps + 1) :] if denoise > 0 else torch.empty(0)
-    sigmas = comfy.samplers.KSampler(model, steps, model.load_device, sampler, scheduler, denoise).sigmas
+        return flux2_sigmas(total, pixels)[-(steps + 1) :] if denoise > 0 else torch.empty(0)
+    sigmas = ksampler_sigmas(model, sampler, scheduler, steps, denoise)
     # kl_optimal divides 0 by 0 when there is one step, the one from sigma_max
     return sigmas.nan_to_num(nan=model.model.model_sampling.sigma_max.item())
 
@@ -135,7 +138,7 @@ def with_guidance(conditioning: list, guidance: float | None) -> list:
     return [[text, {"guidance": guidance} | values] for text, values in conditioning]
 
 
-def trained_context(guider: comfy.samplers.CFGGuider) -> float:
+def trained_context(guider: CFGGuider) -> float:
     """Side of the crop that a prompt's LoRA was trained on, in the mask's longer side; 0 for none."""
     entries = (cond.get(EDIT) for conds in guider.original_conds.values() for cond in conds)
     return max((entry.edit.context for entry in entries if entry is not None), default=0.0)
@@ -153,14 +156,14 @@ def is_transformer(model: ModelPatcher) -> bool:
     return row is not None and row.transformer
 
 
-def cfg_guider(model: ModelPatcher, positive, negative, cfg: float) -> comfy.samplers.CFGGuider:
-    guider = comfy.samplers.CFGGuider(model)
+def cfg_guider(model: ModelPatcher, positive, negative, cfg: float) -> CFGGuider:
+    guider = CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     return guider
 
 
-def with_model(guider: comfy.samplers.CFGGuider, model: ModelPatcher) -> comfy.samplers.CFGGuider:
+def with_model(guider: CFGGuider, model: ModelPatcher) -> CFGGuider:
     """The same guider on a model with other weights."""
     other = copy.copy(guider)
     other.model_patcher = model
@@ -171,8 +174,8 @@ class SamplingProgress:
     """One progress bar with previews over all runs of a node."""
 
     def __init__(self, model: ModelPatcher, steps: int):
-        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-        self.bar = comfy.utils.ProgressBar(steps)
+        self.previewer = latent_previewer(model)
+        self.bar = progress_bar(steps)
         self.steps, self.done = steps, 0
 
     def run(self, steps: int, x0: list[Tensor]):
@@ -197,9 +200,9 @@ class ViewSampler:
 
     def __init__(
         self,
-        guider: comfy.samplers.CFGGuider,
+        guider: CFGGuider,
         noise,
-        sampler: comfy.samplers.Sampler,
+        sampler: Sampler,
         vae,
         progress: SamplingProgress,
         rows: Sequence[int],
@@ -257,9 +260,7 @@ class ViewSampler:
         if x0 and not last:
             samples = guider.model_patcher.model.process_latent_out(x0[0]).to(samples)
         painted = self.vae.decode(samples)[:, : view.height, : view.width, :3]
-        return PaintedView(
-            painted.to(known), {"samples": samples} | ({"noise_mask": hole} if self.keep else {})
-        )
+        return PaintedView(painted.to(known), {"samples": samples} | self._noise_mask(hole))
 
     def _noise_mask(self, hole: Tensor) -> dict:
         return {"noise_mask": hole} if self.keep else {}
@@ -273,14 +274,11 @@ class ViewSampler:
             sigmas,
             denoise_mask=hole,
             callback=self.progress.run(max(len(sigmas) - 1, 0), x0),
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            disable_pbar=not shows_progress(),
             seed=(self.noise.seed + self.drawn) % (2**64 - 1),  # torch takes 64 bits, the host may add one
         )
         self.drawn += 1
-        device, dtype = (
-            comfy.model_management.intermediate_device(),
-            comfy.model_management.intermediate_dtype(),
-        )
+        device, dtype = intermediate_type()
         return samples.to(device=device, dtype=dtype), x0
 
     def _show_head(self, guider, masked: Tensor, hole: Tensor) -> None:
@@ -301,7 +299,7 @@ def blend_latents(known: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
     return torch.lerp(known, painted, mask)
 
 
-def guider_for_region(guider: comfy.samplers.CFGGuider, place: CropRegion, condition: dict):
+def guider_for_region(guider: CFGGuider, place: CropRegion, condition: dict):
     """A guider of the same kind that sees the place: its conditions, its window and rows for patches.
 
     Everything else is shared with the guider, which stays as it was.
@@ -346,7 +344,7 @@ def last_level(sampling, sigmas: Tensor) -> float:
     return min(max((last - end_time) / (first - end_time), 0.0), 1.0) if first > end_time else 0.0
 
 
-def _crop_patches(guider: comfy.samplers.CFGGuider, options: dict, place: CropRegion) -> None:
+def _crop_patches(guider: CFGGuider, options: dict, place: CropRegion) -> None:
     """Cut the pictures of control models to the view."""
 
     def crop(image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The host's side of masked attention: the patch on a MODEL, and what happens once per sampling step.
+"""Masked attention on a MODEL: the patch, and what is computed once per sampling step.
 
 Everything that would cost a synchronisation or break a compiled graph (is this step in range, which tokens
 are inside) is settled here, before the UNet runs; the replacements in the layers only look it up.
@@ -6,13 +6,13 @@ are inside) is settled here, before the UNet runs; the replacements in the layer
 
 from collections.abc import Collection, Sequence
 
-import comfy.ldm.modules.attention
 import torch
-from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..common.transformer_options import ROWS, VIEW, WINDOW
+from ..host.attention import APPLY_MODEL, optimized_attention
 from ..host.families import require_family, token_order
+from ..host.patches import ModelPatcher
 from ..imaging.latent_mask import snap_labels
 from .layers import unet_layers
 from .patch import CONDITIONAL, PLAN, Masking, choose_masking, row_masks, with_replacements
@@ -20,9 +20,6 @@ from .regions import WHOLE_IMAGE, RegionPlan, halved, region_labels, text_period
 from .transformer import StepTokens, choose_joint_masking
 
 WRAPPER_KEY = "inlay_masked_attention"
-WINDOW = "inlay_window"
-VIEW = "inlay_view"  # the imaging.views.View that the latent shows, and the picture's (height, width)
-ROWS = "inlay_rows"  # which pictures of how many are sampled
 COMPILED = "torch.compile"  # the host's key for the wrapper that runs a compiled model
 
 
@@ -59,16 +56,11 @@ def mask_attention(
     model = model.clone()
     if masking.cross_layers or masking.self_layers:
         options = model.model_options["transformer_options"]
-        model.model_options["transformer_options"] = with_replacements(options, masking, _attend)
+        model.model_options["transformer_options"] = with_replacements(options, masking, optimized_attention)
         depths = 1 + max(layer.depth for layer in unet_layers(unet))
         step = StepRegions(masking, labels, text, released, percent, apply_to, depths)
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, step)
+        model.add_wrapper_with_key(APPLY_MODEL, WRAPPER_KEY, step)
     return model
-
-
-def _attend(*args, **kwargs) -> Tensor:
-    """The host's attention of the moment: packs exchange it, so it is looked up at every call."""
-    return comfy.ldm.modules.attention.optimized_attention(*args, **kwargs)
 
 
 def _mask_transformer(
@@ -98,7 +90,7 @@ def _mask_transformer(
     model = model.clone()
     if masking is not None:
         model.add_wrapper_with_key(
-            WrappersMP.APPLY_MODEL,
+            APPLY_MODEL,
             WRAPPER_KEY,
             StepTokens(
                 network,
@@ -144,7 +136,7 @@ def sampled_labels(labels: Tensor, options: dict) -> tuple[Tensor, tuple[int, ..
 
 def _free_plan(model: ModelPatcher) -> str:
     """A place in transformer_options for the plan of one more patch on this model."""
-    return f"{PLAN}.{len(model.get_wrappers(WrappersMP.APPLY_MODEL, WRAPPER_KEY))}"
+    return f"{PLAN}.{len(model.get_wrappers(APPLY_MODEL, WRAPPER_KEY))}"
 
 
 class StepRegions:
@@ -178,7 +170,7 @@ class StepRegions:
         if in_range(self.percent, executor.class_obj.model_sampling, options.get("sigmas", t)):
             plan = self._plan(x, c_crossattn, options)
             options = {**options, self.masking.plan: plan}
-            if COMPILED in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
+            if COMPILED in options.get("wrappers", {}).get(APPLY_MODEL, {}):
                 kwargs[self._graph_name(plan)] = True
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
