@@ -84,7 +84,9 @@ class RunningHost:
         self.server = PromptServer(self.loop)
         limits = {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
         self.executor = execution.PromptExecutor(
-            self.server, cache_type=execution.CacheType.CLASSIC, cache_args=limits
+            self.server,
+            cache_type=execution.CacheType.CLASSIC,  # pyright: ignore[reportArgumentType]
+            cache_args=limits,
         )
         self.validate, self.folders = execution.validate_prompt, folders
         self.nodes |= {"FuzzValue": FuzzValue, "FuzzSink": FuzzSink}
