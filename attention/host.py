@@ -193,11 +193,11 @@ class StepRegions:
             view = None
         key = (x.shape, tuple(chunks), window, view, rows, x.device, length, tuple(periods))
         if key not in self.plans:
-            if len(self.plans) >= 32:  # a close-up that wanders should not fill the memory
+            if len(self.plans) >= 32:  # bound the cache: every crop position adds an entry
                 self.plans.clear()
             with torch.inference_mode(False):
                 if view is not None or window == WHOLE_IMAGE:  # the hole that the sampler paints
-                    labels, window = snap_labels(labels, tuple(x.shape[-2:]), view), WHOLE_IMAGE
+                    labels, window = snap_labels(labels, (x.shape[-2], x.shape[-1]), view), WHOLE_IMAGE
             self.plans[key] = self._new_plan(labels, x, length, chunks, window, periods)
         return self.plans[key]
 

@@ -50,8 +50,8 @@ def main(options: argparse.Namespace) -> int:
         group = open_group()
         open_host(options.comfyui, cpu=on_cpu())
         # imports the host, which is possible from here on
-        from ..training.finetune.spec_from_toml import finetune_from_config
-        from ..training.finetune.training_loop import Diverged
+        from ..training.finetune.finetune_subject import finetune_from_config
+        from ..training.finetune.trainer import Diverged
     except ValueError as error:
         return end(WRONG, str(error))
     except HostError as error:

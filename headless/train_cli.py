@@ -28,7 +28,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ..training.finetune.training_loop import Diverged
+from ..training.finetune.trainer import Diverged
 from .errors import DONE, FAILED, STOPPED, WRONG
 
 # Options that a resumed run must repeat; --steps may grow, and the others only change the speed.

@@ -53,7 +53,7 @@ def open_picture_file(
     """
     name = name or (f"'{source.name}'" if isinstance(source, Path) else "a record's picture")
     if isinstance(source, Path) and source.suffix.lower() in HEIF_SUFFIXES and not missing_decoder(source):
-        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]  (optional)
 
         register_heif_opener()
     try:

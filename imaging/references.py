@@ -89,7 +89,7 @@ def read_reference(
             else mask_array(open_picture_file(mask, kind))
         )
     if subject.shape != (opened.height, opened.width):
-        rows, columns = subject.shape[0], subject.shape[1]
+        rows, columns = len(subject), len(subject[0])
         raise ValueError(
             f"{kind}: the mask of '{picture.name}' is {columns}x{rows} pixels but the picture is"
             f" {opened.width}x{opened.height}; save the mask at the picture's size."

@@ -12,6 +12,7 @@ import torch
 from .boxes import Box
 from .views import resize_image
 
+STRIP = 2**17  # pixels that are warped at once
 TAPS = (-1, 0, 1, 2)  # pixels that a cubic kernel reaches from the one before a position
 
 
@@ -53,7 +54,7 @@ def _along(picture: torch.Tensor, axis: int, step: float, start: float, count: i
             continue
         index = (first + tap).clamp(0, length - 1).to(picture.device)
         taken = picture.index_select(axis, index)
-        factor = (weight / total).to(picture).view(shape)
+        factor = (weight / total).to(picture.dtype).to(picture.device).view(shape)  # Apple GPUs: no float64
         result = taken.mul_(factor) if result is None else result.addcmul_(taken, factor)
     assert result is not None
     return result
@@ -70,7 +71,11 @@ def crop_resized(picture: torch.Tensor, box: Box, height: int, width: int) -> to
     """The part of (B, H, W, C) inside a box at another size, in [0, 1]; the box may reach over the border."""
     if box == box.clamp(*picture.shape[1:3]):
         rows, columns = box.slices
-        return resize_image(picture[:, rows, columns], height, width)
+        part = picture[:, rows, columns]
+        if (height, width) == (box.height, box.width):
+            return part.clamp(0, 1)
+        channels = [resize_image(channel[..., None], height, width) for channel in part.unbind(-1)]
+        return torch.cat(channels, -1)  # one by one: resizing copies what it reads
     rows = (box.height / height, float(box.top), height)
     columns = (box.width / width, float(box.left), width)
     return resample(picture, rows, columns).clamp(0, 1)
@@ -87,19 +92,30 @@ def warp_affine(picture: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
         The picture of the same size; beyond the border its last pixels are repeated.
     """
     batch, height, width, channels = picture.shape
-    rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    real = torch.promote_types(picture.dtype, torch.float32)
+    flat = picture.reshape(batch, height * width, channels).to(real)
+    moved = torch.empty_like(flat)
+    rows = max(1, STRIP // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        moved[:, top * width : bottom * width] = _warped(flat, matrix, (height, width), top, bottom)
+    return moved.view(picture.shape).to(picture.dtype)
+
+
+def _warped(
+    flat: torch.Tensor, matrix: torch.Tensor, size: tuple[int, int], top: int, bottom: int
+) -> torch.Tensor:
+    """Rows top to bottom of `warp_affine`, as (B, pixels, C)."""
+    y = torch.arange(top, bottom, dtype=torch.float64)[:, None] + 0.5
+    x = torch.arange(size[1], dtype=torch.float64)[None] + 0.5
     weights, indices = [], []
-    for (down, right, shift), length in zip(matrix.tolist(), (height, width), strict=True):
-        position = (down * rows.double()[:, None] + right * columns.double()[None] + shift).flatten() - 0.5
+    for (down, right, shift), length in zip(matrix.tolist(), size, strict=True):
+        position = (down * y + right * x + shift).flatten() - 0.5
         first = position.floor()
-        weights.append([_keys(first + tap - position).to(picture.device, torch.float32) for tap in TAPS])
-        indices.append([(first.long() + tap).clamp(0, length - 1).to(picture.device) for tap in TAPS])
-    flat = picture.reshape(batch, height * width, channels).to(
-        torch.promote_types(picture.dtype, torch.float32)
-    )
-    moved = torch.zeros_like(flat)
+        weights.append([_keys(first + tap - position).to(flat.dtype).to(flat.device) for tap in TAPS])
+        indices.append([(first.long() + tap).clamp(0, length - 1).to(flat.device) for tap in TAPS])
+    moved = torch.zeros_like(flat[:, : weights[0][0].numel()])
     for row, row_weight in zip(indices[0], weights[0], strict=True):
         for column, weight in zip(indices[1], weights[1], strict=True):
-            taken = flat.index_select(1, row * width + column)
-            moved.addcmul_(taken, (row_weight * weight)[:, None].to(flat))
-    return moved.view(picture.shape).to(picture.dtype)
+            moved.addcmul_(flat.index_select(1, row * size[1] + column), (row_weight * weight)[:, None])
+    return moved

@@ -22,7 +22,7 @@ from ..imaging.references import (
 from .page import add_get_route, data_url
 
 REFERENCES_ROUTE = "/inlay/references"
-PHOTO_SIDE, MOST_PHOTOS = 160, 24  # pixels of the longer side; pictures shown on the node
+PHOTO_SIDE, MOST_SHOWN = 160, 24  # pixels of the longer side; pictures shown on the node
 
 
 class InlayLoadReferences(io.ComfyNode):
@@ -133,7 +133,7 @@ class InlayLoadReferences(io.ComfyNode):
         ]
         shown = [
             _saved(cls, image, mask, name)
-            for name, (image, mask) in list(zip(names, references, strict=True))[:MOST_PHOTOS]
+            for name, (image, mask) in list(zip(names, references, strict=True))[:MOST_SHOWN]
         ]
         return io.NodeOutput(
             [image for image, _ in references],
@@ -163,7 +163,7 @@ def describe_folder(folder: str) -> dict:
         path = _resolve(folder)
         files = list_references(path)
         pictures = []
-        for picture, mask in files[:MOST_PHOTOS]:
+        for picture, mask in files[:MOST_SHOWN]:
             small, kind = thumbnail(picture, mask, PHOTO_SIDE)
             pictures.append({"name": picture.name, "mask": kind, "thumbnail": data_url(small)})
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from ..conditioning.family import working_side
 from ..imaging.inputs import as_images_each, check_finite
-from ..imaging.masks import check_mask
 from ..imaging.references import read_reference
 from ..sampling.host import check_inpaint_model
 from ..training.finetune.attribute_dictionary import (
@@ -35,6 +33,7 @@ ATTRIBUTE_KINDS = (
     "LLM",
 )  # where packs keep vision-language models, inside ComfyUI's models folder
 LOOKED_AT = 5  # pictures, at most
+LONGEST_CATEGORY = 100  # bytes of a category; file systems allow 255 for a folder
 
 
 class InlayAttributeDictionary(io.ComfyNode):
@@ -387,32 +386,33 @@ class InlaySaveRegularData(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, category: list[str] | None = None) -> bool | str:
+        try:
+            for name in category or ():
+                _category_folder(name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(cls, images, masks, prompts, category) -> io.NodeOutput:
         from ..training.finetune.data import collect_references  # loaded when needed
-        from ..training.finetune.regular_files import check_prompt, write_regular
+        from ..training.finetune.regular_files import save_regular
 
-        category = category[0].strip()
-        if not re.fullmatch(r"[\w -]+", category):
-            raise ValueError(
-                "category: use letters, digits, spaces, hyphens and underscores, such as teapot."
-            )
-        if len(category.encode()) > LONGEST_NAME:
-            raise ValueError(
-                f"category: it is too long for a folder's name; use at most {LONGEST_NAME} letters."
-            )
+        folder = _category_folder(category[0])
         references = collect_references(images, masks)
-        for number, (image, mask) in enumerate(references, 1):
+        for number, (image, _) in enumerate(references, 1):
             check_finite(image, f"images: picture {number}")
-            check_mask(image[None], mask[None], f"masks: mask {number}")
-        if len(prompts) not in (1, len(references)):
-            raise ValueError(
-                f"prompts: there are {len(prompts)} for {len(references)} pictures; give one for all or each."
-            )
-        for prompt in prompts:
-            check_prompt(prompt)
-        folder = Path(folder_paths.get_output_directory(), f"regular_{category}")
-        for number, (image, mask) in enumerate(references):
-            # Named by content: saving again changes nothing, and new pictures push none aside.
-            name = zlib.crc32(image.cpu().contiguous().numpy().tobytes())
-            write_regular(folder, prompts[number % len(prompts)], str(name), image, mask)
+        save_regular(folder, references, prompts)
         return io.NodeOutput(str(folder))
+
+
+def _category_folder(category: str) -> Path:
+    """The folder of a category in ComfyUI's output folder; raises ValueError for no name of a folder."""
+    category = category.strip()
+    if not re.fullmatch(r"[\w -]+", category) or len(category.encode()) > LONGEST_CATEGORY:
+        raise ValueError(
+            "category: use letters, digits, spaces, hyphens and underscores, such as teapot, at most"
+            f" {LONGEST_CATEGORY} bytes."
+        )
+    return Path(folder_paths.get_output_directory(), f"regular_{category}")

@@ -1,6 +1,5 @@
 """SubjectFinetune: a few pictures of your subject in, a model that knows it out."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,6 +7,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..conditioning.fooocus import InpaintPatch
 from ..training.finetune.presets import (
     ADAFACTOR_RATE,
     MEMORY_PRESETS,
@@ -22,6 +22,7 @@ PRESET = "preset"  # as the memory preset says
 
 LoraType, LossType = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")
 SubjectType, OptionsType = io.Custom("INLAY_SUBJECT"), io.Custom("INLAY_TRAINING_OPTIONS")
+FooocusPatchType = io.Custom("INPAINT_PATCH")
 
 
 class SubjectFinetune(io.ComfyNode):
@@ -60,7 +61,7 @@ class SubjectFinetune(io.ComfyNode):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="One mask per picture, 1 on the subject, of the picture's size. Not pipeline: the"
+                    tooltip="One mask per picture, 1 on the subject, of the picture's size. Not wired: the"
                     " images' alpha; without one, the whole picture is the subject.",
                 ),
                 io.String.Input(
@@ -223,6 +224,12 @@ class SubjectFinetune(io.ComfyNode):
                     tooltip="From Training Options: the settings that few users change. What is set there is"
                     " used instead of this node's own value.",
                 ),
+                FooocusPatchType.Input(
+                    "inpaint_patch",
+                    optional=True,
+                    tooltip="Fooocus' inpaint patch for a plain SDXL model, from Load Fooocus Inpaint:"
+                    " DreamMix's own base. Wire the same patch into Inpaint Subject.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The wired-in model with the LoRA applied."),
@@ -243,6 +250,7 @@ class SubjectFinetune(io.ComfyNode):
         seed, resolution=(0,), masks=None, regular_images=None, regular_masks=None, regular_prompt=("",),
         previous=(None,), preview_every=(0,), memory=("recipe",), precision=(PRESET,), optimiser=(PRESET,),
         gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",), options=(None,),
+        inpaint_patch=(None,),
     ):  # fmt: skip
         settings = {
             "rank": rank[0], "learning_rate": learning_rate[0], "batch_size": batch_size[0],
@@ -251,33 +259,33 @@ class SubjectFinetune(io.ComfyNode):
             "attributes": attributes[0],
         } | (options[0] or {})  # fmt: skip
         # The trainer is loaded when it is needed: a host starts sooner without.
-        from ..training.finetune import host
+        from ..host.models import apply_lora
         from ..training.finetune.attribute_dictionary import parse_attributes
-        from ..training.finetune.finetune_subject import Pipeline, RunOptions, finetune_subject
+        from ..training.finetune.finetune_subject import RunOptions, finetune_subject
+        from ..training.finetune.pipeline import Pipeline
         from ..training.finetune.plots import draw_curve, image_to_tensor
-        from ..training.finetune.spec_from_node import spec_from_node
+        from ..training.finetune.spec import spec_from_node
         from ..training.finetune.store import Store
+        from ..training.finetune.trainer import Callbacks
 
         check_wired(model=model[0], clip=clip[0], vae=vae[0])
         if previous[0] is not None:
             check_wired(previous=previous[0])
-        pipeline = Pipeline(model[0], clip[0], vae[0])
+        patch = inpaint_patch[0] and InpaintPatch(*inpaint_patch[0])
+        pipeline = Pipeline(model[0], clip[0], vae[0], patch)
         preset = MEMORY_PRESETS[memory[0]]
         chosen = chosen_recipe(recipe[0], steps[0], settings, preset)
         spec, notes = spec_from_node(
-            pipeline, chosen, token[0].strip(), class_name[0].strip(), images, masks, regular_images,
-            regular_masks, regular_prompt, seed[0], previous[0],
+            pipeline, chosen, token[0], class_name[0], images, masks, regular_images, regular_masks,
+            regular_prompt, seed[0], previous[0], parse_attributes(settings["attributes"]),
         )  # fmt: skip
-        spec = replace(spec, attributes=parse_attributes(settings["attributes"]))
         workflow = workflow_id(cls.hidden.extra_pnginfo)
         progress = NodeProgress(chosen.steps, cls.hidden.unique_id, notes, workflow)
         wanted = {PRESET: preset.checkpointing, "on": True, "off": False}
         run_options = RunOptions(
             checkpointing=wanted[settings["gradient_checkpointing"]],
             preview_every=preview_every[0],
-            on_step=progress,
-            on_picture=progress.show,
-            on_stage=progress.stage,
+            callbacks=Callbacks(on_step=progress, on_preview=progress.show, on_stage=progress.stage),
         )
         store = Store(Path(folder_paths.get_folder_paths("loras")[0]) / "inlay")
         with progress:
@@ -289,7 +297,7 @@ class SubjectFinetune(io.ComfyNode):
         curve = draw_curve(subject.losses, title, notes=notes)
         if strip:
             curve = torch.cat([curve, image_to_tensor(strip)], dim=1)
-        patched = host.apply(pipeline.model, lora)
+        patched = apply_lora(pipeline.model, lora)
         return io.NodeOutput(
             patched, lora, {"loss": subject.losses}, subject, curve, ui={"inlay_notes": notes}
         )

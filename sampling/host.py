@@ -226,7 +226,7 @@ class ViewSampler:
             )
         picture, masked, hole = inpaint_pictures(known, hole, grid)
         latent = self.vae.encode(picture)
-        pixels, snapped = hole, snap_hole(hole, tuple(latent.shape[-2:]), self.vae.grid)
+        pixels, snapped = hole, snap_hole(hole, (latent.shape[-2], latent.shape[-1]), self.vae.grid)
         hole = to_pixels(snapped, *pixels.shape[1:])[:, None]
         # UNets read the latent's pixels of the mask, Flux Fill every pixel of the picture
         seen_hole = pixels[:, None] if is_transformer(self.guider.model_patcher) else hole

@@ -165,10 +165,10 @@ PLANS = [
         (
             _group("Read me; the model", "note 1"),
             _group("1. Your things", "101 2 3"),
-            _group("2. Where, and what", "4 7 8"),
-            _group("3. Learn the subject", "5 9 10"),
-            _group("4. Paint three times", "6 11 12 13 20"),
-            _group("5. Side by side", "22"),
+            _group("2. Where, and what", "4 7 8 10"),
+            _group("3. Learn the subject", "5 9"),
+            _group("4. Paint three times", "6 11 12 13"),
+            _group("5. Side by side", "20 22"),
         ),
         (
             Part("Masked Attention", (("6",),), (), ("Masked Attention",)),

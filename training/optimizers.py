@@ -1,6 +1,7 @@
 """Take optimiser steps with float32 masters, loss scaling, clipping and an average of the weights (EMA)."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -46,7 +47,55 @@ def make_optimizer(parameters: Sequence[Tensor], spec: OptimizerSpec) -> Any:
         import bitsandbytes  # pyright: ignore[reportMissingImports]  (optional, see check_optimizer)
 
         return bitsandbytes.optim.AdamW8bit(parameters, **common)
-    return torch.optim.AdamW(parameters, fused=True, **common)
+    return torch.optim.AdamW(parameters, fused=has_fused_kernel(parameters[0].device), **common)
+
+
+@cache
+def has_fused_kernel(device: torch.device) -> bool:
+    """Return whether AdamW's fused kernel runs on this device, by one step of one number.
+
+    DirectML and older versions of MPS have none, and torch reports that at the first step only.
+    """
+    with torch.inference_mode(False):
+        number = torch.zeros(1, device=device, requires_grad=True)
+        number.grad = torch.zeros_like(number)
+        try:
+            torch.optim.AdamW([number], fused=True).step()
+        except (RuntimeError, ValueError):  # NotImplementedError is a RuntimeError
+            return False
+    return True
+
+
+class UnfitState(ValueError):
+    """A checkpoint is no state of this optimizer and these parameters."""
+
+
+# Shapes of an optimizer's tensors by their names, for a parameter's shape.
+FULL_SHAPED = ("exp_avg", "exp_avg_sq", "variance", "state1", "state2")
+STATE_NAMES = {
+    "AdamW": ({"step", "exp_avg", "exp_avg_sq"},),
+    "Adafactor": ({"step", "row_var", "col_var"}, {"step", "variance"}),
+    "AdamW8bit": (
+        {"step", "state1", "state2"},  # small parameters
+        {"step", "state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2"},
+    ),
+}
+EIGHT_BIT_BLOCK, EIGHT_BIT_LEVELS = 256, 256  # of bitsandbytes: values with one scale, and values of a byte
+
+
+def state_shape(name: str, shape: torch.Size) -> tuple[int, ...] | None:
+    """Return the shape of an optimizer's tensor for a parameter of `shape`; None for an unknown name."""
+    if name in FULL_SHAPED:
+        return tuple(shape)
+    return {
+        "step": (),
+        "row_var": (*shape[:-1], 1),
+        "col_var": (*shape[:-2], 1, *shape[-1:]),
+        "qmap1": (EIGHT_BIT_LEVELS,),
+        "qmap2": (EIGHT_BIT_LEVELS,),
+        "absmax1": (-(-shape.numel() // EIGHT_BIT_BLOCK),),
+        "absmax2": (-(-shape.numel() // EIGHT_BIT_BLOCK),),
+    }.get(name)
 
 
 class MixedPrecisionOptimizer:
@@ -71,7 +120,7 @@ class MixedPrecisionOptimizer:
         self.masters = (
             [p.detach().float().requires_grad_() for p in self.parameters] if half else self.parameters
         )
-        self.clip_norm = optimiser.clip_norm
+        self.kind, self.clip_norm = optimiser.kind, optimiser.clip_norm
         self.optimiser = make_optimizer(self.masters, optimiser)
         self.scaler = GradScaler(
             self.parameters[0].device.type, enabled=self.parameters[0].dtype == torch.float16
@@ -144,6 +193,38 @@ class MixedPrecisionOptimizer:
             state["scale"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
         return {name: value.detach().cpu().clone() for name, value in state.items()}
 
+    def check(self, tensors: dict[str, Tensor]) -> None:
+        """Raise UnfitState unless `tensors` have the names and shapes that `tensors()` gives.
+
+        The fused kernels read out of bounds where a state is smaller than its parameter.
+        """
+        found: dict[tuple[str, int], tuple[int, ...]] = {}
+        for key, tensor in tensors.items():
+            name, _, i = key.rpartition(".")
+            if name and name != "sample":
+                if not i.isdecimal():
+                    raise UnfitState(f"{key} is no part of it")
+                found[name, int(i)] = tuple(tensor.shape)
+        if self.scaler.is_enabled() and tensors.get("scale", torch.zeros(2)).shape != (2,):
+            raise UnfitState("scale holds no two numbers")
+        # Loss scaling may have left out every step so far: then there is no state at all.
+        begun = any(name not in NO_STATE for name, _ in found)
+        allowed = STATE_NAMES[self.kind] if begun else (set(),)
+        for i, master in enumerate(self.masters):
+            shape = tuple(master.shape)
+            for name in ["master"] + ["mean"] * bool(self.means):
+                if found.pop((name, i), None) != shape:
+                    raise UnfitState(f"{name}.{i} is not there in the shape {shape}")
+            names = {name for name, number in found if number == i}
+            if names not in allowed:
+                raise UnfitState(f"{self.kind} keeps other tensors than {', '.join(sorted(names)) or 'none'}")
+            for name in names:
+                shape = found.pop((name, i))
+                if shape != state_shape(name, master.shape) and not (name == "step" and shape == (1,)):
+                    raise UnfitState(f"{name}.{i} has the shape {shape}")
+        if found:
+            raise UnfitState(f"it has {len(found)} tensors too many")
+
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], taken: int) -> None:
         """Continue from a state that `tensors()` returned.
@@ -151,7 +232,11 @@ class MixedPrecisionOptimizer:
         Args:
             tensors: the state; it is copied, because a file read in inference mode gives inference tensors.
             taken: number of steps taken before.
+
+        Raises:
+            UnfitState: with nothing changed, if the tensors are those of another run.
         """
+        self.check(tensors)
         self.taken = taken
         states: dict[int, dict[str, Any]] = {i: {} for i in range(len(self.masters))}
         for key, tensor in tensors.items():

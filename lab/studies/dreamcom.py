@@ -81,16 +81,18 @@ def held_out_subject(index: int, references: int, backgrounds: int) -> Subject:
 
 def finetuned(painter: Painter, subject: Subject, recipe, seed: int):
     """The painter's MODEL with the subject learned."""
-    from ...training.finetune import host
+    from ...host.models import apply_lora
     from ...training.finetune.data import Concept, Reference
+    from ...training.finetune.pipeline import Pipeline, encode_captions, encode_concepts, train_lora
 
     references = [Reference(*pair) for pair in zip(subject.references, subject.reference_masks, strict=True)]
     caption = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
-    material, model = Concept(caption, references), painter.model
+    pipeline = Pipeline(painter.model, painter.clip, painter.vae)
     with torch.inference_mode():
-        examples = host.encode_examples(model, painter.clip, painter.vae, material, recipe, SIZE, seed)
-        lora, _ = host.train_lora(model, [examples], recipe, seed)
-        return host.apply(model, lora)
+        texts = encode_captions(pipeline, [caption], SIZE)
+        examples = encode_concepts(pipeline, [Concept(caption, references)], texts, recipe, SIZE, seed)
+        lora, _ = train_lora(pipeline, examples, recipe, seed)
+        return apply_lora(painter.model, lora)
 
 
 def paint_rows(painter, subject: Subject, tuned, recipe, seed: int, sampling: dict) -> Pictures:

@@ -83,42 +83,40 @@ def untrained(bench: Bench, subject: Subject, index: int) -> Numbers:
 
 def learned(bench: Bench, subject: Subject, way: Way, index: int):
     """(step, MODEL with the subject as it is known then), for every snapshot of one training."""
-    from ...training.finetune import host
+    from ...host.models import apply_lora
     from ...training.finetune.data import Concept, Reference
-    from ...training.finetune.regular_data import concatenate_examples
+    from ...training.finetune.pipeline import Pipeline, encode_captions, encode_concepts, train_lora
 
     painter, recipe = bench.painter, way.recipe
     pairs = zip(subject.references[: way.references], subject.reference_masks, strict=False)
     caption = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
     material = [Concept(caption, [Reference(*pair) for pair in pairs])]
     with torch.inference_mode():
-        wired = painter.model, painter.clip, painter.vae
-        examples = [host.encode_examples(*wired, material[0], recipe, SIZE, index)]
+        pipeline = Pipeline(painter.model, painter.clip, painter.vae)
         if way.regular:
-            fewer = replace(recipe, copies=recipe.regular_copies)
-            parts = regular_material(bench, subject.thing, way.regular_token, index)
-            examples.append(
-                concatenate_examples(
-                    [host.encode_examples(*wired, part, fewer, SIZE, index) for part in parts]
-                )
-            )
-        for step, lora in snapshots(host.train_lora, painter.model, examples, way, index):
-            yield step, host.apply(painter.model, lora)
+            material += regular_material(bench, subject.thing, way.regular_token, index)
+        texts = encode_captions(pipeline, [concept.caption for concept in material], SIZE)
+        examples = encode_concepts(pipeline, material, texts, recipe, SIZE, index)
+        for step, lora in snapshots(train_lora, pipeline, examples, way, index):
+            yield step, apply_lora(painter.model, lora)
 
 
-def snapshots(train: Callable, model, examples, way: Way, seed: int):
+def snapshots(train: Callable, pipeline, examples, way: Way, seed: int):
     """(step, LoRA) of one run. A checkpoint's LoRA is what going on from it for no step at all gives."""
+    from ...training.finetune.trainer import Callbacks
+
     recipe, kept = way.recipe, {}
     steps = way.snapshots or (recipe.steps,)
     last, _ = train(
-        model, examples, replace(recipe, steps=max(steps)), seed,
-        on_save=lambda state: kept.update({state.step: state}), save_every=int(np.gcd.reduce(steps)),
+        pipeline, examples, replace(recipe, steps=max(steps)), seed,
+        callbacks=Callbacks(on_save=lambda state: kept.update({state.step: state})),
+        save_every=int(np.gcd.reduce(steps)),
     )  # fmt: skip
     for step in steps:
         if step == max(steps):
             yield step, last
         else:
-            yield step, train(model, examples, replace(recipe, steps=step), seed, resume=kept[step])[0]
+            yield step, train(pipeline, examples, replace(recipe, steps=step), seed, resume=kept[step])[0]
 
 
 def attributes_of(thing: world.Thing) -> dict[str, list[str]]:

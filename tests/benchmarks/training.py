@@ -58,11 +58,11 @@ def inlay_side(parts, size: int, rank: int, masked: bool):
     """A function that trains for n steps; everything before the first step is done once."""
     from dataclasses import replace
 
-    from inlay.training.finetune import host
     from inlay.training.finetune.data import Examples
+    from inlay.training.finetune.pipeline import Pipeline, train_lora
     from inlay.training.finetune.recipes import DREAMCOM
 
-    model, *_ = parts
+    pipeline = Pipeline(*parts)
     grid, generator = size // 8, torch.Generator().manual_seed(0)
     mask = torch.zeros(8, 1, grid, grid)
     mask[..., grid // 4 : -grid // 4, grid // 4 : -grid // 4] = 1
@@ -73,7 +73,7 @@ def inlay_side(parts, size: int, rank: int, masked: bool):
 
     def train(steps: int) -> None:
         with torch.inference_mode():
-            host.train_lora(model, [examples], recipe.with_choices(steps=steps), seed=0)
+            train_lora(pipeline, [examples], recipe.with_choices(steps=steps), seed=0)
 
     return train
 

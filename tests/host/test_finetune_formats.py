@@ -19,8 +19,8 @@ def lora(in_process_host, host_work):
     import comfy.model_management
     import comfy.sd
 
+    from inlay.host.models import trainable_copy
     from inlay.lab.models.checkpoint import assemble, random_parts
-    from inlay.training.finetune import host
     from inlay.training.finetune.lora import attach_adapter
     from inlay.training.finetune.lora_formats import lora_names
     from inlay.training.finetune.recipes import AdapterSpec
@@ -30,7 +30,7 @@ def lora(in_process_host, host_work):
         model: Any = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)[0]
         comfy.model_management.load_models_gpu([model], force_full_load=True)
     weights = {key: weight.clone() for key, weight in model.model.diffusion_model.state_dict().items()}
-    twin = host.trainable_copy(model, torch.float32)
+    twin = trainable_copy(model, torch.float32)
     adapter = attach_adapter(twin, AdapterSpec(rank=RANK, alpha=2.0), torch.float32, 0)
     generator = torch.Generator().manual_seed(0)
     for p in adapter.parameters:

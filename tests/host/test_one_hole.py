@@ -28,7 +28,7 @@ def test_boxes_of_any_place_and_size(parts):
     model, _, vae = parts
     seen, noise_masks = [], []
 
-    def watch_model(executor, x, t, c_concat=None, *arguments, **kwargs):
+    def watch_model(executor, x, t, c_concat, *arguments, **kwargs):
         options = arguments[2] if len(arguments) > 2 else kwargs["transformer_options"]
         (plan,) = (value for key, value in options.items() if key.startswith("inlay_regions"))
         grid = tuple(x.shape[-2:])

@@ -1,13 +1,14 @@
 """The working size of a family, from the names that the host gives."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from inlay.conditioning.family import family, working_side
 
 
-def model(name: str, prediction: str):
+def model(name: str, prediction: str) -> Any:
     base = SimpleNamespace(model_config=type(name, (), {})(), model_type=SimpleNamespace(name=prediction))
     return SimpleNamespace(model=base)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.imaging.boxes import Box, bounding_box
+from inlay.imaging.boxes import Box, bounding_box, outline
 from inlay.imaging.masks import (
     binarize,
     box_mask,
@@ -142,3 +142,15 @@ def test_a_hole_that_is_none_is_named(check, value, says):
 def test_an_empty_mask_has_no_bounding_box():
     with pytest.raises(ValueError, match="empty"):
         bounding_box(torch.zeros(4, 5))
+
+
+@examples
+@given(box, side, side, st.integers(1, 4))
+def test_outline_changes_only_the_rim_of_the_box(box, height, width, thickness):
+    image = torch.zeros(1, height, width, 3)
+    red = outline(image, box, thickness)[0, ..., 0] > 0
+    seen = box.clamp(height, width)
+    inner = max(0, seen.height - 2 * thickness) * max(0, seen.width - 2 * thickness)
+    assert red.sum() == seen.area - inner
+    assert red.sum() == 0 or bounding_box(red.float()) == seen
+    assert not image.any()

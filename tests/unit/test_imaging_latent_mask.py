@@ -47,8 +47,8 @@ def test_a_hole_is_that_of_the_first_pixel_of_every_cell(mask):
 def test_every_consumer_gets_the_same_hole_on_both_views(mask, side, near, grow, edge):
     """Training's rule, the channel the host makes, its noise mask, and the regions of attention."""
     options = InpaintOptions(side, grow=grow, soft_edge=edge)
-    make = close_up_view if near else window_view
-    view = make(bounding_box(mask[0]), mask.shape[1], mask.shape[2], options)
+    make_view = close_up_view if near else window_view
+    view = make_view(bounding_box(mask[0]), mask.shape[1], mask.shape[2], options)
     assert view.grow == (grow if near else 0)
     hole = pad_to_multiple(view_hole(mask, view), 8)
     grid = latent_grid(view.height, view.width)

@@ -154,7 +154,7 @@ def test_what_browsers_and_phones_save_is_read(tmp_path, suffix):
 def test_heic_is_read_where_its_package_is_installed_and_else_named(tmp_path):
     save(tmp_path / "1.png")
     if importlib.util.find_spec("pillow_heif"):
-        from pillow_heif import register_heif_opener
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]  (optional)
 
         register_heif_opener()
         save(tmp_path / "2.heic", size=(64, 48))

@@ -82,12 +82,12 @@ def test_snapshots_come_from_one_run():
     """Its checkpoints, each gone on from for no step at all."""
     calls = []
 
-    def train(model, examples, recipe, seed, resume=None, on_save=None, save_every=0):
+    def train(model, examples, recipe, seed, resume=None, callbacks=None, save_every=0):
         done = resume.step if resume else 0
         calls.append((done, recipe.steps))
         for step in range(done + 1, recipe.steps):
-            if on_save and step % save_every == 0:
-                on_save(SimpleNamespace(step=step))
+            if callbacks and step % save_every == 0:
+                callbacks.on_save(SimpleNamespace(step=step))
         return f"LoRA of step {recipe.steps}", []
 
     way = Way(replace(DREAMMIX, steps=7), 4, snapshots=(25, 50, 100))

@@ -16,6 +16,7 @@ from inlay.tools.tiny import GRAPHS, SMALLER, read_graph, tiny_graph
 # Nodes that no published template shows, and why.
 APART = {
     "DisentangledInpaintSamplerAdvanced": "the same as without, with the sampler's parts wired",
+    "InlayCropForPainting": "Inpaint Subject crops by itself",
     "InlayBackgroundBlending": "a choice beside Paste Back",
     "InlayEditPrompt": "files to download: an edit model and its text encoder",
     "InlayLoadFooocusInpaint": "files to download: Fooocus' patch",

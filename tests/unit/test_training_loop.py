@@ -10,9 +10,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from inlay.headless.finetune_cli import interrupt_between_steps, stop_handler
 from inlay.training.finetune.data import generator_at
 from inlay.training.finetune.recipes import OptimizerSpec
-from inlay.training.finetune.trainer import SINGLE_PROCESS
-from inlay.training.finetune.training_loop import Diverged, TrainingState, run_training_loop
-from inlay.training.optimizers import check_optimizer, eight_bit_installed
+from inlay.training.finetune.trainer import (
+    SINGLE_PROCESS,
+    Callbacks,
+    Diverged,
+    TrainingState,
+    run_training_loop,
+)
+from inlay.training.optimizers import check_optimizer, eight_bit_installed, make_optimizer
 
 FAST = OptimizerSpec(learning_rate=1e-2)
 
@@ -31,6 +36,9 @@ def problem(dtype=torch.float32):
 
 def run(steps, optimiser=FAST, **options):
     weight, loss_at = problem(options.pop("dtype", torch.float32))
+    options["callbacks"] = Callbacks(
+        **{name: options.pop(name) for name in ("on_step", "on_save") if name in options}
+    )
     return weight, run_training_loop([weight], loss_at, optimiser, steps, **options)
 
 
@@ -155,7 +163,7 @@ def test_a_signal_before_the_first_step_is_done_ends_the_run_at_once():
             pytest.raises(KeyboardInterrupt),
             interrupt_between_steps(lambda step, loss: None, SINGLE_PROCESS) as on_step,
         ):
-            run_training_loop([weight], told, FAST, 3, on_step=on_step)
+            run_training_loop([weight], told, FAST, 3, callbacks=Callbacks(on_step))
     finally:
         signal.signal(signal.SIGINT, before)
     assert passes == [0]
@@ -175,7 +183,11 @@ def test_it_stops_at_the_first_loss_that_is_no_number_and_keeps_the_last_good_st
     kept: list[TrainingState] = []
     with pytest.raises(Diverged, match=r"learning_rate.*step 4.*\(the checkpoint of step 3 is kept\)\.$"):
         run_training_loop(
-            [weight], lambda k: loss_at(k) * (float("nan") if k == 3 else 1), FAST, 10, on_save=kept.append
+            [weight],
+            lambda k: loss_at(k) * (float("nan") if k == 3 else 1),
+            FAST,
+            10,
+            callbacks=Callbacks(on_save=kept.append),
         )
     assert [state.step for state in kept] == [3]
     assert torch.isfinite(weight).all()
@@ -191,7 +203,7 @@ def test_an_error_before_the_first_step_saves_nothing():
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        run_training_loop([weight], broken, FAST, 3, on_save=kept.append)
+        run_training_loop([weight], broken, FAST, 3, callbacks=Callbacks(on_save=kept.append))
     assert not kept
 
 
@@ -210,7 +222,7 @@ def test_gradients_that_are_no_numbers_stop_it_before_the_weights_are_hurt():
         return loss_at(k) + (0 * weight.sum()).abs().sqrt() if k == 3 else loss_at(k)
 
     with pytest.raises(Diverged, match="step 4"):
-        run_training_loop([weight], steep, FAST, 10, on_save=kept.append)
+        run_training_loop([weight], steep, FAST, 10, callbacks=Callbacks(on_save=kept.append))
     assert [state.step for state in kept] == [3]
     assert all(torch.isfinite(tensor).all() for tensor in kept[0].tensors.values())
     assert torch.equal(weight, run(3)[0])
@@ -235,7 +247,11 @@ def test_the_running_mean_of_the_weights_is_the_result():
     weight, loss_at = problem()
     start = weight.detach().double().clone()
     run_training_loop(
-        [weight], loss_at, FAST, 20, on_step=lambda step, loss: seen.append(weight.detach().double().clone())
+        [weight],
+        loss_at,
+        FAST,
+        20,
+        callbacks=Callbacks(lambda step, loss: seen.append(weight.detach().double().clone())),
     )
     mean = start
     for taken, after in enumerate(seen):
@@ -287,7 +303,9 @@ def test_eight_bits_learn_and_go_on_bit_for_bit():
     assert losses[-1] < 0.7 * losses[0]
     kept: list[TrainingState] = []
     weight, loss_at = problem()
-    run_training_loop([weight], loss_at, EIGHT_BIT, 40, on_save=kept.append, save_every=7)
+    run_training_loop(
+        [weight], loss_at, EIGHT_BIT, 40, callbacks=Callbacks(on_save=kept.append), save_every=7
+    )
     assert kept[0].tensors["state1.0"].dtype == torch.uint8
     weight, loss_at = problem()
     assert run_training_loop([weight], loss_at, EIGHT_BIT, 40, resume=kept[0]) == losses
@@ -309,3 +327,38 @@ def test_processes_that_average_take_the_same_step_as_one():
     assert torch.equal(weight, whole)
     assert shared == losses
     assert len(halves) == 10  # a loss and a gradient at each step
+
+
+def damaged_states(state: TrainingState):
+    """A state with one thing wrong, by its name."""
+    tensors = state.tensors
+    yield "a master of another shape", {**tensors, "master.0": torch.zeros(3, 4)}
+    yield "a moment of another shape", {**tensors, "exp_avg.0": torch.zeros(2)}
+    yield "a moment of another run", {**tensors, "exp_avg.1": torch.zeros(3, 5)}
+    yield "no second moment", {key: value for key, value in tensors.items() if key != "exp_avg_sq.0"}
+    yield "no master", {key: value for key, value in tensors.items() if key != "master.0"}
+    yield "another optimizer's", {**tensors, "row_var.0": torch.zeros(3, 1)}
+    yield "no number", {**tensors, "exp_avg.x": torch.zeros(3, 5)}
+    yield "steps of no number", {**tensors, "step.0": torch.zeros(3)}
+
+
+def test_a_state_that_does_not_fit_is_passed_over_before_it_reaches_a_fused_kernel(caplog):
+    kept: list[TrainingState] = []
+    whole, losses = run(6, on_save=kept.append, save_every=3)
+    for name, tensors in damaged_states(kept[0]):
+        caplog.clear()
+        weight, again = run(6, resume=TrainingState(3, losses[:3], tensors))
+        assert "the saved state does not fit" in caplog.text, name
+        assert torch.equal(weight, whole), name
+        assert again == losses, name
+    for step, number in ((3, 2), (7, 7)):
+        caplog.clear()
+        run(6, resume=TrainingState(step, [1.0] * number, kept[0].tensors))
+        assert f"{number} losses for {step} steps of 6" in caplog.text
+
+
+def test_a_device_without_a_fused_kernel_trains_with_the_plain_one():
+    kinds = {"meta": False, "cpu": True}  # meta has no fused kernel either
+    for device, fused in kinds.items():
+        parameters = [torch.nn.Parameter(torch.zeros(2, 2, device=device))]
+        assert make_optimizer(parameters, FAST).defaults["fused"] == fused

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from inlay.training.finetune.gradient_checkpointing import recompute
 from inlay.training.finetune.memory import (
     ActivationTrace,
     MemoryNeed,
     check_fits,
+    recompute,
     trace,
     trained_need,
     with_preset,

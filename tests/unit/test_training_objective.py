@@ -12,7 +12,7 @@ from inlay.training.finetune.trainer import (
     NoiseSchedule,
     ProcessGroup,
     TrainableModel,
-    finetune,
+    Trainer,
     loss_of_pass,
 )
 from inlay.training.objective import noised, reconstruction, region_weight, target
@@ -173,10 +173,4 @@ def test_the_shares_of_a_group_make_up_the_whole_batch(with_regular):
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match="batch_size: 3 pictures cannot be shared evenly among 2 processes"):
-        finetune(
-            make_trainee("v"),
-            replace(DREAMCOM, batch_size=3),
-            make_examples(5, 1),
-            0,
-            group=ProcessGroup(0, 2),
-        )
+        Trainer(make_trainee("v"), replace(DREAMCOM, batch_size=3), 0, ProcessGroup(0, 2))

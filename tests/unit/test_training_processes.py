@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 from inlay.training.finetune.lora import attach_adapter
 from inlay.training.finetune.data import Examples
-from inlay.training.finetune.trainer import NoiseSchedule, TrainableModel, finetune
+from inlay.training.finetune.trainer import NoiseSchedule, TrainableModel, Trainer
 from inlay.training.finetune.distributed import close_group, open_group
 from inlay.training.finetune.recipes import AdapterSpec, OptimizerSpec, Recipe
 
@@ -54,7 +54,7 @@ recipe = Recipe("test", lora, OptimizerSpec(1e-2), steps=steps, batch_size=4,
 adapter = attach_adapter(net, recipe.adapter, torch.float32, 0)
 schedule = NoiseSchedule(torch.linspace(0.03, 14, 1000), "epsilon")
 trainable = TrainableModel(net, schedule, adapter, torch.float32, cpu)
-losses = finetune(trainable, recipe, examples(6, 1), 7, examples(5, 2), group=group)
+losses = Trainer(trainable, recipe, 7, group).fit(examples(6, 1), examples(5, 2))
 if group.number == 0:
     facts = {"losses": torch.tensor(losses), "processes": torch.tensor(group.size)}
     save_file(adapter.export(lambda path: path) | facts, out)

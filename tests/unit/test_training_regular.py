@@ -18,7 +18,7 @@ from inlay.training.finetune.regular_data import (
     otsu,
     random_box,
 )
-from inlay.training.finetune.regular_files import list_regular, write_regular
+from inlay.training.finetune.regular_files import LONGEST, list_regular, save_regular, write_regular
 
 
 def picture(seed, height=24, width=40):
@@ -46,11 +46,50 @@ def test_what_is_written_is_read_back_with_its_prompts(tmp_path):
     assert [path.suffix for path in folder.rglob("*.p*")] == [".png"] * 6  # nothing half-written is left
 
 
-@pytest.mark.parametrize("prompt", ["", "a cat/../dog", "what?", "sks_cat", "a cat ", "cat.", "x" * 121])
+@pytest.mark.parametrize("prompt", ["", "a cat/../dog", "what?", "sks_cat", "a cat ", "cat.", "?" * 300])
 def test_a_prompt_that_a_folder_would_change_is_refused(tmp_path, prompt):
     with pytest.raises(ValueError, match="cannot be a folder's name"):
         write_regular(tmp_path, prompt, "1", *picture(0))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("prompt", ["x" * 300, "\u732b" * 94, "a cat, " * 40 + "asleep"])
+def test_a_prompt_too_long_for_a_folders_name_comes_back(tmp_path, prompt):
+    path = write_regular(tmp_path, prompt, "1", *picture(0))
+    assert len(path.parent.name.encode()) <= LONGEST
+    write_regular(tmp_path, f"{prompt} too", "1", *picture(1))
+    assert {file.prompt for file in list_regular(tmp_path)} == {prompt, f"{prompt} too"}
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_another_mask_of_the_same_picture_replaces_nothing(tmp_path):
+    image, mask = picture(0)
+    save_regular(tmp_path, [(image, mask)], ["a cat"])
+    before = contents(tmp_path)
+    save_regular(tmp_path, [(image, mask)], ["a cat"])
+    assert contents(tmp_path) == before
+    save_regular(tmp_path, [(image, 1 - mask)], ["a cat"])
+    after = contents(tmp_path)
+    assert before.items() < after.items()
+    found = [read_reference(file.image, file.mask)[1][0] for file in list_regular(tmp_path)]
+    assert sorted(float(found_mask.sum()) for found_mask in found) == sorted(
+        [float(mask.sum()), float((1 - mask).sum())]
+    )
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(8, 24), torch.zeros(16, 24)])
+def test_nothing_is_written_where_one_mask_is_wrong(tmp_path, wrong):
+    good, other = picture(0, 16, 24), picture(1, 16, 24)
+    save_regular(tmp_path, [good], ["a cat"])
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"^masks: mask 2"):
+        save_regular(tmp_path, [other, (other.image, wrong)], ["a cat"])
+    with pytest.raises(ValueError, match=r"^prompts: "):
+        save_regular(tmp_path, [other, other], ["a cat", "what?"])
+    assert contents(tmp_path) == before
 
 
 def test_an_empty_folder_and_a_missing_mask_are_named(tmp_path):

@@ -15,10 +15,17 @@ from safetensors.torch import save_file
 
 from inlay.common import atomic_io as disk
 from inlay.training.finetune.data import Concept, Reference
-from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX
-from inlay.training.finetune.store import Store, content_key, fingerprint
+from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, RECIPES
+from inlay.training.finetune.store import (
+    LONGEST_NAME,
+    Store,
+    content_key,
+    fingerprint,
+    released_key,
+    rounded_samples,
+)
 from inlay.training.finetune.subject import Subject, is_subject
-from inlay.training.finetune.training_loop import TrainingState
+from inlay.training.finetune.trainer import TrainingState
 
 SUBJECT = Subject(
     "sks", "cat", "a photo of sks cat", "inlay/cat.safetensors", "DreamCom", "SD15", 400, 1, 16, losses=[1.0]
@@ -34,18 +41,18 @@ def pictures(height=4, width=4, shade=0.0, mask=None, count=1, caption="a photo 
 
 
 def key(**changes):
-    facts = {"material": [pictures()], "recipe": DREAMCOM, "size": 64, "seed": 0, "base": "abc"}
+    facts = {"concepts": [pictures()], "recipe": DREAMCOM, "size": 64, "seed": 0, "base": "abc"}
     return content_key(**(facts | changes))
 
 
 def test_everything_that_decides_the_result_is_in_the_key():
     changes = [
-        {"material": [pictures(shade=1e-3)]},
-        {"material": [pictures(mask=torch.eye(4))]},
-        {"material": [pictures(count=2)]},
-        {"material": [pictures(2, 8)]},
-        {"material": [pictures(caption="a photo of sks dog")]},
-        {"material": [pictures(), pictures(caption="a cat")]},
+        {"concepts": [pictures(shade=1e-3)]},
+        {"concepts": [pictures(mask=torch.eye(4))]},
+        {"concepts": [pictures(count=2)]},
+        {"concepts": [pictures(2, 8)]},
+        {"concepts": [pictures(caption="a photo of sks dog")]},
+        {"concepts": [pictures(), pictures(caption="a cat")]},
         {"recipe": DREAMMIX},
         {"recipe": DREAMCOM.with_choices(learning_rate=2e-4)},
         {"size": 128},
@@ -54,6 +61,41 @@ def test_everything_that_decides_the_result_is_in_the_key():
     ]
     assert key() == key()
     assert len({key(), *(key(**change) for change in changes)}) == len(changes) + 1
+
+
+def test_what_decides_nothing_is_not_in_the_key():
+    soft = torch.linspace(0, 1, 16).view(4, 4)
+    assert key(concepts=[pictures(mask=soft)]) == key(concepts=[pictures(mask=(soft > 0.5).float())])
+    assert key(recipe=replace(DREAMCOM, name="another")) == key()
+    assert key(recipe=replace(DREAMCOM, sample_posterior=True)) != key()
+
+
+def test_names_of_version_0_1_0_are_known():
+    """Written down from version 0.1.0: `Store.name` of its `content_key` for these pictures and recipes."""
+    mask = torch.zeros(6, 5)
+    mask[1:4, 1:3] = 1
+    concept = Concept("a photo of sks cat", [Reference(torch.arange(90).view(6, 5, 3) / 90, mask)])
+    written = {
+        "DreamCom": "tea-cup-dreamcom-c0661f3174528ba5",
+        "DreamCom (full UNet)": "tea-cup-dreamcom-full-unet-3235699564c4a961",
+        "DreamMix": "tea-cup-dreammix-e0060b1e870b9990",
+    }
+    for name, expected in written.items():
+        recipe = RECIPES[name].with_choices(steps=7)
+        released = released_key([concept], recipe, 64, 3, "abc")
+        assert released
+        assert Store.released_name("Tea Cup", recipe, released) == expected
+    assert released_key([concept], replace(DREAMCOM, sample_posterior=True), 64, 3, "abc") is None
+
+
+def test_the_rounding_of_a_computed_tensor_hides_its_last_bits_only():
+    for seed in range(20):
+        tensor = torch.randn(77, 768, generator=torch.Generator().manual_seed(seed))
+        kept = rounded_samples(tensor)
+        assert not torch.equal(rounded_samples(tensor * (1 + 0.01 * torch.randn(tensor.shape))), kept)
+        assert not torch.equal(rounded_samples(tensor[:-1]), kept)
+        off = rounded_samples(tensor + 1e-7 * torch.randn(tensor.shape)) - kept
+        assert (off != 0).sum() <= 1
 
 
 def test_the_fingerprint_sees_every_tensor():
@@ -229,7 +271,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from inlay.training.finetune.training_loop import TrainingState
+from inlay.training.finetune.trainer import TrainingState
 from inlay.training.finetune.store import Store
 from inlay.training.finetune.subject import Subject
 
@@ -291,3 +333,115 @@ def test_other_programs_notes_are_told_from_a_subject():
 def test_names_are_safe_for_every_file_system():
     name = Store.name("../Tea Cup: \u00e9!", DREAMCOM, "0123")
     assert name == "tea-cup-dreamcom-0123"
+    long = Store.name("teapot " * 60, DREAMCOM, "0123456789abcdef")
+    assert len(long) <= LONGEST_NAME + 17
+    assert long.endswith("t-0123456789abcdef")
+
+
+SAVER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from inlay.training.finetune.store import Store
+from inlay.training.finetune.subject import Subject
+from inlay.training.finetune.trainer import TrainingState
+
+store, number = Store(Path(sys.argv[1])), float(sys.argv[3])
+subject = Subject("sks", "cat", "", "", "", "SD15", 0, 0, 4)
+numbers = torch.full((200_000,), number)
+print("ready", flush=True)
+sys.stdin.readline()
+failures = 0
+for _ in range(int(sys.argv[2])):
+    try:
+        store.save_state("cat", TrainingState(1, [number], {"master.0": numbers}))
+        store.save("cat", subject, {"up": numbers}, {})
+    except Exception as error:
+        print(error, file=sys.stderr)
+        failures += 1
+print(failures, flush=True)
+"""
+
+
+@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_two_processes_save_one_name(tmp_path, rounds):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", SAVER, str(tmp_path), str(rounds), str(number)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True,
+        )
+        for number in (1, 2)
+    ]  # fmt: skip
+    for writer in writers:  # both begin at once
+        assert writer.stdout
+        assert writer.stdout.readline().strip() == "ready"
+    for writer in writers:
+        assert writer.stdin
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    while any(writer.poll() is None for writer in writers):  # a reader sees one of the two, and whole
+        found = Store(tmp_path).find("cat")
+        assert found is None or (found[1]["up"] == found[1]["up"][0]).all()
+        time.sleep(0.05)
+    ends = [writer.communicate() for writer in writers]
+    assert [out.strip() for out, _ in ends] == ["0", "0"], ends
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
+
+
+def test_a_file_that_another_process_is_writing_stays(tmp_path):
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        machine = disk._owner().rpartition("-")[0]
+        live = tmp_path / f"cat.resume.{machine}-{sleeper.pid}.1-1.partial"
+        old = tmp_path / f"cat.resume.{sleeper.pid}.partial"  # as version 0.1.0 named it
+        for path in (live, old):
+            path.write_bytes(b"half")
+        Store(tmp_path).save_state("cat", TrainingState(1, [0.1], {"master.0": torch.ones(2)}))
+        assert live.exists()
+        assert old.exists()
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    Store(tmp_path).save_state("cat", TrainingState(1, [0.1], {"master.0": torch.ones(2)}))
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.resume"]
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_a_training(tmp_path, monkeypatch):
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_bytes(b"")
+    message = r"could not be stored there \(.*\); make it a folder that ComfyUI may write to"
+    places = [file]
+    if os.name != "nt":  # where links need a privilege
+        link.symlink_to(tmp_path / "gone" / "away")
+        places.append(link)
+    for place in places:
+        with pytest.raises(ValueError, match=message):
+            Store(place).check_room(1)
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    if os.name == "nt" or os.access(locked, os.W_OK):  # an administrator may write everywhere
+
+        def refuse(*_, **__):
+            raise OSError(30, "Read-only file system")
+
+        monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(ValueError, match=message):
+        Store(locked).check_room(1)
+    locked.chmod(0o700)
+
+
+def test_the_oldest_interrupted_runs_go_beyond_a_limit(tmp_path, caplog):
+    store = Store(tmp_path)
+    now = time.time()
+    for day, name in enumerate(["new", "own", "older", "oldest"]):
+        store.save_state(name, TrainingState(1, [0.1], {"master.0": torch.ones(1000)}))
+        os.utime(store.resume_path(name), (now - day * 86400 - 60, now - day * 86400 - 60))
+    size = store.resume_path("new").stat().st_size
+    with caplog.at_level("INFO", logger="inlay"):
+        store.prune_states("own", limit=2 * size)
+    assert {path.stem for path in tmp_path.iterdir()} == {"new", "own", "older"}
+    assert f"2 interrupted trainings (0 MB) wait in {tmp_path} as .resume files" in caplog.text
+    store.prune_states("own", limit=0)
+    assert {path.stem for path in tmp_path.iterdir()} == {"new", "own"}  # new: another process may write it

@@ -20,7 +20,7 @@ from ...common.log import logger
 from ..finetune.data import generator_at
 from .shards import Record, Source
 
-ORDER, SAMPLE = 2, 3  # random streams: each gives `generator_at` its own seeds
+ORDER_STREAM, SAMPLE_STREAM = 2, 3  # random streams: each gives `generator_at` its own seeds
 TRIES = 10  # maximum number of consecutive unusable records
 
 
@@ -50,14 +50,14 @@ class EpochShuffle:
 @lru_cache(maxsize=4)
 def _blocks(sizes: tuple[int, ...], seed: int, epoch: int) -> tuple[list[int], list[int]]:
     """Return the blocks of an epoch in order, and the cumulative number of records after each."""
-    order = torch.randperm(len(sizes), generator=generator_at(seed, epoch, ORDER)).tolist()
+    order = torch.randperm(len(sizes), generator=generator_at(seed, epoch, ORDER_STREAM)).tolist()
     return order, list(accumulate(sizes[block] for block in order))
 
 
 @lru_cache(maxsize=16)
 def _rows(size: int, seed: int, epoch: int, block: int) -> torch.Tensor:
     """Return the order of the rows of a block in an epoch."""
-    return torch.randperm(size, generator=generator_at(seed, epoch * 1_000_003 + block, ORDER))
+    return torch.randperm(size, generator=generator_at(seed, epoch * 1_000_003 + block, ORDER_STREAM))
 
 
 class SampleDataset(Dataset):
@@ -88,7 +88,7 @@ class SampleDataset(Dataset):
             block, row = self.order[position]
             try:
                 record = self.source.read(block, row)
-                return {**self.make(record, generator_at(self.seed, k, SAMPLE)), "number": k}
+                return {**self.make(record, generator_at(self.seed, k, SAMPLE_STREAM)), "number": k}
             except (ValueError, OSError) as error:
                 last_error = error
                 logger.warning(f"Record {row} of block {block} is left out: {error}")

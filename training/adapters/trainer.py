@@ -6,7 +6,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from ...common.atomic_io import atomic_write
 from ...encoders import checkpoint_layouts as layouts
 from ...encoders.dinov2 import DinoV2
-from ..finetune.training_loop import Diverged
+from ..finetune.trainer import Diverged
 from .dataset import SampleDataset, StepBatchSampler, loader
 from .identity_stages import Stage, TrainableAdapter, Vae, freeze, prepare_batch, rate_at
 from .run_checkpoints import InterruptFlag, RunConfig, check_resumable, resume_run, save_checkpoint
@@ -36,7 +36,7 @@ def train_adapter(
 
     Args:
         trainable: encoder, adapter and UNet.
-        stage: what is trained and how.
+        stage: the trained weights and their learning rates.
         vae: makes the autoencoder for a device.
         samples: the training data.
         run: length, batch and folder of the run.
@@ -60,18 +60,11 @@ def train_adapter(
         start, run.steps, run.batch, run.passes, accelerator.process_index, accelerator.num_processes
     )
     batches = iter(loader(samples, sampler, run.workers))
-    autoencoder, levels = vae(accelerator.device), len(trainable.diffusion.sigmas)
+    prepare = _preparation(trainable, stage, vae(accelerator.device), accelerator.device, run.seed)
     start_time = time.monotonic()
     with InterruptFlag() as interrupt:
         for step in range(start, run.steps):
-            loss = torch.zeros((), device=accelerator.device)
-            for last in [False] * (run.passes - 1) + [True]:
-                batch = _to_device(accelerator.device, next(batches))
-                inputs = prepare_batch(stage, autoencoder, trainable.encoder_spec, batch, run.seed, levels)
-                with nullcontext() if last else accelerator.no_sync(model):
-                    share = model(inputs).mean() / run.passes
-                    accelerator.backward(share)
-                loss += share.detach()
+            loss = _accumulate_gradients(accelerator, model, map(prepare, batches), run.passes)
             mean, stopped = _reduce_loss_and_stop(accelerator, loss, interrupt.received)
             if not math.isfinite(mean):
                 raise Diverged(f"--rate: the loss is no number at step {step + 1}; choose a smaller rate.")
@@ -89,11 +82,34 @@ def train_adapter(
             if stopped and not last_step:
                 accelerator.end_training()
                 raise KeyboardInterrupt
+    return _gather_weights(accelerator, model)
+
+
+def _gather_weights(accelerator, model) -> dict[str, Tensor] | None:
+    """End the training; return the weights on the CPU in the main process, None in the others."""
     weights: Any = accelerator.get_state_dict(model)  # called by every process: FSDP gathers here
     accelerator.end_training()
     if not accelerator.is_main_process:
         return None
     return {name: value.detach().cpu() for name, value in weights.items()}
+
+
+def _preparation(trainable: TrainableAdapter, stage: Stage, vae: Vae, device: torch.device, seed: int):
+    """Return a function from a batch of images to the inputs of `trainable` on the device."""
+    spec, levels = trainable.encoder_spec, len(trainable.diffusion.sigmas)
+    return lambda batch: prepare_batch(stage, vae, spec, _to_device(device, batch), seed, levels)
+
+
+def _accumulate_gradients(accelerator, model, inputs: Iterator[dict[str, Tensor]], passes: int) -> Tensor:
+    """Run the passes of one step; return the mean loss of this process."""
+    loss = torch.zeros((), device=accelerator.device)
+    for last in [False] * (passes - 1) + [True]:
+        batch = next(inputs)
+        with nullcontext() if last else accelerator.no_sync(model):
+            share = model(batch).mean() / passes
+            accelerator.backward(share)
+        loss += share.detach()
+    return loss
 
 
 def _reduce_loss_and_stop(accelerator, loss: Tensor, stop: bool) -> tuple[float, bool]:

@@ -1,56 +1,77 @@
-"""Which models, and which earlier subjects, a training takes; the host's classes tell."""
+"""What a training takes: models, earlier subjects, and the memory of the device. All known before a step."""
 
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.model_sampling import EPS, V_PREDICTION, ModelSamplingDiscrete
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from ...common.log import logger
 from ...conditioning.family import family, working_side
-from ..objective import Prediction
-from ..optimizers import check_optimizer
-from .data import LATENT_PIXEL
+from ...host import devices, models
+from ..optimizers import check_optimizer, eight_bit_installed
+from .data import LATENT_PIXEL, Examples
 from .lora import exported_shapes, lora_layers
 from .lora_formats import lora_names
+from .memory import GIGABYTE, ActivationTrace, MemoryNeed, check_fits, trace, trained_need, with_preset
+from .presets import MEMORY_PRESETS
 from .recipes import Recipe
 from .subject import Subject
-from .trainer import NoiseSchedule
+from .trainer import SINGLE_PROCESS, NoiseSchedule, ProcessGroup, TrainableModel
 
-# What a network predicts, told by how the host undoes it; subclasses that do it otherwise are not these.
-PREDICTIONS: dict[object, Prediction] = {
-    EPS.calculate_denoised: "epsilon",
-    V_PREDICTION.calculate_denoised: "v",
-}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Needed = Callable[[Recipe, torch.dtype, bool], MemoryNeed]  # with or without checkpointing
+SMALL = 8  # latent pixels, the side of the smallest grid to measure on
 
 
-def check_trainable_model(model, recipe: Recipe) -> None:
-    """Raises ValueError, naming the mend, for a model the recipe cannot train."""
-    base = model.model
-    if not isinstance(base.diffusion_model, UNetModel) or prediction_of(model) is None:
+def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) -> None:
+    """Raise ValueError, naming the mend, for a model the recipe cannot train.
+
+    `inpaint_patch`: whether Fooocus' patch goes with the model.
+    """
+    unet = models.unet_of(model)
+    if unet is None or models.prediction_of(model) is None:
         raise ValueError(
             f"model: {family(model)} is no Stable Diffusion UNet; load an SD 1.5, SD 2 or SDXL"
             " inpainting checkpoint."
         )
-    channels = base.diffusion_model.in_channels
-    if channels == 4 and recipe.inpainting_only:
+    channels = models.input_channels(model)
+    if channels != 4 and inpaint_patch:
+        raise ValueError(
+            f"inpaint_patch: it is made for a plain SDXL model (4 channels) and this one has {channels}; wire"
+            " a plain SDXL model, or leave the patch out."
+        )
+    if channels == 4 and recipe.inpainting_only and not inpaint_patch:
         raise ValueError(
             f"model: this is a text-to-image model ({family(model)}, 4 channels); load an"
             " inpainting checkpoint (9 channels)."
         )
-    if channels not in (4, 9) or (channels == 9 and tuple(base.concat_keys) != ("mask", "masked_image")):
+    if channels not in (4, 9) or (channels == 9 and models.concat_keys(model) != ("mask", "masked_image")):
         raise ValueError(
             f"model: its UNet takes {channels} channels, which is no inpainting model; load an"
             " inpainting checkpoint (9 channels)."
         )
+    quantised = models.quantised_weights(unet)
+    if quantised:
+        raise ValueError(
+            f"model: its weights are quantised ({quantised}), which cannot be trained on yet; load the same"
+            " model with weights in fp16, bf16 or fp8 without scales."
+        )
+    if not models.can_load_fully(model):
+        raise ValueError(
+            "model: the node that loaded it gives no way to load a copy, which training needs; load it with"
+            " Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
+        )
     if recipe.adapter.kind == "lora":
-        lora_layers(base.diffusion_model, recipe.adapter)
+        lora_layers(unet, recipe.adapter)
         check_peft()
     check_optimizer(recipe.optimiser)
 
 
 def check_peft() -> None:
-    """Raises ValueError where PEFT, which makes the LoRA, is not installed."""
+    """Raise ValueError where PEFT, which makes the LoRA, is not installed."""
     if find_spec("peft") is None:
         raise ValueError(
             f"recipe: a LoRA needs peft, which is not installed; run {sys.executable} -m pip install peft,"
@@ -58,8 +79,8 @@ def check_peft() -> None:
         )
 
 
-def check_previous(model, recipe: Recipe, subject: Subject, lora: dict[str, Tensor]) -> None:
-    """Raises ValueError for a subject that this training cannot go on from."""
+def check_previous(model, recipe: Recipe, subject: Subject, lora: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for a subject that this training cannot go on from."""
     if subject.family != family(model):
         raise ValueError(
             f"previous: {subject.words} was trained for {subject.family} but the model is {family(model)};"
@@ -73,27 +94,118 @@ def check_previous(model, recipe: Recipe, subject: Subject, lora: dict[str, Tens
         )
     shapes = exported_shapes(model.model.diffusion_model, recipe.adapter, lora_names(model))
     if {key: tuple(tensor.shape) for key, tensor in lora.items()} != shapes:
+        own = f"its recipe ({subject.recipe})" if subject.recipe else "a recipe of its layers"
         raise ValueError(
-            f"previous: {subject.words} was trained on other layers than this run would train; choose its"
-            f" recipe ({subject.recipe}) and the model it was trained on."
+            f"previous: {subject.words} was trained on other layers than this run would train; choose {own}"
+            " and the model it was trained on."
         )
 
 
 def crop_size(model, recipe: Recipe) -> int:
-    """The side of the crops to train on: what the recipe asks for, fitted to VAE and UNet levels."""
-    step = LATENT_PIXEL * 2 ** (len(model.model.diffusion_model.channel_mult) - 1)
+    """Return the side of the crops: what the recipe asks for, a multiple that VAE and UNet take."""
+    step = LATENT_PIXEL * 2 ** (models.unet_levels(model) - 1)
     return max(step, round((recipe.resolution or working_side(model)) / step) * step)
 
 
-def prediction_of(model) -> Prediction | None:
-    """What the network of a MODEL with a table of noise levels predicts, as it is wired; else None."""
-    sampling = type(model.get_model_object("model_sampling"))
-    tabled = sampling.timestep is ModelSamplingDiscrete.timestep
-    return PREDICTIONS.get(sampling.calculate_denoised) if tabled else None
-
-
 def diffusion_of(model) -> NoiseSchedule:
-    """The noise levels and the prediction of a MODEL that `check_trainable_model` takes."""
-    prediction = prediction_of(model)
+    """Return the noise levels and the prediction of a MODEL that `check_trainable_model` takes."""
+    prediction = models.prediction_of(model)
     assert prediction is not None
-    return NoiseSchedule(model.get_model_object("model_sampling").sigmas.clone().cpu(), prediction)
+    return NoiseSchedule(models.noise_levels(model).clone().cpu(), prediction)
+
+
+def precision_of(model, recipe: Recipe) -> torch.dtype:
+    """Return the type of the network's arithmetic; "half" is the model's own where that has 16 bits."""
+    own = models.inference_dtype(model)
+    if recipe.precision == "model" or (recipe.precision == "half" and own.itemsize == 2):
+        return own
+    if recipe.precision == "half":
+        return torch.bfloat16 if devices.prefers_bfloat16(model.load_device) else torch.float16
+    return TYPES[recipe.precision]
+
+
+def check_parameters_fit(model, recipe: Recipe, dtype: torch.dtype) -> None:
+    """Raise ValueError when adapter and optimizer alone will not fit; nothing is allocated yet."""
+    unet = model.model.diffusion_model
+
+    def need(recipe: Recipe, dtype: torch.dtype, checkpointing: bool) -> MemoryNeed:
+        shapes = exported_shapes(unet, recipe.adapter, lora_names(model)).values()
+        trained = [shape for shape in shapes if shape]
+        parts = trained_need(trained, dtype.itemsize, recipe.optimiser, recipe.ema_decay > 0)
+        return MemoryNeed(
+            sum(p.numel() * dtype.itemsize for p in unet.parameters() if p.dtype != dtype), *parts, 0
+        )
+
+    others = _with_presets(model, recipe, need)
+    _check(model, need(recipe, dtype, False), others, "choose a LoRA recipe, or a lower rank")
+
+
+def check_step_fits(
+    model,
+    trainable: TrainableModel,
+    recipe: Recipe,
+    examples: Sequence[Examples],
+    blocks: Sequence[nn.Module],
+    checkpointing: bool,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> MemoryNeed:
+    """Return what a step needs of this process' device, measured on the network.
+
+    Raises ValueError, naming a mend, when it will not fit.
+    """
+    one = measured(trainable, examples[0], blocks)
+    shapes = [p.shape for p in trainable.adapter.parameters]
+    count = sum(p.numel() for p in trainable.unet.parameters())
+    trained = sum(p.numel() for p in trainable.adapter.parameters)
+
+    def need(recipe: Recipe, dtype: torch.dtype, checkpointing: bool) -> MemoryNeed:
+        size, pictures = dtype.itemsize, len(examples) * group.at_most(recipe.batch_size)
+        parts = trained_need(shapes, size, recipe.optimiser, recipe.ema_decay > 0)
+        kept = one.activations(checkpointing) * pictures * size / trainable.dtype.itemsize
+        loaded = count * size if dtype == trainable.dtype else 0
+        return MemoryNeed((count - trained) * size, *parts, int(kept), loaded)
+
+    wanted, side = need(recipe, trainable.dtype, checkpointing), examples[0].latent.shape[-1] * LATENT_PIXEL
+    logger.info(f"Inlay finetune: about {wanted.total / GIGABYTE:.2f} GB of memory ({wanted})")
+    others = _with_presets(model, recipe, need)
+    _check(model, wanted, others, f"choose a resolution below {side}, or a LoRA of lower rank")
+    return wanted
+
+
+def _with_presets(
+    model, recipe: Recipe, need: Callable[[Recipe, torch.dtype, bool], MemoryNeed]
+) -> dict[str, MemoryNeed]:
+    chosen = {
+        name: with_preset(recipe, preset, eight_bit_installed()) for name, preset in MEMORY_PRESETS.items()
+    }
+    return {
+        name: need(smaller, precision_of(model, smaller), MEMORY_PRESETS[name].checkpointing)
+        for name, smaller in chosen.items()
+    }
+
+
+def measured(trainable: TrainableModel, examples: Examples, blocks: Sequence[nn.Module]) -> ActivationTrace:
+    """Return what one picture's forward pass keeps, extrapolated from two passes on small grids."""
+    side = max(SMALL, 2 ** len(trainable.unet.channel_mult))  # pyright: ignore[reportArgumentType]
+    small = trace(trainable.unet, blocks, lambda: _pass(trainable, examples, side))
+    large = trace(trainable.unet, blocks, lambda: _pass(trainable, examples, 2 * side))
+    pixels = examples.latent.shape[-2] * examples.latent.shape[-1]
+    return small.at(pixels, large, (side**2, 4 * side**2))
+
+
+def _pass(trainable: TrainableModel, examples: Examples, side: int) -> Tensor:
+    first = examples.take(torch.zeros(1, dtype=torch.long))
+    grid, channels = (1, 4, side, side), 9 if trainable.inpainting else 4
+    row = replace(first, mask=torch.ones(1, 1, side, side), masked=torch.zeros(grid))
+    on_device = row.to(trainable.device)
+    return trainable.unet(
+        torch.zeros(1, channels, side, side, dtype=trainable.dtype, device=trainable.device),
+        torch.zeros(1, device=trainable.device),
+        context=on_device.context.to(trainable.dtype),
+        y=None if on_device.pooled is None else on_device.pooled.to(trainable.dtype),
+        transformer_options={} if trainable.options is None else trainable.options(row),
+    )
+
+
+def _check(model, need: MemoryNeed, others: dict[str, MemoryNeed], otherwise: str) -> None:
+    check_fits(need, devices.free_memory_for(model, need.missing), others, otherwise)

@@ -1,9 +1,8 @@
 """From references to what a training step needs: everything encoded once, nothing encoded in a step."""
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...common.log import logger
 from ...imaging.augment import augment
 from ...imaging.bezier import bezier_mask
 from ...imaging.boxes import bounding_box
@@ -31,7 +31,7 @@ class Reference(NamedTuple):
 
 
 class Concept(NamedTuple):
-    """What there is to learn: the words, and the pictures they stand for."""
+    """A caption and the reference pictures it describes."""
 
     caption: str
     references: Sequence[Reference]
@@ -43,17 +43,17 @@ def collect_references(
     kind: str = "",
     names: tuple[str, str] = ("images", "masks"),
 ) -> list[Reference]:
-    """Pictures and masks as they are wired, batches of any sizes and ranks, as single references.
+    """Return batches of pictures and masks, of any sizes and ranks, as single references.
 
     Without masks an alpha channel is the mask; without that the whole picture is. Raises ValueError when they
     do not belong together; `kind` stands before the inputs' `names` there, such as "regular_".
     """
-    pictures = [picture for batch in as_images_each(images, kind + names[0]) for picture in batch]
+    pictures = [picture for batch in as_images_each(list(images), kind + names[0]) for picture in batch]
     if not pictures:
         raise ValueError(
             f"{kind}{names[0]}: there are no reference pictures; wire at least one picture of the subject."
         )
-    wired = as_masks_each(masks, kind + names[1])
+    wired = as_masks_each(None if masks is None else list(masks), kind + names[1])
     if wired is None:
         return [_with_own_mask(picture) for picture in pictures]
     shapes = [mask for batch in wired for mask in batch]
@@ -71,7 +71,7 @@ def _with_own_mask(picture: Tensor) -> Reference:
 
 
 def check_references(references: Sequence[Reference], size: int, masked: bool, kind: str = "") -> list[str]:
-    """Raises ValueError, naming the mask, when there is no subject to learn; `size` is that of the crops.
+    """Raise ValueError, naming the mask, when there is no subject to learn; `size` is that of the crops.
 
     `masked`: the masks were wired in, so one that covers its whole picture is worth a warning. `kind` as in
     `collect_references`. Returns what the user should be warned of, which is in the log as well.
@@ -103,13 +103,13 @@ def check_references(references: Sequence[Reference], size: int, masked: bool, k
     if len(references) > 1 and all(torch.equal(r.image, references[0].image) for r in references[1:]):
         warnings.append("All reference pictures are identical; different views teach the subject better.")
     for warning in warnings:
-        logging.warning(f"Inlay: {warning}")
+        logger.warning(f"Inlay: {warning}")
     return warnings
 
 
 @dataclass(frozen=True)
 class Examples:
-    """N examples on the model's side of the VAE; everything a step reads.
+    """N encoded examples: everything that a training step reads.
 
     `context` and `pooled` may hold one row that stands for all N.
     """
@@ -120,12 +120,15 @@ class Examples:
     valid: Tensor  # (N,1,h,w), 0 on the padded ring
     context: Tensor  # (N or 1,L,D)
     pooled: Tensor | None = None  # (N or 1,P), only where the network has a label embedding
+    # Standard deviations of latent and masked (N,4,h,w) where each step draws them; else both are the means.
+    deviation: Tensor | None = None
+    masked_deviation: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latent)
 
     def take(self, rows: Tensor) -> "Examples":
-        """The examples at `rows` (B,), with one context row each."""
+        """Return the examples at `rows` (B,), with one context row each."""
         return self._map(
             lambda part: part[rows] if len(part) == len(self) else part.expand(len(rows), *part.shape[1:])
         )
@@ -137,14 +140,28 @@ class Examples:
         return self._map(Tensor.clone)
 
     def joined(self, other: "Examples") -> "Examples":
-        """These rows and then the other's; both as `take` returns them.
+        """Return these rows and then the other's; both as `take` returns them.
 
-        Contexts of 77 and of 154 tokens meet at 154: attention gives the same answer to keys said twice.
+        Contexts of different length are repeated to the least common multiple of their lengths: repeating
+        every key does not change softmax attention.
         """
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         length = math.lcm(self.context.shape[1], other.context.shape[1])
         pairs["context"] = tuple(c.repeat(1, length // c.shape[1], 1) for c in pairs["context"])
         return Examples(**{name: torch.cat(pair) for name, pair in pairs.items() if pair[0] is not None})
+
+    def drawn(self, generator: torch.Generator) -> "Examples":
+        """Draw the latents from the VAE's distribution, where it is known (`latent_dist.sample()`)."""
+        if self.deviation is None or self.masked_deviation is None:
+            return self
+        noise = torch.randn(2, *self.latent.shape, generator=generator).to(self.latent)
+        return replace(
+            self,
+            latent=self.latent + noise[0] * self.deviation,
+            masked=self.masked + noise[1] * self.masked_deviation,
+            deviation=None,
+            masked_deviation=None,
+        )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Examples":
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -160,10 +177,11 @@ def prepare_examples(
     pooled: Tensor | None,
     seed: int,
 ) -> Examples:
-    """Augmented copies of every reference, `size` pixels square, with their holes, encoded.
+    """Return augmented copies of every reference, `size` pixels square, with their holes, encoded.
 
-    As many as the recipe says, or as the run will look at if that is less.
-    `encode` takes pictures (B,size,size,3) in [0,1] to latents (B,4,h,w) scaled for the network.
+    As many as the recipe asks for, or as the run will use if that is less.
+    `encode` takes pictures (B,size,size,3) in [0,1] to latents (B,4,h,w) scaled for the network; where the
+    recipe draws from the VAE's distribution, to means and standard deviations in one (B,8,h,w).
     """
     looks = recipe.steps * recipe.accumulation * recipe.batch_size
     copies = min(recipe.copies, -(-looks // len(references)))
@@ -171,7 +189,10 @@ def prepare_examples(
     groups = iter(lambda: list(islice(views, ENCODED_AT_ONCE // 2)), [])  # drawn as they are encoded
     parts = zip(*(_encoded(group, encode) for group in groups), strict=True)
     latent, mask, masked, valid = (torch.cat(part) for part in parts)
-    return Examples(latent, mask, masked, valid, context, pooled)
+    if not recipe.sample_posterior:
+        return Examples(latent, mask, masked, valid, context, pooled)
+    (latent, deviation), (masked, other) = latent.chunk(2, dim=1), masked.chunk(2, dim=1)
+    return Examples(latent, mask, masked, valid, context, pooled, deviation, other)
 
 
 TrainingView = tuple[Tensor, Tensor, Tensor]  # picture (1,3,S,S) in [-1,1], hole and valid (1,1,S,S)
@@ -190,7 +211,7 @@ def _views(
 
 
 def _encoded(group: Sequence[TrainingView], encode: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-    """What `Examples` holds of a few views: latent, mask, masked, valid."""
+    """Return latent, mask, masked and valid of a few views, as `Examples` holds them."""
     view, hole, valid = (torch.cat(parts) for parts in zip(*group, strict=True))
     pictures = torch.cat([view, view * (1 - hole)])  # a hole is grey: 0 in [-1, 1]
     latent, masked = encode((pictures.movedim(1, -1) + 1) / 2).chunk(2)
@@ -205,7 +226,7 @@ def shrunk_hole(hole: Tensor, grid: torch.Size | tuple[int, int]) -> Tensor:
 
 
 def rows_of_step(count: int, batch: int, step: int, seed: int) -> Tensor:
-    """Which examples the step uses (batch,): every example once per epoch, in an order drawn from the seed.
+    """Return which examples a step uses (batch,): each once per epoch, in an order drawn from the seed.
 
     A function of the step alone, so a resumed run sees what the uninterrupted one saw.
     """
@@ -216,7 +237,7 @@ def rows_of_step(count: int, batch: int, step: int, seed: int) -> Tensor:
 
 
 def generator_at(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Random numbers that depend on nothing but the seed, the step and the stream (0 noise, 1 order)."""
+    """Return a generator that depends on the seed, the step and the stream (0 noise, 1 order) alone."""
     # Odd multipliers spread neighbouring steps over the whole range (Steele et al. 2014, SplitMix64).
     mixed = seed + step * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9
     return torch.Generator().manual_seed(mixed & (2**63 - 1))

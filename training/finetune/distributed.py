@@ -12,7 +12,7 @@ from .trainer import SINGLE_PROCESS, ProcessGroup
 
 
 def on_cpu() -> bool:
-    """Whether the launcher was told to leave the accelerators alone."""
+    """Return whether the launcher was told not to use accelerators."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
 
 
@@ -30,14 +30,14 @@ def open_group() -> ProcessGroup:
 
 
 def close_group(group: ProcessGroup) -> None:
-    """Wait for the others, so that none is cut off while the first is still saving."""
+    """Wait for the others, so that none ends while the first is still saving."""
     if group.size > 1:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
 def average(tensors: Sequence[Tensor]) -> None:
-    """The mean over all processes, in place."""
+    """Replace each tensor by its mean over all processes, in place."""
     sums = [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]
     for pending, tensor in zip(sums, tensors, strict=True):
         assert pending is not None
@@ -46,7 +46,7 @@ def average(tensors: Sequence[Tensor]) -> None:
 
 
 def any_rank_stopping(group: ProcessGroup, told: bool) -> bool:
-    """Whether any process was told to stop. All have to ask, after the same step."""
+    """Return whether any process was told to stop. All processes call it after the same step."""
     if group.average is None:
         return told
     from accelerate import PartialState
@@ -57,7 +57,7 @@ def any_rank_stopping(group: ProcessGroup, told: bool) -> bool:
 
 
 def split_batch(recipe: Recipe, size: int) -> Recipe:
-    """The recipe with its pictures per step laid out so that `size` processes can share every batch.
+    """Return the recipe with its pictures per step laid out so that `size` processes can share every batch.
 
     Where batch_size is no multiple of `size`, passes that were accumulated become rows of one batch.
     Raises ValueError when a step's pictures cannot be divided by `size`.

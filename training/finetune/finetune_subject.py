@@ -1,190 +1,229 @@
-"""One finetuning from what a user gives to what is stored: the node and the command line both call this."""
+"""One finetuning from a checked spec to what is stored: the node and the command line both call this."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
+import folder_paths
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ...common.log import logger
 from ...conditioning.family import family
-from . import host
-from .attribute_dictionary import Attributes
+from ...host import models
+from ...host.signals import DelayedTermination
+from ..optimizers import eight_bit_installed
 from .checks import check_previous
-from .data import Concept, Examples
+from .data import Examples
+from .distributed import split_batch
 from .lora import exported_shapes
 from .lora_formats import lora_metadata, lora_names
+from .memory import with_preset
+from .pipeline import (
+    EncodedText,
+    Pipeline,
+    encode_captions,
+    encode_concepts,
+    pipeline_fingerprint,
+    released_fingerprints,
+    train_lora,
+)
 from .plots import draw_strip
+from .presets import MEMORY_PRESETS
 from .preview import Preview, make_preview_scene
 from .recipes import Recipe
-from .regular_data import concatenate_examples
-from .store import Store, content_key, fingerprint
+from .spec import FinetuneSpec, spec_from_toml
+from .store import Store, content_key, fingerprint, released_key
 from .subject import Subject
-from .trainer import SINGLE_PROCESS, ProcessGroup
-from .training_loop import TrainingState
+from .toml_config import Config
+from .trainer import QUIET, SINGLE_PROCESS, Callbacks, ProcessGroup, TrainingState
 
 SAVE_EVERY = 100  # steps between checkpoints; an interrupt or an error saves one too
-BYTES_PER_TRAINED_NUMBER = 4 + 2 * (
-    4 + 8
-)  # bytes a trained number: the LoRA, and two checkpoints while one replaces the other
-
-
-class Pipeline(NamedTuple):
-    """MODEL, CLIP and VAE of one checkpoint, as the host's loader gives them."""
-
-    model: object
-    clip: object
-    vae: object
-
-
-class WarmStart(NamedTuple):
-    """A subject to go on from, and its weights."""
-
-    subject: Subject
-    lora: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class FinetuneSpec:
-    """What is to be learned and how: with the models, all that decides the result."""
-
-    token: str
-    class_name: str
-    recipe: Recipe
-    concept: Concept  # the subject
-    regular: Sequence[Concept]  # other pictures of the class, by their prompts
-    size: int  # side of the crops, in pixels
-    seed: int
-    previous: WarmStart | None = None
-    attributes: Attributes = field(default_factory=dict)  # what the subject looks like; changes no weight
+# Bytes for each trained number: the LoRA, and two checkpoints while one replaces the other.
+BYTES_PER_TRAINED_NUMBER = 4 + 2 * (4 + 8)
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to go about it; nothing here changes the result."""
+    """How a training runs; nothing here changes its result.
 
-    checkpointing: bool = False  # gradient checkpointing: less memory, more time
+    Attributes:
+        checkpointing: gradient checkpointing, less memory for more time.
+        save_every: steps between checkpoints.
+        preview_every: steps between samples; 0: none.
+        callbacks: on_save is the store's and must be None.
+        group: the processes that train together; the first saves and makes the samples.
+    """
+
+    checkpointing: bool = False
     save_every: int = SAVE_EVERY
-    preview_every: int = 0  # steps between samples; 0: none
-    on_step: Callable[[int, float], None] = lambda step, loss: None
-    on_picture: Callable[[int, Tensor], None] = lambda step, picture: None  # (H,W,3) in bytes
-    on_stage: Callable[[str], None] = lambda stage: None  # what happens before the first step
-    group: ProcessGroup = SINGLE_PROCESS  # its first process does the saving and the samples
+    preview_every: int = 0
+    callbacks: Callbacks = QUIET
+    group: ProcessGroup = SINGLE_PROCESS
 
 
 class FinetuneResult(NamedTuple):
+    """A subject, its LoRA, samples over time where previews were on, and whether the store had it already."""
+
     subject: Subject
     lora: dict[str, Tensor]
-    strip: Image.Image | None = None  # samples over time, where previews were on
-    was_stored: bool = False  # nothing was trained: the store had it
+    strip: Image.Image | None = None
+    was_stored: bool = False
 
 
-def caption_of(recipe: Recipe, token: str, class_name: str) -> str:
-    """The sentence that the subject is learned with. Raises ValueError when a word is missing."""
-    if not class_name:
-        raise ValueError(
-            "class_name: it is empty; say in a word or two what the subject is, for example cat."
-        )
-    if not token:
-        raise ValueError(
-            "token: it is empty; give a rare word that will stand for the subject, for example sks."
-        )
-    return recipe.prompt.format(token=token, class_name=class_name)
-
-
-def stored_name(pipeline: Pipeline, spec: FinetuneSpec) -> str:
-    """The name this spec's result is stored under: class, recipe, and a hash of all that decides it."""
-    base = host.model_fingerprint(*pipeline)
-    if spec.previous:
-        base += fingerprint(spec.previous.lora.items())
-    concept = [spec.concept, *spec.regular]
-    key = content_key(concept, spec.recipe, spec.size, spec.seed, base)
-    return Store.name(spec.class_name, spec.recipe, key)
+def stored_names(pipeline: Pipeline, spec: FinetuneSpec, texts: dict[str, EncodedText]) -> list[str]:
+    """Return the names this spec's result may be stored under: today's, then those of version 0.1.0."""
+    concepts = [spec.concept, *spec.regular]
+    previous = fingerprint(spec.previous.lora.items()) if spec.previous else ""
+    base = pipeline_fingerprint(pipeline, texts) + previous
+    key = content_key(concepts, spec.recipe, spec.size, spec.seed, base)
+    names = [Store.name(spec.class_name, spec.recipe, key)]
+    if pipeline.inpaint_patch is None:
+        for released in released_fingerprints(pipeline):
+            key = released_key(concepts, spec.recipe, spec.size, spec.seed, released + previous)
+            if key:
+                names.append(Store.released_name(spec.class_name, spec.recipe, key))
+    return names
 
 
 def finetune_subject(
     pipeline: Pipeline, spec: FinetuneSpec, store: Store, options: RunOptions = RunOptions()
 ) -> FinetuneResult:
-    """The stored result of this spec, trained now if it was not before, from where it was interrupted.
+    """Return the stored result of this spec; train it first, or the rest of it, where there is none.
 
-    Raises ValueError in the user's words, before any work where that can be known.
+    Raises:
+        ValueError: in the user's words, before any work where that can be known.
     """
     if spec.previous:
         check_previous(pipeline.model, spec.recipe, *spec.previous)
-    options.on_stage("looking for a stored result")
-    name = stored_name(pipeline, spec)
-    found = store.find(name)
-    if found:
-        subject, lora = found
-        if spec.attributes and spec.attributes != subject.attributes:
-            subject = replace(subject, attributes=dict(spec.attributes))
-            if options.group.number == 0:
-                store.describe(name, subject)
-        return FinetuneResult(subject, lora, store.find_strip(name), was_stored=True)
-    _check_room(pipeline.model, spec.recipe, store)
-    learned = _train(pipeline, spec, store, name, options)
-    if options.group.number == 0:
-        metadata = lora_metadata(pipeline.model, learned.subject, spec.recipe)
-        store.save(name, learned.subject, learned.lora, metadata, learned.strip)
-    return learned
+    options.callbacks.on_stage("looking for a stored result")
+    first, pipeline = options.group.number == 0, pipeline.with_deltas()
+    texts = encode_captions(pipeline, [c.caption for c in (spec.concept, *spec.regular)], spec.size)
+    names = stored_names(pipeline, spec, texts)
+    for name in names:
+        found = store.find(name)
+        if found:
+            subject = _with_attributes(store if first else None, name, found[0], spec)
+            return FinetuneResult(subject, found[1], store.find_strip(name), was_stored=True)
+    if first:
+        store.check_room(_bytes_to_store(pipeline, spec.recipe))
+        store.prune_states(names[0])
+    with DelayedTermination() as termination:
+        result = _train(pipeline, spec, texts, store, names, options, termination)
+        if first:
+            metadata = lora_metadata(pipeline.model, result.subject, spec.recipe)
+            store.save(names[0], result.subject, result.lora, metadata, result.strip)
+            for name in names[1:]:
+                store.drop_state(name)
+    return result
+
+
+def finetune_from_config(
+    config: Config, group: ProcessGroup, on_step: Callable[[int, float], None]
+) -> tuple[Subject, Path]:
+    """Return the subject that a config describes and where its LoRA is; train it where there is none.
+
+    Raises:
+        ValueError: in the user's words.
+    """
+    with torch.inference_mode():
+        folder = config.out or Path(folder_paths.get_folder_paths("loras")[0]) / "inlay"
+        store, preset = Store(folder), MEMORY_PRESETS[config.memory]
+        eight_bit = eight_bit_installed() and not config.optimiser_named
+        recipe = split_batch(with_preset(config.recipe, preset, eight_bit), group.size)
+        pipeline, spec = spec_from_toml(config, recipe)
+        options = RunOptions(
+            checkpointing=preset.checkpointing,
+            save_every=config.save_every,
+            preview_every=config.preview_every,
+            callbacks=Callbacks(on_step=on_step),
+            group=group,
+        )
+        subject = finetune_subject(pipeline, spec, store, options).subject
+        return subject, store.folder / Path(subject.lora).name
 
 
 def _train(
-    pipeline: Pipeline, spec: FinetuneSpec, store: Store, name: str, options: RunOptions
+    pipeline: Pipeline,
+    spec: FinetuneSpec,
+    texts: dict[str, EncodedText],
+    store: Store,
+    names: list[str],
+    options: RunOptions,
+    termination: DelayedTermination,
 ) -> FinetuneResult:
-    count = sum(len(part.references) for part in (spec.concept, *spec.regular))
-    options.on_stage(f"encoding {count} photos")
-    recipe, examples, resume = spec.recipe, encode_concepts(pipeline, spec), store.find_state(name)
-    first, preview = options.group.number == 0, None
-    if first and options.preview_every:
-        words, seed = spec.concept.caption, spec.seed
-        scene = make_preview_scene(
-            pipeline.clip, pipeline.vae, examples[0], words, seed, recipe.masked_cross_attention
-        )
-        preview = Preview(scene, options.preview_every, recipe.steps, options.on_picture)
-        preview.load(resume.tensors if resume else {})
+    recipe, group = spec.recipe, options.group
+    concepts = [spec.concept, *spec.regular]
+    count = sum(len(concept.references) for concept in concepts)
+    options.callbacks.on_stage(f"encoding {count} photos")
+    examples = encode_concepts(pipeline, concepts, texts, recipe, spec.size, spec.seed)
+    states = (store.find_state(name) for name in names)
+    resume = next((state for state in states if state), None)
+    preview = _preview(pipeline, spec, examples[0], options) if options.preview_every else None
+    if preview and resume:
+        preview.load(resume.tensors)
 
     def keep(state: TrainingState) -> None:
         samples = preview.tensors() if preview else {}
-        store.save_state(name, replace(state, tensors=state.tensors | samples))
+        store.save_state(names[0], replace(state, tensors=state.tensors | samples))
 
-    lora, losses = host.train_lora(
-        pipeline.model,
+    def on_step(step: int, loss: float) -> None:
+        options.callbacks.on_step(step, loss)
+        termination.check()
+
+    lora, losses = train_lora(
+        pipeline,
         examples,
         recipe,
         spec.seed,
         resume,
-        options.on_step,
-        keep if first else None,
+        replace(options.callbacks, on_step=on_step, on_save=keep if group.number == 0 else None),
         options.save_every,
         start=spec.previous.lora if spec.previous else None,
         checkpointing=options.checkpointing,
-        watch=preview,
-        group=options.group,
-        on_stage=options.on_stage,
+        after_step=preview,
+        group=group,
     )
     strip = draw_strip(preview.pictures) if preview and preview.pictures else None
-    return FinetuneResult(_subject(pipeline, spec, name, losses), lora, strip)
+    return FinetuneResult(_subject(pipeline, spec, names[0], losses), lora, strip)
 
 
-def encode_concepts(pipeline: Pipeline, spec: FinetuneSpec) -> list[Examples]:
-    """The subject's examples and, where there are regular pictures, theirs."""
-    size, seed, recipe = spec.size, spec.seed, spec.recipe
-    examples = [host.encode_examples(*pipeline, spec.concept, recipe, size, seed)]
-    if spec.regular:
-        fewer = replace(recipe, copies=recipe.regular_copies)
-        examples.append(
-            concatenate_examples(
-                [host.encode_examples(*pipeline, part, fewer, size, seed) for part in spec.regular]
-            )
-        )
-    return examples
+def _preview(
+    pipeline: Pipeline, spec: FinetuneSpec, examples: Examples, options: RunOptions
+) -> Preview | None:
+    if options.group.number:
+        return None
+    scene = make_preview_scene(
+        pipeline.clip,
+        pipeline.vae,
+        examples,
+        spec.concept.caption,
+        spec.seed,
+        spec.recipe.masked_cross_attention,
+        pipeline.inpaint_patch,
+    )
+    return Preview(scene, options.preview_every, spec.recipe.steps, options.callbacks.on_preview)
 
 
-def _check_room(model, recipe: Recipe, store: Store) -> None:
-    shapes = exported_shapes(model.model.diffusion_model, recipe.adapter, lora_names(model)).values()
-    store.check_room(BYTES_PER_TRAINED_NUMBER * sum(torch.Size(shape).numel() for shape in shapes))
+def _with_attributes(store: Store | None, name: str, subject: Subject, spec: FinetuneSpec) -> Subject:
+    """Return a stored subject with the spec's attributes; `store` keeps them, unless it is None."""
+    if not spec.attributes or spec.attributes == subject.attributes:
+        return subject
+    subject = replace(subject, attributes={kind: list(words) for kind, words in spec.attributes.items()})
+    if store:
+        try:
+            store.describe(name, subject)
+        except ValueError as error:  # a read-only store still gives what it holds
+            logger.warning(f"Inlay: the new attributes are not kept: {error}")
+    return subject
+
+
+def _bytes_to_store(pipeline: Pipeline, recipe: Recipe) -> int:
+    unet = models.unet_of(pipeline.model)
+    shapes = exported_shapes(unet, recipe.adapter, lora_names(pipeline.model)).values()  # pyright: ignore
+    return BYTES_PER_TRAINED_NUMBER * sum(torch.Size(shape).numel() for shape in shapes)
 
 
 def _subject(pipeline: Pipeline, spec: FinetuneSpec, name: str, losses: list[float]) -> Subject:

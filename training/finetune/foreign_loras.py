@@ -55,6 +55,12 @@ def _settings(text: str) -> dict:
     return found if isinstance(found, dict) else {}
 
 
+def peft_config(path: Path) -> dict:
+    """Return PEFT's settings in a LoRA file, as newer diffusers write them; empty where there are none."""
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+
+
 def as_kohya(tensors: Mapping[str, Tensor], config: Mapping) -> dict[str, Tensor]:
     """The tensors under kohya's keys; names that are not diffusers' stay as they are.
 

@@ -36,7 +36,7 @@ class LoraAdapter:
             p.data = p.data.to(dtype)
 
     def export(self, name: Name) -> dict[str, Tensor]:
-        """kohya's keys, which the host, diffusers and kohya's own tools all read: down, up, alpha."""
+        """Return the weights under kohya's keys, which the host and diffusers read too: down, up, alpha."""
         tensors = {}
         for path, layer in self.layers.items():
             key = name(path)
@@ -50,7 +50,7 @@ class LoraAdapter:
         return tensors
 
     def load(self, tensors: dict[str, Tensor], name: Name) -> None:
-        """Go on from what `export` gave; a file of another alpha keeps its strength."""
+        """Set the weights to those that `export` gave; a file of another alpha keeps its strength."""
         for path, layer in self.layers.items():
             key = name(path)
             down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -74,14 +74,14 @@ class FullAdapter:
         self.parameters = list(self.trained.values())
 
     def export(self, name: Name) -> dict[str, Tensor]:
-        """`<layer>.diff` and `<layer>.diff_b`, as the host's LoRA loader reads them."""
+        """Return `<layer>.diff` and `<layer>.diff_b`, as the host's LoRA loader reads them."""
         return {
             _difference(path, name): _stored(weight.float() - self.base[path].float())
             for path, weight in self.trained.items()
         }
 
     def load(self, tensors: dict[str, Tensor], name: Name) -> None:
-        """Go on from what `export` gave."""
+        """Set the weights to those that `export` gave."""
         for path, weight in self.trained.items():
             weight.data.copy_(self.base[path].float() + tensors[_difference(path, name)].to(weight.device))
 
@@ -101,7 +101,7 @@ def attach_adapter(
 
 
 def lora_layers(unet: nn.Module, spec: AdapterSpec) -> dict[str, nn.Linear]:
-    """The layers a LoRA goes on, by path. Raises ValueError for none, or for one that is too small."""
+    """Return the layers a LoRA goes on, by path. Raises ValueError for none, or for one that is too small."""
     layers: dict[str, Any] = {
         path: layer
         for path, layer in unet.named_modules()
@@ -119,7 +119,7 @@ def lora_layers(unet: nn.Module, spec: AdapterSpec) -> dict[str, nn.Linear]:
 
 
 def exported_shapes(unet: nn.Module, spec: AdapterSpec, name: Name) -> dict[str, tuple[int, ...]]:
-    """The keys and shapes that `export` will give, known before anything is attached."""
+    """Return the keys and shapes that `export` will give, before anything is attached."""
     if spec.kind == "full":
         return {_difference(path, name): tuple(weight.shape) for path, weight in unet.named_parameters()}
     shapes: dict[str, tuple[int, ...]] = {}

@@ -1,28 +1,55 @@
-"""How a trained LoRA is named inside its file, and what the file says about itself."""
+"""How a trained LoRA is named inside its file, what the file holds beside it, and other programs' names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-import comfy.utils
+import torch
+from torch import Tensor
 
 from ...conditioning.family import family
+from ...host import models
 from .recipes import Recipe
 from .subject import Subject
 
+LORA_PARTS = ("lora_down.weight", "lora_up.weight", "alpha", "dora_scale", "diff", "diff_b")
+
 
 def lora_names(model) -> Callable[[str], str]:
-    """A module's path in the UNet -> the key kohya's tools use, which the host and diffusers read as well.
+    """Return the function from a module's path in the UNet to the key that kohya's tools use.
 
-    SD 1.5 and 2 files name diffusers' blocks, SDXL files name the original ones.
+    The host and diffusers read these as well. SD 1.5 and 2 files name diffusers' blocks, SDXL files name the
+    original ones.
     """
     if "SDXL" in family(model):
         return lambda path: "lora_unet_" + path.replace(".", "_")
-    blocks = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
-    known = {theirs.removesuffix(".weight"): ours.removesuffix(".weight") for ours, theirs in blocks.items()}
+    known = models.diffusers_paths(model)
     return lambda path: "lora_unet_" + known.get(path, path).replace(".", "_")
 
 
+def with_own_names(model, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a LoRA of kohya's or diffusers' layout under the keys that a training of this MODEL writes.
+
+    A missing alpha is the rank, so that the scale is 1, as in diffusers. Keys of other layers stay.
+    """
+    paths, name = models.lora_targets(model), lora_names(model)
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in lora.items():
+        layer, part = _split(key)
+        renamed[f"{name(paths[layer])}.{part}" if layer in paths else key] = tensor
+    for key, tensor in list(renamed.items()):
+        layer, part = _split(key)
+        if part == "lora_down.weight":
+            renamed.setdefault(f"{layer}.alpha", torch.tensor(float(tensor.shape[0])))
+    return renamed
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Return a key's layer and its part, such as "lora_down.weight"."""
+    part = next((part for part in LORA_PARTS if key.endswith(f".{part}")), "")
+    return key.removesuffix(f".{part}"), part
+
+
 def lora_metadata(model, subject: Subject, recipe: Recipe) -> dict[str, str]:
-    """What the LoRA's file says about itself: Inlay's own facts, and the keys that LoRA managers read."""
+    """Return what the LoRA's file holds beside its weights: the subject, and keys that LoRA managers read."""
     adapter = recipe.adapter
     return {
         "inlay": subject.to_json(),

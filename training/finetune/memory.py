@@ -16,11 +16,13 @@ activations  what the forward pass keeps for the backward pass, and twice the la
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 from .presets import MemoryPreset
 from .recipes import OptimizerSpec, Recipe
@@ -30,9 +32,9 @@ OUTSIDE = -1  # of every block
 
 
 def with_preset(recipe: Recipe, preset: MemoryPreset, eight_bit: bool) -> Recipe:
-    """The recipe as the preset runs it; where the recipe itself names a precision, that stays.
+    """Return the recipe as the preset runs it; where the recipe itself names a precision, that stays.
 
-    `eight_bit`: whether 8-bit moments are to be had and nobody asked for another optimiser.
+    `eight_bit`: whether 8-bit moments are available and no other optimizer was chosen.
     """
     if preset.half and recipe.precision == "model":
         recipe = replace(recipe, precision="half")
@@ -77,7 +79,7 @@ class ActivationTrace(NamedTuple):
     largest: float  # output of a layer
 
     def at(self, pixels: int, other: "ActivationTrace", measured: tuple[int, int]) -> "ActivationTrace":
-        """This trace and another's, measured on so many latent pixels each, continued in a straight line."""
+        """Return the straight line through this trace and another's, measured at so many latent pixels."""
         share = (pixels - measured[0]) / (measured[1] - measured[0])
 
         def line(a: float, b: float) -> float:
@@ -98,7 +100,7 @@ class ActivationTrace(NamedTuple):
 def trained_need(
     shapes: Iterable[Sequence[int]], size: int, optimiser: OptimizerSpec, ema: bool
 ) -> tuple[int, int]:
-    """The bytes of the adapter and of the optimiser; `shapes` of what is trained, `size` of one number."""
+    """Return the bytes of adapter and optimizer; `shapes` of what is trained, `size` of one number."""
     sizes = [torch.Size(shape) for shape in shapes]
     count = sum(shape.numel() for shape in sizes)
     masters = 0 if size == 4 else 8
@@ -111,7 +113,7 @@ def trained_need(
 
 
 def trace(unet: nn.Module, blocks: Sequence[nn.Module], forward: Callable[[], Tensor]) -> ActivationTrace:
-    """Run `forward`, a pass of one picture through the network, and see what it keeps; see `ActivationTrace`.
+    """Run `forward`, a pass of one picture through the network, and measure what it keeps.
 
     `blocks` do not lie inside one another.
     """
@@ -155,7 +157,7 @@ def trace(unet: nn.Module, blocks: Sequence[nn.Module], forward: Callable[[], Te
 
 
 def check_fits(need: MemoryNeed, free: int, others: dict[str, MemoryNeed], otherwise: str) -> None:
-    """Raises ValueError when more is needed than is free.
+    """Raise ValueError when more is needed than is free.
 
     `others`: what each preset would need, the largest first; `otherwise`: the advice where none of them fits.
     """
@@ -168,3 +170,22 @@ def check_fits(need: MemoryNeed, free: int, others: dict[str, MemoryNeed], other
         f"memory: this training will not fit: it needs about {need.missing / GIGABYTE:.1f} GB besides the"
         f" loaded model and {free / GIGABYTE:.1f} GB are free; {advice}."
     )
+
+
+def recompute(blocks: Iterable[nn.Module]) -> None:
+    """Make each block keep only what enters it (Chen et al. 2016). Gradients stay the same."""
+    for block in blocks:
+        block.forward = partial(_recomputed, block.forward)
+
+
+def _recomputed(forward: Callable, *args, **kwargs):
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    # Copied: the host changes transformer_options["block"] during the forward pass.
+    args = [_as_now(value) for value in args]
+    pass_again = partial(forward, **{name: _as_now(value) for name, value in kwargs.items()})
+    return checkpoint(pass_again, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def _as_now(value):
+    return dict(value) if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""What a training looked like, as pictures drawn with Pillow (which the host has): its loss, its samples."""
+"""Pictures of a training, drawn with Pillow: the curve of its loss and a strip of its samples."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ MAX_STRIP_SAMPLES = 6  # in a row at most
 
 
 def smoothed(losses: Sequence[float], span: int) -> list[float]:
-    """Exponential mean over about `span` steps, without the start's bias (Kingma & Ba 2015, sec. 3)."""
+    """Return the exponential mean over about `span` steps, bias-corrected (Kingma & Ba 2015, sec. 3)."""
     decay, mean, weight, out = 1 - 1 / max(span, 1), 0.0, 0.0, []
     for loss in losses:
         mean, weight = decay * mean + (1 - decay) * loss, decay * weight + (1 - decay)
@@ -24,7 +24,7 @@ def smoothed(losses: Sequence[float], span: int) -> list[float]:
 def draw_curve(
     losses: Sequence[float], title: str, width: int = WIDTH, height: int = 432, notes: Sequence[str] = ()
 ) -> torch.Tensor:
-    """The loss of every step and its running mean as an IMAGE (1,height,width,3) in [0,1].
+    """Draw the loss of every step and its running mean as an IMAGE (1,height,width,3) in [0,1].
 
     `notes` are warnings that the user should see, written under the title.
     """
@@ -56,7 +56,7 @@ def draw_curve(
 
 
 def draw_strip(samples: Mapping[int, torch.Tensor], width: int = WIDTH) -> Image.Image:
-    """Samples over time, (H,W,3) in bytes by their step, side by side with the steps beneath.
+    """Draw samples over time, (H,W,3) in bytes by their step, side by side with the steps beneath.
 
     Of more than SAMPLES of them, evenly spaced ones with the first and the last.
     """
@@ -78,5 +78,5 @@ def draw_strip(samples: Mapping[int, torch.Tensor], width: int = WIDTH) -> Image
 
 
 def image_to_tensor(image: Image.Image) -> torch.Tensor:
-    """An IMAGE (1,H,W,3) in [0,1]."""
+    """Return a picture as an IMAGE (1,H,W,3) in [0,1]."""
     return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255)[None]

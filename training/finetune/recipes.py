@@ -63,6 +63,9 @@ class Recipe:
     inpainting_only: bool = True
     precision: Precision = "model"
     ema_decay: float = 0.0  # of a running mean of the weights, which is then the result; 0: none
+    sample_posterior: bool = (
+        False  # draw latents from the VAE's distribution, as released codes do; else its mean
+    )
 
     def with_choices(
         self,
@@ -128,8 +131,8 @@ DREAMMIX = Recipe(
     weight_inside=1.5,  # paper, eq. 7
     weight_outside=0.7,  # paper, eq. 7; README 0.6 with weights_squared
     beta=0.4,  # paper, eq. 8; the code draws regular data with probability 0.3 instead
-    # The paper's base is SDXL with the Fooocus head. Here a 4-channel UNet is trained without a head: it sees
-    # neither mask nor masked picture, the mask only weighs its loss.
+    # The paper's base is SDXL with Fooocus' inpaint patch (input inpaint_patch). A 4-channel UNet without it
+    # sees neither mask nor masked picture; the mask only weighs its loss.
     inpainting_only=False,
 )
 

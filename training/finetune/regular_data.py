@@ -18,7 +18,7 @@ PLAUSIBLE = (0.05, 0.95)  # ours: the share of the hole that a subject's outline
 
 
 def group_by_prompt(references: Sequence[Reference], prompts: Sequence[str]) -> list[Concept]:
-    """One `Concept` for each different prompt. `prompts`: one for all of the pictures, or one for each.
+    """Return one `Concept` for each different prompt. `prompts`: one for all pictures, or one for each.
 
     Raises ValueError when there are as many of neither.
     """
@@ -34,7 +34,7 @@ def group_by_prompt(references: Sequence[Reference], prompts: Sequence[str]) -> 
 
 
 def concatenate_examples(parts: Sequence[Examples]) -> Examples:
-    """The rows of all parts as one, each with its own context."""
+    """Return the rows of all parts as one, each with its own context."""
     whole = parts[0].take(torch.arange(len(parts[0])))
     for part in parts[1:]:
         whole = whole.joined(part.take(torch.arange(len(part))))
@@ -42,7 +42,7 @@ def concatenate_examples(parts: Sequence[Examples]) -> Examples:
 
 
 def random_box(height: int, width: int, seed: int) -> Tensor:
-    """A mask (1,H,W) with a box of random size and place, for a subject that fills much of the picture."""
+    """Return a mask (1,H,W) with a large box of random size and place."""
     low, high = BOX_SIDES
     tall, wide, down, right = torch.rand(4, generator=generator_at(seed, 0, 2)).tolist()
     rows, columns = round(height * (low + (high - low) * tall)), round(width * (low + (high - low) * wide))
@@ -51,7 +51,7 @@ def random_box(height: int, width: int, seed: int) -> Tensor:
 
 
 def changed_mask(image: Tensor, background: Tensor, hole: Tensor) -> Tensor:
-    """The outline (H,W) of what was painted into the hole, told by what was there before: no segmenter.
+    """Return the outline (H,W) of what was painted into the hole, by its difference to the background.
 
     `image`, `background` (H,W,3) in [0,1]; `hole` (H,W), 1 = was painted. The pixels in the hole whose colour
     changed more than Otsu's threshold, smoothed; of these the largest connected part, its own holes filled.
@@ -72,7 +72,7 @@ def changed_mask(image: Tensor, background: Tensor, hole: Tensor) -> Tensor:
 
 
 def otsu(values: Tensor) -> float:
-    """The threshold that parts values in [0,1] into the two classes that differ most (Otsu 1979)."""
+    """Return the threshold between the two classes of values in [0,1] that differ most (Otsu 1979)."""
     counts = torch.histc(values.float(), 256, 0, 1)
     levels = (torch.arange(256) + 0.5) / 256
     below, mass = counts.cumsum(0), (counts * levels.to(counts)).cumsum(0)

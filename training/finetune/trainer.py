@@ -1,17 +1,18 @@
-"""One finetuning: examples, objective, adapter and loop put together, on any UNet of the host's signature."""
+"""One finetuning on plain tensors: a trainable network, the loss of a pass, and the loop over the steps."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ...common.log import logger
 from ..objective import Prediction, noised, reconstruction, region_weight, target, total
-from ..optimizers import Average
+from ..optimizers import Average, MixedPrecisionOptimizer, UnfitState
 from .data import Examples, generator_at, rows_of_step
 from .lora import FullAdapter, LoraAdapter
-from .recipes import Recipe
-from .training_loop import TrainingState, run_training_loop
+from .recipes import OptimizerSpec, Recipe
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class NoiseSchedule:
 class TrainableModel:
     """A network to train: `unet(x, t, context=, y=, transformer_options=)`, its arithmetic and its adapter.
 
-    `inpainting` networks read noisy latent, mask and masked latent (9 channels). `regions` turns a step's
-    holes (B,h,w) on the CPU into transformer_options that keep the words inside them.
+    `inpainting` networks read noisy latent, mask and masked latent (9 channels). `options` makes the
+    transformer_options of a step from its rows on the CPU.
     """
 
     unet: nn.Module
@@ -36,7 +37,7 @@ class TrainableModel:
     dtype: torch.dtype
     device: torch.device
     inpainting: bool = True
-    regions: Callable[[Tensor], dict] | None = None
+    options: Callable[[Examples], dict] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ class ProcessGroup:
     average: Average | None = None  # the mean over all of them, in place
 
     def share(self, rows: Tensor, batch: int) -> Tensor:
-        """This process' part of one or more batches laid end to end; each must be a multiple of `size`."""
+        """Return this process' part of batches laid end to end; each must be a multiple of `size`."""
         return rows.view(-1, batch)[:, self.number :: self.size].flatten()
 
     def at_most(self, batch: int) -> int:
-        """How many pictures of such a batch a process has to hold."""
+        """Return how many pictures of such a batch a process holds at most."""
         return -(-batch // self.size)
 
 
@@ -68,7 +69,7 @@ def loss_of_pass(
     k: int,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Tensor:
-    """The loss of forward pass k: DreamCom eq. 1, or DreamMix eq. 7 and 8, on the examples the pass draws.
+    """Return the loss of forward pass k on the examples it draws: DreamCom eq. 1, or DreamMix eq. 7 and 8.
 
     In a group it is the loss of this process' share; the mean over the group is the loss of the whole batch.
     """
@@ -91,14 +92,14 @@ def per_sample_loss(
     generator: torch.Generator,
     share: Tensor | None = None,
 ) -> Tensor:
-    """The error (B,) of each row, or of those in `share`, at a noise level drawn uniformly from all."""
-    # Drawn on the CPU, so that a seed means the same on every device, and for all rows, so that it means the
-    # same to every process.
+    """Return the error (B,) of each row, or of those in `share`, at a noise level drawn uniformly."""
+    # Drawn on the CPU and for all rows: the same numbers on every device and in every process.
     t = torch.randint(len(trainable.diffusion.sigmas), (len(rows),), generator=generator)
     noise = torch.randn(rows.latent.shape, generator=generator).to(rows.latent)
+    rows = rows.drawn(generator)
     if share is not None:
         rows, t, noise = rows.take(share), t[share], noise[share]
-    options = {} if trainable.regions is None else trainable.regions(rows.mask[:, 0])
+    options = {} if trainable.options is None else trainable.options(rows)
     rows, noise = rows.to(trainable.device), noise.to(trainable.device)
     sigma = trainable.diffusion.sigmas[t].to(rows.latent)
     x = noised(rows.latent, noise, sigma)
@@ -116,40 +117,158 @@ def per_sample_loss(
     return reconstruction(predicted.to(wanted.dtype), wanted, rows.valid, weight)
 
 
-def finetune(
-    trainable: TrainableModel,
-    recipe: Recipe,
-    subject: Examples,
-    seed: int,
-    regular: Examples | None = None,
-    resume: TrainingState | None = None,
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
-    on_save: Callable[[TrainingState], None] | None = None,
-    save_every: int = 0,
-    group: ProcessGroup = SINGLE_PROCESS,
-) -> list[float]:
-    """Train `trainable.adapter` on the subject and return every step's loss.
+class Diverged(ValueError):
+    """The loss or its gradients are not finite."""
 
-    Callbacks as in `run_training_loop`.
 
-    The same seed on the same machine gives the same weights, also when the run was cut off and resumed.
-    Raises ValueError when the batch cannot be shared evenly among the group.
+@dataclass
+class TrainingState:
+    """The state of a run after `step` steps, as a checkpoint holds it."""
+
+    step: int
+    losses: list[float]
+    tensors: dict[str, Tensor]  # master weights and the optimizer's state, by "<kind>.<index>"
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What is called while a training runs; none of these changes its result.
+
+    Attributes:
+        on_step: called as `on_step(step, loss)` after every step; it may raise to stop.
+        on_save: called with the state every so many steps, and with the last finite state when an exception
+            stops the run early, unless the exception comes while the weights change. None: nothing is kept.
+        on_preview: called as `on_preview(step, picture)` with a sample (H, W, 3) in bytes.
+        on_stage: called as `on_stage(stage)` with a few words for each stage before the first step.
     """
-    if recipe.batch_size % group.size:
-        raise ValueError(
-            f"batch_size: {recipe.batch_size} pictures cannot be shared evenly among {group.size} processes;"
-            f" choose a multiple of {group.size}."
+
+    on_step: Callable[[int, float], None] = lambda step, loss: None
+    on_save: Callable[[TrainingState], None] | None = None
+    on_preview: Callable[[int, Tensor], None] = lambda step, picture: None
+    on_stage: Callable[[str], None] = lambda stage: None
+
+
+QUIET = Callbacks()
+
+
+class Trainer:
+    """Train the adapter of a `TrainableModel` by a recipe.
+
+    The same seed on the same machine gives the same weights, also when the run was stopped and resumed.
+    """
+
+    def __init__(
+        self, trainable: TrainableModel, recipe: Recipe, seed: int, group: ProcessGroup = SINGLE_PROCESS
+    ):
+        """Raise ValueError when the batch cannot be shared evenly among the group."""
+        if recipe.batch_size % group.size:
+            raise ValueError(
+                f"batch_size: {recipe.batch_size} pictures cannot be shared evenly among {group.size}"
+                f" processes; choose a multiple of {group.size}."
+            )
+        self.trainable, self.recipe, self.seed, self.group = trainable, recipe, seed, group
+
+    def fit(
+        self,
+        subject: Examples,
+        regular: Examples | None = None,
+        resume: TrainingState | None = None,
+        callbacks: Callbacks = QUIET,
+        save_every: int = 0,
+    ) -> list[float]:
+        """Train on the subject, and on regular data where there is some; return the loss of every step."""
+
+        def loss_at(k: int) -> Tensor:
+            return loss_of_pass(self.trainable, self.recipe, subject, regular, self.seed, k, self.group)
+
+        return run_training_loop(
+            self.trainable.adapter.parameters,
+            loss_at,
+            self.recipe.optimiser,
+            self.recipe.steps,
+            self.recipe.accumulation,
+            resume,
+            callbacks,
+            save_every,
+            self.recipe.ema_decay,
+            self.group.average,
         )
-    return run_training_loop(
-        trainable.adapter.parameters,
-        lambda k: loss_of_pass(trainable, recipe, subject, regular, seed, k, group),
-        recipe.optimiser,
-        recipe.steps,
-        recipe.accumulation,
-        resume,
-        on_step,
-        on_save,
-        save_every,
-        recipe.ema_decay,
-        group.average,
+
+
+def run_training_loop(
+    parameters: Sequence[Tensor],
+    loss_at: Callable[[int], Tensor],
+    optimiser: OptimizerSpec,
+    steps: int,
+    accumulation: int = 1,
+    resume: TrainingState | None = None,
+    callbacks: Callbacks = QUIET,
+    save_every: int = 0,
+    ema_decay: float = 0.0,
+    average: Average | None = None,
+) -> list[float]:
+    """Take `steps` optimiser steps and return the loss of each.
+
+    A run that is resumed from a `TrainingState` gives the same bits as an uninterrupted one.
+
+    Args:
+        loss_at: `loss_at(k)` is the scalar loss of the k-th forward pass; a step averages `accumulation` of
+            them. Its random numbers must depend on k alone.
+        save_every: steps between calls of `callbacks.on_save`; 0: never while all goes well.
+        ema_decay, average: as in `MixedPrecisionOptimizer`.
+
+    Raises:
+        Diverged: at the first loss or gradient that is not finite.
+    """
+    on_save = callbacks.on_save
+    stepper = MixedPrecisionOptimizer(parameters, optimiser, ema_decay, average)
+    losses: list[float] = []
+    if resume:
+        try:
+            if not len(resume.losses) == resume.step <= steps:
+                raise UnfitState(f"it has {len(resume.losses)} losses for {resume.step} steps of {steps}")
+            stepper.load(resume.tensors, resume.step)
+            losses = list(resume.losses)
+        except UnfitState as error:
+            logger.warning(f"Inlay: the saved state does not fit ({error}); the training starts anew.")
+    good = len(losses)
+    try:
+        for step in range(len(losses), steps):
+            loss = _gradients(stepper, loss_at, step * accumulation, accumulation)
+            if not math.isfinite(loss) or not stepper.step():
+                raise Diverged(_diverged(step, optimiser, kept=on_save is not None))
+            losses.append(loss)
+            callbacks.on_step(step + 1, loss)
+            if on_save and save_every and (step + 1) % save_every == 0 and step + 1 < steps:
+                on_save(TrainingState(step + 1, list(losses), stepper.tensors()))
+                good = step + 1
+    except BaseException:
+        whole = stepper.taken == len(losses)  # False where the exception came inside step()
+        if on_save and whole and len(losses) > good:
+            on_save(TrainingState(len(losses), list(losses), stepper.tensors()))
+        raise
+    stepper.finish()
+    return losses
+
+
+def _diverged(step: int, optimiser: OptimizerSpec, kept: bool) -> str:
+    sentence = (
+        f"learning_rate: the loss stopped being a number at step {step + 1} with"
+        f" {optimiser.learning_rate:g}; choose a smaller learning rate"
     )
+    return sentence + (f" (the checkpoint of step {step} is kept)." if kept and step else ".")
+
+
+def _gradients(
+    stepper: MixedPrecisionOptimizer, loss_at: Callable[[int], Tensor], first: int, count: int
+) -> float:
+    """Add up the gradients of `count` passes; return their mean loss."""
+    losses = []
+    for k in range(first, first + count):
+        loss = loss_at(k) / count
+        stepper.backward(loss)
+        losses.append(loss.detach())
+    mean = torch.stack(losses).sum()
+    if stepper.average:
+        stepper.average([mean])
+    return float(mean)

@@ -1,6 +1,7 @@
 """The close-up sampler on every transformer: odd sizes, batches, several masks, references by view."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_share_0_is_the_hosts_own_sampler_on_the_window(parts, name):
         fill = {"concat_latent_image": vae.encode(masked), "concat_mask": hole}
         prompts = [[[text, values | fill]] for ((text, values),) in prompts]
     want = comfy.sample.sample(
-        model, comfy.sample.prepare_noise(known, 3), 2, 1.0, "euler", "simple", *prompts, known,
+        model, comfy.sample.prepare_noise(known, 3), 2, 1.0, "euler", "simple", prompts[0], prompts[1], known,
         noise_mask=hole, seed=3, disable_pbar=True,
     )  # fmt: skip
     assert torch.equal(latent["samples"], want)
@@ -162,7 +163,7 @@ def test_auto_takes_the_familys_settings(parts, monkeypatch, name, steps, cfg):
 
     model, vae = parts(name)
     model, calls = watched(model)
-    node = DisentangledInpaintSampler.PREPARE_CLASS_CLONE(None)
+    node: Any = DisentangledInpaintSampler.PREPARE_CLASS_CLONE(None)
     node.execute(
         model, random_prompt(name, 1), random_prompt(name, 2), vae, pictures(1), spots((20, 30)), 3, 0, 0.0,
         "auto", "auto", close_up_size=64,
@@ -177,7 +178,7 @@ def test_auto_on_a_model_without_a_row_is_refused(in_process_host):
     class Config:
         unet_config = {}
 
-    model = SimpleNamespace(model=SimpleNamespace(model_config=Config()))
+    model: Any = SimpleNamespace(model=SimpleNamespace(model_config=Config()))
     with pytest.raises(ValueError, match="steps: Inlay has no automatic settings for Config models"):
         choose_settings(model, "euler", "auto", 0, 1.0, "auto")
 
@@ -199,7 +200,7 @@ def test_soft_masks_reach_the_last_step_of_a_steep_schedule(in_process_host):
     from inlay.sampling.host import last_level, reach_soft_masks
 
     model = tiny_transformer("flux2-klein")
-    patched = DifferentialDiffusion.execute(model).result[0]
+    patched = DifferentialDiffusion.execute(model)[0]
     sigmas = torch.tensor([1.0, 0.967, 0.908, 0.767, 0.0])
     extra = {"model": SimpleNamespace(inner_model=model.model), "sigmas": sigmas}
     mask = torch.tensor([0.0, 0.5, 1.0])

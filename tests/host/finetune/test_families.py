@@ -115,9 +115,9 @@ def test_the_node_teaches_it(wired, pictures, store_folder, run, weights):
 @pytest.mark.parametrize("wired", CASES, indirect=True)
 def test_the_loss_is_that_of_the_hosts_own_prediction(wired):
     """Of the clean latent: weighed by 1 / sigma^2 it is eq. 1, with v by (sigma^2 + 1) / sigma^2."""
-    from inlay.training.finetune import host
+    from inlay.host.models import model_around
     from inlay.training.finetune.data import Examples, generator_at
-    from inlay.training.finetune.preview import as_model
+    from inlay.training.finetune.pipeline import trainable_model
     from inlay.training.finetune.recipes import RECIPES
     from inlay.training.finetune.trainer import loss_of_pass
 
@@ -131,22 +131,22 @@ def test_the_loss_is_that_of_the_hosts_own_prediction(wired):
     context = torch.randn(1, 77, width, generator=generator)
     examples = Examples(latent, mask, masked, torch.ones_like(mask), context, label)
     with torch.inference_mode(False), torch.enable_grad():
-        trainee = host._trainable_model(wired.model, recipe, torch.float32, 0, None)
+        trainee = trainable_model(wired.model, recipe, torch.float32, 0)
         loss = loss_of_pass(trainee, recipe, examples, None, seed=5, k=2)
 
         rows = examples.take(torch.tensor([_row(examples, recipe)]))
         drawn = generator_at(5, 2)
         sigma = trainee.diffusion.sigmas[torch.randint(1000, (1,), generator=drawn)]
         noise = torch.randn(1, 4, 8, 8, generator=drawn)
-        base = as_model(wired.model, trainee.unet, torch.float32).model
+        base = model_around(wired.model, trainee.unet, torch.float32).model
         x = base.model_sampling.noise_scaling(sigma, noise, rows.latent)
-        assert trainee.regions is not None
+        assert trainee.options is not None
         found = base.apply_model(
             x,
             sigma,
             c_concat=torch.cat([rows.mask, rows.masked], 1) if trainee.inpainting else None,
             c_crossattn=rows.context,
-            transformer_options=trainee.regions(rows.mask[:, 0]),
+            transformer_options=trainee.options(rows),
             **({} if label is None else {"y": label}),
         )
         weight = (sigma**2 + 1) / sigma**2 if wired.prediction == "V_PREDICTION" else 1 / sigma**2
@@ -164,7 +164,7 @@ def test_a_prediction_is_told_by_how_it_is_wired(make_model, in_process_host):
     """ModelSamplingDiscrete turns a noise model into a v model; the trainer follows."""
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
-    from inlay.training.finetune.checks import prediction_of
+    from inlay.host.models import prediction_of
 
     with torch.inference_mode():
         model = make_model("SDXL", 9, "EPS")

@@ -66,36 +66,35 @@ def test_optimiser_and_running_mean_reach_the_result(pictures, store_folder, run
 @pytest.mark.parametrize(("optimiser", "kind"), [("preset", "AdamW8bit"), ("AdamW", "AdamW")])
 def test_a_preset_leaves_an_optimiser_that_was_chosen(pictures, run, monkeypatch, tmp_path, optimiser, kind):
     from inlay.training import optimizers as optimisers
-    from inlay.training.finetune import spec_from_node as from_graph
-    from inlay.training.finetune import spec_from_toml as from_config
+    from inlay.training.finetune import finetune_subject, spec
     from inlay.training.finetune import toml_config as config
     from inlay.training.finetune.trainer import SINGLE_PROCESS
 
     def told(recipe):
         raise InterruptedError(recipe.optimiser.kind)
 
-    for place in (optimisers, from_config):
+    for place in (optimisers, finetune_subject):
         monkeypatch.setattr(place, "eight_bit_installed", lambda: True)
-    monkeypatch.setattr(from_graph, "lesson_of", lambda wired, recipe, *_: told(recipe))
+    monkeypatch.setattr(spec, "spec_from_node", lambda pipeline, recipe, *_: told(recipe))
     with pytest.raises(InterruptedError, match=f"^{kind}$"):
         run(*pictures, memory="12 GB", optimiser=optimiser)
-    monkeypatch.setattr(from_config, "shared_out", lambda recipe, size: told(recipe))
+    monkeypatch.setattr(finetune_subject, "split_batch", lambda recipe, size: told(recipe))
     file, named = tmp_path / "cat.toml", "" if optimiser == "preset" else f'optimiser.kind = "{optimiser}"'
     file.write_text(
         f'checkpoint = "a"\nreferences = "b"\nclass_name = "cat"\nmemory = "8 GB"\n[recipe]\n{named}',
         encoding="utf-8",
     )
     with pytest.raises(InterruptedError, match=f"^{kind}$"):
-        from_config.finetune_from_config(config.read_toml(file), SINGLE_PROCESS, lambda *_: None)
+        finetune_subject.finetune_from_config(config.read_toml(file), SINGLE_PROCESS, lambda *_: None)
 
 
 def test_what_will_not_fit_is_said_before_the_first_step(pictures, store_folder, run, monkeypatch):
     import comfy.model_management
 
-    from inlay.training.finetune import host
+    from inlay.training.finetune import pipeline
 
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 2**20)
-    monkeypatch.setattr(host, "finetune", lambda *_, **__: pytest.fail("work began"))
+    monkeypatch.setattr(pipeline, "Trainer", lambda *_, **__: pytest.fail("work began"))
     with pytest.raises(ValueError, match=r"memory: this training will not fit: it needs about .* GB besides"):
         run(*pictures)
     assert not list(store_folder.glob("*.resume"))
@@ -131,23 +130,26 @@ def peak_of(work):
 
 def estimate_and_peak(model, size, checkpointing, recipe):
     """The estimate of a training of two steps, besides what is loaded, and its measured peak, in bytes."""
-    from inlay.training.finetune import host, preflight
+    from inlay.host.models import block_modules
+    from inlay.training.finetune.checks import check_step_fits, precision_of
     from inlay.training.finetune.data import Examples
-    from inlay.training.finetune.trainer import finetune
+    from inlay.training.finetune.memory import recompute
+    from inlay.training.finetune.pipeline import trainable_model
+    from inlay.training.finetune.trainer import Trainer
 
     grid, generator = size // 8, torch.Generator().manual_seed(0)
     mask = torch.zeros(4, 1, grid, grid)
     mask[..., grid // 4 : -grid // 4, grid // 4 : -grid // 4] = 1
     latent, masked = (torch.randn(4, 4, grid, grid, generator=generator) for _ in range(2))
     examples = Examples(latent, mask, masked, torch.ones_like(mask), torch.randn(1, 77, 768))
-    dtype = preflight.precision_of(model, recipe)
+    dtype = precision_of(model, recipe)
     with torch.inference_mode(False), torch.enable_grad():
-        trainee = host._trainable_model(model, recipe, dtype, 0, None)
-        blocks = [layer for layer in trainee.unet.modules() if isinstance(layer, host.BLOCKS)]
-        need = preflight.check_step_fits(model, trainee, recipe, [examples], blocks, checkpointing)
+        trainee = trainable_model(model, recipe, dtype, 0)
+        blocks = block_modules(trainee.unet)
+        need = check_step_fits(model, trainee, recipe, [examples], blocks, checkpointing)
         if checkpointing:
-            host.recompute(blocks)
-        return need.missing, peak_of(lambda: finetune(trainee, recipe, examples, 0))
+            recompute(blocks)
+        return need.missing, peak_of(lambda: Trainer(trainee, recipe, 0).fit(examples))
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +171,10 @@ def unets(in_process_host, tmp_path_factory):
 
 
 def test_a_process_among_four_needs_room_for_its_share(unets):
-    from inlay.training.finetune import host, preflight
+    from inlay.host.models import block_modules
+    from inlay.training.finetune.checks import check_step_fits, precision_of
     from inlay.training.finetune.data import Examples
+    from inlay.training.finetune.pipeline import trainable_model
     from inlay.training.finetune.recipes import DREAMCOM
     from inlay.training.finetune.trainer import ProcessGroup
 
@@ -178,10 +182,10 @@ def test_a_process_among_four_needs_room_for_its_share(unets):
     mask = torch.ones(1, 1, 8, 8)
     examples = Examples(torch.zeros(1, 4, 8, 8), mask, torch.zeros(1, 4, 8, 8), mask, torch.zeros(1, 77, 768))
     with torch.inference_mode(False), torch.enable_grad():
-        trainee = host._trainable_model(model, recipe, preflight.precision_of(model, recipe), 0, None)
-        blocks = [layer for layer in trainee.unet.modules() if isinstance(layer, host.BLOCKS)]
+        trainee = trainable_model(model, recipe, precision_of(model, recipe), 0)
+        blocks = block_modules(trainee.unet)
         alone, shared = (
-            preflight.check_step_fits(model, trainee, recipe, [examples], blocks, False, group)
+            check_step_fits(model, trainee, recipe, [examples], blocks, False, group)
             for group in (ProcessGroup(), ProcessGroup(3, 4))
         )
     assert shared.activations == pytest.approx(alone.activations / 4, rel=1e-6)

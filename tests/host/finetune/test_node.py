@@ -28,10 +28,10 @@ def test_every_output_and_an_untouched_model(parts, pictures, store_folder, run,
 
 
 def test_the_same_inputs_train_once(parts, pictures, store_folder, monkeypatch, run, predict):
-    from inlay.training.finetune import host
+    from inlay.training.finetune import finetune_subject
 
     first = run(*pictures)
-    monkeypatch.setattr(host, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(finetune_subject, "train_lora", lambda *_, **__: pytest.fail("trained again"))
     again = run(*pictures)
     assert all(torch.equal(first[1][key], again[1][key]) for key in first[1])
     assert first[2] == again[2]
@@ -70,7 +70,7 @@ def test_an_interrupt_stops_within_a_step_and_the_next_run_goes_on_bit_for_bit(
                 comfy.model_management.interrupt_current_processing()
 
     with monkeypatch.context() as patch:
-        patch.setattr(subject_finetune, "Progress", Interrupting)
+        patch.setattr(subject_finetune, "NodeProgress", Interrupting)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             run(*pictures, steps=6)
     assert taken == [1, 2, 3, 4]
@@ -112,7 +112,7 @@ def test_training_options_are_used_instead_of_the_nodes_own_values(parts, pictur
         "optimiser": "preset", "gradient_checkpointing": "preset", "ema_decay": 0.0,
         "attributes": "colour: brown",
     }  # fmt: skip
-    options = InlayTrainingOptions.execute(**given).result[0]
+    options = InlayTrainingOptions.execute(**given)[0]
     assert options == {"rank": 2, "attributes": "colour: brown"}
     subject = run(*pictures, options=options)[3]
     same = run(*pictures, rank=2)[3]
@@ -128,12 +128,14 @@ def test_dreammix_trains_keys_and_values_only(parts, pictures, store_folder, run
 
 def test_the_words_of_dreamcom_reach_only_the_hole(parts):
     """One layer's cross-attention in training: zero outside the hole, plain inside; so are its gradients."""
-    from inlay.training.finetune import host
+    from inlay.training.finetune import pipeline
+    from inlay.training.finetune.data import Examples
 
-    options = host.attention_options(parts.model.model.diffusion_model, True, torch.device("cpu"))
+    options = pipeline.step_options(parts.model.model.diffusion_model, True, torch.device("cpu"))
     hole = torch.zeros(1, 8, 8)
     hole[:, 2:6, 3:7] = 1
-    chosen = options(hole)
+    latent = torch.zeros(1, 4, 8, 8)
+    chosen = options(Examples(latent, hole[:, None], latent, hole[:, None], torch.zeros(1, 77, 768)))
     replacements = chosen["patches_replace"]["attn2"]
     attn = parts.model.model.diffusion_model.input_blocks[1][1].transformer_blocks[0].attn2
     g = torch.Generator().manual_seed(0)
@@ -207,9 +209,9 @@ def tiny_mask():
     ],
 )
 def test_bad_input_gets_one_sentence_before_any_work(parts, pictures, monkeypatch, changes, message, run):
-    from inlay.training.finetune import host
+    from inlay.training.finetune import pipeline
 
-    monkeypatch.setattr(host, "encode_examples", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(pipeline, "encode_examples", lambda *_: pytest.fail("work began"))
     images, masks = changes.pop("images", pictures[0][:1]), changes.pop("masks", pictures[1][:1])
     with pytest.raises(ValueError, match=message):
         run(images, masks, **changes)
@@ -219,10 +221,10 @@ def test_eight_bits_without_bitsandbytes_are_refused_before_any_work(
     pictures, store_folder, run, monkeypatch
 ):
     from inlay.training import optimizers as optimisers
-    from inlay.training.finetune import host
+    from inlay.training.finetune import pipeline
 
     monkeypatch.setattr(optimisers, "eight_bit_installed", lambda: False)
-    monkeypatch.setattr(host, "encode_examples", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(pipeline, "encode_examples", lambda *_: pytest.fail("work began"))
     with pytest.raises(ValueError, match="optimiser: AdamW8bit needs the Python package bitsandbytes"):
         run(*pictures, optimiser="AdamW8bit")
 
@@ -238,7 +240,7 @@ def test_identical_references_are_warned_of_where_the_user_looks(pictures, store
             super().__init__(steps, node_id, notes, workflow)
             said.extend(notes)
 
-    monkeypatch.setattr(subject_finetune, "Progress", Listening)
+    monkeypatch.setattr(subject_finetune, "NodeProgress", Listening)
     images, masks = pictures
     drawn = []
     draw = curve.draw_curve
@@ -257,10 +259,10 @@ def test_a_full_disk_is_said_before_any_work(pictures, store_folder, run, monkey
     import shutil
     from types import SimpleNamespace
 
-    from inlay.training.finetune import host
+    from inlay.training.finetune import pipeline
 
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
-    monkeypatch.setattr(host, "encode_examples", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(pipeline, "encode_examples", lambda *_: pytest.fail("work began"))
     with pytest.raises(ValueError, match=r"1 MB are free on that disk but the subject .* make room"):
         run(*pictures)
 
@@ -268,8 +270,7 @@ def test_a_full_disk_is_said_before_any_work(pictures, store_folder, run, monkey
 def test_a_disk_that_fills_up_while_saving_loses_no_checkpoint(pictures, store_folder, run, monkeypatch):
     from functools import partial
 
-    from inlay.training.finetune import finetune_subject as teach
-    from inlay.training.finetune import store
+    from inlay.training.finetune import finetune_subject, store
 
     save = store.save_file
 
@@ -282,7 +283,7 @@ def test_a_disk_that_fills_up_while_saving_loses_no_checkpoint(pictures, store_f
     whole = run(*pictures)
     for file in store_folder.iterdir():
         file.unlink()
-    monkeypatch.setattr(teach, "Manner", partial(teach.RunOptions, save_every=2))
+    monkeypatch.setattr(finetune_subject, "RunOptions", partial(finetune_subject.RunOptions, save_every=2))
     with monkeypatch.context() as patch:
         patch.setattr(store, "save_file", full)
         with pytest.raises(ValueError, match=r"could not be written.*No space left.*make room"):

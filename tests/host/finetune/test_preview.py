@@ -19,7 +19,7 @@ def shown(monkeypatch):
             super().show(step, picture)
             pictures[step] = picture
 
-    monkeypatch.setattr(subject_finetune, "Progress", Watching)
+    monkeypatch.setattr(subject_finetune, "NodeProgress", Watching)
     return pictures
 
 
@@ -53,7 +53,7 @@ def test_a_sample_is_what_the_finished_model_would_paint(parts, pictures, store_
 
     from inlay.training.finetune.checks import crop_size
     from inlay.training.finetune.data import Concept, collect_references
-    from inlay.training.finetune.host import encode_examples
+    from inlay.training.finetune.pipeline import Pipeline, encode_captions, encode_examples
     from inlay.training.finetune.preview import make_preview_scene, paint_preview
     from inlay.training.finetune.recipes import RECIPES
 
@@ -62,7 +62,9 @@ def test_a_sample_is_what_the_finished_model_would_paint(parts, pictures, store_
     with torch.inference_mode():
         material = Concept(subject.caption, collect_references(*pictures))
         size = crop_size(parts.model, recipe)
-        examples = encode_examples(parts.model, parts.clip, parts.vae, material, recipe, size, 7)
+        pipeline = Pipeline(parts.model, parts.clip, parts.vae)
+        text = encode_captions(pipeline, [subject.caption], size)[subject.caption]
+        examples = encode_examples(pipeline, material, text, recipe, size, 7)
         scene = make_preview_scene(parts.clip, parts.vae, examples, subject.caption, 7, masked=True)
         comfy.model_management.load_models_gpu([model])
         painted = paint_preview(scene, model)
@@ -87,7 +89,7 @@ def test_samples_of_an_interrupted_run_stay(pictures, store_folder, run, shown, 
                 comfy.model_management.interrupt_current_processing()
 
     with monkeypatch.context() as patch:
-        patch.setattr(subject_finetune, "Progress", Interrupting)
+        patch.setattr(subject_finetune, "NodeProgress", Interrupting)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             run(*pictures, steps=4, preview_every=2)
     assert torch.equal(shown.pop(2), first)

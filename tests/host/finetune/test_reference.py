@@ -50,8 +50,10 @@ def reference(trainee, recipe, subject, regular, seed, k):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["DreamCom", "DreamMix"])
 def test_loss_and_gradients_of_a_step(parts, name, checkpointing):
-    from inlay.training.finetune import host
+    from inlay.host.models import block_modules
     from inlay.training.finetune.data import Examples
+    from inlay.training.finetune.memory import recompute
+    from inlay.training.finetune.pipeline import trainable_model
     from inlay.training.finetune.recipes import RECIPES
     from inlay.training.finetune.trainer import loss_of_pass
 
@@ -67,14 +69,14 @@ def test_loss_and_gradients_of_a_step(parts, name, checkpointing):
     recipe = replace(RECIPES[name], batch_size=2)
     subject, regular = examples(0), examples(1) if recipe.beta else None
     with torch.inference_mode(False), torch.enable_grad():
-        trainee = host._trainable_model(parts.model, recipe, torch.float64, 0, None)
+        trainee = trainable_model(parts.model, recipe, torch.float64, 0)
         generator = torch.Generator().manual_seed(9)
         for p in trainee.adapter.parameters:  # B starts at zero, which would hide half of the gradients
             p.data += 0.02 * torch.randn(p.shape, generator=generator).double()
         wanted = reference(trainee, recipe, subject, regular, 5, 1)
         expected = torch.autograd.grad(wanted, trainee.adapter.parameters)
         if checkpointing:
-            host.recompute([layer for layer in trainee.unet.modules() if isinstance(layer, host.BLOCKS)])
+            recompute(block_modules(trainee.unet))
         loss = loss_of_pass(trainee, recipe, subject, regular, 5, 1)
         gradients = torch.autograd.grad(loss, trainee.adapter.parameters)
     torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)

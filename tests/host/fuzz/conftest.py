@@ -83,11 +83,8 @@ class RunningHost:
         self.loop = asyncio.new_event_loop()
         self.server = PromptServer(self.loop)
         limits = {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
-        self.executor = execution.PromptExecutor(
-            self.server,
-            cache_type=execution.CacheType.CLASSIC,  # pyright: ignore[reportArgumentType]
-            cache_args=limits,
-        )
+        cache: Any = execution.CacheType.CLASSIC  # the host annotates it as a bool
+        self.executor = execution.PromptExecutor(self.server, cache_type=cache, cache_args=limits)
         self.validate, self.folders = execution.validate_prompt, folders
         self.nodes |= {"FuzzValue": FuzzValue, "FuzzSink": FuzzSink}
         from inlay.nodes import InlayExtension

@@ -1,0 +1,439 @@
+"""What training relies on in the host: one test for each seam, called after it."""
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+PATH = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"  # a layer of every UNet of SD 1.5's kind
+KEY = f"diffusion_model.{PATH}.weight"
+DIFFUSERS = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.fixture
+def parts(random_tiny):
+    """MODEL, CLIP and VAE of a 9-channel checkpoint."""
+    return SimpleNamespace(**dict(zip(("model", "clip", "vae"), random_tiny(9), strict=True)))
+
+
+@pytest.fixture
+def lora():
+    key = "lora_unet_" + DIFFUSERS.replace(".", "_")
+    generator = torch.Generator().manual_seed(0)
+    return {
+        f"{key}.lora_up.weight": torch.randn(320, 2, generator=generator),
+        f"{key}.lora_down.weight": torch.randn(2, 320, generator=generator),
+        f"{key}.alpha": torch.tensor(1.0),
+    }
+
+
+def test_every_seam_of_training_has_a_contract(in_process_host):
+    from inlay.host import autoencoder, devices, models, sampling, signals
+
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    missing = [
+        f"{module.__name__.rpartition('.')[2]}.{name}"
+        for module in (autoencoder, devices, models, sampling, signals)
+        for name, thing in vars(module).items()
+        if inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_")
+        if f"{module.__name__.rpartition('.')[2]}_{name}" not in tested
+    ]
+    assert missing == []
+
+
+def test_models_unet_of(parts):
+    from inlay.host import models
+
+    assert models.unet_of(parts.model) is parts.model.model.diffusion_model, "diffusion_model moved"
+    other = SimpleNamespace(model=SimpleNamespace(diffusion_model=torch.nn.Linear(1, 1)))
+    assert models.unet_of(other) is None
+
+
+def test_models_input_channels(parts, random_tiny):
+    from inlay.host import models
+
+    assert [models.input_channels(model) for model in (parts.model, random_tiny(4)[0])] == [9, 4]
+
+
+def test_models_unet_levels(parts):
+    from inlay.host import models
+
+    assert models.unet_levels(parts.model) == len(parts.model.model.model_config.unet_config["channel_mult"])
+
+
+def test_models_concat_keys(parts, random_tiny):
+    from inlay.host import models
+
+    assert models.concat_keys(parts.model) == ("mask", "masked_image")
+    assert models.concat_keys(random_tiny(4)[0]) == ()
+
+
+def test_models_prediction_of(parts):
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    from inlay.host import models
+
+    wired = {
+        kind: ModelSamplingDiscrete().patch(parts.model, kind, False)[0] for kind in ("eps", "v_prediction")
+    }
+    assert {kind: models.prediction_of(model) for kind, model in wired.items()} == {
+        "eps": "epsilon",
+        "v_prediction": "v",
+    }
+
+
+def test_models_noise_levels(parts):
+    from inlay.host import models
+
+    sigmas = models.noise_levels(parts.model)
+    assert sigmas.shape == (1000,)
+    assert (sigmas.diff() > 0).all(), "the table of noise levels is no longer sorted"
+
+
+def test_models_inference_dtype(parts):
+    from inlay.host import models
+
+    assert models.inference_dtype(parts.model).is_floating_point
+
+
+def test_models_block_modules(parts):
+    from inlay.host import models
+
+    blocks = models.block_modules(parts.model.model.diffusion_model)
+    assert {type(block).__name__ for block in blocks} == {"ResBlock", "BasicTransformerBlock"}
+    inside = {id(part) for block in blocks for part in list(block.modules())[1:]}
+    assert not any(id(block) in inside for block in blocks), "a block lies inside another"
+
+
+def test_models_pytorch_attention(in_process_host):
+    from inlay.host import models
+
+    q, k, v = (torch.randn(1, 5, 8, requires_grad=True) for _ in range(3))
+    query, key, value = (x.view(1, 5, 2, 4).transpose(1, 2) for x in (q, k, v))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    found = models.pytorch_attention(q, k, v, 2)
+    torch.testing.assert_close(found, expected)
+    assert torch.autograd.grad(found.sum(), q)[0].abs().sum() > 0
+
+
+def test_models_weights_of(parts, lora):
+    from inlay.host import models
+
+    before = {key: weight.clone() for key, weight in models.weights_of(parts.model)}
+    assert KEY in before
+    patched = models.load_fully(models.apply_lora(parts.model, lora))
+    after = dict(models.weights_of(patched))
+    assert not torch.equal(patched.model.state_dict()[KEY], before[KEY]), (
+        "the host no longer patches in place"
+    )
+    assert torch.equal(after[KEY], before[KEY]), "patcher.backup no longer holds the unpatched weight"
+    models.load_fully(parts.model)
+
+
+def test_models_patches_of(parts, lora):
+    from comfy_extras.nodes_model_merging import ModelMergeSimple
+
+    from inlay.host import models
+
+    ((key, patch),) = models.patches_of(models.apply_lora(parts.model, lora, 0.5))
+    assert key == KEY
+    assert patch.facts[0] == 0.5, "the strength is no longer the first of a patch"
+    assert "lora" in patch.facts
+    assert 1.0 in patch.facts, "alpha"
+    for tensor in (value for name, value in lora.items() if not name.endswith("alpha")):
+        assert any(torch.equal(tensor, held) for held in patch.tensors)
+    merged = ModelMergeSimple().merge(parts.model, models.apply_lora(parts.model, lora), 0.25)[0]
+    assert any("merged" in patch.facts for _, patch in models.patches_of(merged))
+
+
+def test_models_patch_names_as_released(parts, lora):
+    from inlay.host import models
+
+    names = [name for name, _ in models.patch_names_as_released(models.apply_lora(parts.model, lora, 0.5))]
+    rest = "['LoRAAdapter', 1.0, None, None, None]"
+    assert names == [f"{KEY} 0 0.5 1.0 None {i} {rest}" for i in range(2)]
+
+
+def test_models_trainable_copy(parts):
+    from inlay.host import models
+
+    before = {key: weight.clone() for key, weight in parts.model.model.state_dict().items()}
+    network: Any = models.trainable_copy(parts.model, torch.float32)
+    own, copied = (net.get_submodule(PATH).weight for net in (parts.model.model.diffusion_model, network))
+    assert own.data_ptr() == copied.data_ptr(), "the copy no longer shares its weights"
+    assert own is not copied
+    layer = network.get_submodule(PATH)
+    layer.weight = torch.nn.Parameter(layer.weight.clone())
+    found = network(torch.randn(1, 9, 8, 8), torch.zeros(1), context=torch.randn(1, 77, 768))
+    (gradient,) = torch.autograd.grad(found.square().sum(), layer.weight)
+    assert gradient.abs().sum() > 0
+    assert all(torch.equal(weight, before[key]) for key, weight in parts.model.model.state_dict().items())
+    half = models.trainable_copy(parts.model, torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    # --novram leaves weights in the computer's memory; the copy goes to the device all the same
+    moved: Any = models.trainable_copy(parts.model, torch.float32, torch.device("meta"))
+    assert {t.device.type for t in (*moved.parameters(), *moved.buffers())} == {"meta"}
+
+
+def test_models_outside_inference_mode(in_process_host):
+    from inlay.host import models
+
+    with torch.inference_mode():
+        made = torch.arange(6.0).view(2, 3).mT
+    ordinary = models.outside_inference_mode(made)
+    assert made.is_inference()
+    assert not ordinary.is_inference()
+    assert torch.equal(ordinary, made)
+    assert ordinary.data_ptr() == made.data_ptr()
+
+
+def test_models_model_around(parts):
+    from inlay.host import models
+
+    network = models.trainable_copy(parts.model, torch.float32)
+    around = models.model_around(parts.model, network, torch.float32)
+    assert around.model.diffusion_model is network
+    assert parts.model.model.diffusion_model is not network, "the wired-in MODEL was changed"
+    x, context = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 768)
+    told = {"c_concat": torch.randn(1, 5, 8, 8), "c_crossattn": context}
+    with torch.inference_mode():
+        answers = [m.model.apply_model(x, torch.tensor([1.0]), **told) for m in (parts.model, around)]
+    torch.testing.assert_close(*answers)
+
+
+def test_models_load_fully(parts, lora):
+    from inlay.host import models
+
+    patched = models.load_fully(models.apply_lora(parts.model, lora))
+    up, down, alpha = lora.values()
+    delta = up @ down * alpha / 2
+    difference = patched.model.state_dict()[KEY] - dict(models.weights_of(patched))[KEY]
+    torch.testing.assert_close(difference, delta, rtol=1e-4, atol=1e-5)
+    models.load_fully(parts.model)
+
+
+def test_models_label_embedding(parts):
+    from inlay.host import models
+
+    assert models.label_embedding(parts.model, torch.zeros(1, 768), 64, torch.device("cpu")) is None
+
+
+def test_models_latent_in(parts):
+    from inlay.host import models
+
+    latent = torch.randn(1, 4, 8, 8)
+    scaled, twice = models.latent_in(parts.model, latent), models.latent_in(parts.model, 2 * latent)
+    zero = models.latent_in(parts.model, 0 * latent)
+    torch.testing.assert_close(twice - zero, 2 * (scaled - zero), msg="it is no longer scale and shift")
+
+
+def test_models_load_checkpoint(host_work, parts, tmp_path):
+    from safetensors.torch import save_file
+
+    from inlay.host import models
+
+    with torch.inference_mode():
+        loaded = models.load_checkpoint(host_work / "random" / "9.safetensors")
+    assert loaded is not None
+    assert None not in loaded
+    save_file({"a": torch.zeros(1)}, tmp_path / "none.safetensors")
+    with pytest.raises(RuntimeError, match=r"none\.safetensors"):  # the host names the file
+        models.load_checkpoint(tmp_path / "none.safetensors")
+
+
+def test_models_lora_targets(parts):
+    from inlay.host import models
+
+    targets = models.lora_targets(parts.model)
+    for name in (PATH, DIFFUSERS):
+        assert targets["lora_unet_" + name.replace(".", "_")] == PATH
+    layers = {name for name, _ in parts.model.model.diffusion_model.named_modules() if name.endswith("to_k")}
+    assert set(targets.values()) >= layers
+
+
+def test_models_diffusers_paths(parts):
+    from inlay.host import models
+
+    assert models.diffusers_paths(parts.model)[PATH] == DIFFUSERS
+
+
+def test_models_apply_lora(parts, lora):
+    from inlay.host import models
+
+    patched = models.apply_lora(parts.model, lora)
+    assert list(patched.patches) == [KEY]
+    assert not parts.model.patches
+
+
+def test_models_quantised_weights(parts):
+    from inlay.host import models
+
+    class Packed(torch.Tensor):
+        pass
+
+    assert models.quantised_weights(parts.model.model.diffusion_model) == ""
+    layer = torch.nn.Linear(2, 2)
+    layer.weight = torch.nn.Parameter(torch.zeros(2, 2).as_subclass(Packed), requires_grad=False)
+    assert models.quantised_weights(layer) == "Packed"
+    layer.weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.uint8), requires_grad=False)
+    assert models.quantised_weights(layer) == "torch.uint8"
+
+
+def test_models_can_load_fully(parts):
+    import comfy.model_patcher
+
+    from inlay.host import models
+
+    assert models.can_load_fully(parts.model)
+    assert parts.model.cached_patcher_init is not None, "core loaders no longer say how to load a copy"
+    paged = type("Paged", (comfy.model_patcher.ModelPatcher,), {"is_dynamic": lambda self: True})
+    cpu = torch.device("cpu")
+    assert not models.can_load_fully(paged(parts.model.model, cpu, cpu))
+
+
+def test_devices_prefers_bfloat16(in_process_host):
+    from inlay.host import devices
+
+    assert devices.prefers_bfloat16(torch.device("cpu"))
+
+
+def test_devices_free_memory_for(parts):
+    from inlay.host import devices
+
+    assert devices.free_memory_for(parts.model, 1) > 2**20
+
+
+def test_devices_raise_if_interrupted(in_process_host):
+    import comfy.model_management
+
+    from inlay.host import devices
+
+    devices.raise_if_interrupted()
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        devices.raise_if_interrupted()
+    devices.raise_if_interrupted()
+
+
+@pytest.fixture
+def scene(parts):
+    """A latent, its masked copy, the hole, and two conditionings."""
+    from inlay.host import sampling
+
+    generator = torch.Generator().manual_seed(0)
+    latent, masked = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 2:6, 2:6] = 1
+    with torch.inference_mode():
+        positive, negative = (sampling.condition(parts.clip, text) for text in ("a cat", ""))
+    return SimpleNamespace(latent=latent, masked=masked, mask=mask, positive=positive, negative=negative)
+
+
+HOW = {"seed": 3, "steps": 2, "cfg": 2.0, "sampler": "euler", "scheduler": "normal"}
+
+
+def test_sampling_condition(parts):
+    from inlay.host import sampling
+
+    with torch.inference_mode():
+        ((context, values),) = sampling.condition(parts.clip, "a cat", concat_mask="a mask")
+    assert context.shape == (1, 77, 768)
+    assert values["concat_mask"] == "a mask"
+
+
+def test_sampling_sample_latent(parts, scene):
+    from inlay.host import sampling
+
+    seen = []
+    with torch.inference_mode():
+        values = {"concat_latent_image": scene.masked, "concat_mask": scene.mask}
+        positive, negative = ([[c, v | values] for c, v in cond] for cond in (scene.positive, scene.negative))
+        found = sampling.sample_latent(
+            parts.model,
+            positive,
+            negative,
+            scene.latent,
+            scene.mask,
+            **HOW,
+            callback=lambda step, *_: seen.append(step),
+        )
+    assert seen == [0, 1]
+    outside = scene.mask.expand_as(found) == 0
+    torch.testing.assert_close(found[outside], scene.latent[outside])
+
+
+def test_sampling_sample_resident(parts, scene):
+    """The same picture as the host's own run of a model that is loaded."""
+    import comfy.sample
+
+    from inlay.host import models, sampling
+
+    model = models.load_fully(parts.model)
+    base = model.model
+    with torch.inference_mode():
+        found = sampling.sample_resident(
+            model, scene.positive, scene.negative, scene.latent, scene.masked, scene.mask, **HOW
+        )
+        hole = {"concat_latent_image": base.process_latent_out(scene.masked), "concat_mask": scene.mask}
+        positive, negative = ([[c, v | hole] for c, v in cond] for cond in (scene.positive, scene.negative))
+        noise = torch.randn(scene.latent.shape, generator=torch.Generator().manual_seed(3))
+        expected = comfy.sample.sample(
+            model, noise, 2, 2.0, "euler", "normal", positive, negative,
+            base.process_latent_out(scene.latent), noise_mask=scene.mask, disable_pbar=True, seed=3,
+        )  # fmt: skip
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_signals_in_main_thread(in_process_host):
+    import asyncio
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+
+    import server as server_module
+
+    from inlay.host import signals
+
+    pages: Any = server_module.PromptServer
+    ran = []
+
+    def call():
+        ran.append(threading.current_thread())
+
+    assert signals.in_main_thread(call)
+    with ThreadPoolExecutor() as pool:
+        assert not pool.submit(signals.in_main_thread, call).result(), "a loop that does not run was asked"
+
+        async def with_loop():
+            loop = asyncio.get_running_loop()
+            pages.instance = SimpleNamespace(loop=loop)  # where the host keeps it
+            return await loop.run_in_executor(pool, signals.in_main_thread, call)
+
+        kept = getattr(pages, "instance", None)
+        try:
+            assert asyncio.run(with_loop())
+        finally:
+            pages.instance = kept
+            if kept is None:
+                del pages.instance
+    assert ran == [threading.main_thread()] * 2
+
+
+def test_autoencoder_encoder_weights(parts):
+    from inlay.host import autoencoder
+
+    names = [name for name, _ in autoencoder.encoder_weights(parts.vae)]
+    assert any(name.startswith("taesd_encoder.") for name in names)
+    assert not any("decoder" in name for name in names)
+
+
+def test_autoencoder_encode_distribution(parts):
+    """TAESD has none; `finetune/test_bases.py` compares an AutoencoderKL's with its log variance."""
+    from inlay.host import autoencoder
+
+    pictures = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        mean, deviation = autoencoder.encode_distribution(parts.vae, pictures)
+        assert torch.equal(mean, parts.vae.encode(pictures))
+    assert not deviation.any()

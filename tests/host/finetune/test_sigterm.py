@@ -1,0 +1,54 @@
+"""The host is asked to end while it trains: the state is saved first, and the next run goes on from there."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from safetensors import safe_open
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process at once")
+def test_the_hosts_sigterm_leaves_a_state(comfyui_path, tmp_path):
+    from inlay.headless import Client, HostDied, Server
+    from inlay.lab.models.checkpoint import assemble, random_parts
+
+    models = {kind: tmp_path / "models" / kind for kind in ("checkpoints", "loras", "inlay")}
+    assemble(models["checkpoints"] / "tiny.safetensors", random_parts(0))
+    graph = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny.safetensors"}},
+        "2": {"class_type": "EmptyImage", "inputs": {
+            "width": 64, "height": 64, "batch_size": 1, "color": 255}},
+        "5": {"class_type": "SubjectFinetune", "inputs": {
+            "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "images": ["2", 0],
+            "class_name": "cat", "token": "sks", "recipe": "DreamCom", "steps": 5000, "rank": 2,
+            "learning_rate": 1e-4, "batch_size": 1, "seed": 0, "resolution": 64}},
+        "6": {"class_type": "PreviewImage", "inputs": {"images": ["5", 4]}},
+    }  # fmt: skip
+    with Server(tmp_path / "work", comfyui=comfyui_path, models=models) as host:
+        client = Client(host.url)
+        threading.Thread(target=lambda: run_quietly(client, graph), daemon=True).start()
+        deadline = time.monotonic() + 300
+        while not any(run["step"] > 2 for run in trainings(client)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.kill(host.pid, signal.SIGTERM)
+        with pytest.raises(HostDied):
+            host.wait()
+    (state,) = (models["loras"] / "inlay").glob("*.resume")
+    with safe_open(state, "pt") as file:
+        step = int(file.metadata()["step"])
+    assert 2 < step < 5000
+    assert step % 100  # not a checkpoint that was due
+
+
+def run_quietly(client, graph):
+    """Queues the graph; the host ends before it answers."""
+    try:
+        client.run(graph)
+    except Exception:
+        return
+
+
+def trainings(client):
+    return client.session.get(f"{client.url}/inlay/training", timeout=60).json()

@@ -1,0 +1,266 @@
+"""MODEL, CLIP and VAE of the host as a training needs them: what identifies them, examples, a network."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...attention.patch import region_options
+from ...conditioning.fooocus import InpaintPatch, block_patch, patch_weights
+from ...host import autoencoder, devices, models
+from .checks import check_parameters_fit, check_step_fits, diffusion_of, precision_of
+from .data import Concept, Examples, prepare_examples
+from .lora import attach_adapter
+from .lora_formats import lora_names
+from .memory import recompute
+from .recipes import Recipe
+from .regular_data import concatenate_examples
+from .store import fingerprint, rounded_samples
+from .trainer import QUIET, SINGLE_PROCESS, Callbacks, ProcessGroup, TrainableModel, Trainer, TrainingState
+
+
+class Pipeline(NamedTuple):
+    """MODEL, CLIP and VAE of one checkpoint, as the host's loader gives them.
+
+    `inpaint_patch`: Fooocus' deltas and head for a plain SDXL model, which `with_deltas` adds to the MODEL.
+    """
+
+    model: Any
+    clip: Any
+    vae: Any
+    inpaint_patch: InpaintPatch | None = None
+
+    def with_deltas(self) -> "Pipeline":
+        """Return this pipeline with the inpaint patch's deltas on its MODEL."""
+        if self.inpaint_patch is None:
+            return self
+        return self._replace(model=patch_weights(self.model, self.inpaint_patch))
+
+
+class EncodedText(NamedTuple):
+    """A caption's context (1, L, D), and its label embedding (1, P) where the network has one (SDXL)."""
+
+    context: Tensor
+    label: Tensor | None
+
+
+def encode_captions(pipeline: Pipeline, captions: Sequence[str], size: int) -> dict[str, EncodedText]:
+    """Return every caption as the network sees it; `size` is the side of the training's crops in pixels."""
+    texts = {}
+    for caption in dict.fromkeys(captions):
+        clip = pipeline.clip
+        context, pooled = clip.encode_from_tokens(clip.tokenize(caption), return_pooled=True)
+        texts[caption] = EncodedText(
+            context, models.label_embedding(pipeline.model, pooled, size, context.device)
+        )
+    return texts
+
+
+# What identifies a pipeline
+
+
+def pipeline_fingerprint(pipeline: Pipeline, texts: Mapping[str, EncodedText]) -> str:
+    """Return a fingerprint of what decides a training's result: network, encoding of pictures, encoded text.
+
+    It holds no weight that takes no part. A file may lack some of a text encoder's, such as the projection of
+    the pooled vector, and the host leaves those uninitialised.
+    """
+    return fingerprint(_deciding_tensors(pipeline, texts))
+
+
+def _deciding_tensors(pipeline: Pipeline, texts: Mapping[str, EncodedText]) -> Iterator[tuple[str, Tensor]]:
+    yield f"sigmas {models.prediction_of(pipeline.model)}", models.noise_levels(pipeline.model)
+    for key, weight in models.weights_of(pipeline.model):
+        yield f"model.{key}", weight
+    for key, weight in autoencoder.encoder_weights(pipeline.vae):
+        yield f"vae.{key}", weight
+    if pipeline.inpaint_patch is not None:
+        yield "head", pipeline.inpaint_patch.head.get_parameter("head")
+    for caption, text in texts.items():
+        yield f"context {caption}", rounded_samples(text.context)
+        if text.label is not None:
+            yield f"label {caption}", rounded_samples(text.label)
+    parts = (("model", pipeline.model), ("clip", pipeline.clip.patcher), ("vae", pipeline.vae.patcher))
+    for part, patcher in parts:
+        for number, (key, patch) in enumerate(models.patches_of(patcher)):
+            yield f"{part}.{key} patch {number} {patch.facts}", torch.empty(0)
+            for i, tensor in enumerate(patch.tensors):
+                yield f"{part}.{key} patch {number} {i}", tensor
+
+
+def released_fingerprints(pipeline: Pipeline) -> list[str]:
+    """Return the fingerprints that version 0.1.0 may have given these models.
+
+    It hashed every weight of the text encoder. The first is of the weights as they are; in the second the
+    projection of CLIP-L's pooled vector is 0, as unused memory of a new process usually is.
+    """
+    model, clip = pipeline.model, pipeline.clip
+    parts = (("model", model), ("clip", clip.patcher), ("vae", pipeline.vae.patcher))
+    head = f"sigmas {models.prediction_of(model)} {clip.layer_idx}", models.noise_levels(model)
+    tensors = [head]
+    for part, patcher in parts:
+        tensors += [(f"{part}.{key}", weight) for key, weight in models.weights_of(patcher)]
+        tensors += [(f"{part}.{name}", weight) for name, weight in models.patch_names_as_released(patcher)]
+    zeroed = [
+        (name, torch.zeros_like(weight) if name.startswith("clip.clip_l.") and "text_projection" in name
+         else weight)
+        for name, weight in tensors
+    ]  # fmt: skip
+    return list(dict.fromkeys([fingerprint(tensors), fingerprint(zeroed)]))
+
+
+# Examples
+
+
+def encode_examples(
+    pipeline: Pipeline, concept: Concept, text: EncodedText, recipe: Recipe, size: int, seed: int
+) -> Examples:
+    """Return a concept as `Examples` of ordinary tensors on the CPU."""
+
+    def latent_in(latent: Tensor) -> Tensor:
+        return models.latent_in(pipeline.model, latent).float().cpu()
+
+    def encode(pictures: Tensor) -> Tensor:
+        devices.raise_if_interrupted()
+        if not recipe.sample_posterior:
+            return latent_in(pipeline.vae.encode(pictures))
+        mean, deviation = autoencoder.encode_distribution(pipeline.vae, pictures)
+        scaled = latent_in(mean)
+        return torch.cat([scaled, latent_in(mean + deviation) - scaled], dim=1)
+
+    examples = prepare_examples(concept.references, recipe, size, encode, text.context, text.label, seed)
+    with torch.inference_mode(False):
+        return examples.cloned()
+
+
+def encode_concepts(
+    pipeline: Pipeline,
+    concepts: Sequence[Concept],
+    texts: Mapping[str, EncodedText],
+    recipe: Recipe,
+    size: int,
+    seed: int,
+) -> list[Examples]:
+    """Return the subject's examples and, where `concepts` go on with regular pictures, all of theirs."""
+    subject, *regular = concepts
+    examples = [encode_examples(pipeline, subject, texts[subject.caption], recipe, size, seed)]
+    if regular:
+        fewer = replace(recipe, copies=recipe.regular_copies)
+        parts = [encode_examples(pipeline, part, texts[part.caption], fewer, size, seed) for part in regular]
+        examples.append(concatenate_examples(parts))
+    return examples
+
+
+# Training
+
+
+def train_lora(
+    pipeline: Pipeline,
+    examples: Sequence[Examples],
+    recipe: Recipe,
+    seed: int,
+    resume: TrainingState | None = None,
+    callbacks: Callbacks = QUIET,
+    save_every: int = 0,
+    start: Mapping[str, Tensor] | None = None,
+    checkpointing: bool = False,
+    after_step: Callable[[Any, int], None] | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Finetune a pipeline's MODEL without changing it.
+
+    Args:
+        examples: the subject's and, where there are regular pictures, theirs.
+        start: a LoRA to begin with, as `LoraAdapter.export` names it.
+        checkpointing: gradient checkpointing.
+        after_step: called as `after_step(model, step)` with a MODEL over the weights of that step.
+
+    Returns:
+        The LoRA's tensors, and the loss of every step.
+
+    Raises:
+        ValueError: before the first step, when it will not fit into memory.
+    """
+    dtype = precision_of(pipeline.model, recipe)
+    check_parameters_fit(pipeline.model, recipe, dtype)
+    callbacks.on_stage("loading the model")
+    model = models.load_fully(pipeline.model)
+    with torch.inference_mode(False), torch.enable_grad():
+        trainable = trainable_model(model, recipe, dtype, seed, start, pipeline.inpaint_patch)
+        blocks = models.block_modules(trainable.unet)
+        callbacks.on_stage("measuring memory")
+        check_step_fits(model, trainable, recipe, examples, blocks, checkpointing, group)
+        devices.raise_if_interrupted()
+        callbacks.on_stage("first step")
+        if checkpointing:
+            recompute(blocks)
+        live = models.model_around(model, trainable.unet, dtype) if after_step else None
+
+        def on_step(step: int, loss: float) -> None:
+            callbacks.on_step(step, loss)
+            if after_step:
+                after_step(live, step)
+            devices.raise_if_interrupted()
+
+        regular = examples[1] if len(examples) > 1 else None
+        trainer = Trainer(trainable, recipe, seed, group)
+        losses = trainer.fit(examples[0], regular, resume, replace(callbacks, on_step=on_step), save_every)
+        return trainable.adapter.export(lora_names(model)), losses
+
+
+def trainable_model(
+    model,
+    recipe: Recipe,
+    dtype: torch.dtype,
+    seed: int,
+    start: Mapping[str, Tensor] | None = None,
+    inpaint_patch: InpaintPatch | None = None,
+) -> TrainableModel:
+    """Return the network of a MODEL that `models.load_fully` gave, with its adapter."""
+    unet = models.trainable_copy(model, dtype)
+    adapter = attach_adapter(unet, recipe.adapter, dtype, seed)
+    if start:
+        adapter.load(dict(start), lora_names(model))
+    return TrainableModel(
+        unet,
+        diffusion_of(model),
+        adapter,
+        dtype,
+        inpainting=models.input_channels(model) == 9,
+        options=step_options(unet, recipe.masked_cross_attention, model.load_device, inpaint_patch),
+        device=model.load_device,
+    )
+
+
+def step_options(
+    unet: torch.nn.Module, masked: bool, device: torch.device, inpaint_patch: InpaintPatch | None = None
+) -> Callable[[Examples], dict]:
+    """Return the function that makes the `transformer_options` of a training step from its rows on the CPU.
+
+    Args:
+        masked: words reach the hole only (DreamCom eq. 2); self-attention is masked in inference only.
+        inpaint_patch: its head's feature of mask and masked latent is added to the first convolution's
+            output, as Fooocus does.
+    """
+
+    def differentiable(chosen, *args, **kwargs):
+        return models.pytorch_attention(*args, **kwargs)  # SageAttention has no gradients
+
+    def options(rows: Examples) -> dict:
+        chosen: dict[str, Any] = {"optimized_attention_override": differentiable}
+        if inpaint_patch is not None:
+            add = block_patch(inpaint_patch, rows.mask.to(device), rows.masked.to(device))
+            chosen["patches"] = {"input_block_patch": [add]}
+        if not masked:
+            return chosen
+        return region_options(
+            unet,
+            rows.mask[:, 0],
+            attend=models.pytorch_attention,
+            device=device,
+            transformer_options=chosen,
+        )
+
+    return options

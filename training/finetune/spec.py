@@ -1,0 +1,172 @@
+"""What is to be trained: one spec with two front ends, the node's inputs and the command line's TOML file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import folder_paths
+from torch import Tensor
+
+from ...host import models
+from ...imaging.references import list_references, read_reference
+from .attribute_dictionary import Attributes
+from .checks import check_trainable_model, crop_size
+from .data import Concept, Reference, check_references, collect_references
+from .foreign_loras import as_kohya, peft_config
+from .lora_formats import with_own_names
+from .pipeline import Pipeline
+from .recipes import Recipe
+from .regular_data import group_by_prompt
+from .regular_files import list_regular
+from .store import read_lora
+from .subject import Subject, is_subject
+from .toml_config import Config
+
+
+class WarmStart(NamedTuple):
+    """A subject to go on from, and its weights."""
+
+    subject: Subject
+    lora: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class FinetuneSpec:
+    """What is to be learned and how: with the pipeline, all that decides the result."""
+
+    token: str
+    class_name: str
+    recipe: Recipe
+    concept: Concept  # the subject
+    regular: Sequence[Concept]  # other pictures of the class, by their prompts
+    size: int  # side of the crops, in pixels
+    seed: int
+    previous: WarmStart | None = None
+    attributes: Attributes = field(default_factory=dict)  # what the subject looks like; changes no weight
+
+
+def caption_of(recipe: Recipe, token: str, class_name: str) -> str:
+    """Return the sentence that the subject is learned with. Raises ValueError when a word is missing."""
+    if not class_name:
+        raise ValueError(
+            "class_name: it is empty; say in a word or two what the subject is, for example cat."
+        )
+    if not token:
+        raise ValueError(
+            "token: it is empty; give a rare word that will stand for the subject, for example sks."
+        )
+    return recipe.prompt.format(token=token, class_name=class_name)
+
+
+def spec_from_node(
+    pipeline: Pipeline,
+    recipe: Recipe,
+    token: str,
+    class_name: str,
+    images: Sequence[Tensor],
+    masks: Sequence[Tensor] | None,
+    regular_images: Sequence[Tensor] | None,
+    regular_masks: Sequence[Tensor] | None,
+    regular_prompt: Sequence[str],
+    seed: int,
+    previous: Subject | None,
+    attributes: Attributes,
+) -> tuple[FinetuneSpec, list[str]]:
+    """Return the checked spec of what the node received, and the warnings to show.
+
+    Raises:
+        ValueError: in the user's words, when the inputs cannot be trained on.
+    """
+    token, class_name = token.strip(), class_name.strip()
+    caption = caption_of(recipe, token, class_name)
+    check_trainable_model(pipeline.model, recipe, pipeline.inpaint_patch is not None)
+    size = crop_size(pipeline.model, recipe)
+    references = collect_references(images, masks)
+    notes = check_references(references, size, masks is not None)
+    regular = []
+    if regular_images and recipe.beta:
+        prompts = [prompt.strip() or f"a {class_name}" for prompt in regular_prompt]
+        others = collect_references(regular_images, regular_masks, "regular_")
+        check_references(others, size, regular_masks is not None, "regular_")
+        regular = group_by_prompt(others, prompts)
+    start = None
+    if previous:
+        path = folder_paths.get_full_path("loras", previous.lora)
+        if path is None:
+            raise ValueError(
+                f"previous: its weights, {previous.lora}, are not in models/loras any more; put them back or"
+                " train it again."
+            )
+        start = read_previous(pipeline, previous, Path(path))
+    concept = Concept(caption, references)
+    return (
+        FinetuneSpec(token, class_name, recipe, concept, regular, size, seed, start, attributes),
+        notes,
+    )
+
+
+def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSpec]:
+    """Return the pipeline that a `Config` names, and its checked spec for `recipe`.
+
+    Raises:
+        ValueError: in the user's words, when what it names cannot be opened or trained on.
+    """
+    token, class_name = config.token.strip(), config.class_name.strip()
+    caption = caption_of(recipe, token, class_name)
+    pipeline = open_checkpoint(config.checkpoint)
+    check_trainable_model(pipeline.model, recipe)
+    size = crop_size(pipeline.model, recipe)
+    concept = Concept(caption, read_references(config.references, size))
+    regular = read_regular(config.regular, size) if config.regular and recipe.beta else []
+    previous = open_previous(pipeline, config.previous) if config.previous else None
+    spec = FinetuneSpec(
+        token, class_name, recipe, concept, regular, size, config.seed, previous, config.attributes
+    )
+    return pipeline, spec
+
+
+def open_checkpoint(name: str) -> Pipeline:
+    """Return MODEL, CLIP and VAE of a file, or of a name in models/checkpoints."""
+    path = name if Path(name).is_file() else folder_paths.get_full_path("checkpoints", name)
+    if path is None:
+        raise ValueError(f"checkpoint: there is no file {name}, and none of that name in models/checkpoints.")
+    loaded = models.load_checkpoint(path, folder_paths.get_folder_paths("embeddings"))
+    if loaded is None or None in loaded:
+        raise ValueError(f"checkpoint: {name} lacks a UNet, a text encoder or a VAE; use a whole checkpoint.")
+    return Pipeline(*loaded)
+
+
+def read_references(folder: Path, size: int) -> list[Reference]:
+    """Return the pictures of a folder with their masks."""
+    if not folder.is_dir():
+        raise ValueError(f"references: there is no folder {folder}.")
+    pairs = [read_reference(picture, mask) for picture, mask in list_references(folder)]
+    references = [Reference(image[0], mask[0]) for image, mask in pairs]
+    check_references(references, size, masked=False)
+    return references
+
+
+def read_regular(folder: Path, size: int) -> list[Concept]:
+    """Return the regular pictures of a folder by their prompts."""
+    files = list_regular(folder)
+    pairs = [read_reference(file.image, file.mask) for file in files]
+    references = [Reference(image[0], mask[0]) for image, mask in pairs]
+    check_references(references, size, masked=True, kind="regular_")
+    return group_by_prompt(references, [file.prompt for file in files])
+
+
+def open_previous(pipeline: Pipeline, name: str) -> WarmStart:
+    """Return the subject of a LoRA's file, or of its name in models/loras, with its weights."""
+    found = name if Path(name).is_file() else folder_paths.get_full_path("loras", name)
+    facts = Path(found).with_suffix(".json") if found else None
+    text = facts.read_text(encoding="utf-8", errors="replace") if facts and facts.is_file() else ""
+    if not is_subject(text):
+        raise ValueError(f"previous: there is no subject {name} with its JSON file in models/loras.")
+    return read_previous(pipeline, Subject.from_json(text), Path(str(found)))
+
+
+def read_previous(pipeline: Pipeline, subject: Subject, path: Path) -> WarmStart:
+    """Return a subject with its weights, in kohya's or diffusers' layout, named as a training names them."""
+    lora = as_kohya(read_lora(path), peft_config(path))
+    return WarmStart(subject, with_own_names(pipeline.model, lora))
