@@ -5,6 +5,8 @@ models are trained and as DreamCom masks attention). A hole that would vanish ke
 touches.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +19,7 @@ from .views import View
 CELL = 8  # pixels of the picture to a latent pixel, in every VAE of the UNet families
 
 
-def snap_hole(hole: Tensor, grid: tuple[int, int], cell: int = CELL) -> Tensor:
+def snap_hole(hole: Tensor, grid: Sequence[int], cell: int = CELL) -> Tensor:
     """Holes (B, H, W) on the latents' grid, as zeros and ones (B, h, w).
 
     A picture that was padded to multiples of `cell` for the autoencoder has its hole padded alike; any other
@@ -50,7 +52,7 @@ def grow_mask(hole: Tensor, grow: int) -> Tensor:
     return (distance_to(hole, grow) <= grow).to(hole)
 
 
-def snap_labels(labels: Tensor, grid: tuple[int, int], view: View | None = None) -> Tensor:
+def snap_labels(labels: Tensor, grid: Sequence[int], view: View | None = None) -> Tensor:
     """Regions (N, H, W), 0 = background, on the latent's grid (N, h, w): each snapped as a hole is.
 
     Where regions meet, the one with the lower number wins. `view`: the part that the latent shows.

@@ -33,6 +33,7 @@ def test_boxes_of_any_place_and_size(parts):
         (plan,) = (value for key, value in options.items() if key.startswith("inlay_regions"))
         grid = tuple(x.shape[-2:])
         labels = plan.at(grid, grid).labels[0].reshape(grid)
+        assert c_concat is not None
         seen.append((c_concat[0, 0].clone(), labels.float()))
         return executor(x, t, c_concat, *arguments, **kwargs)
 

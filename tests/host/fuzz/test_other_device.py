@@ -13,7 +13,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from .conftest import VALUES
-from .test_fuzz import GOOD
+from .test_fuzz import GOOD, good
+
+__all__ = ["good"]  # a fixture
 
 OTHER = torch.device("cpu", 1)
 MARK = "on_other_device"
@@ -81,7 +83,7 @@ class SecondDevice(TorchFunctionMode):
 
 
 @pytest.fixture
-def second_device(host, stock, monkeypatch):
+def second_device(host, stock, good, monkeypatch):
     """Pictures and masks of `VALUES` on the other device, which is also the host's for results."""
     import comfy.model_management
 
