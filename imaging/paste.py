@@ -438,7 +438,6 @@ def _blend(
     if not window.area:
         return
     mask = part.within(window)
-    alpha = soft_edge(mask[None].float(), options.feather)[0].to(result.device)
     straight = abs(work.to_painted[0, 1]) + abs(work.to_painted[1, 0]) == 0
     height = window.height
     if straight and options.follow and options.blend != GRADIENT:  # the others need the whole window at once
@@ -451,8 +450,11 @@ def _blend(
         new = sample_painted(painted, work.to_painted @ offset, strip.height, strip.width)[0]
         if correction is not None:
             new = _recoloured_part(new, correction, box, strip, mask[inner].to(result.device), options)
+        around = slice(max(0, inner.start - options.feather), inner.stop + options.feather)
+        alpha = soft_edge(mask[None, around].float(), options.feather)[0].to(result.device)
+        alpha = alpha[inner.start - around.start :][: strip.height]
         rows, columns = strip.shift(crop.margins.top, crop.margins.left).slices
-        _mix(result[place.index, rows, columns], new, alpha[inner], options.blend == GRADIENT)
+        _mix(result[place.index, rows, columns], new, alpha, options.blend == GRADIENT)
 
 
 def _mix(old: torch.Tensor, new: torch.Tensor, alpha: torch.Tensor, gradients: bool) -> None:

@@ -423,3 +423,13 @@ def test_other_masks_replace_those_of_a_crop_and_the_check_picture_is_drawn():
     check = pasted.check_picture()
     assert check.shape[0] == 1
     assert check.shape[2] == 2 * check.shape[1]  # two squares side by side
+
+
+def test_strips_leave_no_trace(monkeypatch):
+    """Large windows are pasted in strips of rows; the result is the same as in one piece."""
+    image, painted, mask = torch.rand(1, 90, 70, 3), torch.rand(1, 60, 50, 3), torch.zeros(1, 90, 70)
+    mask[:, 20:70, 15:50] = (torch.rand(1, 50, 35) < 0.4).float()
+    crop = whole_pictures(image, mask)
+    whole = paste_paintings(crop, painted, PasteOptions(7)).image
+    monkeypatch.setattr("inlay.imaging.paste.STRIP", 300)
+    assert torch.allclose(paste_paintings(crop, painted, PasteOptions(7)).image, whole, atol=1e-6)
