@@ -116,7 +116,8 @@ class IdentityEncoderDINOv2(io.ComfyNode):
         from ..encoders.image_context import check_encoder, encode_views  # loaded when needed
 
         vision, adapter = encoder[0], adapter[0]
-        check_wired(encoder=vision, adapter=adapter)
+        check_wired(adapter=adapter)
+        check_encoder(vision, adapter)
         check_encoder(vision, adapter)
         pictures = prepare_object_images(adapter, images, masks, background[0], size[0])
         seen = encode_views(vision, adapter, pictures, strength[0], tokens[0])

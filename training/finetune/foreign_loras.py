@@ -58,7 +58,7 @@ def _settings(text: str) -> dict:
 def peft_config(path: Path) -> dict:
     """Return PEFT's settings in a LoRA file, as newer diffusers write them; empty where there are none."""
     with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        return _settings((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
 
 
 def as_kohya(tensors: Mapping[str, Tensor], config: Mapping) -> dict[str, Tensor]:
