@@ -13,6 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..host.families import require_family, token_order
+from ..imaging.latent_mask import snap_labels
 from .layers import unet_layers
 from .patch import CONDITIONAL, PLAN, Masking, choose_masking, row_masks, with_replacements
 from .regions import WHOLE_IMAGE, RegionPlan, halved, region_labels, text_period
@@ -20,6 +21,7 @@ from .transformer import StepTokens, choose_joint_masking
 
 WRAPPER_KEY = "inlay_masked_attention"
 WINDOW = "inlay_window"
+VIEW = "inlay_view"  # the imaging.views.View that the latent shows, and the picture's (height, width)
 ROWS = "inlay_rows"  # which pictures of how many are sampled
 COMPILED = "torch.compile"  # the host's key for the wrapper that runs a compiled model
 
@@ -186,10 +188,16 @@ class StepRegions:
         labels, rows = sampled_labels(self.labels, options)
         length = context.shape[1] if context is not None else 0
         periods = self._periods(context, x.shape[0], len(chunks))
-        key = (x.shape, tuple(chunks), window, rows, x.device, length, tuple(periods))
+        view, size = options.get(VIEW, (None, None))
+        if view is not None and size != tuple(labels.shape[1:]):
+            view = None
+        key = (x.shape, tuple(chunks), window, view, rows, x.device, length, tuple(periods))
         if key not in self.plans:
             if len(self.plans) >= 32:  # a close-up that wanders should not fill the memory
                 self.plans.clear()
+            with torch.inference_mode(False):
+                if view is not None or window == WHOLE_IMAGE:  # the hole that the sampler paints
+                    labels, window = snap_labels(labels, tuple(x.shape[-2:]), view), WHOLE_IMAGE
             self.plans[key] = self._new_plan(labels, x, length, chunks, window, periods)
         return self.plans[key]
 
@@ -202,7 +210,8 @@ class StepRegions:
     def _new_plan(self, labels, x, length: int, chunks, window, periods) -> RegionPlan:
         rows = row_masks(labels.shape[0], x.shape[0] // len(chunks), chunks, self.apply_to)
         with torch.inference_mode(False):
-            plan = RegionPlan(labels, rows, self.text, self.released, x.device, window, periods)
+            texts = self.text or [None] * int(self.labels.max())  # of all regions, in this view or not
+            plan = RegionPlan(labels, rows, texts, self.released, x.device, window, periods)
             for grid in halved(x.shape[-2:], self.depths):
                 plan.at(tuple(x.shape[-2:]), grid)
             for period in dict.fromkeys(plan.periods):

@@ -11,7 +11,7 @@ W is constant over blocks of queries, so every block is one ordinary call and no
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -178,16 +178,15 @@ class RegionOverride:
         out = None
         for part in rows:
             pick = part.rows
-            if pick is None:
-                one: Any = (q, k, v, mask)
-            else:
-                one = (*(t.index_select(0, pick) for t in (q, k, v)), _batch_rows(mask, pick, q.shape[0]))
+            q_rows, k_rows, v_rows, mask_rows = q, k, v, mask
+            if pick is not None:
+                q_rows, k_rows, v_rows = (t.index_select(0, pick) for t in (q, k, v))
+                mask_rows = _batch_rows(mask, pick, q.shape[0])
             if part.blocks is None:
-                result = attend(*one)
+                result = attend(q_rows, k_rows, v_rows, mask_rows)
             else:
-                result = attend_in_blocks(
-                    attend, *one, part.blocks, self.operator, self.strength, dim, out_dim
-                )
+                how = self.operator, self.strength, dim, out_dim
+                result = attend_in_blocks(attend, q_rows, k_rows, v_rows, mask_rows, part.blocks, *how)
             if pick is None:
                 return result
             if out is None:

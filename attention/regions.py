@@ -1,6 +1,6 @@
 """Regions of an image on token grids: which tokens lie inside which mask.
 
-A mask is thresholded at 0.5 at its own size, goes to the latent grid by nearest neighbour and from there
+A mask is 1 above 0.5 at its own size, goes to the latent grid by nearest neighbour and from there
 to a layer's grid by nearest neighbour (DreamCom). Nearest means torch's: token i of n looks at pixel
 floor(i * size / n). A region too small for a grid keeps the token that holds its centre.
 """
@@ -53,9 +53,9 @@ def _checked(mask: Tensor) -> Tensor:
     mask = mask.detach().reshape(-1, *mask.shape[-2:]).cpu()
     if torch.isnan(mask).any():
         raise ValueError("The mask holds NaN values: check the node that made it.")
-    inside = mask >= 0.5
+    inside = mask > 0.5
     if not inside.flatten(1).any(1).all():
-        raise ValueError("The mask is empty (nothing reaches 0.5): paint the place where the subject goes.")
+        raise ValueError("The mask is empty (nothing above 0.5): paint the place where the subject goes.")
     return inside
 
 
@@ -240,6 +240,8 @@ def text_period(text: Tensor) -> int:
     The host repeats a shorter prompt to the length of a longer one beside it in a batch.
     """
     length = text.shape[1]
+    if torch.equal(text[:, :1].expand_as(text), text):  # a prompt that was zeroed, of any length
+        return 0
     for times in range(MOST_REPEATS, 1, -1):
         first = text[:, : length // times]
         if length % times == 0 and torch.equal(first.repeat(1, times, 1), text):

@@ -188,7 +188,8 @@ class StepTokens:
                 self.plans.clear()
             images = row_masks(labels.shape[0], x.shape[0] // len(chunks), chunks, self.apply_to)
             with torch.inference_mode(False):
-                self.plans[key] = self._plan(spans, labels, x.shape[-2:], window, images, references, starts)
+                latent = (x.shape[-2], x.shape[-1])
+                self.plans[key] = self._plan(spans, labels, latent, window, images, references, starts)
                 self.plans[key] = _moved(self.plans[key], x.device)
         return self.plans[key]
 
@@ -210,7 +211,8 @@ class StepTokens:
             if kind == SCENE_REFERENCE:
                 references.append(ShownReference())
                 continue
-            box, strength = photos.pop(0) if photos else binding
+            bound: Any = photos.pop(0) if photos else binding
+            box, strength = bound
             references.append(ShownReference(everywhere if box == EVERY_BOX else frozenset({box}), strength))
         return tuple(references)
 
@@ -303,7 +305,7 @@ class StepTokens:
 def _moved(sequences: Sequences, device: torch.device) -> Sequences:
     """The same with its index tensors on a device."""
 
-    def moved(value):
+    def moved(value: Any) -> Any:
         if isinstance(value, Tensor):
             single = value.is_floating_point() and device.type == "mps"  # which has no double precision
             return value.to(device, torch.float32 if single else value.dtype)

@@ -1,1 +1,1 @@
-"""What every folder uses: atomic file writing, the logger, shared keys."""
+"""Hold what every folder uses: atomic file writing and the logger."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, synced to the disk, then renamed."""
+"""Write files atomically: under a temporary name, synced to the disk, then renamed."""
 
 import os
 import platform
@@ -46,7 +46,7 @@ def remove_abandoned(path: Path) -> None:
 
 
 def process_exists(number: int) -> bool:
-    """Return whether a process of this number runs on this machine."""
+    """Return whether a process with this id runs on this machine."""
     import psutil  # the host requires it
 
     return psutil.pid_exists(number)
@@ -63,7 +63,14 @@ def _literal(name: str) -> str:
 
 
 def atomic_replace(partial: Path, path: Path) -> None:
-    """`os.replace` of a file, or of a folder with all in it, that a power cut does not leave half done."""
+    """Rename a file, or a folder with its contents, after syncing it to the disk.
+
+    A power cut leaves the old version or the new one, never a part.
+
+    Args:
+        partial: the temporary file or folder.
+        path: the final name; an existing file is replaced.
+    """
     inside = partial.rglob("*") if partial.is_dir() else ()
     for part in (*inside, partial):
         _fsync(part)
@@ -80,10 +87,10 @@ def atomic_replace(partial: Path, path: Path) -> None:
 
 def _fsync(path: Path) -> None:
     if not path.is_dir():
-        with path.open("r+b") as file:  # Windows settles no file that was opened for reading
+        with path.open("r+b") as file:  # Windows syncs only files opened for writing
             os.fsync(file.fileno())
-    elif os.name != "nt":  # which opens no folders
-        with suppress(OSError):  # some network file systems settle none
+    elif os.name != "nt":  # Windows cannot open a folder
+        with suppress(OSError):  # some network file systems cannot sync a folder
             folder = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(folder)

@@ -1,4 +1,4 @@
-"""The pack's logger, so that users can filter what it writes."""
+"""The pack's one logger: a user can filter its lines by the name `inlay`."""
 
 import logging
 

@@ -4,6 +4,8 @@ An INPAINT_PATCH is (head, deltas): a module whose `head` (320, 5, 3, 3) looks a
 a dict `diffusion_model.*` -> (uint8 tensor, min, max) of differences to SDXL's weights. The host's side.
 """
 
+import uuid
+import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..host.patches import ModelPatcher, WeightAdapterBase
+
+KNOWN_HEADS: "weakref.WeakKeyDictionary[torch.nn.Module, uuid.UUID]" = weakref.WeakKeyDictionary()
 
 
 class InpaintPatch(NamedTuple):
@@ -71,9 +75,17 @@ def patch_weights(model: ModelPatcher, patch: InpaintPatch) -> ModelPatcher:
             f"inpaint_patch: it fits {len(fitting)} of {len(patch.deltas)} weights of this"
             f" {type(model.model.model_config).__name__} model; Fooocus' patch is made for SDXL, load one."
         )
-    model = model.clone()
-    model.add_patches(fitting)
-    return model
+    patched = model.clone()
+    patched.add_patches(fitting)
+    # The host patches weights anew when this changes: every execution would add all differences again.
+    patched.patches_uuid = uuid.uuid5(model.patches_uuid, _identity(patch))
+    return patched
+
+
+def _identity(patch: InpaintPatch) -> str:
+    """A name of a loaded patch, the same as long as it is in memory."""
+    head = KNOWN_HEADS.setdefault(patch.head, uuid.uuid4())
+    return f"{head} {id(patch.deltas)} {len(patch.deltas)}"
 
 
 def block_patch(patch: InpaintPatch, mask: Tensor, masked: Tensor):

@@ -2,8 +2,21 @@
 
 import torch
 
+from ..imaging.latent_mask import snap_hole, to_pixels
 from ..imaging.masks import binarize, match_batch
 from ..imaging.padding import pad_to_multiple
+
+UNET_CHANNELS = 4  # of the latents of SD 1.5, SD 2 and SDXL
+
+
+def snapped_hole(mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    """The hole (B, H, W) as the latent's grid knows it, at the picture's size.
+
+    mask (B, H, W), padded as the picture of the latent (B, C, h, w), or (B, C, 1, h, w), was.
+    """
+    height, width = mask.shape[1:]
+    grid = latent.shape[-2], latent.shape[-1]
+    return to_pixels(snap_hole(mask, grid, height // grid[0]), height, width)
 
 
 def grey_hole(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""Pictures of an object to a diffusion model's context: encoders, adapters, and published weights."""
+"""Encode images of an object as context for a diffusion model: encoders, adapters, published weights."""

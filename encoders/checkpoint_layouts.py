@@ -19,6 +19,8 @@ from .embedding_optimizer import EmbeddingOptimizer, OptimizerConfig, seeded_que
 from .published import ANYDOOR, AUTO_LAYOUT, INLAY_LAYOUT, OBJECT_STITCH, OPTIMIZER, PAINT
 
 METADATA = "inlay.adapter"  # the key under which our files say what they hold, as JSON
+# the keys of EncoderSpec and its field `uncond` in that JSON, as version 0.1 wrote them
+SPEC_KEY, UNCOND_KEY = "reading", "nothing"
 StateDict = Mapping[str, Tensor]
 
 
@@ -75,6 +77,7 @@ def _object_stitch(state: StateDict, layout: str) -> AdapterCheckpoint:
         registers=0,
         tokens="normed" if layout == OBJECT_STITCH else "pooled",
         background="black" if layout == OBJECT_STITCH else "original",
+        fit="pad" if layout == OBJECT_STITCH else "squash",  # Paint-by-Example resizes both sides to 224
     )
     adapter = {
         **_under(state, blocks, "resblocks."),
@@ -91,7 +94,7 @@ def _object_stitch(state: StateDict, layout: str) -> AdapterCheckpoint:
 def _anydoor(state: StateDict, layout: str) -> AdapterCheckpoint:
     """DINOv2 ViT-g/14 without registers and one linear layer; nothing is a picture of zeros."""
     context, width = state["cond_stage_model.projector.weight"].shape
-    reads = EncoderSpec(width=width, registers=0, background="white", nothing="picture")
+    reads = EncoderSpec(width=width, registers=0, background="white", uncond="picture")
     config = AdapterConfig(reads, width, depth=0, context=context, norm=False)
     adapter = _under(state, "cond_stage_model.projector.", "proj_out.")
     encoder = _under(state, "cond_stage_model.model.")
@@ -103,7 +106,7 @@ def _anydoor(state: StateDict, layout: str) -> AdapterCheckpoint:
 def _optimizer(state: StateDict, layout: str) -> AdapterCheckpoint:
     """Its queries were never saved: a seeded draw stands for them. NaN is 0, as in the released code."""
     width, reads_width = state["projection_layer.weight"].shape
-    reads = replace(OptimizerConfig().reading, width=reads_width)
+    reads = replace(OptimizerConfig().encoder_spec, width=reads_width)
     config = OptimizerConfig(reads, width, layers=_count(state, "mlp_fc"))
     adapter = {
         re.sub(r"^mlp_fc(\d+)", lambda m: f"mlp.{int(m[1]) - 1}", key): torch.nan_to_num(value, nan=0.0)
@@ -155,7 +158,10 @@ def describe_checkpoint(
 ) -> str:
     """The JSON that stands under `METADATA` in our files; `dino` where the file holds the encoder as well."""
     kind = "content" if isinstance(config, AdapterConfig) else "optimizer"
-    facts = {"kind": kind, **asdict(config)} | ({} if dino is None else {"dino": asdict(dino)})
+    values = asdict(config)
+    spec = values.pop("encoder_spec")
+    values[SPEC_KEY] = {UNCOND_KEY if name == "uncond" else name: value for name, value in spec.items()}
+    facts = {"kind": kind, **values} | ({} if dino is None else {"dino": asdict(dino)})
     return json.dumps(facts, sort_keys=True)
 
 
@@ -163,8 +169,9 @@ def read_adapter_config(facts: dict[str, Any]) -> AdapterConfig | OptimizerConfi
     """The inverse of `describe_preset`. Raises ValueError for facts of another version."""
     kinds = {"content": AdapterConfig, "optimizer": OptimizerConfig}
     try:
-        rest = {key: value for key, value in facts.items() if key not in ("kind", "dino")}
-        return kinds[facts["kind"]](**{**rest, "reading": EncoderSpec(**facts["reading"])})
+        rest = {key: value for key, value in facts.items() if key not in ("kind", "dino", SPEC_KEY)}
+        spec = {"uncond" if key == UNCOND_KEY else key: value for key, value in facts[SPEC_KEY].items()}
+        return kinds[facts["kind"]](**rest, encoder_spec=EncoderSpec(**spec))
     except (KeyError, TypeError) as error:
         raise ValueError(f"file: this adapter says what no Inlay of this version knows ({error}).") from error
 

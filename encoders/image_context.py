@@ -1,4 +1,4 @@
-"""Object pictures to context rows: image encoders as CLIP_VISION, and adapters that the host manages."""
+"""Encode object images as context rows: image encoders as CLIP_VISION, and adapters that the host manages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,17 +32,15 @@ from .content_adapter import (
 )
 from .embedding_optimizer import OptimizerConfig
 
-ENCODER_KINDS = {
-    "dinov2": DINOV2,
-    "clip_vision_model": CLIP,
-}  # the host's model types that adapters were made for
+# the host's model types -> our encoder names
+ENCODER_KINDS = {"dinov2": DINOV2, "clip_vision_model": CLIP}
 CLIP_SIZES = {768: "ViT-B", 1024: "ViT-L/14", 1280: "ViT-H/14", 1664: "ViT-bigG/14"}
 
 
 class DinoVision(ClipVisionModel):
-    """A DINOv2 of any size, with or without registers, where the host expects its CLIP_VISION.
+    """A DINOv2 of any size, with or without registers, as the host's CLIP_VISION.
 
-    Weights keep the file's precision, and arithmetic is float32: what adapters see is what they learned.
+    Weights keep the file's precision and the arithmetic is float32, as in the training of the adapters.
     """
 
     def __init__(self, config: dinov2.DinoConfig, state: dict[str, Tensor]):
@@ -58,9 +56,10 @@ class DinoVision(ClipVisionModel):
 
 
 class HostDino(dinov2.DinoV2):
-    """The same network by the host's signature: last, penultimate, pooled and projected states."""
+    """DinoV2 with the host's signature: last, penultimate, pooled and projected states."""
 
     def forward(self, pixel_values: Tensor, intermediate_output=None):
+        """Return (last tokens, penultimate tokens, class token, None) for normalised images (B, 3, H, W)."""
         last, before = self.hidden_states(pixel_values)
         return last, before, last[:, 0], None
 
@@ -93,20 +92,23 @@ class IdentityAdapter:
     patcher: ModelPatcher
 
     @property
-    def reading(self) -> EncoderSpec:
-        return self.config.reading
+    def encoder_spec(self) -> EncoderSpec:
+        """The encoder that the adapter was trained with."""
+        return self.config.encoder_spec
 
 
-def load_adapter(found: AdapterCheckpoint, name: str) -> IdentityAdapter:
+def load_adapter(checkpoint: AdapterCheckpoint, name: str) -> IdentityAdapter:
     """Return the adapter of a checkpoint as a module that the host moves between its devices."""
     device, offload = network_devices()
-    module = build_adapter(found.config, torch.float32, offload, casting_layers())
-    module.load_state_dict(found.adapter)
-    return IdentityAdapter(name, found.layout, found.config, managed_module(module.eval(), device, offload))
+    module = build_adapter(checkpoint.config, torch.float32, offload, casting_layers())
+    module.load_state_dict(checkpoint.adapter)
+    return IdentityAdapter(
+        name, checkpoint.layout, checkpoint.config, managed_module(module.eval(), device, offload)
+    )
 
 
 def encoder_name(kind: str, width: int, registers: int) -> str:
-    """ "DINOv2 ViT-g/14 with registers", "CLIP ViT-L/14"."""
+    """Return an encoder's name for messages, such as "DINOv2 ViT-g/14 with registers" or "CLIP ViT-L/14"."""
     if kind == DINOV2:
         size = f"ViT-{dinov2.SIZES[width]}/14" if width in dinov2.SIZES else f"of width {width}"
         return f"DINOv2 {size} {'with' if registers else 'without'} registers"
@@ -116,32 +118,36 @@ def encoder_name(kind: str, width: int, registers: int) -> str:
 
 
 def check_encoder(vision, adapter: IdentityAdapter) -> None:
-    """Raises ValueError, naming both, when the adapter was made for another encoder, or there is none."""
-    reads = adapter.reading
-    wanted = encoder_name(reads.encoder, reads.width, reads.registers)
+    """Check that the encoder is the one that the adapter was trained with.
+
+    Raises:
+        ValueError: if it is another, or None; it gives both names.
+    """
+    spec = adapter.encoder_spec
+    expected = encoder_name(spec.encoder, spec.width, spec.registers)
     if vision is None:
         raise ValueError(
-            f"encoder: there is none in the adapter's file; load {wanted}, which {adapter.name} was made for."
+            f"encoder: there is none in the adapter's file; load {expected}, the one of {adapter.name}."
         )
     registers = vision.config.get("num_register_tokens", 0)
     kind, width = ENCODER_KINDS.get(vision.model_type, str(vision.model_type)), vision.config["hidden_size"]
-    if (kind, width, registers) != (reads.encoder, reads.width, reads.registers):
+    if (kind, width, registers) != (spec.encoder, spec.width, spec.registers):
         raise ValueError(
             f"encoder: this is {encoder_name(kind, width, registers)}, but the adapter {adapter.name}"
-            f" was made for {wanted}; load that encoder."
+            f" was made for {expected}; load that encoder."
         )
-    if kind == CLIP and vision.image_size != reads.size:  # a DINOv2 takes any
+    if kind == CLIP and vision.image_size != spec.size:  # DINOv2 takes images of any size
         raise ValueError(
-            f"encoder: this {wanted} takes {vision.image_size} pixels, but the adapter {adapter.name} was"
-            f" made for one of {reads.size}; load that encoder."
+            f"encoder: this {expected} takes {vision.image_size} pixels, but the adapter {adapter.name} was"
+            f" made for one of {spec.size}; load that encoder."
         )
 
 
 class ImageContext(NamedTuple):
-    """What the sampler is given: context (1, V * N, C) of the object, and of no object."""
+    """The sampler's context (1, V * N, C): of the object, and unconditional."""
 
     context: Tensor
-    nothing: Tensor
+    uncond: Tensor
 
 
 def encode_views(
@@ -152,40 +158,45 @@ def encode_views(
     count: int = 0,
     raw: bool = False,
 ) -> ImageContext:
-    """Square pictures (1, S, S, 3) in [0, 1], views of one object, to its context rows, view after view.
+    """Encode the views of one object as context rows, one view after the other.
 
-    count: tokens a view keeps at most, 0 all. raw: pixels from 0 to 255 instead of normalised ones, as the
-    published training of the embedding optimizer had them.
+    Args:
+        vision: CLIP_VISION of the encoder.
+        adapter: maps its tokens to context rows.
+        pictures: square images (1, S, S, 3) in [0, 1].
+        strength: 0 is no object, 1 the object, see `scale_context`.
+        count: maximum number of tokens of a view; 0 keeps all.
+        raw: pixels from 0 to 255 are normalised, as in the published training of the embedding optimizer.
     """
     check_encoder(vision, adapter)
-    reads = adapter.reading
+    spec = adapter.encoder_spec
     batch = torch.cat(list(pictures))
-    tokens = _tokens(vision, reads, batch, raw)
-    empty = _tokens(vision, reads, torch.zeros_like(batch[:1]), raw) if reads.nothing == "picture" else None
+    tokens = _tokens(vision, spec, batch, raw)
+    empty = _tokens(vision, spec, torch.zeros_like(batch[:1]), raw) if spec.uncond == "picture" else None
     load_on_device(adapter.patcher)
     module: Any = adapter.patcher.model
     device = adapter.patcher.load_device
     context = module(tokens.to(device))
-    if reads.nothing == "learned":
-        nothing = module.nothing.to(context).expand(1, context.shape[1], -1)
+    if spec.uncond == "learned":
+        uncond = module.nothing.to(context).expand(1, context.shape[1], -1)
     elif empty is not None:
-        nothing = module(empty.to(device))
+        uncond = module(empty.to(device))
     else:
-        nothing = torch.zeros_like(context[:1])
-    leading = None if adapter.config.tokens else 1 if reads.tokens == "pooled" else reads.leading
-    context, nothing = downsample_tokens(context, count, leading), downsample_tokens(nothing, count, leading)
-    context = scale_context(context, nothing.expand_as(context), strength)
+        uncond = torch.zeros_like(context[:1])
+    leading = None if adapter.config.tokens else 1 if spec.tokens == "pooled" else spec.leading
+    context, uncond = downsample_tokens(context, count, leading), downsample_tokens(uncond, count, leading)
+    context = scale_context(context, uncond.expand_as(context), strength)
     out = intermediate_device()
     views, _, width = context.shape
-    return ImageContext(context.reshape(1, -1, width).to(out), nothing.repeat(1, views, 1).to(out))
+    return ImageContext(context.reshape(1, -1, width).to(out), uncond.repeat(1, views, 1).to(out))
 
 
-def _tokens(vision, reads: EncoderSpec, pictures: Tensor, raw: bool) -> Tensor:
-    """The encoder's tokens (B, N, E) that the adapter reads."""
+def _tokens(vision, spec: EncoderSpec, pictures: Tensor, raw: bool) -> Tensor:
+    """Return the encoder's tokens (B, N, E) that the adapter takes."""
     load_on_device(vision.patcher)
     pictures = pictures.to(vision.load_device, torch.float32)
     pixels = as_pixels(pictures, vision.image_mean, vision.image_std, raw)
     tokens = vision.model(pixel_values=pixels, intermediate_output=-2)[0]
-    if reads.tokens in ("normed", "pooled"):
+    if spec.tokens in ("normed", "pooled"):
         tokens = vision.model.vision_model.post_layernorm(tokens)
-    return tokens[:, :1] if reads.tokens == "pooled" else tokens
+    return tokens[:, :1] if spec.tokens == "pooled" else tokens

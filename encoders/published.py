@@ -1,4 +1,4 @@
-"""Whose weights are known, by name; apart from `layouts`, for a node lists them before anything is loaded."""
+"""Name the known adapter layouts; light to import, because a node lists them."""
 
 INLAY_LAYOUT, OBJECT_STITCH, PAINT, ANYDOOR = "Inlay", "ObjectStitch", "Paint-by-Example", "AnyDoor"
 OPTIMIZER = "Visually Guided (emb_opt.pt)"

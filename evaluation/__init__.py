@@ -1,1 +1,1 @@
-"""Metrics and their tables."""
+"""Measure results: benchmarks, encoders, metrics, tables."""

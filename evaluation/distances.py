@@ -1,4 +1,4 @@
-"""Distances whose weights are the user's: DreamSim between two pictures, FID between two sets of them."""
+"""Compute distances with the user's weights: DreamSim between two images, FID between two sets of images."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,14 +10,18 @@ from .encoders import ImageEncoder
 
 
 def load_dreamsim(folder: Path, device: torch.device | str = "cpu") -> Callable[[Tensor, Tensor], float]:
-    """DreamSim's ensemble (Fu et al. 2023) from `folder`; two pictures (1, 3, H, W) in [0, 1] -> a distance.
+    """Load DreamSim's ensemble (Fu et al. 2023) from `folder`; nothing is downloaded.
 
-    Raises ValueError when its package or its weights are not there: nothing is downloaded.
+    Returns:
+        A function from two images (1, 3, H, W) in [0, 1] to their distance.
+
+    Raises:
+        ValueError: if its package is not installed or its weights are not in the folder.
     """
     try:
         from dreamsim import dreamsim  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
-        raise ValueError("DreamSim: its package is not here; pip install dreamsim.") from None
+        raise ValueError("DreamSim: its package is not installed; pip install dreamsim.") from None
     if not any(folder.glob("ensemble_lora*")):
         raise ValueError(f"DreamSim: {folder} holds no ensemble_lora weights; unpack its release there.")
     model, _ = dreamsim(pretrained=True, device=str(device), cache_dir=str(folder))
@@ -37,16 +41,24 @@ class Features(nn.Module):
         self.encoder = encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.encoder(images).cpu()  # where torchmetrics keeps its sums
+        """Return the embeddings (B, D) on the CPU."""
+        return self.encoder(images).cpu()  # torchmetrics accumulates on the CPU
 
 
 def frechet_distance(
-    made: Iterable[Tensor], real: Iterable[Tensor], network: ImageEncoder | Path, side: int = 299
+    generated: Iterable[Tensor], real: Iterable[Tensor], network: ImageEncoder | Path, side: int = 299
 ) -> float:
-    """FID (Heusel et al. 2017) of two sets of pictures, each (1, 3, H, W) in [0, 1]; 0 = alike.
+    """Return FID (Heusel et al. 2017) between two sets of images, each (1, 3, H, W) in [0, 1]; 0 = equal.
 
-    `network` is the file of torch-fidelity's Inception weights, or any encoder of ours: then it is no FID,
-    and the table says which encoder. Raises ValueError where torch-fidelity is not installed.
+    Args:
+        generated: the results.
+        real: the reference set.
+        network: file of torch-fidelity's Inception weights, or an encoder, which gives a Frechet distance
+            other than FID; tables name it.
+        side: input side of Inception in pixels; an encoder has its own.
+
+    Raises:
+        ValueError: if torch-fidelity is not installed or the file does not exist.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -56,11 +68,11 @@ def frechet_distance(
         try:
             metric = FrechetInceptionDistance(normalize=True, feature_extractor_weights_path=str(network))
         except ModuleNotFoundError:
-            raise ValueError("FID: torch-fidelity is not here; pip install torch-fidelity.") from None
+            raise ValueError("FID: torch-fidelity is not installed; pip install torch-fidelity.") from None
     else:
         side = network.size
         metric = FrechetInceptionDistance(Features(network), normalize=True, input_img_size=(3, side, side))
-    for images, is_real in ((real, True), (made, False)):
+    for images, is_real in ((real, True), (generated, False)):
         for image in images:
             small = nn.functional.interpolate(image, (side, side), mode="bilinear", antialias=True)
             metric.update(small, real=is_real)

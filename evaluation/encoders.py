@@ -1,10 +1,9 @@
-"""Image encoders for the measures of likeness: one small protocol, and transformers folders behind it.
+"""Embed images and sentences for the similarity measures: one protocol, and folders of transformers.
 
-An encoder is anything with a `name` (it stands in every table), a `size` and a call from pictures to
-unit-norm vectors; the tiny world brings its own. Nothing is downloaded: a folder is the user's.
+An encoder has a `name` (shown in tables), a `size`, and maps images to unit-norm vectors. Nothing is
+downloaded: the folders are the user's.
 """
 
-import json
 from pathlib import Path
 from typing import Protocol
 
@@ -12,35 +11,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common.text_files import read_json
+
 CLASS_TOKEN_MODELS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 class ImageEncoder(Protocol):
-    """Pictures (B, 3, H, W) in [0, 1] -> unit-norm embeddings (B, D)."""
+    """Map images (B, 3, H, W) in [0, 1] to unit-norm embeddings (B, D)."""
 
     @property
     def name(self) -> str:
-        """The backbone, as it should stand in a table."""
+        """The name of the backbone in tables."""
         ...
 
     @property
     def size(self) -> int:
-        """The side of the square pictures it was made for, in pixels."""
+        """The side of its square input images in pixels."""
         ...
 
-    def __call__(self, images: Tensor, /) -> Tensor: ...
+    def __call__(self, images: Tensor, /) -> Tensor:
+        """Return the embeddings of images."""
+        ...
 
 
 class TextImageEncoder(ImageEncoder, Protocol):
-    """An image encoder whose space holds sentences too, as CLIP's does."""
+    """An image encoder that maps sentences to the same space, as CLIP does."""
 
     def text(self, prompts: list[str]) -> Tensor:
-        """Sentences -> unit-norm embeddings (B, D)."""
+        """Return unit-norm embeddings (B, D) of sentences."""
         ...
 
 
 class TransformersEncoder:
-    """A vision transformer's class token: DINO (ViT), DINOv2 and DINOv3 in transformers' layout."""
+    """The class token of a vision transformer: DINO (ViT), DINOv2 or DINOv3 in transformers' layout."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu"):
         from transformers import AutoImageProcessor
@@ -48,8 +51,8 @@ class TransformersEncoder:
         self.model = self._load(folder).eval().requires_grad_(False).to(device)
         self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         self.name = f"{self.model.config.model_type} ({folder.name})"
-        kept = getattr(self.processor, "crop_size", None) or self.processor.size
-        self.size = int(kept.get("height") or kept["shortest_edge"])
+        input_size = getattr(self.processor, "crop_size", None) or self.processor.size
+        self.size = int(input_size.get("height") or input_size["shortest_edge"])
 
     def _load(self, folder: Path):
         from transformers import AutoModel
@@ -61,14 +64,19 @@ class TransformersEncoder:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        pixels = self.processor(images=list(images.cpu()), do_rescale=False, return_tensors="pt")[
-            "pixel_values"
-        ]
+        """Return unit-norm embeddings (B, D) of images (B, 3, H, W) in [0, 1]."""
+        made_to_fit = images.shape[-2:] == (self.size, self.size)  # no second crop of a subject's square
+        pixels = self.processor(
+            images=list(images.cpu()),
+            do_rescale=False,
+            return_tensors="pt",
+            **({"do_resize": False, "do_center_crop": False} if made_to_fit else {}),
+        )["pixel_values"]
         return F.normalize(self._embed(pixels.to(self.model.device, self.model.dtype)).float(), dim=-1)
 
 
 class ClipEncoder(TransformersEncoder):
-    """CLIP's projected embeddings of pictures and sentences (Radford et al. 2021)."""
+    """CLIP's projected embeddings of images and sentences (Radford et al. 2021)."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu"):
         super().__init__(folder, device)
@@ -81,21 +89,24 @@ class ClipEncoder(TransformersEncoder):
 
     @torch.no_grad()
     def text(self, prompts: list[str]) -> Tensor:
+        """Return unit-norm embeddings (B, D) of sentences."""
         tokens = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
-        words = self.model.text_model(**tokens.to(self.model.device)).pooler_output
-        return F.normalize(self.model.text_projection(words).float(), dim=-1)
+        hidden = self.model.text_model(**tokens.to(self.model.device)).pooler_output
+        return F.normalize(self.model.text_projection(hidden).float(), dim=-1)
 
 
 def load_image_text_encoder(folder: Path, device: torch.device | str = "cpu") -> TransformersEncoder:
-    """The encoder in a transformers folder (config.json, weights, preprocessor_config.json), by model type.
+    """Load the encoder in a transformers folder (config.json, weights, preprocessor_config.json).
 
-    Weights come from safetensors, or from a pickle through `weights_only=True`. Raises ValueError for a
-    folder that holds no CLIP or DINO.
+    Weights are read from safetensors, or from a pickle with `weights_only=True`.
+
+    Raises:
+        ValueError: if the folder has no CLIP or DINO.
     """
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"encoder: {folder} holds no config.json; give the folder of a CLIP or DINO model.")
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    kind = read_json(config, "encoder").get("model_type")
     if kind == "clip":
         return ClipEncoder(folder, device)
     if kind in CLASS_TOKEN_MODELS:

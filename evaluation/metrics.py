@@ -1,6 +1,6 @@
-"""Measures of an insertion: is it the subject, is it what the words say, is the background left alone?
+"""Measure an insertion: similarity to the subject and to the prompt, and preservation of the background.
 
-Every function gives one number per picture (B,), so that tables can say how sure a mean is. Pictures are
+Every function returns one number per image (B,), so that tables can give standard errors. Images are
 (B, 3, H, W) in [0, 1], masks (B, H, W) with 1 = subject.
 """
 
@@ -18,26 +18,26 @@ LPIPS_BACKBONES = {"alex": "AlexNet_Weights", "vgg": "VGG16_Weights", "squeeze":
 def subject_similarity(
     encoder: ImageEncoder, images: Tensor, masks: Tensor, references: Tensor, reference_masks: Tensor
 ) -> Tensor:
-    """Mean cosine (B,), in [-1, 1], of each picture's subject to those of all R references; more is better.
+    """Return the mean cosine similarity (B,) of each image's subject to the R references; higher is better.
 
-    CLIP-I and DINO of DreamBooth (Ruiz et al. 2023, sec. 4.1) on the subjects' own regions: everything
-    outside the masks is grey. Pictures and references may differ in size.
+    CLIP-I and DINO of DreamBooth (Ruiz et al. 2023, sec. 4.1) on the subject's region: everything outside the
+    masks is grey. Values are in [-1, 1]. Images and references may differ in size.
     """
-    seen = encoder(subject_crops(images, masks, encoder.size))
-    known = encoder(subject_crops(references, reference_masks, encoder.size))
-    return (seen @ known.T).mean(1)
+    embeddings = encoder(subject_crops(images, masks, encoder.size))
+    reference_embeddings = encoder(subject_crops(references, reference_masks, encoder.size))
+    return (embeddings @ reference_embeddings.T).mean(1)
 
 
 def text_similarity(encoder: TextImageEncoder, images: Tensor, prompts: list[str]) -> Tensor:
-    """CLIP-T: the cosine (B,) of each whole picture and its prompt; higher is better."""
+    """Return CLIP-T: the cosine similarity (B,) of each whole image and its prompt; higher is better."""
     return (encoder(images) * encoder.text(prompts)).sum(1)
 
 
 def background_ssim(images: Tensor, originals: Tensor, masks: Tensor) -> Tensor:
-    """Structural similarity (B,) to the original outside the mask, at most 1 (Wang et al. 2004).
+    """Return the structural similarity (B,) to the original outside the mask, at most 1 (Wang et al. 2004).
 
-    The hole shows the original in both pictures, so that windows over its edge see no difference in there,
-    and the mean is taken over the pixels outside.
+    The hole is filled from the original, so that windows across its edge find no difference there; the mean
+    is taken over the pixels outside.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -51,10 +51,13 @@ def background_ssim(images: Tensor, originals: Tensor, masks: Tensor) -> Tensor:
 
 
 def background_lpips(images: Tensor, originals: Tensor, masks: Tensor, backbone: str = "alex") -> Tensor:
-    """LPIPS distance (B,) to the original with the hole filled from it; 0 = alike (Zhang et al. 2018).
+    """Return the LPIPS distance (B,) to the original; 0 = equal (Zhang et al. 2018).
 
-    The mean runs over the whole picture, as in published tables, so a large hole makes it small. Raises
-    ValueError where torchvision's weights of the backbone are not on this machine: nothing is downloaded.
+    The hole is filled from the original. The mean is taken over the whole image, as in published tables, so a
+    large hole makes it small.
+
+    Raises:
+        ValueError: if torchvision's weights of the backbone are not on this machine; nothing is downloaded.
     """
     from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
 
@@ -71,32 +74,33 @@ def background_lpips(images: Tensor, originals: Tensor, masks: Tensor, backbone:
 def _check_lpips(backbone: str) -> None:
     import torchvision
 
-    address = getattr(torchvision.models, LPIPS_BACKBONES[backbone]).DEFAULT.url
-    file = Path(torch.hub.get_dir()) / "checkpoints" / address.rsplit("/", 1)[-1]
+    url = getattr(torchvision.models, LPIPS_BACKBONES[backbone]).DEFAULT.url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not file.is_file():
         raise ValueError(
-            f"LPIPS: the weights of its backbone are not here; put {file.name} into {file.parent}."
+            f"LPIPS: the weights of its backbone are missing; put {file.name} into {file.parent}."
         )
 
 
 def lab_colour(images: Tensor, masks: Tensor) -> Tensor:
-    """The mean colour (B, 3) under each mask in CIE L*a*b* (D65), from sRGB.
+    """Return the mean colour (B, 3) under each mask in CIE L*a*b* (D65), from sRGB images.
 
-    Raises ValueError for an empty mask.
+    Raises:
+        ValueError: if a mask is empty.
     """
     from skimage.color import rgb2lab
 
     inside = (masks > 0.5).cpu()
     if not inside.flatten(1).any(1).all():
-        raise ValueError("mask: it is empty, so it shows no colour; paint over the subject.")
+        raise ValueError("mask: it is empty, so the subject has no colour; paint over the subject.")
     lab = torch.from_numpy(rgb2lab(images.detach().cpu().double().movedim(1, -1).numpy()))
     weight = inside[..., None].double()
     return (lab * weight).sum((1, 2)) / weight.sum((1, 2))
 
 
 def colour_error(images: Tensor, masks: Tensor, truths: Tensor, truth_masks: Tensor) -> Tensor:
-    """CIEDE2000 (B,) between the subjects' mean colours; 1 is just noticeable, 0 is none (CIE 142-2001)."""
+    """Return CIEDE2000 (B,) between the subjects' mean colours; about 1 is just noticeable (CIE 142-2001)."""
     from skimage.color import deltaE_ciede2000
 
-    seen, wanted = lab_colour(images, masks), lab_colour(truths, truth_masks)
-    return torch.from_numpy(deltaE_ciede2000(seen.numpy(), wanted.numpy()))
+    colours, true_colours = lab_colour(images, masks), lab_colour(truths, truth_masks)
+    return torch.from_numpy(deltaE_ciede2000(colours.numpy(), true_colours.numpy()))

@@ -3,14 +3,15 @@
 Nothing is downloaded. A case's name is where its result is looked for, below the folder of results.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.text_files import read_json, read_text
 from ..imaging.boxes import Box
-from ..imaging.references import SUFFIXES, list_references, natural_order
+from ..imaging.picture_files import SUFFIXES
+from ..imaging.references import list_references, natural_order
 
 References = tuple[tuple[Path, Path | None], ...]  # (picture, its mask's file or None)
 
@@ -80,7 +81,7 @@ def murecom(root: Path, subjects: Path | None = None) -> Iterator[Case]:
 def _bbox_txt(file: Path) -> dict[str, Box]:
     if not file.is_file():
         return {}
-    rows = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [line.split() for line in read_text(file).splitlines() if line.strip()]
     return {row[-5]: _corners(row[-4:]) for row in rows}
 
 
@@ -98,7 +99,7 @@ def dreambooth(root: Path, subjects: Path | None = None) -> Iterator[Case]:
     facts = root / "prompts_and_classes.txt"
     if not facts.is_file():
         raise ValueError(f"{root} holds no prompts_and_classes.txt; give DreamBooth's dataset folder.")
-    text = facts.read_text(encoding="utf-8")
+    text = read_text(facts)
     classes = dict(re.findall(r"^(\w+),([\w ]+?)\s*$", text, re.MULTILINE))
     things, creatures = (re.findall(r"^'(.+?)'", part, re.MULTILINE) for part in text.split("Live Subject"))
     for subject in _folders(root):
@@ -124,7 +125,7 @@ def dreameditbench(root: Path, subjects: Path | None = None) -> Iterator[Case]:
                 yield Case(name, known[folder.name], words(folder.name), background=picture, hole=hole)
     for content in sorted(root.glob("*/bg/content.json")):
         subject = content.parent.parent
-        for item in json.loads(content.read_text(encoding="utf-8")):
+        for item in read_json(content):
             picture = content.parent / item["image"]
             yield Case(
                 f"{subject.name}/{picture.stem}",
@@ -158,7 +159,7 @@ def _coco_holes(root: Path) -> Iterator[tuple[Path, Box | Path]]:
             if hole := _beside(picture, "_mask", "-mask"):
                 yield picture, hole
         return
-    document = json.loads(annotations[0].read_text(encoding="utf-8"))
+    document = read_json(annotations[0])
     folder = root / annotations[0].stem.removeprefix("instances_")
     largest: dict[int, tuple[float, list]] = {}
     for item in document["annotations"]:
@@ -185,10 +186,11 @@ def cocoee(root: Path, subjects: Path | None = None) -> Iterator[Case]:
 def batch_results(root: Path, subjects: Path | None = None) -> Iterator[Case]:
     """What `python -m inlay run --each ...` left: every `result.json` says what its picture was made from."""
     for file in sorted(root.glob("**/result.json")):
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = read_json(file)
         nodes = [node["inputs"] for node in facts["graph"].values()]
         boxes = [node["inputs"] for node in facts["graph"].values() if node["class_type"] == "InlayBoxMask"]
-        given = [Path(setting.partition("=")[2]) for setting in facts["settings"]]
+        values = [setting.partition("=")[2] for setting in facts["settings"]]
+        given = [(file.parent / value).resolve() for value in values if value]
         folders = [path for path in given if path.is_dir()]
         rooms = [path for path in given if path.is_file()]
         kind, token = next(_typed(nodes, "class_name"), ""), next(_typed(nodes, "token"), "")

@@ -1,4 +1,4 @@
-"""ComfyUI from a script: start a host, send a graph, follow it, fetch the pictures.
+"""Run ComfyUI from a script: start a host, send a graph, follow its progress, fetch the images.
 
 with Server(Path("work")) as server:
     client = Client(server.url)

@@ -1,20 +1,19 @@
-"""A benchmark's cases as jobs of a workflow: `--benchmark` fills in references, background, box and words."""
+"""Make jobs of a workflow from a benchmark's cases: references, background, box and prompt of each case."""
 
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
-
 from ..evaluation.readers import Case, References
-from ..imaging.boxes import Box
+from ..imaging.boxes import Box, find_box
+from ..imaging.picture_files import read_mask
 from .client import Graph
 from .errors import HostError
 from .jobs import INPUT_FOLDER, GraphJob, Upload, files_digest, input_name
 from .node_definitions import Definition
 from .workflow import Setting, find_input, find_node, with_value
 
-# Where a case goes, in the user's names for nodes: titles, types or ids.
+# Part of a case -> the input that takes it; nodes by title, type or id.
 INPUT_BINDINGS = {
     "references": "InlayLoadReferences.folder",
     "background": "LoadImage.image",
@@ -24,17 +23,21 @@ INPUT_BINDINGS = {
 }
 
 
-def read_input_bindings(given: Iterable[str]) -> dict[str, str]:
-    """`INPUT_BINDINGS` with the user's `FIELD=NODE.input`. Raises HostError for an unknown field."""
-    takers = dict(INPUT_BINDINGS)
-    for text in given:
+def read_input_bindings(texts: Iterable[str]) -> dict[str, str]:
+    """Return `INPUT_BINDINGS` with the user's changes, written as FIELD=NODE.input.
+
+    Raises:
+        HostError: if a field is unknown.
+    """
+    bindings = dict(INPUT_BINDINGS)
+    for text in texts:
         field, equals, node = text.partition("=")
         if not equals or field not in INPUT_BINDINGS:
             raise HostError(
                 f"--take {text}: write FIELD=NODE.input, with FIELD one of {', '.join(INPUT_BINDINGS)}."
             )
-        takers[field] = node
-    return takers
+        bindings[field] = node
+    return bindings
 
 
 def plan_cases(
@@ -42,45 +45,49 @@ def plan_cases(
     sets: Iterable[Setting],
     cases: Iterable[Case],
     definitions: dict[str, Definition],
-    takers: dict[str, str] = INPUT_BINDINGS,
+    bindings: dict[str, str] = INPUT_BINDINGS,
 ) -> list[GraphJob]:
-    """One job per case that has a background and a hole, under the case's name.
+    """Return one job, labelled with the case's name, for each case that has a background and a hole.
 
     Raises:
-        HostError: when the graph lacks a node that a case needs, or no case has a place for the subject.
+        HostError: if the graph lacks a node that a case needs, or no case has a background and a hole.
     """
     base = GraphJob(graph)
     for setting in sets:
         base = base.set(setting, definitions)
-    jobs = [_job(base, case, definitions, takers) for case in cases if case.background and case.hole]
+    jobs = [_job(base, case, definitions, bindings) for case in cases if case.background and case.hole]
     if not jobs:
-        raise HostError("--benchmark: it says of no picture where the subject goes, so nothing can be run.")
+        raise HostError(
+            "--benchmark: it marks the subject's place in no picture; choose one with masks or boxes."
+        )
     return jobs
 
 
-def _job(base: GraphJob, case: Case, definitions: dict[str, Definition], takers: dict[str, str]) -> GraphJob:
+def _job(
+    base: GraphJob, case: Case, definitions: dict[str, Definition], bindings: dict[str, str]
+) -> GraphJob:
     job = replace(base, labels=tuple(case.name.split("/")))
-    job = _with_references(job, takers["references"], case.references, definitions)
-    token = _token(base.graph, takers["class"])
+    job = _with_references(job, bindings["references"], case.references, definitions)
+    token = _token(base.graph, bindings["class"])
     values = {
-        takers["background"]: case.background,
-        takers["class"]: case.class_name,
-        takers["prompt"]: case.prompt.format(subject=f"{token} {case.class_name}".strip()),
+        bindings["background"]: case.background,
+        bindings["class"]: case.class_name,
+        bindings["prompt"]: case.prompt.format(subject=f"{token} {case.class_name}".strip()),
     }
     assert case.hole
     box = case.hole if isinstance(case.hole, Box) else _box_of(case.hole)
-    edges = {"x": box.left, "y": box.top, "width": box.width, "height": box.height}
-    values |= {f"{takers['box']}.{name}": value for name, value in edges.items()}
+    sides = {"x": box.left, "y": box.top, "width": box.width, "height": box.height}
+    values |= {f"{bindings['box']}.{name}": value for name, value in sides.items()}
     for name, value in values.items():
         job = job.set(Setting.parse(f"{name}={value}"), definitions)
     return job
 
 
 def _with_references(
-    job: GraphJob, taker: str, references: References, definitions: dict[str, Definition]
+    job: GraphJob, binding: str, references: References, definitions: dict[str, Definition]
 ) -> GraphJob:
-    """The job with these pictures as a folder, and their masks as `InlayLoadReferences` knows them."""
-    setting = Setting.parse(f"{taker}=")
+    """Return the job with these images and masks as a folder in the layout of `InlayLoadReferences`."""
+    setting = Setting.parse(f"{binding}=")
     key, _, _ = find_input(job.graph, setting, definitions)
     files = []
     for number, (picture, mask) in enumerate(references):
@@ -92,16 +99,19 @@ def _with_references(
     return replace(job, graph=graph, uploads=(*job.uploads, upload))
 
 
-def _token(graph: Graph, taker: str) -> str:
-    """The rare word of the node that takes the class, where it has one."""
-    return graph[find_node(graph, taker.rpartition(".")[0])]["inputs"].get("token", "")
+def _token(graph: Graph, binding: str) -> str:
+    """Return the token of the node that takes the class, or "" if it has none."""
+    return graph[find_node(graph, binding.rpartition(".")[0])]["inputs"].get("token", "")
 
 
 def _box_of(mask: Path) -> Box:
-    """The box around a mask's white."""
-    with Image.open(mask) as picture:
-        edges = picture.convert("L").point([0] * 128 + [255] * 128).getbbox()
-    if not edges:
-        raise HostError(f"{mask} is an empty mask; there is no place for the subject.")
-    left, top, right, bottom = edges
-    return Box(top, left, bottom, right)
+    """Return the box around the white pixels of a mask file."""
+    try:
+        box = find_box(read_mask(mask, "--benchmark")[0])
+    except ValueError as error:
+        raise HostError(str(error)) from error
+    if box is None:
+        raise HostError(
+            f"{mask} is an empty mask; paint the place where the subject goes, or remove this case."
+        )
+    return box

@@ -1,4 +1,4 @@
-"""Talks to a running ComfyUI: sends a graph in API form, follows it, and brings back what it made."""
+"""Talk to a running ComfyUI: send a graph in API form, follow its progress, fetch its outputs."""
 
 import asyncio
 import json
@@ -17,16 +17,16 @@ import requests
 from .errors import HostError, nearest
 from .node_definitions import Definition, combo_choices, inputs_of
 
-HEARTBEAT = 120  # seconds; a host that does not answer within half of them is gone
+HEARTBEAT = 120  # seconds between pings; the answer must come within half of that
 Graph = dict[str, dict[str, Any]]
 
 
 class PromptRefused(HostError):
-    """The host found the graph invalid before running any of it."""
+    """The host found the graph invalid and ran no part of it."""
 
 
 class NodeFailed(HostError):
-    """A node raised; `node` is its id and `message` what it said."""
+    """A node raised an error; `node` is its id, `message` the error's text."""
 
     def __init__(self, node: str, title: str, message: str):
         super().__init__(f"{title} (node {node}): {message}")
@@ -34,18 +34,18 @@ class NodeFailed(HostError):
 
 
 class Interrupted(HostError):
-    """The run was interrupted, by us or by somebody else."""
+    """The run was interrupted or removed from the queue, by this process or another."""
 
 
 class HostGone(HostError):
-    """The connection broke while the graph ran."""
+    """The host does not answer, or the connection broke while the graph ran."""
 
 
 @dataclass(frozen=True)
 class NodeProgressEvent:
-    """How far a node is: `value` of `maximum`; `state` is "running", "finished" or "cached".
+    """The progress of a node: `value` of `maximum`; `state` is "running", "finished" or "cached".
 
-    `text` is what the node itself says about it, such as its loss.
+    `text` is the node's own progress text, such as its loss.
     """
 
     node: str
@@ -57,7 +57,7 @@ class NodeProgressEvent:
 
 @dataclass
 class NodeOutput:
-    """What one output node shows: `files` (name, bytes), `text`, and `raw` as the host tells it."""
+    """The output of one output node: `files` (name, bytes), `text`, and the host's own record as `raw`."""
 
     files: list[tuple[str, bytes]] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
@@ -65,7 +65,7 @@ class NodeOutput:
 
     @property
     def images(self) -> list[bytes]:
-        """The files' bytes; most output nodes show nothing but pictures."""
+        """The bytes of the files; most output nodes have images only."""
         return [content for _, content in self.files]
 
 
@@ -73,16 +73,16 @@ PromptResult = dict[str, NodeOutput]
 
 
 class Client:
-    """A connection to the host at `url`; every call blocks.
+    """A connection to the host at `url`; every call blocks until it is done.
 
-    Raises (all of them): HostError, with one sentence that can be shown to the user.
+    Raises (every call): HostError, whose message is one sentence for the user.
     """
 
     def __init__(self, url: str):
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         self.id = uuid.uuid4().hex
         self.session = requests.Session()
-        self.session.trust_env = False  # no proxy stands between us and the loopback
+        self.session.trust_env = False  # a loopback address needs no proxy
 
     def run(
         self,
@@ -90,11 +90,17 @@ class Client:
         on_progress: Callable[[NodeProgressEvent], None] | None = None,
         prompt_id: str | None = None,
     ) -> PromptResult:
-        """Runs `graph` (API form) to its end and returns the output of each output node, by node id.
+        """Run a graph to its end.
 
-        `on_progress` is called whenever a node moves on. Ctrl-C interrupts the host's job too, and waits a
-        little until that has stopped: a training saves its state first. `prompt_id` is a UUID by which `find`
-        knows the run later; by default a new one.
+        Ctrl-C also interrupts the host's job and waits up to 20 s for it: a training first saves its state.
+
+        Args:
+            graph: in API form.
+            on_progress: called whenever the progress of a node changes.
+            prompt_id: a UUID by which `find` finds the run later; a new one by default.
+
+        Returns:
+            The output of each output node, by node id.
         """
         prompt_id = prompt_id or str(uuid.uuid4())
         try:
@@ -106,25 +112,33 @@ class Client:
         return self.outputs(prompt_id)
 
     def submit(self, graph: Graph, prompt_id: str | None = None) -> str:
-        """Puts `graph` into the host's queue and returns its prompt id."""
+        """Put a graph into the host's queue and return its prompt id.
+
+        Raises:
+            PromptRefused: if the host finds any part of it invalid.
+        """
         prompt_id = prompt_id or str(uuid.uuid4())
         body = {"prompt": graph, "client_id": self.id, "prompt_id": prompt_id}
         response = self._request("POST", "/prompt", json=body)
         answer = response.json()
-        # The host runs what is left of a graph with a bad branch; half an answer is no answer.
+        # The host would run a graph without its invalid branch; a partial result is not wanted.
         if response.status_code != 200 or answer.get("node_errors"):
             self.interrupt(prompt_id)
             raise PromptRefused(explain_refusal(answer, graph, self._definitions_of(answer)))
         return prompt_id
 
     def interrupt(self, prompt_id: str | None = None) -> None:
-        """Stops the run `prompt_id` within a step, or takes it out of the queue; without an id, what runs."""
+        """Stop a run after its current step, or remove it from the queue.
+
+        Args:
+            prompt_id: the run; None for the one that the host is running.
+        """
         if prompt_id:
             self._request("POST", "/queue", json={"delete": [prompt_id]})
         self._request("POST", "/interrupt", json={"prompt_id": prompt_id} if prompt_id else {})
 
     def upload(self, path: Path | str, subfolder: str = "", name: str | None = None) -> str:
-        """Copies a picture into the host's input folder and returns the name that LoadImage knows it by."""
+        """Copy an image into the host's input folder and return its name for LoadImage."""
         path = Path(path)
         with path.open("rb") as file:
             response = self._request(
@@ -137,44 +151,44 @@ class Client:
         return f"{saved['subfolder']}/{saved['name']}" if saved["subfolder"] else saved["name"]
 
     def outputs(self, prompt_id: str) -> PromptResult:
-        """The outputs of a finished run, with the bytes of every picture."""
+        """Return the outputs of a finished run, with the bytes of every file."""
         history = self._request("GET", f"/history/{prompt_id}").json()
         if prompt_id not in history:
-            raise HostError("The host has forgotten this run; its history holds only the latest ones.")
+            raise HostError("The host's history no longer has this run; it holds only the latest ones.")
         return {node: self._output(raw) for node, raw in history[prompt_id]["outputs"].items()}
 
     def has_finished(self, prompt_id: str) -> bool:
-        """Whether the run is in the host's history as a success."""
-        found = self._history(prompt_id).get(prompt_id)
-        return bool(found) and found["status"]["status_str"] == "success"
+        """Return whether the run is in the host's history and succeeded."""
+        entry = self._history(prompt_id).get(prompt_id)
+        return bool(entry) and entry["status"]["status_str"] == "success"
 
     def _history(self, prompt_id: str) -> dict[str, Any]:
         return self._request("GET", f"/history/{prompt_id}").json()
 
     def queued(self) -> set[str]:
-        """The prompt ids of what the host runs and of what waits there."""
+        """Return the prompt ids of the running and the waiting jobs of the host."""
         queue = self._request("GET", "/queue").json()
         return {item[1] for items in queue.values() for item in items}
 
     def find(self, prompt_id: str) -> PromptResult | None:
-        """The result of a run that was begun before, waiting for its end; None where there is none."""
+        """Wait for the end of a run that was submitted earlier; return its result, None if there is none."""
         while prompt_id in self.queued():
             time.sleep(0.5)
         return self.outputs(prompt_id) if self.has_finished(prompt_id) else None
 
     def object_info(self) -> dict[str, dict[str, Any]]:
-        """The host's description of every node type it has, by name."""
+        """Return the host's node definitions by node type."""
         response = self._request("GET", "/object_info")
         if not response.ok:
-            raise HostGone(f"What answers at {self.url} is no ComfyUI.")
+            raise HostGone(f"The server at {self.url} is no ComfyUI.")
         return response.json()
 
     def system(self) -> dict[str, Any]:
-        """What the host says about itself and its devices (`/system_stats`)."""
+        """Return the host's version and devices (`/system_stats`)."""
         return self._request("GET", "/system_stats").json()
 
     def _wait(self, prompt_id: str, seconds: float) -> None:
-        """Returns when the host is done with the run, or after `seconds`."""
+        """Wait until the run has left the host's queue, at most `seconds`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if prompt_id not in self.queued():
@@ -182,11 +196,11 @@ class Client:
             time.sleep(0.1)
 
     def _definitions_of(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """The descriptions of the nodes that the host complains of."""
-        found = {}
+        """Return the definitions of the node types named in a validation error."""
+        definitions = {}
         for kind in {errors.get("class_type") for errors in answer.get("node_errors", {}).values()}:
-            found |= self._request("GET", f"/object_info/{kind}").json()
-        return found
+            definitions |= self._request("GET", f"/object_info/{kind}").json()
+        return definitions
 
     def _output(self, raw: dict[str, Any]) -> NodeOutput:
         shown = [item for items in raw.values() if isinstance(items, list) for item in items]
@@ -210,16 +224,19 @@ class Client:
         except requests.RequestException as error:
             raise HostGone(f"The host at {self.url} does not answer.") from error
 
-    def _knows(self, prompt_id: str) -> bool:
-        """Whether the host will run it or has; its history is written before its queue is said to change."""
+    def _is_known(self, prompt_id: str) -> bool:
+        """Return whether the run is in the host's queue or history.
+
+        The host writes the history before it announces the change of the queue.
+        """
         return prompt_id in self.queued() or prompt_id in self._history(prompt_id)
 
     async def _follow(
         self, graph: Graph, prompt_id: str, report: Callable[[NodeProgressEvent], None]
     ) -> None:
-        """Submits the graph and reads the websocket until the host is done with it."""
+        """Submit the graph and read the websocket until the run has ended."""
         failure: HostError | None = None
-        seen: dict[str, NodeProgressEvent] = {}
+        latest: dict[str, NodeProgressEvent] = {}
         try:
             async with (
                 aiohttp.ClientSession() as session,
@@ -229,19 +246,19 @@ class Client:
             ):
                 await asyncio.to_thread(self.submit, graph, prompt_id)
                 async for message in socket:
-                    if message.type == aiohttp.WSMsgType.ERROR:  # the host is silent for too long
+                    if message.type == aiohttp.WSMsgType.ERROR:  # no heartbeat from the host
                         break
                     kind, data = read_message(message)
                     if data.get("prompt_id", prompt_id) != prompt_id:
                         continue
-                    for progress in progress_of(kind, data, seen):
-                        if seen.get(progress.node) != progress:
-                            seen[progress.node] = progress
+                    for progress in progress_of(kind, data, latest):
+                        if latest.get(progress.node) != progress:
+                            latest[progress.node] = progress
                             report(progress)
-                    if kind == "status" and not await asyncio.to_thread(self._knows, prompt_id):
+                    if kind == "status" and not await asyncio.to_thread(self._is_known, prompt_id):
                         raise Interrupted("The run was taken out of the host's queue.")
                     failure = failure or failure_of(kind, data, graph)
-                    if kind == "executing" and data.get("node") is None:  # now the history is written
+                    if kind == "executing" and data.get("node") is None:  # sent after the history is written
                         if failure:
                             raise failure
                         return
@@ -251,7 +268,7 @@ class Client:
 
 
 def _complete(work: Coroutine[Any, Any, None]) -> None:
-    """asyncio.run, also where a loop runs already, as in a notebook: then in a thread of its own."""
+    """Run a coroutine to its end, in a thread of its own if a loop is already running, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -261,11 +278,11 @@ def _complete(work: Coroutine[Any, Any, None]) -> None:
     try:
         thread.submit(asyncio.run, work).result()
     finally:
-        thread.shutdown(wait=False)  # Ctrl-C interrupts the host's job, which ends the work
+        thread.shutdown(wait=False)  # on Ctrl-C, `run` interrupts the host's job, which ends the thread
 
 
 def read_message(message: aiohttp.WSMessage) -> tuple[str, dict[str, Any]]:
-    """A message of the host's websocket as (type, data); pictures are passed over."""
+    """Return a websocket message of the host as (type, data); the content of images is not returned."""
     if message.type == aiohttp.WSMsgType.TEXT:
         event = json.loads(message.data)
         return event["type"], event["data"]
@@ -277,23 +294,23 @@ def read_message(message: aiohttp.WSMessage) -> tuple[str, dict[str, Any]]:
 
 
 def progress_of(
-    kind: str, data: dict[str, Any], seen: dict[str, NodeProgressEvent]
+    kind: str, data: dict[str, Any], latest: dict[str, NodeProgressEvent]
 ) -> Iterator[NodeProgressEvent]:
-    """The progress that a message of the host's websocket tells, if any; `seen` is each node's latest."""
+    """Yield the progress events in a websocket message; `latest` has the latest event of each node."""
     if kind == "execution_cached":
         for node in data["nodes"]:
             yield NodeProgressEvent(node, 1, 1, "cached")
-    elif kind == "text" and data["node"] in seen:
-        yield replace(seen[data["node"]], text=data["text"])
+    elif kind == "text" and data["node"] in latest:
+        yield replace(latest[data["node"]], text=data["text"])
     elif kind == "progress_state":
         for state in data["nodes"].values():
             node = state["display_node_id"]
-            text = seen[node].text if node in seen else ""
+            text = latest[node].text if node in latest else ""
             yield NodeProgressEvent(node, state["value"], state["max"], state["state"], text)
 
 
 def failure_of(kind: str, data: dict[str, Any], graph: Graph) -> HostError | None:
-    """The error that a message of the host's websocket tells, if any."""
+    """Return the error that a websocket message reports, None if it reports none."""
     if kind == "execution_interrupted":
         return Interrupted("The run was interrupted.")
     if kind == "execution_error":
@@ -303,38 +320,45 @@ def failure_of(kind: str, data: dict[str, Any], graph: Graph) -> HostError | Non
     return None
 
 
-def title_of(node: str, graph: Graph, otherwise: str = "") -> str:
-    """What the user calls a node: its title, else its type."""
+def title_of(node: str, graph: Graph, default: str = "") -> str:
+    """Return a node's title, or its type if it has no title."""
     entry = graph.get(node, {})
-    return entry.get("_meta", {}).get("title") or entry.get("class_type") or otherwise or "The graph"
+    return entry.get("_meta", {}).get("title") or entry.get("class_type") or default or "The graph"
 
 
 def explain_refusal(
     answer: dict[str, Any], graph: Graph, definitions: dict[str, Definition] | None = None
 ) -> str:
-    """The host's validation errors as one readable sentence; `definitions` tell what a list does hold."""
-    complaints = []
-    for node, found in answer.get("node_errors", {}).items():
-        title = title_of(node, graph, found.get("class_type", ""))
-        for error in found["errors"]:
+    """Return the host's validation errors as one sentence.
+
+    Args:
+        answer: the host's reply to /prompt.
+        graph: the graph that was sent.
+        definitions: of the node types with errors, for suggestions of valid values.
+    """
+    sentences = []
+    for node, node_errors in answer.get("node_errors", {}).items():
+        title = title_of(node, graph, node_errors.get("class_type", ""))
+        for error in node_errors["errors"]:
             details = error["details"]
-            if error["type"] == "custom_validation_failed":  # details: "input - what the node itself says"
-                said = details.split(" - ", 1)[-1]
+            if error["type"] == "custom_validation_failed":  # details: "input - the node's message"
+                reason = details.split(" - ", 1)[-1]
             elif error["type"] == "value_not_in_list":
-                said = _not_in_list(error["extra_info"], (definitions or {}).get(found["class_type"]))
+                reason = _not_in_list(error["extra_info"], (definitions or {}).get(node_errors["class_type"]))
             else:
-                said = f"{error['message']} ({details})" if details else error["message"]
-            complaints.append(f"{title} (node {node}): {said}")
-    if not complaints:
+                reason = f"{error['message']} ({details})" if details else error["message"]
+            sentences.append(f"{title} (node {node}): {reason}")
+    if not sentences:
         error = answer["error"]
         missing = error.get("extra_info", {}).get("class_type")
-        complaints.append(f"It has no node of the type {missing}." if missing else error["message"])
-    unique = list(dict.fromkeys(complaints))
+        sentences.append(f"It has no node of the type {missing}." if missing else error["message"])
+    unique = list(dict.fromkeys(sentences))
     return "The host refused the graph. " + "; ".join(unique)
 
 
 def _not_in_list(error: dict[str, Any], definition: Definition | None) -> str:
+    """Return a sentence about a value that a combo does not offer, with the most similar choices."""
     name, value = error["input_name"], error["received_value"]
-    found = inputs_of(definition).get(name) if definition else None  # none: an input of a choice's own
-    known = combo_choices(*found) if found else []
-    return f"there is no {name} '{value}' on this host; {nearest(str(value), map(str, known))}"
+    combo = inputs_of(definition).get(name) if definition else None  # None: an input of a dynamic combo
+    choices = combo_choices(*combo) if combo else []
+    return f"there is no {name} '{value}' on this host; {nearest(str(value), map(str, choices))}"

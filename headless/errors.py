@@ -1,18 +1,18 @@
-"""What can go wrong between us and the host; every message is one sentence for the user."""
+"""Define the errors between this package and the host; every message is one sentence for the user."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-# Exit codes of the command lines.
+# Exit codes of the command lines: success, run failed, wrong arguments, no host, interrupted.
 DONE, FAILED, WRONG, NO_HOST, STOPPED = 0, 1, 2, 3, 130
 
 
 class HostError(RuntimeError):
-    """Base of everything `headless` raises; `str(error)` can be shown as it is."""
+    """Base of all errors of `headless`; `str(error)` is a sentence for the user."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """The end of a sentence about a name that is not there: those most like it, whatever their case.
+    """Return the end of a sentence about an unknown name: the most similar known names, ignoring case.
 
     >>> nearest("ksampler", ["KSampler", "VAEDecode"])
     'did you mean KSampler?'

@@ -1,11 +1,11 @@
-"""Score folders of results against a benchmark, or against what they were made from.
+"""Score folders of results against a benchmark, or against the inputs they were made from.
 
     python -m inlay evaluate out/ --dino dino-vits16/ --clip clip-vit-large-patch14/
     python -m inlay evaluate ours/ theirs/ --benchmark murecom --data MureCom/ --dino dino-vits16/ -o scores
 
-RESULTS holds a picture for every case, at the case's name. Each folder is a row of the table, each cell a
-mean over pictures with its standard error. Weights are folders of your own in transformers' layout; a measure
-without weights is left out. SSIM needs none.
+RESULTS holds one picture for every case, under the case's name. Each folder is a row of the table; each cell
+is a mean over pictures with its standard error. Weights are your own folders in transformers' layout; a
+measure without weights is left out. SSIM needs none.
 """
 
 import argparse
@@ -19,30 +19,49 @@ LPIPS = ("alex", "vgg", "squeeze")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser."""
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     folder = {"type": Path, "metavar": "DIR"}
-    add("results", type=Path, nargs="+", metavar="RESULTS", help="a folder of results, a row of the table")
-    add("--benchmark", choices=list(READERS), default="batch", help="default: batch, of inlay run --each")
+    add(
+        "results",
+        type=Path,
+        nargs="+",
+        metavar="RESULTS",
+        help="a folder of results; each is one row of the table",
+    )
+    add(
+        "--benchmark",
+        choices=list(READERS),
+        default="batch",
+        help="default: batch, the output of inlay run --each",
+    )
     add("--data", help="the benchmark's folder (default: the results')", **folder)
-    add("--subjects", help="subjects, for a benchmark of backgrounds alone", **folder)
-    add("--picture", metavar="NAME", help="which one, where a result is a folder of several pictures")
-    add("--dino", help="DINO, DINOv2 or DINOv3, for the likeness of the subject", **folder)
-    add("--clip", help="CLIP, for the likeness of the subject and of picture and prompt", **folder)
-    add("--lpips", choices=LPIPS, help="its backbone, from torch's folder of checkpoints")
+    add("--subjects", help="folder of subjects, for a benchmark that has backgrounds only", **folder)
+    add("--picture", metavar="NAME", help="which picture to score, if a result is a folder of several")
+    add("--dino", help="DINO, DINOv2 or DINOv3: similarity of the subject", **folder)
+    add("--clip", help="CLIP: similarity of the subject, and of picture and prompt", **folder)
+    add("--lpips", choices=LPIPS, help="backbone of LPIPS, from torch's folder of checkpoints")
     add("--dreamsim", help="DreamSim's weights; its package must be installed", **folder)
-    add("--fid", help="real pictures to compare the results with as a set", **folder)
+    add("--fid", help="real pictures: FID between them and all results", **folder)
     add(
         "--fid-weights",
         type=Path,
         metavar="FILE",
-        help="torch-fidelity's Inception (default: --dino or --clip)",
+        help="torch-fidelity's Inception weights (default: use --dino or --clip)",
     )
     add("-o", "--out", type=Path, metavar="NAME", help="write NAME.md and NAME.json")
 
 
 def evaluate(options: argparse.Namespace):
-    """(the table, row -> case -> measure -> value). Raises ValueError, in the user's words."""
+    """Score the folders.
+
+    Returns:
+        The table, and row -> case -> measure -> value.
+
+    Raises:
+        ValueError: with a sentence for the user.
+    """
     from ..evaluation.tables import Table
 
     data = options.data or options.results[0]
@@ -66,7 +85,7 @@ def evaluate(options: argparse.Namespace):
 
 
 def load_measures(options: argparse.Namespace):
-    """The measures whose weights are named, and notes that say which weights these are."""
+    """Load the measures whose weights are given; also return notes for the table that name these weights."""
     from ..evaluation.distances import load_dreamsim
     from ..evaluation.encoders import ClipEncoder, load_image_text_encoder
     from ..evaluation.score import Measures
@@ -89,53 +108,56 @@ def load_measures(options: argparse.Namespace):
 
 
 def best_device() -> str:
+    """Return "cuda", "mps" or "cpu", the first that is available."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def score(folder: Path, cases, measures, stem: str | None) -> dict[str, dict[str, float]]:
+    """Return case -> measure -> value for one folder of results, and print progress on stderr."""
     from ..evaluation.score import score_folder
 
-    def tell(done: int) -> None:
+    def show_progress(done: int) -> None:
         if sys.stderr.isatty():
             print(f"\r  {folder.name}: {done} of {len(cases)}", end="", file=sys.stderr, flush=True)
 
-    scores = score_folder(folder, cases, measures, stem, tell)
+    scores = score_folder(folder, cases, measures, stem, show_progress)
     print(f"\r  {folder.name}: {len(scores)} of {len(cases)} cases have a result", file=sys.stderr)
     return scores
 
 
 def by_measure(scores: dict[str, dict[str, float]]) -> dict[str, list[float]]:
+    """Convert case -> measure -> value to measure -> values."""
     names = dict.fromkeys(name for values in scores.values() for name in values)
     return {name: [values[name] for values in scores.values() if name in values] for name in names}
 
 
 def frechet(folder: Path, cases, options: argparse.Namespace, measures) -> tuple[str, float]:
-    """The set's name and distance: FID, or a Frechet distance that names its encoder."""
+    """Return the measure's name and value: FID, or a Frechet distance named after its encoder."""
     from ..evaluation.distances import frechet_distance
     from ..evaluation.readers import pictures
-    from ..evaluation.score import find_result, load_picture
+    from ..evaluation.score import find_results, load_picture
 
     network = options.fid_weights or next(iter(measures.encoders.values()), None)
     if network is None:
         raise ValueError("--fid: name the weights too, with --fid-weights, --dino or --clip.")
-    results = filter(None, (find_result(folder, case, options.picture) for case in cases))
+    results = (result for case in cases for result in find_results(folder, case, options.picture))
     value = frechet_distance(map(load_picture, results), map(load_picture, pictures(options.fid)), network)
     return ("FID" if options.fid_weights else f"Frechet ({network.name})"), value
 
 
 def write_tables(table, scores: dict, out: Path) -> None:
-    """NAME.md and NAME.json, the latter with every case's own measures."""
+    """Write NAME.md and NAME.json; the JSON file also has the measures of every case."""
     out.parent.mkdir(parents=True, exist_ok=True)
     document = json.loads(table.to_json()) | {"cases": scores}
-    # with_suffix would take the last number of a name such as scores-0.7
+    # with_suffix would remove the end of a name such as scores-0.7
     out.with_name(f"{out.name}.md").write_text(table.markdown(), encoding="utf-8")
     out.with_name(f"{out.name}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
 def main(options: argparse.Namespace) -> int:
-    """`python -m inlay evaluate`; returns the exit code: 0, or 2 when what was asked for is not there."""
+    """Run `python -m inlay evaluate`; return the exit code: 0, or 2 for wrong arguments or missing files."""
     try:
         table, scores = evaluate(options)
         print(table.markdown())

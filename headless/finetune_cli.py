@@ -1,17 +1,18 @@
-"""Teach a model a subject without a graph: the engine and the store of the node Subject Finetune.
+"""Finetune a model on a subject without a graph, with the trainer and the store of the node Train Subject.
 
     python -m inlay finetune --config finetune.toml
     accelerate launch --num_processes 4 -m inlay finetune --config finetune.toml
 
-The file says what to teach and to which model; workflows/finetune.toml shows every key. Under `accelerate
-launch` each process takes its share of every batch, on its own accelerator; one process with the same batch
-gets the same result up to rounding. Stopped or killed, the same command goes on where it was. The subject's
-LoRA and its facts are printed as one line of JSON, progress goes to stderr.
+The file has the subject, the model and the settings; workflows/finetune.toml shows every key. Under
+`accelerate launch` each process computes a part of every batch on its own accelerator; one process with the
+same batch size gets the same result up to rounding. After an interruption, the same command continues the
+training. The LoRA and its data are printed as one line of JSON on stdout, progress on stderr.
 
-Exit codes: 0 done, 1 the training failed, 2 what was asked for is wrong, 3 no host, 130 stopped.
+Exit codes: 0 done, 1 the training failed, 2 wrong arguments or files, 3 no host, 130 interrupted.
 """
 
 import argparse
+import errno
 import json
 import signal
 import sys
@@ -29,13 +30,20 @@ from .server import open_host
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser."""
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--config", type=Path, required=True, metavar="FILE", help="what to teach, in TOML")
-    add("--comfyui", type=Path, metavar="DIR", help="the host (default: COMFYUI_PATH, or the one around us)")
+    add("--config", type=Path, required=True, metavar="FILE", help="the training's settings in TOML")
+    add(
+        "--comfyui",
+        type=Path,
+        metavar="DIR",
+        help="folder of ComfyUI (default: COMFYUI_PATH, or the one this pack is installed in)",
+    )
 
 
 def main(options: argparse.Namespace) -> int:
+    """Run `python -m inlay finetune`; return the exit code."""
     signal.signal(signal.SIGTERM, stop_handler)
     try:
         config = read_toml(options.config)
@@ -48,57 +56,60 @@ def main(options: argparse.Namespace) -> int:
     except HostError as error:
         return end(NO_HOST, str(error))
     first = group.number == 0
-    begun = time.monotonic()
+    start_time = time.monotonic()
     try:
-        with between_steps(
-            print_result_line(config.recipe.steps) if first else lambda *_: None, group
+        with interrupt_between_steps(
+            progress_printer(config.recipe.steps) if first else lambda *_: None, group
         ) as on_step:
             subject, path = finetune_from_config(config, group, on_step)
     except Diverged as error:
         return end(FAILED, str(error))
     except ValueError as error:
-        return end(WRONG, str(error))
+        return end(FAILED if is_full_disk(error.__cause__) else WRONG, str(error))
     except KeyboardInterrupt:
         return end(STOPPED, "Stopped; the same command goes on from here.")
     close_group(group)
     if first:
         facts = {"lora": str(path), "words": subject.words, "recipe": subject.recipe, "steps": subject.steps}
         facts |= {"loss": subject.losses[-1], "processes": group.size}
-        print(json.dumps(facts | {"seconds": round(time.monotonic() - begun, 1)}))
+        print(json.dumps(facts | {"seconds": round(time.monotonic() - start_time, 1)}))
     return DONE
 
 
 def stop_handler(*_) -> None:
-    """A machine that is taken back says SIGTERM: end as on Ctrl-C."""
+    """Handle SIGTERM, which cloud machines send before they shut down, as Ctrl-C."""
     raise KeyboardInterrupt
 
 
 @contextmanager
-def between_steps(
+def interrupt_between_steps(
     show: Callable[[int, float], None], group: ProcessGroup
 ) -> Iterator[Callable[[int, float], None]]:
-    """An on_step that shows the step; it raises KeyboardInterrupt once a process was told to stop within it.
+    """Yield an `on_step` that shows a step and raises KeyboardInterrupt if a process was stopped during it.
 
-    Until the first step is done there is nothing to keep, and a signal ends the process at once.
+    Before the end of the first step there is nothing to save, so a signal ends the process at once.
     """
-    interrupt, waiting = InterruptFlag(), False
+    interrupt, entered = InterruptFlag(), False
 
-    with ExitStack() as until_the_end:
+    with ExitStack() as stack:
 
         def on_step(step: int, loss: float) -> None:
-            nonlocal waiting
-            if not waiting:
-                until_the_end.enter_context(interrupt)
-                waiting = True
+            nonlocal entered
+            if not entered:
+                stack.enter_context(interrupt)
+                entered = True
             show(step, loss)
-            if any_rank_stopping(group, interrupt.came):
+            if any_rank_stopping(group, interrupt.received):
                 raise KeyboardInterrupt
 
         yield on_step
 
 
-def print_result_line(steps: int):
-    """Prints step, loss and time left: every step on a terminal, every tenth of the way in a file."""
+def progress_printer(steps: int):
+    """Return a function that prints step, loss and time left.
+
+    A terminal gets every step; a file gets one line for every tenth of the run.
+    """
     start: list[tuple[int, float]] = []
 
     def show(step: int, loss: float) -> None:
@@ -115,6 +126,13 @@ def print_result_line(steps: int):
     return show
 
 
+def is_full_disk(cause: BaseException | None) -> bool:
+    """Whether a file could not be written for want of room, as the system or safetensors reports it."""
+    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "os error 28" in str(cause)
+
+
 def end(code: int, message: str) -> int:
+    """Print a message on stderr and return the exit code."""
     print(message, file=sys.stderr, flush=True)
     return code

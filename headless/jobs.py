@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import re
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,10 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..common.text_files import read_json
 from .client import Client, Graph
 from .errors import HostError
 from .node_definitions import Definition, is_combo
-from .workflow import Setting, find_input, read_value, with_value
+from .workflow import Setting, find_input, read_value, resolve_setting, with_value
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}  # as Load References reads
 INPUT_FOLDER = "inlay_run"  # in the host's input folder; files in it are named by what they hold
@@ -27,6 +29,7 @@ class Upload:
     subfolder: str
 
     def to(self, client: Client) -> None:
+        """Upload the files to a host."""
         for path, name in self.files:
             client.upload(path, self.subfolder, name)
 
@@ -56,6 +59,7 @@ class GraphJob:
         Raises:
             HostError: when the graph has no such node or input, or the value is of another type.
         """
+        setting = resolve_setting(self.graph, setting, definitions)
         key, kind, options = find_input(self.graph, setting, definitions)
         upload = find_upload(setting, kind, options)
         value = input_name(upload) if upload else read_value(setting, kind, options)
@@ -70,6 +74,7 @@ class GraphJob:
 
 
 def is_picture(path: Path) -> bool:
+    """Return whether the file is a visible image of a supported format."""
     return path.is_file() and not path.name.startswith(".") and path.suffix.lower() in PICTURE_SUFFIXES
 
 
@@ -77,16 +82,21 @@ def find_upload(setting: Setting, kind: Any, options: dict) -> Upload | None:
     """The picture or folder of pictures on this machine that a setting names, for an input that takes one."""
     path = Path(setting.value).expanduser()
     if options.get("image_upload") and path.is_file():
-        name = f"{files_digest([path])[:12]}_{path.name}"
+        name = f"{files_digest([path])[:12]}_{upload_name(path)}"
         return Upload(((path, name),), INPUT_FOLDER)
     if is_combo(kind) and not options.get("image_upload") and path.is_dir():
         files = sorted(filter(is_picture, path.iterdir()))
         if not files:
             raise HostError(f"{setting}: there is no picture in that folder.")
         return Upload(
-            tuple((file, file.name) for file in files), f"{INPUT_FOLDER}/{files_digest(files)[:12]}"
+            tuple((file, upload_name(file)) for file in files), f"{INPUT_FOLDER}/{files_digest(files)[:12]}"
         )
     return None
+
+
+def upload_name(path: Path) -> str:
+    """The file's name without characters that an upload's header or some systems do not take."""
+    return re.sub(r'["\\\\/:*?<>|\x00-\x1f]', "_", path.name)
 
 
 def input_name(upload: Upload) -> str:
@@ -148,7 +158,7 @@ def _beside(path: Path) -> list[Setting]:
     if not file.is_file():
         return []
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         return [Setting.parse(f"{name}={value}") for name, value in found.items()]
     except (ValueError, AttributeError) as error:
         raise HostError(f'{file} should hold settings, as {{"NODE.input": value}}: {error}.') from error
@@ -166,6 +176,7 @@ def plan(
     base = GraphJob(graph)
     for setting in sets:
         base = base.set(setting, definitions)
+    each = [resolve_setting(graph, setting, definitions) for setting in each]
     axes = [expand_axis(setting, *find_input(graph, setting, definitions)[1:]) for setting in each]
     jobs = []
     for combination in itertools.product(*axes):

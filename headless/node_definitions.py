@@ -1,17 +1,17 @@
-"""Node types as the host describes them (`/object_info`), and what saved workflows rely on.
+"""Read the host's node definitions (`/object_info`) and compare the interface that saved workflows use.
 
-A workflow keeps widget values by position, wires by input name and output position, and a node by its id.
+A workflow stores widget values by position, links by input name and output position, and a node by its id.
 """
 
 from typing import Any
 
 Definition = dict[str, Any]  # one node type's entry in /object_info
-CHANGING = "COMFY_DYNAMICCOMBO_V3"  # a choice that brings inputs of its own
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"  # each choice adds its own inputs
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
 def inputs_of(definition: Definition) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Name -> (type, options) of a node type's inputs, in the order the front end shows them."""
+    """Return name -> (type, options) of a node type's inputs, in the order of the front end."""
     inputs = {}
     for section in ("required", "optional"):
         for name in definition["input_order"].get(section, []):
@@ -21,22 +21,22 @@ def inputs_of(definition: Definition) -> dict[str, tuple[Any, dict[str, Any]]]:
 
 
 def is_combo(kind: Any) -> bool:
-    """A choice from a list: the older form gives the list itself as the type."""
+    """Return whether an input is a choice from a list; the older form has the list itself as type."""
     return isinstance(kind, list) or kind == "COMBO"
 
 
 def combo_choices(kind: Any, options: dict[str, Any]) -> list[Any]:
-    """What a combo offers."""
+    """Return the choices of a combo."""
     return kind if isinstance(kind, list) else options.get("options") or []
 
 
 def is_widget(kind: Any, options: dict[str, Any]) -> bool:
-    """Whether the front end shows a value to edit rather than only a socket."""
+    """Return whether the front end shows an editable value, not only a socket."""
     return (is_combo(kind) or kind in WIDGETS) and not options.get("forceInput")
 
 
 def default(kind: Any, options: dict[str, Any]) -> Any:
-    """What the front end puts into a new node's widget."""
+    """Return the value of a new node's widget in the front end."""
     if "default" in options:
         return options["default"]
     if is_combo(kind):
@@ -44,14 +44,14 @@ def default(kind: Any, options: dict[str, Any]) -> Any:
     return {"STRING": "", "BOOLEAN": False}.get(kind, 0)
 
 
-# combos of what the host has, or what lies in its folders, which is not ours to keep
-HOSTS_OWN = ("sampler_name", "scheduler", "folder", "name")
+# combos whose choices are the host's or its files; the pack cannot guarantee them
+HOST_COMBOS = ("sampler_name", "scheduler", "folder", "name")
 
 Interface = dict[str, dict[str, list]]  # id -> {"widgets": [...], "sockets": [...], "outputs": [...]}
 
 
 def interface_of(definitions: dict[str, Definition]) -> Interface:
-    """The interface of every node in an excerpt of /object_info."""
+    """Return the interface of every node in an excerpt of /object_info."""
     return {key: _node(definition) for key, definition in sorted(definitions.items())}
 
 
@@ -59,7 +59,7 @@ def _node(definition: Definition) -> dict[str, list]:
     widgets, sockets = [], []
     for name, (kind, options) in inputs_of(definition).items():
         if is_widget(kind, options):
-            fixed = [] if name in HOSTS_OWN else _fixed(kind, options)
+            fixed = [] if name in HOST_COMBOS else _fixed(kind, options)
             widgets.append([name, "COMBO" if is_combo(kind) else kind, fixed])
         else:
             required = name in definition["input"].get("required", {})
@@ -68,7 +68,7 @@ def _node(definition: Definition) -> dict[str, list]:
 
 
 def _fixed(kind: Any, options: dict[str, Any]) -> list:
-    """A combo's choices, but for files and what the host itself offers."""
+    """Return a combo's choices without file names."""
     if not is_combo(kind):
         return []
     return [
@@ -77,38 +77,46 @@ def _fixed(kind: Any, options: dict[str, Any]) -> list:
 
 
 def breaks(old: Interface, new: Interface, replaced: set[str]) -> list[str]:
-    """Why workflows saved with `old` would break with `new`, one sentence each; `replaced` ids are mended."""
-    found = []
+    """Return why workflows saved with `old` would break with `new`, one sentence each.
+
+    Args:
+        old: the interface of a released version.
+        new: the interface of this version.
+        replaced: ids with a registered replacement; they are not checked.
+    """
+    problems = []
     for key, before in old.items():
         if key in replaced:
             continue
         if key not in new:
-            found.append(f"{key} is gone; register a replacement.")
+            problems.append(f"{key} is gone; register a replacement.")
             continue
-        found += [f"{key}: {reason}" for reason in _breaks(before, new[key])]
-    return found
+        problems += [f"{key}: {reason}" for reason in _breaks(before, new[key])]
+    return problems
 
 
 def _breaks(before: dict[str, list], after: dict[str, list]) -> list[str]:
-    found = []
+    problems = []
     names = [name for name, *_ in before["widgets"]]
     if [name for name, *_ in after["widgets"]][: len(names)] != names:
-        found.append(f"its widgets were {', '.join(names)}, in that order; new ones go last.")
-    now = {name: (kind, fixed) for name, kind, fixed in after["widgets"]}
+        problems.append(f"its widgets were {', '.join(names)}, in that order; new ones go last.")
+    after_widgets = {name: (kind, fixed) for name, kind, fixed in after["widgets"]}
     for name, kind, fixed in before["widgets"]:
-        if name in now and now[name][0] != kind:
-            found.append(f"the widget {name} was a {kind}.")
-        if name in now and (lost := [choice for choice in fixed if choice not in now[name][1]]):
-            found.append(f"{name} no longer offers {', '.join(map(str, lost))}.")
+        if name in after_widgets and after_widgets[name][0] != kind:
+            problems.append(f"the widget {name} was a {kind}.")
+        if name in after_widgets and (
+            lost := [choice for choice in fixed if choice not in after_widgets[name][1]]
+        ):
+            problems.append(f"{name} no longer offers {', '.join(map(str, lost))}.")
     sockets = {name: kind for name, kind, _ in after["sockets"]}
     for name, kind, _ in before["sockets"]:
         if sockets.get(name) != kind:
-            found.append(f"the input {name} ({kind}) is gone.")
-    known = {name for name, *_ in before["sockets"]}
+            problems.append(f"the input {name} ({kind}) is gone.")
+    before_sockets = {name for name, *_ in before["sockets"]}
     for name, _, need in after["sockets"]:
-        if name not in known and need == "required":
-            found.append(f"the new input {name} is required; make it optional.")
+        if name not in before_sockets and need == "required":
+            problems.append(f"the new input {name} is required; make it optional.")
     count = len(before["outputs"])
     if after["outputs"][:count] != before["outputs"]:
-        found.append(f"its outputs were {', '.join(before['outputs'])}, in that order; new ones go last.")
-    return found
+        problems.append(f"its outputs were {', '.join(before['outputs'])}, in that order; new ones go last.")
+    return problems

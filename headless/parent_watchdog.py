@@ -1,7 +1,7 @@
-"""Runs a ComfyUI's main.py in this process, and ends it as soon as the process that asked for it is gone.
+"""Run ComfyUI's main.py in this process, and end the process when its parent ends.
 
-A parent that is killed outright cannot clean up after itself, and a host left behind keeps the memory of the
-accelerator. So the host itself watches its parent; this needs no help from the platform.
+A parent that is killed cannot clean up, and a host without a parent would keep the accelerator's memory. So
+the host itself watches its parent, on every platform.
 
     python parent_watchdog.py PARENT_PID /path/to/ComfyUI/main.py --port 8188 ...
 """
@@ -12,10 +12,11 @@ import sys
 import threading
 from pathlib import Path
 
-import psutil  # a requirement of the host
+import psutil  # required by the host
 
 
-def end_with(parent: psutil.Process) -> None:
+def exit_with_parent(parent: psutil.Process) -> None:
+    """Wait for the end of the parent and end this process."""
     parent.wait()
     os._exit(1)
 
@@ -23,10 +24,10 @@ def end_with(parent: psutil.Process) -> None:
 if __name__ == "__main__":
     pid, main_py = int(sys.argv[1]), Path(sys.argv[2])
     if not psutil.pid_exists(pid):
-        sys.exit("The process that asked for this host is gone.")
-    threading.Thread(target=end_with, args=(psutil.Process(pid),), daemon=True).start()
+        sys.exit("The process that started this host has ended.")
+    threading.Thread(target=exit_with_parent, args=(psutil.Process(pid),), daemon=True).start()
 
-    # The host finds its own modules beside main.py, not ours beside this file (there is a server.py in both).
+    # Import the host's modules beside main.py, not those beside this file (both have a server.py).
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(main_py.parent), *(entry for entry in sys.path if Path(entry).resolve() != here)]
     sys.argv[:] = sys.argv[2:]

@@ -1,4 +1,4 @@
-"""A ComfyUI process of our own: headless, on the loopback, in its own folders, and gone afterwards."""
+"""Start a ComfyUI process: headless, on 127.0.0.1, with its own folders; stop it on exit."""
 
 import importlib
 import json
@@ -20,10 +20,19 @@ from .errors import HostError
 
 
 def open_host(comfyui: Path | None = None, cpu: bool = False) -> Path:
-    """Make `import comfy` work and let it choose its device; returns the host's folder.
+    """Make `import comfy` possible and let the host choose its device.
 
-    Call it before any `import comfy`. Model folders named in its extra_model_paths.yaml are known afterwards.
-    `cpu`: leave the accelerator alone. Raises HostError when there is no ComfyUI.
+    Call it before any `import comfy`. It also registers the model folders of extra_model_paths.yaml.
+
+    Args:
+        comfyui: the host's folder; found by `find_comfyui` if None.
+        cpu: do not use an accelerator.
+
+    Returns:
+        The host's folder.
+
+    Raises:
+        HostError: if there is no ComfyUI.
     """
     path = (comfyui or find_comfyui()).resolve()
     if str(path) not in sys.path:
@@ -41,26 +50,26 @@ FOLDERS = ("input", "output", "temp", "user")
 
 
 class HostDied(HostError):
-    """The host did not start, or ended while we needed it; the message has its last words and its log."""
+    """The host did not start, or ended during its use; the message has the end of its log."""
 
 
 def find_comfyui() -> Path:
-    """The ComfyUI that COMFYUI_PATH names; without it, the one that this pack stands in.
+    """Return the ComfyUI that COMFYUI_PATH names, or the one that this pack is installed in.
 
     Raises:
-        HostError: when there is none.
+        HostError: if there is none.
     """
-    named = os.environ.get("COMFYUI_PATH")
-    path = Path(named).expanduser() if named else Path(__file__).absolute().parents[3]
+    configured = os.environ.get("COMFYUI_PATH")
+    path = Path(configured).expanduser() if configured else Path(__file__).absolute().parents[3]
     if (path / "main.py").is_file():
         return path.resolve()
-    if named:
+    if configured:
         raise HostError("COMFYUI_PATH names no ComfyUI; it must be the folder with its main.py.")
     raise HostError("No ComfyUI was found; set COMFYUI_PATH to the folder with its main.py.")
 
 
 def accelerator() -> bool:
-    """Whether torch sees a GPU of any make; without one the host must be told `--cpu`."""
+    """Return whether torch finds a GPU of any make; without one the host needs `--cpu`."""
     import torch
 
     return (
@@ -70,38 +79,38 @@ def accelerator() -> bool:
     )
 
 
-def loopback_port(wanted: int = 0) -> int:
-    """`wanted`, or any free port for 0.
+def loopback_port(requested: int = 0) -> int:
+    """Return the requested port, or any free port for 0.
 
     Raises:
-        HostError: when another program listens there.
+        HostError: if another program uses it.
     """
     with socket.socket() as probe:
-        if os.name != "nt":  # there the option would let two programs share a port
+        if os.name != "nt":  # on Windows this option lets two programs share a port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", wanted))
+            probe.bind(("127.0.0.1", requested))
         except OSError as error:
-            raise HostError(f"Port {wanted} is taken by another program; choose another.") from error
+            raise HostError(f"Port {requested} is taken by another program; choose another.") from error
         return probe.getsockname()[1]
 
 
 class Server:
-    """Starts ComfyUI on entry, waits until it answers, and stops it with all its children on exit.
+    """Start ComfyUI on entry, wait until it answers, and stop it with all its children on exit.
 
     Args:
-        work: where its `input`, `output`, `temp` and `user` folders and `host.log` go; a temporary folder,
-            removed afterwards, when left out.
-        comfyui: the host's folder; from COMFYUI_PATH when left out.
-        port: on 127.0.0.1; any free one for 0.
-        models: folders that come before the host's own, for reading and writing, by kind: `{"loras": Path}`.
-        other_packs: load the other custom nodes of that ComfyUI too.
+        work: folder for its `input`, `output`, `temp` and `user` folders and `host.log`; if None, a temporary
+            folder that is removed afterwards.
+        comfyui: the host's folder; found by `find_comfyui` if None.
+        port: on 127.0.0.1; 0 for any free one.
+        models: folders that precede the host's own, for reading and writing, by kind: `{"loras": Path}`.
+        other_packs: also load the other custom nodes of that ComfyUI.
         extra: further arguments of the host's command line.
-        patience: seconds to wait for the host to answer.
+        startup_timeout: seconds to wait for the host's first answer.
 
     Attributes:
         url: such as `http://127.0.0.1:49152`.
-        log: the file with everything the host prints.
+        log: the file with the host's output.
     """
 
     def __init__(
@@ -113,18 +122,19 @@ class Server:
         models: dict[str, Path] | None = None,
         other_packs: bool = False,
         extra: tuple[str, ...] = (),
-        patience: float = 300,
+        startup_timeout: float = 300,
     ):
         self.comfyui = comfyui or find_comfyui()
         self.temporary = work is None
         self.work = Path(work or tempfile.mkdtemp(prefix="inlay-host-")).resolve()
         self.log = self.work / "host.log"
         self.port, self.models, self.other_packs = port, models, other_packs
-        self.extra, self.patience = extra, patience
+        self.extra, self.startup_timeout = extra, startup_timeout
         self.process: subprocess.Popen | None = None
 
     @property
     def url(self) -> str:
+        """The host's address."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
@@ -145,12 +155,12 @@ class Server:
         died = self.process is not None and self.process.poll() is not None
         self.stop()
         if died and error is not None:
-            raise HostDied(self.last_words("The host ended by itself")) from error
+            raise HostDied(self.log_tail("The host ended by itself")) from error
         if self.temporary and error is None:
             shutil.rmtree(self.work, ignore_errors=True)
 
     def start(self) -> None:
-        """Starts the process and returns when it answers. Prefer `with Server(...)`, which also stops it."""
+        """Start the process and return when it answers. Prefer `with Server(...)`, which also stops it."""
         self.port = loopback_port(self.port)
         for name in FOLDERS:
             (self.work / name).mkdir(parents=True, exist_ok=True)
@@ -162,7 +172,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Its own process group: Ctrl-C reaches us alone, and we stop the host in order.
+                # A separate process group: Ctrl-C reaches this process only, which then stops the host.
                 start_new_session=os.name != "nt",
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
@@ -170,7 +180,7 @@ class Server:
         self.check_pack()
 
     def wait(self) -> None:
-        """Watches the host for as long as it runs.
+        """Wait for the end of the host.
 
         Raises:
             HostDied: when it ends.
@@ -180,7 +190,7 @@ class Server:
         raise HostDied("The host ended.")
 
     def command(self) -> list[str]:
-        """The host's command line, behind the keeper that ends it with us."""
+        """Return the command line of the host, run by parent_watchdog.py, which ends it with this process."""
         command = [sys.executable, str(PACK / "headless" / "parent_watchdog.py"), str(os.getpid())]
         command += [str(self.comfyui / "main.py"), "--listen", "127.0.0.1", "--port", str(self.port)]
         for name in FOLDERS:
@@ -195,12 +205,17 @@ class Server:
         return [*command, *self.extra]
 
     def environment(self) -> dict[str, str]:
-        # The host needs its own folder on sys.path, whatever is asked of the Python that starts it.
+        """Return the environment variables of the host."""
+        # With PYTHONSAFEPATH the host would not find its own modules.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
         return environment | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
     def pack_folder(self) -> Path:
-        """Where this checkout stands in the host's `custom_nodes`."""
+        """Return the folder of this pack in the host's `custom_nodes`.
+
+        Raises:
+            HostError: if it is not there.
+        """
         for entry in (self.comfyui / "custom_nodes").iterdir():
             if entry.resolve() == PACK:
                 return entry
@@ -208,7 +223,7 @@ class Server:
         raise HostError(f"This pack is not in {folder}; clone or link it there.")
 
     def models_config(self, models: dict[str, Path]) -> Path:
-        """The host's `--extra-model-paths-config` that puts `models` first; it is YAML, so JSON will do."""
+        """Write the file for the host's `--extra-model-paths-config`; JSON is valid YAML."""
         for folder in models.values():
             folder.mkdir(parents=True, exist_ok=True)
         folders = {kind: folder.resolve().as_posix() for kind, folder in models.items()}
@@ -217,47 +232,56 @@ class Server:
         return config
 
     def wait_until_ready(self) -> None:
+        """Wait until the host answers.
+
+        Raises:
+            HostDied: if it ends, or does not answer in time.
+        """
         assert self.process is not None
         session = requests.Session()
-        session.trust_env = False  # no proxy stands between us and the loopback
-        deadline = time.monotonic() + self.patience
+        session.trust_env = False  # a loopback address needs no proxy
+        deadline = time.monotonic() + self.startup_timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise HostDied(self.last_words("The host ended while it was starting"))
+                raise HostDied(self.log_tail("The host ended while it was starting"))
             try:
                 if session.get(f"{self.url}/system_stats", timeout=5).ok:
                     return
             except requests.RequestException:
                 time.sleep(0.1)
-        raise HostDied(self.last_words(f"The host did not answer within {self.patience:.0f} seconds"))
+        raise HostDied(self.log_tail(f"The host did not answer within {self.startup_timeout:.0f} seconds"))
 
     def check_pack(self) -> None:
-        """A pack that fails to import is only a line in the host's log; here it is an error."""
+        """Check that the host loaded this pack; a failed import is only a line in the host's log.
+
+        Raises:
+            HostError: if it did not.
+        """
         log = self.log.read_text(encoding="utf-8", errors="replace")
         folder = re.escape(str(self.pack_folder()))
         failed = re.search(rf"(?:Cannot import|calling comfy_entrypoint in) {folder}\b.*?: (.+)", log)
         if failed:
             raise HostError(f"The host could not load Inlay: {failed[1]} (log: {self.log}).")
 
-    def last_words(self, what: str, lines: int = 12) -> str:
-        """`what`, the log's path and its last lines."""
+    def log_tail(self, what: str, lines: int = 12) -> str:
+        """Return a message with the log's path and its last lines."""
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
         tail = "\n".join("    " + line for line in text.rstrip().splitlines()[-lines:])
         return f"{what}; its log is {self.log} and ends with:\n{tail}"
 
     def stop(self) -> None:
-        """Stops the host and its children; first kindly, after five seconds for certain."""
+        """Terminate the host and its children; kill those that still run after five seconds."""
         if self.process is None:
             return
         try:
             root = psutil.Process(self.process.pid)
-            family = [root, *root.children(recursive=True)]
+            processes = [root, *root.children(recursive=True)]
         except psutil.NoSuchProcess:
-            family = []
-        for member in family:
+            processes = []
+        for member in processes:
             with suppress(psutil.NoSuchProcess):
                 member.terminate()
-        _, alive = psutil.wait_procs(family, timeout=5)
+        _, alive = psutil.wait_procs(processes, timeout=5)
         for member in alive:
             with suppress(psutil.NoSuchProcess):
                 member.kill()

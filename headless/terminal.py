@@ -1,4 +1,4 @@
-"""A progress bar per node, in plain ASCII, for the terminal that follows a run."""
+"""Show a progress bar per node in a terminal, in plain ASCII."""
 
 import shutil
 import sys
@@ -11,25 +11,25 @@ BAR = 24
 
 
 def bar_line(title: str, column: int, progress: NodeProgressEvent, seconds: float) -> str:
-    """One node's line: title, bar, count, time, and what the node says itself.
+    """Return one node's line: title, bar, count, time and the node's own text.
 
-    >>> bar_line("KSampler", 10, Progress("3", 5, 20, "running"), 1.5)
-    '  KSampler    [######..................]   5/20    1.5 s'
+    >>> bar_line("KSampler", 10, NodeProgressEvent("3", 5, 20, "running"), 1.5)
+    '  KSampler    [######..................]    5/20   1.5 s'
     """
-    done = progress.state != "running"
-    share = 1.0 if done else min(progress.value / progress.maximum, 1.0) if progress.maximum else 0.0
+    finished = progress.state != "running"
+    share = 1.0 if finished else min(progress.value / progress.maximum, 1.0) if progress.maximum else 0.0
     bar = ("#" * int(share * BAR)).ljust(BAR, ".")
     count = f"{progress.value:.0f}/{progress.maximum:.0f}" if progress.maximum > 1 else ""
-    took = "cached" if progress.state == "cached" else f"{seconds:.1f} s"
-    said = f"  {progress.text}" if progress.text and not done else ""
-    return f"  {title:<{column}}  [{bar}] {count:>7} {took:>7}{said}".rstrip()
+    duration = "cached" if progress.state == "cached" else f"{seconds:.1f} s"
+    text = f"  {progress.text}" if progress.text and not finished else ""
+    return f"  {title:<{column}}  [{bar}] {count:>7} {duration:>7}{text}".rstrip()
 
 
 class Bars:
-    """Draws every `NodeProgress` of one run of `graph`; pass it to `Client.run` as `on_progress`.
+    """Draw the progress of one run of `graph`; pass it to `Client.run` as `on_progress`.
 
-    On a terminal the running node's line is redrawn in place; in a file or a pipe each node gets one line
-    when it is done.
+    In a terminal the running node's line is redrawn in place; in a file or a pipe each node gets one line
+    when it has finished.
     """
 
     def __init__(self, graph: Graph, stream: TextIO | None = None):
@@ -41,6 +41,7 @@ class Bars:
         self.ended: set[str] = set()
 
     def __call__(self, progress: NodeProgressEvent) -> None:
+        """Draw a progress event."""
         node = progress.node
         if node in self.ended:
             return

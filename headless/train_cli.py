@@ -1,4 +1,4 @@
-"""Train what inserts an object from one picture: IMPRINT's two stages, or mask-free insertion.
+"""Train an adapter that inserts an object from one picture: IMPRINT's two stages, or insertion without a mask.
 
     python -m inlay train pack photos/ shards/          one record for every picture, or folder of views
     python -m inlay train views   --data shards/ --unet sd15/unet --vae sd15/vae --encoder dinov2/ --out a.safetensors
@@ -8,15 +8,15 @@
     accelerate launch --num_processes 8 -m inlay train views ...
 
 --data is a folder of WebDataset shards or a Hugging Face datasets folder. Under `accelerate launch` every
-process takes its share of a batch, and one process with the same batch gets the same losses up to rounding.
-Stopped or killed, the same command goes on from the last checkpoint, in <out>.run; Ctrl-C and SIGTERM leave one
-of the step they came in. `accelerate launch` kills its processes 30 seconds after the signal: where the step and
-its checkpoint take longer, what is left is the last one of --save-every. The adapter, with its DINOv2, is --out;
-the UNet stands beside it as <name>.unet.safetensors.
+process computes a part of each batch; one process with the same batch size gets the same losses up to
+rounding. After an interruption, the same command continues from the last checkpoint in <out>.run; Ctrl-C and
+SIGTERM save a checkpoint after the current step. `accelerate launch` kills its processes 30 seconds after the
+signal; if the step and its checkpoint take longer, the last checkpoint of --save-every remains. --out has the
+adapter and its DINOv2; the UNet stands beside it as <name>.unet.safetensors.
 
-https://github.com/inlay-nodes/inlay/blob/main/docs/adapters.md says more.
+See https://github.com/inlay-nodes/inlay/blob/main/docs/adapters.md for details.
 
-Exit codes: 0 done, 1 the training failed, 2 what was asked for is wrong, 130 stopped.
+Exit codes: 0 done, 1 the training failed, 2 wrong arguments or files, 130 interrupted.
 """  # noqa: E501 - commands to copy
 
 import argparse
@@ -31,25 +31,28 @@ from safetensors import SafetensorError
 from ..training.finetune.trainer import Diverged
 from .errors import DONE, FAILED, STOPPED, WRONG
 
-# What a resumed run must be asked for again; --steps may grow, and the rest changes no more than the speed.
-SAME = (
+# Options that a resumed run must repeat; --steps may grow, and the others only change the speed.
+RESUME_OPTIONS = (
     "stage", "data", "unet", "unet_weights", "vae", "scheduler", "encoder", "adapter", "side", "size",
     "window", "width", "depth", "heads", "tokens", "rate", "warm_up", "seed",
 )  # fmt: skip
 COMMANDS_BY_STAGE = {
-    "views": "IMPRINT's first stage: another view of an object",
-    "compose": "its second stage: an object into the hole of a picture",
-    "insert": "an object into a picture, without a mask",
+    "views": "IMPRINT's first stage: predict another view of an object",
+    "compose": "IMPRINT's second stage: paint an object into the hole of a picture",
+    "insert": "add an object to a picture without a mask",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser."""
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
-    for name, what in COMMANDS_BY_STAGE.items():
-        _stage_arguments(commands.add_parser(name, help=what))
-    pack = commands.add_parser("pack", help="make shards of a folder of pictures")
-    pack.add_argument("pictures", type=Path, help="pictures with masks, or a folder of views for each object")
+    for name, help_text in COMMANDS_BY_STAGE.items():
+        _stage_arguments(commands.add_parser(name, help=help_text))
+    pack = commands.add_parser("pack", help="make shards from a folder of pictures")
+    pack.add_argument(
+        "pictures", type=Path, help="folder of pictures with masks, or with one folder of views per object"
+    )
     pack.add_argument("shards", type=Path)
     pack.add_argument("--per-shard", type=int, default=1000, metavar="N")
 
@@ -57,33 +60,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _stage_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="shards or a datasets folder")
-    add("--unet", type=Path, required=True, metavar="DIR", help="diffusers' UNet; missing channels are added")
-    add("--unet-weights", type=Path, metavar="FILE", help="its weights from an earlier training")
-    add("--vae", type=Path, required=True, metavar="DIR", help="diffusers' autoencoder")
-    add("--scheduler", type=Path, metavar="DIR", help="diffusers' scheduler (default: Stable Diffusion's)")
-    add("--encoder", type=Path, metavar="DIR", help="DINOv2 or CLIP, in transformers' layout")
-    add("--adapter", type=Path, metavar="FILE", help="an earlier training to start from")
+    add(
+        "--unet",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="UNet folder of diffusers; missing input channels are added",
+    )
+    add("--unet-weights", type=Path, metavar="FILE", help="weights of the UNet from an earlier training")
+    add("--vae", type=Path, required=True, metavar="DIR", help="autoencoder folder of diffusers")
+    add(
+        "--scheduler",
+        type=Path,
+        metavar="DIR",
+        help="scheduler folder of diffusers (default: Stable Diffusion's)",
+    )
+    add("--encoder", type=Path, metavar="DIR", help="folder of a DINOv2 or CLIP in transformers' layout")
+    add("--adapter", type=Path, metavar="FILE", help="adapter of an earlier training to start from")
     add("--out", type=Path, required=True, metavar="FILE")
     add("--steps", type=int, default=10000)
-    add("--batch", type=int, help="records of a step, of all processes together (default: the stage's)")
-    add("--passes", type=int, default=1, help="in how many portions a process takes its share")
-    add("--side", type=int, default=512, help="pixels of the pictures that are asked for")
-    add("--size", type=int, default=224, help="pixels of the pictures the encoder sees")
-    add("--window", type=int, default=7, help="most frames between two views")
-    add("--width", type=int, default=1024, help="of a new content adapter")
-    add("--depth", type=int, default=5)
-    add("--heads", type=int, default=1)
-    add("--tokens", type=int, default=0, help="learned queries (0: one row for each of the encoder's tokens)")
-    add("--rate", type=float, help="one learning rate for everything (default: the stage's)")
-    add("--warm-up", type=int, help="steps (default: the stage's)")
+    add("--batch", type=int, help="records per step over all processes (default: the stage's)")
+    add("--passes", type=int, default=1, help="gradient accumulation: forward passes per step and process")
+    add("--side", type=int, default=512, help="side of the target pictures in pixels")
+    add("--size", type=int, default=224, help="side of the encoder's pictures in pixels")
+    add("--window", type=int, default=7, help="maximum number of frames between two views")
+    add("--width", type=int, default=1024, help="width of a new content adapter")
+    add("--depth", type=int, default=5, help="transformer blocks of a new content adapter")
+    add("--heads", type=int, default=1, help="attention heads of a new content adapter")
+    add("--tokens", type=int, default=0, help="learned queries (0: one context row per encoder token)")
+    add("--rate", type=float, help="one learning rate for all parts (default: the stage's)")
+    add("--warm-up", type=int, help="steps of linear warm-up (default: the stage's)")
     add("--workers", type=int, default=4, help="processes that read data")
     add("--save-every", type=int, default=500, metavar="STEPS")
-    add("--precision", choices=["no", "fp16", "bf16"], help="default: as accelerate is configured")
+    add("--precision", choices=["no", "fp16", "bf16"], help="default: accelerate's own setting")
     add("--tensorboard", action="store_true")
     add("--seed", type=int, default=0)
 
 
 def main(options: argparse.Namespace) -> int:
+    """Run `python -m inlay train`; return the exit code."""
     try:
         if options.stage == "pack":
             from ..training.adapters.make_shards import pack_pictures
@@ -100,14 +115,15 @@ def main(options: argparse.Namespace) -> int:
     except SafetensorError as error:
         return _end(
             FAILED,
-            f"Weights could not be read or written ({error}); see that the disk has room and that the files"
-            " asked for are whole.",
+            f"Weights could not be read or written ({error}); see that the disk has room and that the"
+            " given files are complete.",
         )
-    except OSError as error:  # not there, which diffusers says without a number; else a full disk or the like
+    except OSError as error:
+        # diffusers reports missing files without an errno; other errors are a full disk and the like
         missing = error.errno in (None, errno.ENOENT, errno.ENOTDIR)
         return _end(WRONG if missing else FAILED, error)
     except KeyboardInterrupt:
-        return _end(STOPPED, "Stopped; the same command goes on from the last checkpoint.")
+        return _end(STOPPED, "Stopped; the same command continues from the last checkpoint.")
     return DONE
 
 
@@ -118,37 +134,43 @@ def _end(code: int, why) -> int:
 
 def _train(options: argparse.Namespace) -> None:
     from ..training.adapters import identity_stages as adapters
-    from ..training.adapters import pretrained as foundations
-    from ..training.adapters import trainer as accelerated
+    from ..training.adapters import pretrained, trainer
     from ..training.adapters.dataset import SampleDataset
     from ..training.adapters.run_checkpoints import RunConfig
     from ..training.adapters.shards import open_source
 
     stage = _stage(adapters.STAGE_CONFIGS[options.stage], options)
-    trainee = assemble_adapter(options, stage)
-    examples = SampleDataset(open_source(options.data), options.seed, _maker(options, stage, trainee.reading))
+    trainable = assemble_adapter(options, stage)
+    dataset = SampleDataset(
+        open_source(options.data), options.seed, _sample_maker(options, stage, trainable.encoder_spec)
+    )
     run = RunConfig(
         options.out.with_suffix(".run"), options.steps, options.batch or stage.batch, options.passes,
         options.workers, options.save_every, options.seed, options.precision, options.tensorboard,
         resume_config(options) | {"batch": options.batch or stage.batch},
     )  # fmt: skip
 
-    def tell(step: int, loss: float, seconds: float) -> None:
+    def print_progress(step: int, loss: float, seconds: float) -> None:
         if step % 10 == 0 or step == options.steps:
             print(f"step {step} of {options.steps}, loss {loss:.5f}, {seconds:.0f} s", file=sys.stderr)
 
-    weights = accelerated.train_adapter(
-        trainee, stage, lambda device: foundations.DiffusersVae(options.vae, device), examples, run, tell
+    weights = trainer.train_adapter(
+        trainable,
+        stage,
+        lambda device: pretrained.DiffusersVae(options.vae, device),
+        dataset,
+        run,
+        print_progress,
     )
     if weights is not None:
         facts = {"steps": options.steps, "batch": run.batch, "seed": options.seed, "data": options.data.name}
-        for file in accelerated.export(weights, trainee, stage, options.out, facts):
+        for file in trainer.export(weights, trainable, stage, options.out, facts):
             print(file)
 
 
 def resume_config(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of `SAME` as JSON holds them, by the names they have on the command line."""
-    values = {name.replace("_", "-"): getattr(options, name) for name in SAME}
+    """Return the values of `RESUME_OPTIONS` as JSON data, by their names on the command line."""
+    values = {name.replace("_", "-"): getattr(options, name) for name in RESUME_OPTIONS}
     return {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in values.items()}
 
 
@@ -160,26 +182,30 @@ def _stage(stage, options: argparse.Namespace):
 
 
 def assemble_adapter(options: argparse.Namespace, stage):
-    """The module to train, from the folders and files that were named."""
+    """Return the module to train, loaded from the folders and files in the options.
+
+    Raises:
+        ValueError: if the networks are missing or do not fit each other.
+    """
     import torch
 
     from ..encoders.dinov2 import DinoV2
     from ..training.adapters import identity_stages as adapters
-    from ..training.adapters import pretrained as foundations
+    from ..training.adapters import pretrained
 
-    torch.manual_seed(options.seed)  # fresh adapters are the same in every process
+    torch.manual_seed(options.seed)  # new adapters get the same weights in every process
     if options.encoder is None and options.adapter is None:
         raise ValueError("--encoder: there is none; give the folder of a DINOv2 or a CLIP.")
-    unet = foundations.load_unet(options.unet, stage.channels, options.unet_weights)
+    unet = pretrained.load_unet(options.unet, stage.channels, options.unet_weights)
     config: Any = unet.config
-    adapter, encoder = foundations.read_adapter(options.adapter) if options.adapter else (None, None)
+    adapter, encoder = pretrained.read_adapter(options.adapter) if options.adapter else (None, None)
     if options.encoder is not None:
         if encoder is not None:
             raise ValueError(
                 f"--encoder: {options.adapter.name} holds the encoder it was trained with; leave --encoder"
                 " out."
             )
-        encoder = foundations.load_object_encoder(options.encoder)
+        encoder = pretrained.load_object_encoder(options.encoder)
     if encoder is None:
         raise ValueError("--encoder: the adapter's file holds none; give the folder it was trained with.")
     if "encoder" in stage.trains and not isinstance(encoder, DinoV2):
@@ -192,19 +218,19 @@ def assemble_adapter(options: argparse.Namespace, stage):
         if stage.name != "insert":
             numbers |= {"width": options.width, "depth": options.depth, "heads": options.heads}
         width = config.cross_attention_dim
-        adapter = foundations.new_content_adapter(
+        adapter = pretrained.new_content_adapter(
             encoder, stage.name == "insert", width, options.size, **numbers
         )
     else:
-        foundations.check_encoder_matches(encoder, adapter, config.cross_attention_dim)
-    diffusion = foundations.load_diffusion(options.scheduler)
-    return adapters.TrainableAdapter(encoder, adapter, unet, diffusion, adapters.by_diffusers)
+        pretrained.check_encoder_matches(encoder, adapter, config.cross_attention_dim)
+    diffusion = pretrained.load_diffusion(options.scheduler)
+    return adapters.TrainableAdapter(encoder, adapter, unet, diffusion, adapters.denoise_with_diffusers)
 
 
-def _maker(options: argparse.Namespace, stage, reading):
-    from ..training.adapters import samples as examples
+def _sample_maker(options: argparse.Namespace, stage, encoder_spec):
+    from ..training.adapters import samples
 
     if stage.data == "insertions":
-        return examples.Insertions(reading, options.side)
-    kind = examples.ViewPairs if stage.data == "views" else examples.Compositions
-    return kind(reading, options.side, options.window)
+        return samples.Insertions(encoder_spec, options.side)
+    kind = samples.ViewPairs if stage.data == "views" else samples.Compositions
+    return kind(encoder_spec, options.side, options.window)

@@ -3,11 +3,11 @@
 NODE is a node's title, type or id; where a title or type names several nodes, only the id will do.
 """
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..common.text_files import parse_json, read_text
 from .client import Graph, title_of
 from .errors import HostError, nearest
 from .node_definitions import Definition, combo_choices, inputs_of, is_combo, is_widget
@@ -46,9 +46,9 @@ def read_workflow(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise HostError(f"There is no workflow {path}.")
     try:
-        document = json.loads(_text(path))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise HostError(f"{path} is no workflow: {error}.") from error
+        document = parse_json(_text(path), str(path))
+    except (ValueError, OSError) as error:
+        raise HostError(f"{path} is no workflow: {error}") from error
     if not isinstance(document, dict) or not document:
         raise HostError(f"{path} is no workflow: it should hold an object with nodes.")
     document = document.get("prompt", document) if "nodes" not in document else document
@@ -61,7 +61,7 @@ def read_workflow(path: Path) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     if path.suffix.lower() != ".png":
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     from PIL import Image
 
     with Image.open(path) as picture:
@@ -103,6 +103,19 @@ def find_node(graph: Graph, name: str) -> str:
         raise HostError(f"{name} names {len(found)} nodes; use an id: {', '.join(found)}.")
     known = {title_of(key, graph) for key in graph} | {entry["class_type"] for entry in graph.values()}
     raise HostError(f"The workflow has no node {name}: {nearest(name, known)}")
+
+
+def resolve_setting(graph: Graph, setting: Setting, definitions: dict[str, Definition]) -> Setting:
+    """The setting with node and input told apart, where an input's own name has a dot: A.b.c is b.c of A."""
+    parts = f"{setting.node}.{setting.input}".split(".")
+    named = {title_of(key, graph) for key in graph} | {entry["class_type"] for entry in graph.values()}
+    for place in range(len(parts) - 1, 0, -1):
+        node, name = ".".join(parts[:place]), ".".join(parts[place:])
+        if node not in graph and node not in named:
+            continue
+        if name in inputs_of(definitions[graph[find_node(graph, node)]["class_type"]]):
+            return replace(setting, node=node, input=name)
+    return setting
 
 
 def find_input(graph: Graph, setting: Setting, definitions: dict[str, Definition]) -> tuple[str, Any, dict]:

@@ -1,6 +1,6 @@
-"""DreamCom's augmentation of references: random square windows, zoomed in or out, that keep the subject.
+"""Augment references as DreamCom does: random square windows, zoomed in or out, that keep the subject.
 
-DreamCom, sec. 4.2: "When scaling down, the outer rings are filled with white pixel [...]. When scaling up or
+DreamCom, sec. 6.1: "When scaling down, the outer rings are filled with white pixel [...]. When scaling up or
 randomly cropping, the foreground object occupies no less than 80% of the original size."
 """
 
@@ -16,14 +16,14 @@ from .views import smooth_resize
 
 @dataclass(frozen=True)
 class Augmentation:
-    """DreamCom's numbers."""
+    """DreamCom's settings."""
 
-    scale_chance: float = 0.6  # how often the picture is zoomed at all (released code)
-    scale_range: float = 0.2  # zoom drawn from 1 - range to 1 + range (released code)
-    keep: float = 0.8  # share of the subject's area that must stay in the window (paper, sec. 4.2)
-    relax: float = 0.02  # the share asked for falls by this much ... (released code)
-    patience: int = 20  # ... after so many windows refused in a row (released code)
-    fill: float = 1.0  # the ring's colour in [-1, 1]: white, the paper's word; the released code fills -1
+    scale_chance: float = 0.6  # probability of zooming (released code)
+    scale_range: float = 0.2  # zoom is uniform in [1 - range, 1 + range] (released code)
+    keep: float = 0.8  # share of the subject's area that must stay in the window (paper, sec. 6.1)
+    relax: float = 0.02  # decrease of `keep` ... (released code)
+    patience: int = 20  # ... after so many consecutive rejected windows (released code)
+    fill: float = 1.0  # border value in [-1, 1]: white as in the paper; the released code uses -1
 
 
 def augment(
@@ -33,11 +33,21 @@ def augment(
     generator: torch.Generator,
     recipe: Augmentation = Augmentation(),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One random square view of every sample.
+    """Draw one random square view of every sample.
 
-    image (B, C, H, W) in [-1, 1] and the subject's mask (B, 1, H, W), of any size; `generator` is on the CPU.
-    Returns image (B, C, size, size), mask (B, 1, size, size), and valid (B, 1, size, size): 1 where the view
-    shows the picture, 0 on the filled ring, which the loss leaves out. Raises ValueError for an empty mask.
+    Args:
+        image: (B, C, H, W) in [-1, 1].
+        mask: of the subject, (B, 1, H, W), 1 = subject.
+        size: side of the views in pixels.
+        generator: on the CPU.
+        recipe: the ranges.
+
+    Returns:
+        The image (B, C, size, size), the mask (B, 1, size, size) and valid (B, 1, size, size): 1 inside the
+        image and 0 on the filled border, which the loss leaves out.
+
+    Raises:
+        ValueError: if a mask is empty.
     """
     views = [
         _view(x[None], m, size, draw_window(m[0], generator, recipe), recipe.fill)
@@ -48,25 +58,25 @@ def augment(
 
 
 def draw_window(mask: torch.Tensor, generator: torch.Generator, recipe: Augmentation) -> Box:
-    """A square of side short/s, s the zoom, that holds more than `keep` of the subject in `mask` (H, W).
+    """Draw a square of side short_side / zoom that holds more than `keep` of the subject in `mask` (H, W).
 
-    Reaches outside the picture where it is larger (s < 1): centred there, placed at random elsewhere.
+    A window larger than the image (zoom < 1) is centred on it; others have a random position.
     """
     height, width = mask.shape
-    # table[i, j] = masked pixels above row i and left of column j, so that a window costs four look-ups
+    # summed-area table: table[i, j] = number of mask pixels above row i and left of column j
     table = F.pad((mask > 0.5).long().cpu().cumsum(0).cumsum(1), (1, 0, 1, 0))
     total = int(table[-1, -1])
     if not total:
         raise ValueError("mask: a reference has an empty mask; paint over the subject in every reference.")
-    refused = 0
+    rejected = 0
     while True:
         window = _draw_square(height, width, generator, recipe)
-        seen = window.clamp(height, width)
-        kept = table[seen.bottom, seen.right] - table[seen.top, seen.right]
-        kept = kept - table[seen.bottom, seen.left] + table[seen.top, seen.left]
-        if kept > (recipe.keep - recipe.relax * (refused // recipe.patience)) * total:
+        inner = window.clamp(height, width)
+        count = table[inner.bottom, inner.right] - table[inner.top, inner.right]
+        count = count - table[inner.bottom, inner.left] + table[inner.top, inner.left]
+        if count > (recipe.keep - recipe.relax * (rejected // recipe.patience)) * total:
             return window
-        refused += 1
+        rejected += 1
 
 
 def _draw_square(height: int, width: int, generator: torch.Generator, recipe: Augmentation) -> Box:
@@ -83,19 +93,21 @@ def _draw_square(height: int, width: int, generator: torch.Generator, recipe: Au
 def _view(
     image: torch.Tensor, mask: torch.Tensor, size: int, window: Box, fill: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The window of image (1, C, H, W) and mask (1, H, W), resized to `size` with the ring filled.
+    """Return the window of image (1, C, H, W) and mask (1, H, W), resized to `size`, with the border filled.
 
-    The part that shows the picture is resized on its own, so that no ring colour bleeds into it.
+    The visible part is resized on its own, so that the border colour does not mix into it.
     """
-    seen = window.clamp(*mask.shape[-2:])
-    place = seen.shift(-window.top, -window.left).scale(size / window.height)
-    shape = (place.height, place.width)
-    rows, columns = seen.slices
-    shown = smooth_resize(image[..., rows, columns], *shape, mode="bilinear")
+    inner = window.clamp(*mask.shape[-2:])
+    target = inner.shift(-window.top, -window.left).scale(size / window.height)
+    shape = (target.height, target.width)
+    rows, columns = inner.slices
+    content = smooth_resize(image[..., rows, columns], *shape, mode="bilinear")
     subject = resize_mask(mask[:, rows, columns], *shape)
 
-    rows, columns = place.slices
+    rows, columns = target.slices
     view = torch.full((1, image.shape[1], size, size), fill).to(image)
     view_mask, valid = view.new_zeros(1, 1, size, size), view.new_zeros(1, 1, size, size)
-    view[..., rows, columns], view_mask[:, 0, rows, columns], valid[..., rows, columns] = shown, subject, 1.0
+    view[..., rows, columns] = content
+    view_mask[:, 0, rows, columns] = subject
+    valid[..., rows, columns] = 1.0
     return view, view_mask, valid

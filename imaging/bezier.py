@@ -1,4 +1,4 @@
-"""DreamMix's training masks: round blobs about the subject, which do not give its outline away."""
+"""Draw DreamMix's training masks: random round shapes around the subject that hide its outline."""
 
 from dataclasses import dataclass
 
@@ -12,41 +12,49 @@ from .boxes import Box, bounding_box
 
 @dataclass(frozen=True)
 class BezierMask:
-    """DreamMix's numbers (released code)."""
+    """DreamMix's settings (released code)."""
 
-    ratios: tuple[float, ...] = tuple(tenth / 10 for tenth in range(1, 11))  # of the box's extent
+    # distance of the control points from the sides, relative to the box
+    ratios: tuple[float, ...] = tuple(tenth / 10 for tenth in range(1, 11))
     samples: int = 19  # points on each of the four curves
-    jitter: tuple[int, int] = (1, 20)  # points move by at most a number drawn from these, both included ...
-    jitter_at: int = 1024  # ... in pixels of a picture with this short side, DreamMix's working size
+    jitter: tuple[int, int] = (1, 20)  # maximum shift of the points, drawn from this range, inclusive ...
+    jitter_at: int = 1024  # ... in pixels of an image with this short side, DreamMix's working size
 
 
 def bezier_mask(
     mask: torch.Tensor, generator: torch.Generator, recipe: BezierMask = BezierMask()
 ) -> torch.Tensor:
-    """A random blob (B, H, W) over every connected part of the subject's masks (B, H, W).
+    """Draw a random shape (B, H, W) over every connected part of the subject's masks (B, H, W).
 
-    `generator` is on the CPU. Raises ValueError when a mask is empty.
+    Args:
+        mask: 1 = subject.
+        generator: on the CPU.
+        recipe: the ranges.
+
+    Raises:
+        ValueError: if a mask is empty.
     """
     return torch.stack([_blobs(m, generator, recipe) for m in mask]).to(mask)
 
 
 def bezier_outline(box: Box, ratio: float, samples: int) -> torch.Tensor:
-    """Points (4 * samples, 2) as (x, y), clockwise: a quadratic Bezier curve over each side of the box.
+    """Return points (4 * samples, 2) as (x, y), clockwise: a quadratic Bezier curve over each side.
 
-    B(t) = (1 - t)^2 p + 2 t (1 - t) c + t^2 q, from corner p to corner q, with c above the side's middle by
-    `ratio` times the box's extent that way: the curve bulges outward by half of that.
+    B(t) = (1 - t)^2 p + 2 t (1 - t) c + t^2 q, from corner p to corner q of the box. The control point c lies
+    outward from the side's middle by `ratio` times the box's extent that way; the curve bulges by half of it.
     """
     left, top, right, bottom = box.left, box.top, box.right - 1, box.bottom - 1  # pixel centres
     corners = torch.tensor([[left, top], [right, top], [right, bottom], [left, bottom]], dtype=torch.float32)
     p, q = corners[:, None], corners.roll(-1, 0)[:, None]
     outward = torch.tensor([[0, -box.height], [box.width, 0], [0, box.height], [-box.width, 0]])
     c = (p + q) / 2 + ratio * outward[:, None]
-    t = (torch.arange(samples) / samples)[None, :, None]  # the end of a curve is the start of the next
+    # without t = 1: a curve ends where the next one starts
+    t = (torch.arange(samples) / samples)[None, :, None]
     return ((1 - t) ** 2 * p + 2 * t * (1 - t) * c + t**2 * q).reshape(-1, 2)
 
 
 def _blobs(mask: torch.Tensor, generator: torch.Generator, recipe: BezierMask) -> torch.Tensor:
-    bounding_box(mask)  # says so when the mask is empty
+    bounding_box(mask)  # raises ValueError if the mask is empty
     height, width = mask.shape
     parts = np.zeros(mask.shape, np.int32)
     ndimage.label((mask > 0.5).cpu().numpy(), np.ones((3, 3)), output=parts)
@@ -63,6 +71,7 @@ def _blobs(mask: torch.Tensor, generator: torch.Generator, recipe: BezierMask) -
 def _jitter(
     shape: torch.Size, short_side: int, generator: torch.Generator, recipe: BezierMask
 ) -> torch.Tensor:
+    """Return random shifts in pixels, scaled to an image with this short side."""
     low, high = recipe.jitter
     reach = int(torch.randint(low, high + 1, (), generator=generator)) * short_side / recipe.jitter_at
     return reach * (2 * torch.rand(shape, generator=generator) - 1)

@@ -47,7 +47,7 @@ def lab_to_rgb(lab: torch.Tensor) -> torch.Tensor:
     f = torch.stack([y + a / 500, y, y - b / 200], -1)
     xyz = torch.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
     xyz = xyz * torch.tensor(WHITE, dtype=lab.dtype, device=lab.device)
-    matrix = torch.tensor(TO_XYZ, dtype=torch.float64).inverse().to(lab)
+    matrix = torch.tensor(TO_XYZ, dtype=torch.float64).inverse().to(lab.dtype).to(lab.device)
     linear = xyz @ matrix.T
     return torch.where(
         linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
@@ -100,7 +100,9 @@ class LabCorrection:
 
     def apply(self, picture: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Correct (..., H, W, 3) in [0, 1]; the positions are not used."""
-        mean, ratio, target = (x.to(picture) for x in (self.mean, self.ratio, self.target))
+        mean, ratio, target = (
+            x.to(picture.dtype).to(picture.device) for x in (self.mean, self.ratio, self.target)
+        )
         return lab_to_rgb((rgb_to_lab(picture) - mean) * ratio + target).clamp(0, 1)
 
 
@@ -120,7 +122,10 @@ class FieldCorrection:
     def apply(self, picture: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Correct (..., H, W, 3) in [0, 1] at normalised positions rows (H,) and columns (W,)."""
         corrected = torch.empty_like(picture)
-        y, x = rows.to(picture)[:, None], columns.to(picture)[None]  # float32 before it reaches an Apple GPU
+        y, x = (
+            axis.to(picture.dtype).to(picture.device) for axis in (rows, columns)
+        )  # Apple GPUs: no float64
+        y, x = y[:, None], x[None]
         for channel in range(3):
             gain, offset = (
                 _polynomial(weights[:, channel].tolist(), y, x) for weights in (self.gain, self.offset)

@@ -286,7 +286,8 @@ def _filled(pixels: torch.Tensor, holes: bool, specks: int) -> torch.Tensor:
     if holes:
         array = np.asarray(binary_fill_holes(array))
     if specks > 1:
-        labelled, _ = label(array, np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
+        labelled = np.zeros(array.shape, np.int32)
+        label(array, np.ones((3, 3)), output=labelled)
         keep = np.bincount(labelled.ravel()) >= specks
         keep[0] = False
         array = keep[labelled]

@@ -20,7 +20,7 @@ def fill_box(box: Box, height: int, width: int) -> torch.Tensor:
 
 
 def box_mask(mask: torch.Tensor) -> torch.Tensor:
-    """Each sample's bounding box, filled (B, H, W): DreamCom's training hole (sec. 3.2).
+    """Each sample's bounding box, filled (B, H, W): DreamCom's training hole (sec. 4.1).
 
     Raises ValueError when a sample is empty.
     """

@@ -1,4 +1,4 @@
-"""The object as an encoder sees it: cut out, on one colour, in the middle of a square."""
+"""Cut out an object for an encoder: on one colour, in the middle of a square."""
 
 import torch
 
@@ -8,7 +8,7 @@ from .views import smooth_resize
 
 BACKGROUND_COLOURS = {"black": 0.0, "white": 1.0, "grey": 0.5}
 ORIGINAL = "original"
-FEWEST = 8  # pixels of the longer side that an object needs to be one
+MIN_OBJECT_PX = 8  # minimum length of an object's longer side
 
 
 def subject_picture(
@@ -18,14 +18,25 @@ def subject_picture(
     background: str = "black",
     margin: float = 0.1,
     name: str = "masks",
+    fit: str = "pad",
 ) -> torch.Tensor:
-    """The object of one picture as a square (1, side, side, 3) in [0, 1], never stretched out of shape.
+    """Return the object of one image as a square (1, side, side, 3) in [0, 1], with its aspect ratio.
 
-    image (1, H, W, C >= 3) in [0, 1]; mask (1, H, W), 1 on the object, soft values are mixed. The square is
-    the mask's box with `margin` of its longer side around it; what lies outside the mask, and outside the
-    picture, has the background's colour. background `original` keeps the surroundings and repeats the
-    picture's border; only then the mask may be None: the whole picture is the object, framed already.
-    Raises ValueError, naming `name`, for a mask that is empty, of another size, or of a few pixels.
+    The square is the mask's box with `margin` around it. Pixels outside the mask and outside the image get
+    the background's colour; soft mask values are blended.
+
+    Args:
+        image: (1, H, W, C >= 3) in [0, 1].
+        mask: (1, H, W), 1 = object. None needs the background "original": the whole image is the object.
+        side: of the result in pixels.
+        background: a colour, or "original", which keeps the surroundings and repeats the image's border.
+        margin: relative to the longer side of the object's box.
+        name: of the input, for errors.
+        fit: of what is not square: "pad" as said; "crop" the middle of an image without a mask (CLIP's
+            processor); "squash" it to a square (Paint-by-Example).
+
+    Raises:
+        ValueError: if the mask is empty, of another size, or of a few pixels.
     """
     image = image[..., :3]
     if mask is None:
@@ -34,8 +45,11 @@ def subject_picture(
                 f"{name}: there is neither a mask nor an alpha channel; paint over the object, or choose the"
                 " background 'original' to show the whole picture."
             )
+        if fit == "crop":
+            image = _middle(image)
         mask, margin = image.new_ones(image.shape[:3]), 0.0
-    box = _square(object_box(image, mask, name), margin)
+    box = object_box(image, mask, name)
+    box = box.expand(round(margin * max(box.height, box.width))) if fit == "squash" else _square(box, margin)
     if background != ORIGINAL:
         alpha = mask.to(image)[..., None]
         image = image * alpha + BACKGROUND_COLOURS[background] * (1 - alpha)
@@ -43,13 +57,23 @@ def subject_picture(
     return smooth_resize(square.movedim(-1, 1), side, side).clamp(0, 1).movedim(1, -1)
 
 
+def _middle(image: torch.Tensor) -> torch.Tensor:
+    """The square in the middle of a picture (1, H, W, C)."""
+    height, width = image.shape[1:3]
+    return image[(slice(None), *Box(0, 0, height, width).square(min(height, width), height, width).slices)]
+
+
 def object_box(image: torch.Tensor, mask: torch.Tensor, name: str) -> Box:
-    """The box of the object in mask (1, H, W). Raises ValueError when there is none to speak of."""
+    """Return the box of the object in mask (1, H, W).
+
+    Raises:
+        ValueError: if the mask is empty, of another size than the image, or smaller than MIN_OBJECT_PX.
+    """
     check_mask(image, mask, name)
     if not (mask > 0.5).any():
         raise ValueError(f"{name}: it is empty (nothing above 0.5); paint over the object.")
     box = bounding_box(mask[0])
-    if max(box.height, box.width) < FEWEST:
+    if max(box.height, box.width) < MIN_OBJECT_PX:
         raise ValueError(
             f"{name}: the object is only {box.width}x{box.height} pixels, too small to recognise; give a"
             " larger picture of it."
@@ -58,14 +82,14 @@ def object_box(image: torch.Tensor, mask: torch.Tensor, name: str) -> Box:
 
 
 def _square(box: Box, margin: float) -> Box:
-    """The square about the box's middle with a margin of its longer side; may reach outside the picture."""
+    """Return the square about the box's middle, with `margin` of its longer side; it may exceed the image."""
     side = max(1, round(max(box.height, box.width) * (1 + 2 * margin)))
     top, left = (box.top + box.bottom - side) // 2, (box.left + box.right - side) // 2
     return Box(top, left, top + side, left + side)
 
 
 def _window(image: torch.Tensor, box: Box, fill: float | None) -> torch.Tensor:
-    """The box of image (1, H, W, C), which may reach outside: `fill` there, or the border repeated."""
+    """Return the box of image (1, H, W, C); outside the image `fill`, or the repeated border for None."""
     height, width = image.shape[1:3]
     rows = torch.arange(box.top, box.bottom, device=image.device)
     columns = torch.arange(box.left, box.right, device=image.device)

@@ -1,19 +1,19 @@
-"""Odd sizes: padded at the bottom and right to a model's grid, cropped back exactly, never cut or resized."""
+"""Pad images of any size at the bottom and right to a model's grid, and crop them back exactly."""
 
 import torch
 
-GRIDS = (8, 16, 32)  # pixels per latent pixel of the autoencoders about
+GRIDS = (8, 16, 32)  # pixels per latent cell of the known autoencoders
 
 
 def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
-    """The smallest multiples that hold the picture."""
+    """Return the smallest multiples of `multiple` that hold the image."""
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
 def pad_to_multiple(picture: torch.Tensor, multiple: int) -> torch.Tensor:
-    """IMAGE (B, H, W, C) or MASK (B, H, W) grown to `padded_size` by repeating its last row and column.
+    """Pad an IMAGE (B, H, W, C) or MASK (B, H, W) to `padded_size` by repeating its last row and column.
 
-    A mask that touches the border grows with it, so no pixel of the hole is repeated as background.
+    A mask that touches the border is extended with it, so the hole does not end at the image's edge.
     """
     height, width = picture.shape[1:3]
     rows, columns = (
@@ -24,9 +24,10 @@ def pad_to_multiple(picture: torch.Tensor, multiple: int) -> torch.Tensor:
 
 
 def crop_back(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The (B, height, width, ...) picture that was padded to one of the `GRIDS`, or `picture` itself.
+    """Return the (B, height, width, ...) part of an image that was padded to one of the `GRIDS`.
 
-    Raises ValueError for any other size: nothing is resized silently.
+    Raises:
+        ValueError: for any other size; nothing is resized.
     """
     rows, columns = picture.shape[1:3]
     if (rows, columns) not in {(height, width), *(padded_size(height, width, grid) for grid in GRIDS)}:

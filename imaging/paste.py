@@ -257,8 +257,8 @@ def compare(crop: PaintingCrop, place: Place, painted: torch.Tensor, options: Pa
         seen = sample_painted(painted[..., :3], to_painted, height, width)[0]
         alignment = None
         if options.align != NONE:
-            images = (_luminance(image) for image in (original, seen))
-            alignment = register(*images, known.numpy(), options.align)
+            reference, moved = _luminance(original), _luminance(seen)
+            alignment = register(reference, moved, known.numpy(), options.align)
         if best is None or (alignment and _better(alignment, best[2])):
             best = (to_painted, seen, alignment)
         if alignment is None:
@@ -489,7 +489,7 @@ def _recoloured_part(
 
         inside = torch.from_numpy(np.asarray(distance_transform_edt(mask.cpu().numpy())))
         share = (1 - inside / max(1.0, FADE * max(window.height, window.width))).clamp(0, 1)
-        colours = torch.lerp(picture[..., :3], colours, share.to(picture)[..., None])
+        colours = torch.lerp(picture[..., :3], colours, share.to(picture.dtype).to(picture.device)[..., None])
     return torch.cat([colours, picture[..., 3:]], -1)
 
 

@@ -243,7 +243,8 @@ def _pyramid(reference: np.ndarray, painted: np.ndarray, known: np.ndarray) -> l
     """Levels from coarse to fine, each half as large as the next."""
     levels = [(reference, painted, known)]
     while max(levels[-1][0].shape) > COARSEST and min(levels[-1][0].shape) >= 16:
-        levels.append(tuple(map(_halved, levels[-1])))
+        images = levels[-1]
+        levels.append((_halved(images[0]), _halved(images[1]), _halved(images[2])))
     return [_level(*level) for level in reversed(levels)]
 
 
@@ -252,7 +253,8 @@ def _halved(image: np.ndarray) -> np.ndarray:
     height, width = image.shape
     image = np.pad(image, ((0, height % 2), (0, width % 2)), mode="edge")
     blocks = image.reshape(image.shape[0] // 2, 2, image.shape[1] // 2, 2)
-    return blocks.all((1, 3)) if image.dtype == bool else blocks.mean((1, 3), dtype=np.float32)
+    means = blocks.all((1, 3)) if image.dtype == bool else blocks.mean((1, 3), dtype=np.float32)
+    return np.asarray(means)
 
 
 def _level(reference: np.ndarray, painted: np.ndarray, known: np.ndarray) -> _Level:
@@ -300,16 +302,17 @@ def _search(level: _Level, model: str) -> list[np.ndarray]:
     shape = [next_fast_len(2 * length, real=True) for length in (height, width)]
     detail = _detail(level.reference, weight) * weight
     detail -= weight * detail.sum() / max(weight.sum(), 1)
-    fixed = [np.conj(rfft2(image, shape)) for image in (weight, detail, detail**2)]
+    fixed = [np.conj(np.asarray(rfft2(image, shape))) for image in (weight, detail, detail**2)]
     other = _detail(level.painted, np.ones_like(weight))
     reach = int(np.ceil(MAX_SHIFT * max(height, width)))
     found = []
     for scale in SCALES if model != SHIFT else (1.0,):
         moved, inside = _scaled(other, scale)
-        spectra = [rfft2(image, shape) for image in (inside, moved * inside, moved**2 * inside)]
+        products = (inside, moved * inside, moved**2 * inside)
+        spectra = [np.asarray(rfft2(image, shape)) for image in products]
 
         def correlate(first: int, second: int, spectra=spectra) -> np.ndarray:
-            full = irfft2(fixed[first] * spectra[second], shape)
+            full = np.asarray(irfft2(fixed[first] * spectra[second], shape))
             return np.roll(full, (reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
 
         count = correlate(0, 0)
@@ -401,7 +404,7 @@ def _refined(level: _Level, start: np.ndarray, model: str) -> _Fit | None:
 
 
 def _inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return ((points >= 0.5) & (points <= np.array(shape) - 0.5)).all(1)
+    return np.asarray(((points >= 0.5) & (points <= np.array(shape) - 0.5)).all(1))
 
 
 def _correlation(

@@ -53,7 +53,7 @@ def _along(picture: torch.Tensor, axis: int, step: float, start: float, count: i
             continue
         index = (first + tap).clamp(0, length - 1).to(picture.device)
         taken = picture.index_select(axis, index)
-        factor = (weight / total).to(picture).view(shape)
+        factor = (weight / total).to(picture.dtype).to(picture.device).view(shape)  # Apple GPUs: no float64
         result = taken.mul_(factor) if result is None else result.addcmul_(taken, factor)
     assert result is not None
     return result

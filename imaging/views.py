@@ -12,16 +12,21 @@ from .padding import padded_size
 
 UNET_MULTIPLE = 64  # pixels per cell of a UNet's coarsest grid: 8 of the autoencoder times three halvings
 MAX_UPSCALE = 8  # a view enlarges no further; there is nothing left to see
+MAX_ELONGATION = 2  # times the side of a square of the same area: models paint no longer strips
 WINDOW_FACTOR = 3  # times the box's longer side: what the window of a small box holds
 
 
 @dataclass(frozen=True)
 class View:
-    """`box`, which lies inside the picture, shown at (height, width)."""
+    """`box`, which lies inside the picture, shown at (height, width).
+
+    A hole grows by `grow` of the view's pixels on it.
+    """
 
     box: Box
     height: int
     width: int
+    grow: int = 0
 
     def image(self, image: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, height, width, C); only the box is read."""
@@ -117,5 +122,7 @@ def fit_within(longest: int, height: int, width: int) -> tuple[int, int]:
 def _fit_area(height: int, width: int, area: float, multiple: int) -> tuple[int, int]:
     """The shape of about that area with sides that are multiples, closest to (height, width)'s shape."""
     scale = math.sqrt(area / (height * width))
+    longest = MAX_ELONGATION * math.sqrt(area)
+    scale = min(scale, longest / max(height, width))
     rows, columns = (max(1, round(length * scale / multiple)) * multiple for length in (height, width))
     return rows, columns

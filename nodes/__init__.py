@@ -6,6 +6,7 @@ from .attribute_substitution_encode import AttributeSubstitutionEncode
 from .crop_and_paste import InlayCropBack, InlayCropForPainting, InlayPasteBack
 from .disentangled_inpaint_sampler import DisentangledInpaintSampler, DisentangledInpaintSamplerAdvanced
 from .edit_prompt import InlayEditPrompt
+from .examples import install_examples
 from .identity_encoder_dinov2 import IdentityEncoderDINOv2
 from .image_conditioned_pix2pix import ImageConditionedPix2Pix
 from .inpaint_conditioning import (
@@ -22,14 +23,14 @@ from .loaders import (
 )
 from .masked_attention_patch import MaskedAttentionPatch
 from .masks import InlayBoxMask, InlayChangeMask, InlayMaskLevels
-from .references import InlayLoadReferences
+from .references import InlayLoadReferences, add_reference_route
 from .regular_data import (
     InlayAttributeDictionary,
     InlayLoadRegularData,
     InlayRegularImages,
     InlaySaveRegularData,
 )
-from .subject_finetune import SubjectFinetune
+from .subject_finetune import InlayTrainingOptions, SubjectFinetune
 from .subject_score import InlaySubjectScore
 from .training_progress import add_route
 
@@ -37,6 +38,8 @@ from .training_progress import add_route
 class InlayExtension(ComfyExtension):
     async def on_load(self) -> None:
         add_route()
+        add_reference_route()
+        install_examples()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -46,6 +49,7 @@ class InlayExtension(ComfyExtension):
             InlayCropForPainting,
             InlayPasteBack,
             SubjectFinetune,
+            InlayTrainingOptions,
             MaskedAttentionPatch,
             DisentangledInpaintSampler,
             DisentangledInpaintSamplerAdvanced,

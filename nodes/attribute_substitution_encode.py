@@ -5,6 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..conditioning.attribute_words import words_to_remove
 from ..conditioning.substitution import JOINT, PROJECTIONS, Removed, substitute, word_rows
+from .checks import check_wired
 
 
 class AttributeSubstitutionEncode(io.ComfyNode):
@@ -12,8 +13,8 @@ class AttributeSubstitutionEncode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttributeSubstitutionEncode",
-            display_name="Attribute Substitution Encode",
-            category="Inlay",
+            display_name="Edit Subject Prompt (Inlay)",
+            category="Inlay/prompt",
             description="Encodes a prompt and takes the meaning of other words out of it, so that a learned"
             ' subject follows an edit: "a glass sks teapot" without "brass" (DreamMix).',
             search_aliases=[
@@ -75,12 +76,14 @@ class AttributeSubstitutionEncode(io.ComfyNode):
     def execute(
         cls, clip, prompt: str, remove: str = "", strength: float = 1.0, projection: str = JOINT, subject=None
     ) -> io.NodeOutput:
-        if clip is None:
-            raise ValueError("clip: there is none; wire the text encoder of a checkpoint that has one.")
+        check_wired(clip=clip)
+        if subject is not None:
+            check_wired(subject=subject)
         if not 0 <= strength <= 1:
             raise ValueError(f"strength: {strength} is out of range; give a number from 0 to 1.")
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-        removed = words_to_remove(prompt, subject.attributes if subject else {}, remove)
+        names = [subject.words, subject.class_name, subject.token] if subject else []
+        removed = words_to_remove(prompt, subject.attributes if subject else {}, remove, names)
         if not removed or not strength:
             return _output(conditioning, "Nothing was removed.")
 

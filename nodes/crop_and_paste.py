@@ -27,6 +27,7 @@ from ..imaging.crop import (
     crop_pictures,
     plan_crops,
 )
+from ..imaging.inputs import as_image, check_finite, optional_masks
 from ..imaging.masks import check_mask, check_not_empty, match_batch
 from ..imaging.padding import crop_back
 from ..imaging.paste import (
@@ -264,13 +265,10 @@ class InlayCropForPainting(io.ComfyNode):
         outpaint_fill: str = EDGE,
         crops: str = ONE,
     ) -> io.NodeOutput:
+        image, mask, context_mask = _checked_inputs(image, mask, context_mask)
         margins = Margins(outpaint_top, outpaint_left, outpaint_bottom, outpaint_right)
         if mask is None and not margins:
             raise ValueError("mask: none is connected; connect one, or paint beyond a border with outpaint.")
-        for name, value in (("mask", mask), ("context_mask", context_mask)):
-            if value is not None:
-                check_mask(image, value, name)
-                match_batch(image=image, **{name: value})
         if smallest_scale > largest_scale:
             raise ValueError("smallest_scale: it is above largest_scale; lower one or raise the other.")
         crop = plan_crops(
@@ -299,6 +297,18 @@ class InlayCropForPainting(io.ComfyNode):
         )
 
 
+def _checked_inputs(image, mask, context_mask):
+    """The picture and its masks in the engine's form. Raises ValueError for sizes that do not fit."""
+    image, mask = as_image(image), optional_masks(mask)
+    check_finite(image)
+    context_mask = optional_masks(context_mask, "context_mask")
+    for name, value in (("mask", mask), ("context_mask", context_mask)):
+        if value is not None:
+            check_mask(image, value, name)
+            match_batch(image=image, **{name: value})
+    return image, mask, context_mask
+
+
 def _overview(crop: PaintingCrop) -> torch.Tensor:
     """(1, h, w, 3): the first picture, shrunk, with a frame around what is cropped from it."""
     step = -(-max(crop.image.shape[1:3]) // PREVIEW_SIDE)
@@ -313,7 +323,7 @@ class InlayPasteBack(io.ComfyNode):
         return io.Schema(
             node_id="InlayPasteBack",
             display_name="Paste Back (Inlay)",
-            category="Inlay",
+            category="Inlay/finish",
             description="Puts the generated part inside the mask onto the original. Beyond the soft edge"
             " every pixel is the original's, bit for bit. What a model shifted, zoomed or tinted can be laid"
             " on the original again and given its colours.",
@@ -436,7 +446,9 @@ class InlayPasteBack(io.ComfyNode):
         area: str = MASK,
         blend: str = SOFT_EDGE,
     ) -> io.NodeOutput:
-        assert generated is not None
+        generated = as_image(generated, "generated")
+        original = None if original is None else as_image(original, "original")
+        mask = optional_masks(mask)
         options = PasteOptions(
             feather,
             align if align != AUTO else registration.SHIFT_AND_SCALE if crop else NONE,
@@ -521,7 +533,7 @@ class InlayCropBack(io.ComfyNode):
         return io.Schema(
             node_id="InlayCropBack",
             display_name="Crop Back (Inlay)",
-            category="Inlay",
+            category="Inlay/finish",
             description="Cuts a generated picture to the size of the one it was made from, where that had to"
             " be padded for the model. Nothing is resized.",
             search_aliases=["crop", "unpad", "original size"],
@@ -534,4 +546,5 @@ class InlayCropBack(io.ComfyNode):
 
     @classmethod
     def execute(cls, generated: torch.Tensor, original: torch.Tensor) -> io.NodeOutput:
+        original, generated = as_image(original, "original"), as_image(generated, "generated")
         return io.NodeOutput(crop_back(generated, *original.shape[1:3]))

@@ -12,6 +12,7 @@ from ..conditioning.fooocus import InpaintPatch, patch_weights
 from ..host.families import family_of, working_side
 from ..host.vae import PictureVae
 from ..imaging.boxes import Box
+from ..imaging.inputs import as_image, as_masks
 from ..imaging.masks import check_mask
 from ..imaging.padding import pad_to_multiple
 from ..sampling import host
@@ -19,6 +20,7 @@ from ..sampling.batch import EACH, SEVERAL_MASKS, BatchPlan, count_steps, inpain
 from ..sampling.references import ViewReferences
 from ..sampling.schedule import split_schedule
 from ..sampling.stages import InpaintOptions
+from .checks import check_wired
 
 AUTO = "auto"
 CONTEXT = 1.5
@@ -141,11 +143,12 @@ class DisentangledInpaintSampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DisentangledInpaintSampler",
-            display_name="Disentangled Inpaint Sampler",
-            category="Inlay",
+            display_name="Inpaint Subject (Inlay)",
+            category="Inlay/inpaint",
             description="Inpaints small places in large pictures: first close up at the model's full size,"
             " then blended with their surroundings (DreamMix). Nothing outside the mask's soft edge changes.",
             search_aliases=[
+                "disentangled inpaint sampler",
                 "inpaint",
                 "crop and stitch",
                 "detailer",
@@ -217,6 +220,7 @@ class DisentangledInpaintSampler(io.ComfyNode):
         cls, model, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, seed: int, steps: int,
         cfg: float, sampler_name: str, scheduler: str, denoise: float = 1.0, **choices,
     ) -> io.NodeOutput:  # fmt: skip
+        check_wired(model=model, positive=positive, negative=negative, vae=vae)
         chosen = host.choose_settings(model, sampler_name, scheduler, steps, cfg, AUTO)
         side = choices.get("close_up_size") or working_side(model)
         sigmas = host.sigmas_of(model, chosen.sampler, chosen.scheduler, chosen.steps, denoise, side * side)
@@ -236,6 +240,9 @@ def sample(
     model = guider.model_patcher
     host.check_inpaint_model(model)
     host.check_prompts(guider)
+    image, mask = as_image(image), as_masks(mask)
+    check_sigmas(sigmas)
+    check_inpaint_patch(inpaint_patch)
     check_mask(image, mask)
     split_schedule(sigmas, close_up_share)  # says so when the share is none
     if context == CONTEXT:  # a LoRA's own, where the input was left alone
@@ -249,7 +256,6 @@ def sample(
         soft_edge,
         window_area,
         host.view_multiple(model),
-        both := host.is_transformer(model),
     )
     image, jobs = plan_batch(image, mask.to(image.device), several_masks)
     if not jobs:
@@ -257,7 +263,7 @@ def sample(
     patch = None if inpaint_patch is None else InpaintPatch(*inpaint_patch)
     if patch is not None:
         guider = host.with_model(guider, patch_weights(model, patch))
-    progress = host.SamplingProgress(model, count_steps(jobs, sigmas, close_up_share, both))
+    progress = host.SamplingProgress(model, count_steps(jobs, sigmas, close_up_share))
     references = ViewReferences(PictureVae(vae), family_of(model), image)
     painted = inpaint_batch(
         image,
@@ -279,6 +285,21 @@ def sample(
     )
     text = _empty_mask_warning(image, mask, jobs, several_masks)
     return io.NodeOutput(painted.image, painted.close_up, painted.latent, ui=_warn(text))
+
+
+def check_sigmas(sigmas) -> None:
+    """Raises ValueError for what is no schedule."""
+    if not isinstance(sigmas, torch.Tensor) or sigmas.ndim != 1 or not sigmas.isfinite().all():
+        raise ValueError("sigmas: this is no schedule (a row of finite numbers); wire a scheduler.")
+
+
+def check_inpaint_patch(patch) -> None:
+    """Raises ValueError for what is not Fooocus' patch."""
+    if patch is None:
+        return
+    pair = isinstance(patch, tuple | list) and len(patch) == 2
+    if not (pair and isinstance(patch[0], torch.nn.Module) and isinstance(patch[1], dict)):
+        raise ValueError("inpaint_patch: this is no inpaint patch; wire Load Fooocus Inpaint.")
 
 
 def _nothing_to_paint(vae: PictureVae, image: torch.Tensor, options: InpaintOptions) -> io.NodeOutput:
@@ -327,9 +348,9 @@ class DisentangledInpaintSamplerAdvanced(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DisentangledInpaintSamplerAdvanced",
-            display_name="Disentangled Inpaint Sampler (Advanced)",
-            category="Inlay",
-            description="Disentangled Inpaint Sampler for guiders, samplers and schedules of your own. The"
+            display_name="Inpaint Subject, Advanced (Inlay)",
+            category="Inlay/inpaint",
+            description="Inpaint Subject for guiders, samplers and schedules of your own. The"
             " guider's conditions are made anew for every window, so wire plain prompts.",
             search_aliases=["inpaint custom sampler", "DreamMix", "crop and stitch", "dual cfg", "guider"],
             inputs=[
@@ -355,4 +376,5 @@ class DisentangledInpaintSamplerAdvanced(io.ComfyNode):
         mask: torch.Tensor,
         **choices,
     ) -> io.NodeOutput:
+        check_wired(noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, vae=vae)
         return sample(guider, noise, sampler, sigmas, vae, image, mask, **choices)

@@ -25,10 +25,12 @@ from ..conditioning.edit_prompt import (
 from ..host.conditions import constant
 from ..host.text_encoder import negative_reads_pictures, reference_method
 from ..host.vae import PictureVae
+from ..imaging.inputs import as_image, check_finite, optional_masks
 from ..imaging.masks import check_mask, check_not_empty
 from ..imaging.object_picture import BACKGROUND_COLOURS
 from ..imaging.padding import pad_to_multiple
 from ..sampling.references import reference_kinds
+from .checks import check_wired
 from .masked_attention_patch import parse_photos
 
 NO_PRESET = "none"
@@ -124,6 +126,13 @@ class InlayEditPrompt(io.ComfyNode):
         scene: torch.Tensor | None = None, mask: torch.Tensor | None = None, hole: str = GREY,
         ground: str = "white", boxes: str = "", negative: str = "", preset: str = NO_PRESET,
     ) -> io.NodeOutput:  # fmt: skip
+        check_wired(clip=clip, vae=vae)
+        photos = as_image(photos, "photos")
+        photo_masks, mask = optional_masks(photo_masks, "photo_masks"), optional_masks(mask)
+        scene = None if scene is None else as_image(scene, "scene")
+        for name, pictures in (("photos", photos), ("scene", scene)):
+            if pictures is not None:
+                check_finite(pictures, name)
         easy = preset == EASY_INSERT
         check_photos(photos, photo_masks, easy)
         bindings = parse_photos(boxes, "boxes")

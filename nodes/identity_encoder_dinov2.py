@@ -5,7 +5,9 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..conditioning.channel_order import as_conditioning
+from ..imaging.inputs import as_images_each, as_masks_each, check_finite
 from ..imaging.object_picture import BACKGROUND_COLOURS, ORIGINAL, subject_picture
+from .checks import check_wired
 from .loaders import AdapterType
 
 AUTO_BACKGROUND = "as the adapter was trained"
@@ -17,12 +19,15 @@ class IdentityEncoderDINOv2(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="IdentityEncoderDINOv2",
-            display_name="Identity Encoder DINOv2",
-            category="Inlay",
+            display_name="Insert Object, Compose (Inlay)",
+            category="Inlay/insert an object",
             description="Turns one or more pictures of an object into conditioning that stands in for a"
             " prompt (IMPRINT, ObjectStitch, Paint-by-Example, AnyDoor). Nothing is trained. To add words,"
             " join it with a text prompt's by Conditioning (Concat).",
             search_aliases=[
+                "identity encoder dinov2",
+                "compose",
+                "object compositing",
                 "imprint",
                 "object",
                 "ip adapter",
@@ -111,13 +116,14 @@ class IdentityEncoderDINOv2(io.ComfyNode):
         from ..encoders.image_context import check_encoder, encode_views  # loaded when needed
 
         vision, adapter = encoder[0], adapter[0]
+        check_wired(encoder=vision, adapter=adapter)
         check_encoder(vision, adapter)
         pictures = prepare_object_images(adapter, images, masks, background[0], size[0])
         seen = encode_views(vision, adapter, pictures, strength[0], tokens[0])
         batch = torch.cat(pictures)
         return io.NodeOutput(
             as_conditioning(seen.context, identity=True),
-            as_conditioning(seen.nothing, identity=True),
+            as_conditioning(seen.uncond, identity=True),
             batch,
             ui=ui.PreviewImage(batch, cls=cls),
         )
@@ -130,17 +136,20 @@ def prepare_object_images(
 
     `name` is the input that errors of a mask or an alpha channel name.
     """
-    reads = adapter.reading
+    reads = adapter.encoder_spec
     if size and reads.encoder == "clip" and size != reads.size:
         raise ValueError(f"size: this adapter's encoder, CLIP, takes {reads.size} pixels only; set it to 0.")
     if size % 14:
         raise ValueError(f"size: {size} is no multiple of 14, the encoder's patch; take {size // 14 * 14}.")
     colour = reads.background if background == AUTO_BACKGROUND else background
-    views = [view[None] for batch in images for view in batch]
+    kind = "images" if name == "masks" else name
+    views = [view[None] for batch in as_images_each(images, kind) for view in batch]
+    for view in views:
+        check_finite(view, kind)
     shapes = _masks(views, masks)
     named = [f"{name}: mask {i}" if len(views) > 1 else name for i in range(1, len(views) + 1)]
     return [
-        subject_picture(view, mask, size or reads.size, colour, reads.margin, said)
+        subject_picture(view, mask, size or reads.size, colour, reads.margin, said, reads.fit)
         for view, mask, said in zip(views, shapes, named, strict=True)
     ]
 
@@ -149,7 +158,7 @@ def _masks(views: list[Tensor], masks) -> list[Tensor | None]:
     """One mask (1, H, W) for every view: the wired one, else its alpha channel, else None."""
     if masks is None:
         return [view[..., 3] if view.shape[-1] == 4 else None for view in views]
-    wired = [mask[None] for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])]
+    wired = [mask[None] for batch in as_masks_each(masks) or [] for mask in batch]
     if len(wired) != len(views):
         raise ValueError(
             f"masks: there are {len(wired)} masks for {len(views)} images; give one mask for every image."

@@ -4,8 +4,10 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..conditioning.channel_order import as_conditioning
+from ..imaging.inputs import as_image, check_finite
 from ..imaging.padding import pad_to_multiple
 from ..sampling.guidance import check_pix2pix_model, two_scale_guider, with_source
+from .checks import check_wired
 from .identity_encoder_dinov2 import prepare_object_images
 from .loaders import AdapterType
 
@@ -15,12 +17,18 @@ class ImageConditionedPix2Pix(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ImageConditionedPix2Pix",
-            display_name="Image-Conditioned Pix2Pix",
-            category="Inlay",
+            display_name="Insert Object Without Mask (Inlay)",
+            category="Inlay/insert an object",
             description="Puts the object of one picture into another, where it fits; there is no mask and no"
             " prompt (Visually Guided Insertion). Wire guider and latent into Sampler Custom (Advanced), and"
             " the decoded picture into Crop Back.",
-            search_aliases=["instruct pix2pix", "ip2p", "insert object", "mask free", "visually guided"],
+            search_aliases=[
+                "image-conditioned pix2pix",
+                "instruct pix2pix",
+                "ip2p",
+                "mask free",
+                "visually guided",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="An InstructPix2Pix model (8 channels) trained for objects."),
                 io.Vae.Input("vae", tooltip="The VAE of the same model."),
@@ -70,8 +78,9 @@ class ImageConditionedPix2Pix(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Show CLIP pixels from 0 to 255, as the published optimizer was trained with;"
-                    " its own inference normalised them, as is done here otherwise.",
+                    tooltip="Show CLIP pixels from 0 to 255, normalised as if they were from 0 to 1: what"
+                    " the published optimizer was trained with. Off: pixels from 0 to 1, as in its"
+                    " inference.",
                 ),
             ],
             outputs=[
@@ -92,22 +101,23 @@ class ImageConditionedPix2Pix(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         from ..encoders.image_context import check_encoder, encode_views  # loaded when needed
 
+        check_wired(model=model, vae=vae, clip_vision=clip_vision, embedding_optimizer=embedding_optimizer)
         check_pix2pix_model(model, embedding_optimizer.config.context)
         check_encoder(clip_vision, embedding_optimizer)
+        image, object_image = as_image(image), as_image(object_image, "object_image")
         for name, pictures in (("image", image), ("object_image", object_image)):
-            if not pictures.sum(dtype=torch.float32).isfinite():
-                raise ValueError(f"{name}: it holds NaN or infinite values; load the picture again.")
+            check_finite(pictures, name)
         alpha = object_image.shape[-1] == 4
         pictures = prepare_object_images(
             embedding_optimizer, [object_image], None, "black" if alpha else "original", name="object_image"
         )
         seen = encode_views(clip_vision, embedding_optimizer, pictures, strength, raw=raw_pixels)
         source = vae.encode(pad_to_multiple(image[..., :3], vae.spacial_compression_encode()))
-        context, nothing = as_conditioning(seen.context), as_conditioning(seen.nothing)
+        context, uncond = as_conditioning(seen.context), as_conditioning(seen.uncond)
         return io.NodeOutput(
             with_source(context, source),
-            with_source(nothing, source),
+            with_source(uncond, source),
             {"samples": torch.zeros_like(source)},
-            two_scale_guider(model, context, nothing, source, object_guidance, image_guidance),
+            two_scale_guider(model, context, uncond, source, object_guidance, image_guidance),
             ui=ui.PreviewImage(torch.cat(pictures), cls=cls),
         )

@@ -6,13 +6,15 @@ from comfy_api.latest import io
 
 from ..conditioning.channel_order import read_object_first
 from ..conditioning.edit_prompt import GREY, HOLES, mark_hole
-from ..conditioning.inpaint import inpaint_pictures
+from ..conditioning.inpaint import UNET_CHANNELS, inpaint_pictures, snapped_hole
 from ..families.table import BLEND, FILL, NO_REFERENCES
 from ..host.families import require_family
 from ..host.vae import PictureVae
+from ..imaging.inputs import as_image, as_masks, check_finite
 from ..imaging.masks import check_mask, check_not_empty, check_not_full
 from ..sampling.blending import BLENDINGS, RENOISED, blend_background
 from ..sampling.host import with_guidance
+from .checks import check_wired
 
 
 class InlayInpaintConditioning(io.ComfyNode):
@@ -21,7 +23,7 @@ class InlayInpaintConditioning(io.ComfyNode):
         return io.Schema(
             node_id="InlayInpaintConditioning",
             display_name="Inpaint Conditioning (Inlay)",
-            category="Inlay",
+            category="Inlay/inpaint",
             description="Tells an inpainting model which picture to fill in and where. Like the host's"
             " InpaintModelConditioning, but pictures of any size are padded to the model's grid, not cut;"
             " Paste Back crops the result to the original's size.",
@@ -77,17 +79,23 @@ class InlayInpaintConditioning(io.ComfyNode):
         cls, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, noise_mask: bool = True,
         model=None, hole: str = GREY,
     ) -> io.NodeOutput:  # fmt: skip
+        check_wired(positive=positive, negative=negative, vae=vae)
+        image, mask = as_image(image), as_masks(mask)
+        check_finite(image)
         check_mask(image, mask)
         check_not_empty(mask)
         check_not_full(mask)
         family, pictures = None if model is None else require_family(model), PictureVae(vae)
         image, masked_image, mask = inpaint_pictures(image, mask, pictures.grid)
         known = pictures.encode(image)
+        snapped = snapped_hole(mask, known)
         # at the picture's size: the host scales it; a mask of 4 dimensions would be the frames of a film
-        noise = mask[:, None] if known.ndim == 4 else mask[:, None, None]
+        noise = snapped[:, None] if known.ndim == 4 else snapped[:, None, None]
+        # UNets read the latent's pixels of the mask, Flux Fill every pixel of the picture
+        seen = snapped if known.shape[1] == UNET_CHANNELS else mask
         prompts = [positive, negative]
         if family is None or family.condition != BLEND:
-            values = {"concat_latent_image": pictures.encode(masked_image), "concat_mask": mask[:, None]}
+            values = {"concat_latent_image": pictures.encode(masked_image), "concat_mask": seen[:, None]}
             prompts = [node_helpers.conditioning_set_values(prompt, values) for prompt in prompts]
         if family is not None and family.condition == FILL:
             prompts = [with_guidance(prompt, family.settings.guidance) for prompt in prompts]
@@ -116,15 +124,15 @@ class InlayObjectStitchConditioning(io.ComfyNode):
         return io.Schema(
             node_id="InlayObjectStitchConditioning",
             display_name="ObjectStitch Conditioning (Inlay)",
-            category="Inlay",
+            category="Inlay/insert an object",
             description="Tells an ObjectStitch or Paint-by-Example model which picture to fill in and where."
             " They read noise, background and inverted mask in this order, other inpainting models the mask"
             " first; the model that comes out does, in this node's conditions as in those of the"
-            " Disentangled Inpaint Sampler.",
+            " Inpaint Subject.",
             search_aliases=["objectstitch", "paint by example", "inpaint model conditioning", "9 channel"],
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint of ObjectStitch or Paint-by-Example."),
-                io.Conditioning.Input("positive", tooltip="The object, from Identity Encoder DINOv2."),
+                io.Conditioning.Input("positive", tooltip="The object, from Insert Object."),
                 io.Conditioning.Input("negative", tooltip="No object, from the same node."),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
                 io.Image.Input("image", tooltip="The picture the object goes into, of any size."),
@@ -153,6 +161,7 @@ class InlayObjectStitchConditioning(io.ComfyNode):
     def execute(
         cls, model, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, noise_mask: bool = True
     ) -> io.NodeOutput:
+        check_wired(model=model)
         patched = read_object_first(model)
         made = InlayInpaintConditioning.execute(positive, negative, vae, image, mask, noise_mask)
         return io.NodeOutput(patched, *(made.result or ()))
@@ -164,7 +173,7 @@ class InlayBackgroundBlending(io.ComfyNode):
         return io.Schema(
             node_id="InlayBackgroundBlending",
             display_name="Background Blending (Inlay)",
-            category="Inlay",
+            category="Inlay/inpaint",
             description="Chooses what the picture outside the mask looks like to the model at every step,"
             " for any sampler whose latent has a noise mask (IMPRINT, fig. 3).",
             search_aliases=["blend background", "imprint", "noise mask", "inpaint blending"],
@@ -188,4 +197,5 @@ class InlayBackgroundBlending(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, blending: str = RENOISED) -> io.NodeOutput:
+        check_wired(model=model)
         return io.NodeOutput(blend_background(model, blending))

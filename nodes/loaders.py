@@ -1,5 +1,6 @@
 """Nodes that load a subject, an adapter, an encoder, a UNet or an inpaint patch from a file."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,19 @@ from torch import Tensor
 from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintHead, InpaintPatch
 from ..encoders.published import AUTO_LAYOUT, CHOICES
-from .model_files import INLAY_FOLDER, model_file, model_files, model_folders, read_file, read_folder
+from ..host.patches import misfitting_patches
+from .checks import check_wired
+from .model_files import (
+    INLAY_FOLDER,
+    check_finite_weights,
+    load_weights,
+    model_file,
+    model_files,
+    model_folders,
+    read_file,
+    read_folder,
+    recognising,
+)
 
 
 class InlayLoadSubject(io.ComfyNode):
@@ -23,8 +36,8 @@ class InlayLoadSubject(io.ComfyNode):
         return io.Schema(
             node_id="InlayLoadSubject",
             display_name="Load Subject (Inlay)",
-            category="Inlay",
-            description="Puts a learned subject on the model: one of Subject Finetune's, or a LoRA that"
+            category="Inlay/train a subject",
+            description="Puts a learned subject on the model: one of Train Subject's, or a LoRA that"
             " DreamMix, diffusers or kohya's tools trained.",
             search_aliases=[
                 "load lora",
@@ -38,7 +51,7 @@ class InlayLoadSubject(io.ComfyNode):
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="A file in models/loras. Subject Finetune keeps its results in inlay/. DreamMix's"
+                    tooltip="A file in models/loras. Train Subject keeps its results in inlay/. DreamMix's"
                     " pytorch_lora_weights.safetensors is read as it is.",
                 ),
                 io.Float.Input(
@@ -77,6 +90,7 @@ class InlayLoadSubject(io.ComfyNode):
     def execute(cls, model, lora_name, strength, token, class_name, clip=None) -> io.NodeOutput:
         from ..training.finetune.foreign_loras import read_lora_file  # loaded when needed
 
+        check_wired(model=model)
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
         lora, metadata = read_lora_file(path)
         subject = _subject(path, metadata, lora_name, token.strip(), class_name.strip(), family(model))
@@ -85,13 +99,37 @@ class InlayLoadSubject(io.ComfyNode):
                 f"lora_name: {subject.words} was trained for {subject.family} but the model is"
                 f" {family(model)}; load the model it was trained on."
             )
-        patched, text = comfy.sd.load_lora_for_models(model, clip, lora, strength, strength)
+        check_finite_weights(lora, "lora_name", lora_name)
+        with recognising("lora_name", lora_name, "LoRA"):
+            patched, text = comfy.sd.load_lora_for_models(model, clip, lora, strength, strength)
         if strength and _count(patched) == _count(model) and (clip is None or _count(text) == _count(clip)):
             raise ValueError(
                 f"lora_name: no weight of {lora_name} belongs to this model ({family(model)}); load the model"
                 " it was trained on."
             )
+        if strength:
+            misfits = [key for one in (patched, text) if one is not None for key in misfitting_patches(one)]
+            check_fit(misfits, _count(patched) - _count(model), lora_name, family(model))
         return io.NodeOutput(patched, text, lora, subject)
+
+
+def check_fit(misfits: list[str], added: int, name: str, base: str) -> None:
+    """Raises ValueError when most of a LoRA's weights have other shapes than the model's; logs the others.
+
+    The host leaves such weights out while it samples, so the picture would be one without the subject.
+    """
+    if not misfits:
+        return
+    if 2 * len(misfits) > added:
+        raise ValueError(
+            f"lora_name: {len(misfits)} of the {added} weights of {name} have other shapes than this model's"
+            f" ({base}); load the model it was trained on."
+        )
+    logging.getLogger("inlay").warning(
+        "Load Subject: %s weights of %s have other shapes than this model's and are left out.",
+        len(misfits),
+        name,
+    )
 
 
 def _count(patcher) -> int:
@@ -104,7 +142,7 @@ def _subject(path: Path, metadata: dict, name: str, token: str, class_name: str,
     from ..training.finetune.subject import Subject, is_subject
 
     facts = path.with_suffix(".json")
-    beside = facts.read_text(encoding="utf-8", errors="replace") if facts.is_file() else ""
+    beside = facts.read_text(encoding="utf-8-sig", errors="replace") if facts.is_file() else ""
     said, where = (beside, facts.name) if is_subject(beside) else (metadata.get("inlay"), name)
     if said:
         known = Subject.from_json(said, f"lora_name: the subject in {where}")
@@ -127,7 +165,7 @@ class InlayLoadAdapter(io.ComfyNode):
         return io.Schema(
             node_id="InlayLoadAdapter",
             display_name="Load Identity Adapter (Inlay)",
-            category="Inlay",
+            category="Inlay/insert an object",
             description="Loads what turns an object's picture into a model's context: an adapter trained with"
             " Inlay, ObjectStitch, Paint-by-Example, AnyDoor's projector, or a Visually Guided embedding"
             " optimizer. The layout is told from the file.",
@@ -167,11 +205,13 @@ class InlayLoadAdapter(io.ComfyNode):
         kind, _, name = (
             file.partition("/") if file.startswith(f"{CHECKPOINTS}/") else (INLAY_FOLDER, "", file)
         )
-        state, metadata = read_file(model_file(name, kind, "file"))
-        found = recognise_checkpoint(state, metadata, name, published_as)
-        adapter = load_adapter(found, name)
-        vision = None if found.encoder is None else load_vision(found.encoder, found.dino)
-        reads = found.config.reading
+        state, metadata = read_file(model_file(name, kind, "file"), "file")
+        with recognising("file", name, "identity adapter"):
+            found = recognise_checkpoint(state, metadata, name, published_as)
+            check_finite_weights(found.adapter, "file", name)
+            adapter = load_adapter(found, name)
+            vision = None if found.encoder is None else load_vision(found.encoder, found.dino)
+        reads = found.config.encoder_spec
         wanted = encoder_name(reads.encoder, reads.width, reads.registers)
         report = (
             f"{name}: {found.layout}, for {wanted} at {reads.size}x{reads.size} pixels, context of width"
@@ -193,7 +233,7 @@ class InlayLoadImageEncoder(io.ComfyNode):
         return io.Schema(
             node_id="InlayLoadImageEncoder",
             display_name="Load Image Encoder (Inlay)",
-            category="Inlay",
+            category="Inlay/insert an object",
             description="Loads a DINOv2 (S, B, L, g; with or without registers) or a CLIP image encoder. The"
             " host's Load CLIP Vision knows CLIP and two DINOv2 without registers.",
             search_aliases=["dinov2", "dino", "registers", "clip vision loader", "image encoder"],
@@ -219,13 +259,14 @@ class InlayLoadImageEncoder(io.ComfyNode):
         from ..encoders.image_context import load_vision
 
         folder, config = model_folders().get(name), None
-        if folder is not None:
-            state, facts = read_folder(folder)
-            if dinov2.is_transformers(state):
-                config = dinov2.read_dino_config(state, facts["num_attention_heads"])
-        else:
-            state, _ = read_file(model_file(name, CLIP_VISION, "name"))
-        encoder = load_vision(state, config)
+        with recognising("name", name, "image encoder"):
+            if folder is not None:
+                state, facts = read_folder(folder)
+                if dinov2.is_transformers(state):
+                    config = dinov2.read_dino_config(state, facts["num_attention_heads"])
+            else:
+                state, _ = read_file(model_file(name, CLIP_VISION, "name"), "name")
+            encoder = load_vision(state, config)
         if encoder is None:
             raise ValueError(
                 f"name: '{name}' is no encoder that Inlay or ComfyUI knows; choose a DINOv2 or a CLIP."
@@ -243,7 +284,7 @@ class InlayLoadPix2Pix(io.ComfyNode):
         return io.Schema(
             node_id="InlayLoadPix2Pix",
             display_name="Load Pix2Pix UNet (Inlay)",
-            category="Inlay",
+            category="Inlay/insert an object",
             description="Loads an SD 1.5 InstructPix2Pix UNet (8 channels) from diffusers' file, which the"
             " host's loaders do not know.",
             search_aliases=["instruct pix2pix", "diffusers", "unet loader", "paint by inpaint"],
@@ -257,17 +298,18 @@ class InlayLoadPix2Pix(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(
-                    display_name="model", tooltip="The InstructPix2Pix model, for Image-Conditioned Pix2Pix."
+                    display_name="model", tooltip="The InstructPix2Pix model, for Insert Object Without Mask."
                 )
             ],
         )
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        state, _ = read_file(model_file(file, PIX2PIX_FOLDER, "file"))
+        state, _ = read_file(model_file(file, PIX2PIX_FOLDER, "file"), "file")
         if CONV_IN not in state:
             raise ValueError(f"file: '{file}' is no UNet in diffusers' layout; use the host's own loader.")
-        model = comfy.sd.load_diffusion_model_state_dict(original_keys(state))
+        with recognising("file", file, "SD 1.5 UNet"):
+            model = comfy.sd.load_diffusion_model_state_dict(original_keys(state))
         if model is None:
             raise ValueError(f"file: '{file}' is no SD 1.5 UNet; choose an InstructPix2Pix UNet of SD 1.5.")
         return io.NodeOutput(model)
@@ -290,9 +332,9 @@ class InlayLoadFooocusInpaint(io.ComfyNode):
         return io.Schema(
             node_id="InlayLoadFooocusInpaint",
             display_name="Load Fooocus Inpaint (Inlay)",
-            category="Inlay",
+            category="Inlay/inpaint",
             description="Fooocus' inpaint patch, which makes a plain SDXL model an inpainting one for the"
-            " Disentangled Inpaint Sampler. The same INPAINT_PATCH as in Acly's Inpaint Nodes.",
+            " Inpaint Subject. The same INPAINT_PATCH as in Acly's Inpaint Nodes.",
             search_aliases=["fooocus", "inpaint head", "inpaint patch", "sdxl inpaint"],
             inputs=[
                 io.Combo.Input("head", options=files, tooltip="fooocus_inpaint_head.pth, in models/inpaint."),
@@ -303,7 +345,7 @@ class InlayLoadFooocusInpaint(io.ComfyNode):
             outputs=[
                 io.Custom("INPAINT_PATCH").Output(
                     display_name="inpaint_patch",
-                    tooltip="For the Disentangled Inpaint Sampler, or the inpaint nodes pack.",
+                    tooltip="For Inpaint Subject, or the inpaint nodes pack.",
                 )
             ],
         )
@@ -313,8 +355,9 @@ class InlayLoadFooocusInpaint(io.ComfyNode):
         weights = _read(head, "head").get("head")
         if not isinstance(weights, torch.Tensor) or weights.shape[1:] != (5, 3, 3):
             raise ValueError(f"head: '{head}' is not Fooocus' inpaint head; choose fooocus_inpaint_head.pth.")
+        check_finite_weights({"head": weights}, "head", head)
         deltas = _read(patch, "patch")
-        if not all(isinstance(delta, tuple | list) and len(delta) == 3 for delta in deltas.values()):
+        if not deltas or not all(map(_is_delta, deltas.values())):
             raise ValueError(f"patch: '{patch}' is not Fooocus' patch; choose inpaint_v26.fooocus.patch.")
         loaded = InpaintPatch(InpaintHead(weights), {key: tuple(delta) for key, delta in deltas.items()})
         return io.NodeOutput(loaded)
@@ -331,12 +374,19 @@ def _files() -> list[str]:
     return folder_paths.get_filename_list(INPAINT_FOLDER)
 
 
+def _is_delta(value: object) -> bool:
+    """(bytes, min, max), see `QuantizedDelta`."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 3
+        and all(isinstance(part, torch.Tensor) for part in value)
+        and all(part.numel() == 1 for part in value[1:])
+    )
+
+
 def _read(name: str, input_name: str) -> dict:
     """A file of models/inpaint; folder_paths keeps the name inside it, and the host reads tensors only."""
     path = folder_paths.get_full_path(INPAINT_FOLDER, name)
     if path is None:
         raise ValueError(f"{input_name}: there is no '{name}' in models/inpaint; download it there.")
-    weights = comfy.utils.load_torch_file(path, safe_load=True)
-    if not isinstance(weights, dict):
-        raise ValueError(f"{input_name}: '{name}' holds no weights; choose another file.")
-    return weights
+    return load_weights(path, input_name)[0]

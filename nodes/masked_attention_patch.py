@@ -1,6 +1,7 @@
 """MaskedAttentionPatch: the prompt speaks only to the box, and the background's colours stay out of it."""
 
 import logging
+import re
 
 import torch
 from comfy_api.latest import io, ui
@@ -14,6 +15,8 @@ from ..attention.preview import token_preview
 from ..attention.regions import halved, region_labels
 from ..families.layout import grid_of
 from ..host.families import patch_of, token_order
+from ..imaging.inputs import as_masks
+from .checks import check_wired
 
 CUSTOM = "custom"
 TRANSFORMER_PARTS = ("double", "single", "first half")  # of a transformer
@@ -28,7 +31,7 @@ class MaskedAttentionPatch(io.ComfyNode):
         return io.Schema(
             node_id="MaskedAttentionPatch",
             display_name="Masked Attention (Inlay)",
-            category="Inlay",
+            category="Inlay/inpaint",
             description="Masks a model's attention by region: the prompt acts inside the mask only, and the"
             " subject and the background do not look at each other in the layers you choose (DreamCom)."
             " On edit models it also decides in which box each subject photo acts."
@@ -176,10 +179,12 @@ class MaskedAttentionPatch(io.ComfyNode):
         text: str = ALL_TOKENS,
         photos: str = "",
     ) -> io.NodeOutput:
+        check_wired(model=model)
         if start_percent > end_percent:
             raise ValueError(
                 f"start_percent ({start_percent}) lies after end_percent ({end_percent}): swap them."
             )
+        mask = as_masks(mask)
         masks = list(mask) if mask_batch == PER_SUBJECT else [mask]
         bindings = parse_photos(photos)
         chosen = layers if self_attention == CUSTOM else self_attention
@@ -251,13 +256,18 @@ def parse_tokens(text: str, subjects: int) -> list[set[int]] | None:
     parts = [part.strip() for part in text.split(";") if part.strip()]
     if len(parts) != subjects:
         raise ValueError(
-            f"subject_tokens lists tokens for {len(parts)} subject(s), but there are {subjects} mask(s):"
+            f"subject_tokens: it lists tokens for {len(parts)} subject(s), but there are {subjects} mask(s):"
             ' write one list for each, separated by ";".'
         )
-    try:
-        ranges = [[entry.split("-") for entry in part.split(",")] for part in parts]
-        return [{t for r in entries for t in range(int(r[0]), int(r[-1]) + 1)} for entries in ranges]
-    except ValueError:
-        raise ValueError(
-            f'subject_tokens "{text}" is no list of tokens: write for example "1-4; 6-9".'
-        ) from None
+    return [{t for entry in part.split(",") for t in _token_range(entry, text)} for part in parts]
+
+
+def _token_range(entry: str, text: str) -> range:
+    """ "6-9" -> 6, 7, 8, 9; "6" -> 6. Raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?\s*", entry)
+    if not match:
+        raise ValueError(f'subject_tokens: "{text}" is no list of tokens; write for example "1-4; 6-9".')
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first:
+        raise ValueError(f'subject_tokens: "{entry.strip()}" ends before it begins; write "{last}-{first}".')
+    return range(first, last + 1)

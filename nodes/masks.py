@@ -3,8 +3,9 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..imaging.boxes import Box, outline
+from ..imaging.boxes import Box
 from ..imaging.changes import TOLERANCE, change_mask
+from ..imaging.inputs import as_image, as_masks, check_finite, optional_masks
 from ..imaging.mask_levels import LEVEL_NAMES, MASK_LEVELS, level_preview, mask_level
 from ..imaging.masks import check_mask, check_not_empty, fill_box, match_batch
 from ..imaging.padding import crop_back
@@ -19,7 +20,7 @@ class InlayBoxMask(io.ComfyNode):
         return io.Schema(
             node_id="InlayBoxMask",
             display_name="Box Mask (Inlay)",
-            category="Inlay",
+            category="Inlay/photos and masks",
             description="A mask of the image's size that is 1 inside a box, where the subject goes.",
             search_aliases=["rectangle mask", "bounding box", "bbox to mask", "region", "placement"],
             inputs=[
@@ -42,21 +43,47 @@ class InlayBoxMask(io.ComfyNode):
                     max=LIMIT,
                     tooltip="Height of the box, in pixels; what reaches over the border is cut off.",
                 ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="A painted mask of the image's size, such as Load Image's: where it is painted,"
+                    " it is used instead of the box. An empty one changes nothing.",
+                ),
             ],
             outputs=[io.Mask.Output(tooltip="One mask of the image's size, 1 inside the box.")],
         )
 
     @classmethod
-    def execute(cls, image: torch.Tensor, x: int, y: int, width: int, height: int) -> io.NodeOutput:
+    def execute(
+        cls,
+        image: torch.Tensor,
+        x: int,
+        y: int,
+        width: int,
+        height: int,
+        mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        image = as_image(image)
         rows, columns = image.shape[1:3]
+        picture = _saved_picture(cls, image)
+        mask = optional_masks(mask)
+        if mask is not None and (mask > 0.5).any():
+            check_mask(image, mask)
+            return io.NodeOutput(mask, ui=picture | {"inlay_masked": [True]})
         box = Box(y, x, y + height, x + width).clamp(rows, columns)
         if not box.area:
             raise ValueError(
                 f"x, y: the box at ({x}, {y}) is outside the {columns}x{rows} image; move it inside."
             )
-        step = -(-max(rows, columns) // PREVIEW_SIDE)
-        preview = outline(image[:1, ::step, ::step], box.scale(1 / step), thickness=2)
-        return io.NodeOutput(fill_box(box, rows, columns), ui=ui.PreviewImage(preview, cls=cls))
+        return io.NodeOutput(fill_box(box, rows, columns), ui=picture | {"inlay_masked": [False]})
+
+
+def _saved_picture(cls, image: torch.Tensor) -> dict:
+    """The picture for the box on the node, where the page cannot know it before: a file and its true size."""
+    rows, columns = image.shape[1:3]
+    step = -(-max(rows, columns) // PREVIEW_SIDE)
+    [file] = ui.PreviewImage(image[:1, ::step, ::step, :3].float(), cls=cls).as_dict()["images"]
+    return {"inlay_picture": [dict(file) | {"width": columns, "height": rows}]}
 
 
 ALL_LEVELS = "all four"
@@ -68,7 +95,7 @@ class InlayMaskLevels(io.ComfyNode):
         return io.Schema(
             node_id="InlayMaskLevels",
             display_name="Mask Levels (Inlay)",
-            category="Inlay",
+            category="Inlay/photos and masks",
             description="Makes a mask say less about the shape: outline, near the outline, rough shape, box"
             " (IMPRINT). A close mask guides pose and view; a box leaves them to the model.",
             search_aliases=["grow mask", "blur mask", "bounding box", "shape guidance", "imprint"],
@@ -94,16 +121,18 @@ class InlayMaskLevels(io.ComfyNode):
 
     @classmethod
     def execute(cls, mask: torch.Tensor, level: str, image: torch.Tensor | None = None) -> io.NodeOutput:
+        mask = as_masks(mask)
         check_not_empty(mask)
         if image is None:
             image = torch.full((1, 1, 1, 3), 0.5).expand(1, *mask.shape[-2:], 3)
         else:
+            image = as_image(image)
             check_mask(image, mask)
         chosen = (
             MASK_LEVELS if level == ALL_LEVELS else [k for k, name in LEVEL_NAMES.items() if name == level]
         )
         result = torch.cat([mask_level(mask, k) for k in chosen])
-        shown = level_preview(image[:1, ..., :3], mask[:1].to(image))
+        shown = level_preview(image[:1, ..., :3].float(), mask[:1].to(image.device).float())
         return io.NodeOutput(result, shown, ui=ui.PreviewImage(shown, cls=cls))
 
 
@@ -116,7 +145,7 @@ class InlayChangeMask(io.ComfyNode):
         return io.Schema(
             node_id="InlayChangeMask",
             display_name="Change Mask (Inlay)",
-            category="Inlay",
+            category="Inlay/photos and masks",
             description="A mask of what a generated picture shows and the original does not. With Paste Back,"
             " what was inserted without a mask lies on the original, whose other pixels stay untouched.",
             search_aliases=["difference mask", "diff", "compare images", "what changed", "auto mask"],
@@ -150,9 +179,12 @@ class InlayChangeMask(io.ComfyNode):
     def execute(
         cls, original: torch.Tensor, generated: torch.Tensor, tolerance: float, patches: str
     ) -> io.NodeOutput:
+        original, generated = as_image(original, "original"), as_image(generated, "generated")
+        for name, picture in (("original", original), ("generated", generated)):
+            check_finite(picture, name)
         generated = crop_back(generated, *original.shape[1:3]).to(original)
         original, generated = match_batch(original=original[..., :3], generated=generated[..., :3])
         mask = change_mask(original, generated, tolerance, patches == LARGEST)
         step = -(-max(mask.shape[1:]) // PREVIEW_SIDE)
-        shown = mask[:, ::step, ::step, None].expand(-1, -1, -1, 3)
+        shown = mask[:, ::step, ::step, None].float().expand(-1, -1, -1, 3)
         return io.NodeOutput(mask, ui=ui.PreviewImage(shown, cls=cls))

@@ -1,12 +1,28 @@
 """Nodes that read a subject's photos."""
 
+import asyncio
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import folder_paths
-from comfy_api.latest import io
+import torch
+from comfy_api.latest import io, ui
 
-from ..imaging.references import list_references, read_reference
+from ..imaging.inputs import as_images_each, as_masks_each
+from ..imaging.references import (
+    collect_wired,
+    cut_out_subject,
+    is_whole_frame,
+    list_references,
+    preview_cut_out,
+    read_reference,
+    skipped_files,
+    thumbnail,
+)
+from .page import add_get_route, data_url
+
+REFERENCES_ROUTE = "/inlay/references"
+PHOTO_SIDE, MOST_SHOWN = 160, 24  # pixels of the longer side; pictures shown on the node
 
 
 class InlayLoadReferences(io.ComfyNode):
@@ -15,9 +31,10 @@ class InlayLoadReferences(io.ComfyNode):
         return io.Schema(
             node_id="InlayLoadReferences",
             display_name="Load References (Inlay)",
-            category="Inlay",
+            category="Inlay/photos and masks",
             description="Loads every photo of a subject from one folder, each with the mask of the subject.",
             search_aliases=["load images from folder", "subject photos", "reference images", "dataset"],
+            is_input_list=True,
             inputs=[
                 io.Combo.Input(
                     "folder",
@@ -25,6 +42,24 @@ class InlayLoadReferences(io.ComfyNode):
                     tooltip="A folder inside ComfyUI's input folder. Each picture in it is a reference, any"
                     " size. Its mask is its transparency (opaque = subject), else the file <name>_mask.png"
                     " or <name>-mask.png beside it (white = subject), else the whole frame.",
+                ),
+                io.BackgroundRemoval.Input(
+                    "background_removal",
+                    optional=True,
+                    tooltip="From Load Background Removal Model: finds the subject in every photo that has no"
+                    " mask of its own.",
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Photos from Load Image or other nodes, as a batch or a list. They are used"
+                    " instead of the folder.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="One mask for each of the connected images, 1 on the subject. An empty mask, or"
+                    " one of the whole picture, counts as no mask.",
                 ),
             ],
             outputs=[
@@ -42,34 +77,119 @@ class InlayLoadReferences(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str) -> bool | str:
+    def validate_inputs(cls, folder: list[str], images=None) -> bool | str:
+        if images is not None:  # connected: the folder is not used
+            return True
         try:
-            list_references(_resolve(folder))
+            list_references(_resolve(folder[0]))
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str) -> str:
+    def fingerprint_inputs(cls, folder: list[str], background_removal=None, images=None, masks=None) -> str:
+        if images is not None:
+            return ""
         digest = hashlib.sha256()
-        for pair in list_references(_resolve(folder)):
+        for pair in list_references(_resolve(folder[0])):
             for file in filter(None, pair):
                 digest.update(f"{file.name}\0".encode())
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()
 
     @classmethod
-    def execute(cls, folder: str) -> io.NodeOutput:
-        references = [read_reference(picture, mask) for picture, mask in list_references(_resolve(folder))]
-        return io.NodeOutput([image for image, _ in references], [mask for _, mask in references])
+    def execute(
+        cls,
+        folder: list[str],
+        background_removal: list | None = None,
+        images: list[torch.Tensor] | None = None,
+        masks: list[torch.Tensor] | None = None,
+    ) -> io.NodeOutput:
+        notes = []
+        if images is not None:
+            references = collect_wired(as_images_each(images), as_masks_each(masks))
+            names = [f"picture {number}" for number in range(1, len(references) + 1)]
+        else:
+            path = _resolve(folder[0])
+            files = list_references(path)
+            references = [read_reference(picture, mask, "folder") for picture, mask in files]
+            names = [picture.name for picture, _ in files]
+            if skipped := skipped_files(path):
+                notes.append("Skipped: " + ", ".join(f"{name} ({reason})" for name, reason in skipped) + ".")
+        if background_removal and background_removal[0] is not None:
+            references = [
+                (image, cut_out_subject(background_removal[0], image) if is_whole_frame(mask) else mask)
+                for image, mask in references
+            ]
+        whole = [name for name, (_, mask) in zip(names, references, strict=True) if is_whole_frame(mask)]
+        if whole:
+            mend = "paint a mask" if background_removal else "connect Load Background Removal Model"
+            notes.append(
+                f"There is no mask for {', '.join(whole)}: the whole picture is learned, with its"
+                f" background; {mend} or save the pictures with a transparent background."
+            )
+        references = [
+            (image, torch.ones_like(mask) if is_whole_frame(mask) else mask) for image, mask in references
+        ]
+        shown = [
+            _saved(cls, image, mask, name)
+            for name, (image, mask) in list(zip(names, references, strict=True))[:MOST_SHOWN]
+        ]
+        return io.NodeOutput(
+            [image for image, _ in references],
+            [mask for _, mask in references],
+            ui={"inlay_references": shown, "inlay_notes": notes},
+        )
+
+
+def _saved(cls, image: torch.Tensor, mask: torch.Tensor, label: str) -> dict[str, str]:
+    """A thumbnail in the host's temporary folder, as its page asks for it."""
+    [file] = ui.PreviewImage(preview_cut_out(image, mask, PHOTO_SIDE), cls=cls).as_dict()["images"]
+    return dict(file) | {"label": label}
+
+
+def add_reference_route() -> None:
+    """Let the page show a folder's pictures before a run: GET /inlay/references?folder=NAME."""
+
+    async def references(query) -> dict:
+        return await asyncio.to_thread(describe_folder, query.get("folder", ""))
+
+    add_get_route(REFERENCES_ROUTE, references)
+
+
+def describe_folder(folder: str) -> dict:
+    """The pictures of a folder as small data URLs, the files left out, and what is wrong with it, as JSON."""
+    try:
+        path = _resolve(folder)
+        files = list_references(path)
+        pictures = []
+        for picture, mask in files[:MOST_SHOWN]:
+            small, kind = thumbnail(picture, mask, PHOTO_SIDE)
+            pictures.append({"name": picture.name, "mask": kind, "thumbnail": data_url(small)})
+    except ValueError as error:
+        return {"pictures": [], "skipped": [], "error": str(error)}
+    return {"pictures": pictures, "skipped": skipped_files(path), "error": ""}
 
 
 def _resolve(folder: str) -> Path:
     """The named folder inside the host's input folder; the name comes from a workflow and is not trusted."""
-    root = Path(folder_paths.get_input_directory()).resolve()
-    path = (root / folder).resolve()
-    if root not in path.parents or not path.is_dir():
+    root = Path(folder_paths.get_input_directory())
+    path = root / folder
+    if not _is_inside(folder) or not _is_folder(path):
         raise ValueError(
-            f"folder: ComfyUI's input folder has no folder '{folder}'; make it and put photos in."
+            f"folder: ComfyUI's input folder has no folder '{folder[:100]}'; make it and put photos in."
         )
     return path
+
+
+def _is_inside(folder: str) -> bool:
+    """Whether a name goes down from the input folder and nowhere else; a link that is there may lead out."""
+    parts = PurePosixPath(folder.replace("\\", "/")).parts
+    return bool(parts) and ".." not in parts and not Path(folder).is_absolute() and ":" not in folder
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long or holds a NUL
+        return False

@@ -13,7 +13,9 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..conditioning.family import working_side
+from ..imaging.inputs import as_images_each, check_finite
 from ..imaging.references import read_reference
+from ..sampling.host import check_inpaint_model
 from ..training.finetune.attribute_dictionary import (
     SUBJECT,
     compose_prompts,
@@ -21,15 +23,16 @@ from ..training.finetune.attribute_dictionary import (
     write_attributes,
 )
 from ..training.finetune.regular_files import list_regular
+from .checks import check_wired
 
 NO_MODEL = "none"
+LONGEST_NAME = 200  # bytes; file systems allow 255
 ATTRIBUTE_KINDS = (
     "vlm",
     "VLM",
     "LLM",
 )  # where packs keep vision-language models, inside ComfyUI's models folder
 LOOKED_AT = 5  # pictures, at most
-LONGEST_CATEGORY = 100  # bytes of a category; file systems allow 255 for a folder
 
 
 class InlayAttributeDictionary(io.ComfyNode):
@@ -38,7 +41,7 @@ class InlayAttributeDictionary(io.ComfyNode):
         return io.Schema(
             node_id="InlayAttributeDictionary",
             display_name="Attribute Dictionary (Inlay)",
-            category="Inlay",
+            category="Inlay/train a subject",
             description="The subject's attributes (colour, material, accessories ...) and prompts that"
             " combine them at random, for regular images: so that words can edit the subject (DreamMix).",
             search_aliases=["ADM", "DreamMix", "attributes", "describe subject", "VLM", "caption", "regular"],
@@ -87,7 +90,7 @@ class InlayAttributeDictionary(io.ComfyNode):
             ],
             outputs=[
                 io.String.Output(
-                    display_name="attributes", tooltip="The dictionary as JSON, for Subject Finetune."
+                    display_name="attributes", tooltip="The dictionary as JSON, for Train Subject."
                 ),
                 io.String.Output(
                     display_name="prompts", is_output_list=True, tooltip="For Regular Images, one by one."
@@ -152,9 +155,9 @@ class InlayRegularImages(io.ComfyNode):
         return io.Schema(
             node_id="InlayRegularImages",
             display_name="Regular Images (Inlay)",
-            category="Inlay",
+            category="Inlay/train a subject",
             description="Paints each prompt with the wired-in model itself, before it learns your subject,"
-            " and finds the outline of what it painted: regular data for Subject Finetune (DreamMix eq. 8).",
+            " and finds the outline of what it painted: regular data for Train Subject (DreamMix eq. 8).",
             search_aliases=["regularization images", "class images", "prior preservation", "ADM", "DreamMix"],
             is_input_list=True,
             inputs=[
@@ -224,7 +227,7 @@ class InlayRegularImages(io.ComfyNode):
                 io.Image.Output(
                     display_name="images",
                     is_output_list=True,
-                    tooltip="For Subject Finetune's regular_images, or first through a segmenter.",
+                    tooltip="For Train Subject's regular_images, or first through a segmenter.",
                 ),
                 io.Mask.Output(
                     display_name="masks",
@@ -249,6 +252,8 @@ class InlayRegularImages(io.ComfyNode):
         )
 
         wired = model[0], clip[0], vae[0]
+        check_wired(model=model[0], clip=clip[0], vae=vae[0])
+        check_inpaint_model(model[0])
         how = SamplingSettings(steps[0], cfg[0], sampler_name[0], scheduler[0])
         prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
         if not prompts:
@@ -259,21 +264,19 @@ class InlayRegularImages(io.ComfyNode):
         def advance(*_):
             bar.update(1)
 
-        scenes = (
-            [picture[None, ..., :3] for batch in backgrounds for picture in batch]
-            if backgrounds
-            else list(
-                generate_backgrounds(
-                    *wired,
-                    background_prompt[0],
-                    size[0] or working_side(wired[0]),
-                    own,
-                    seed[0],
-                    how,
-                    advance,
-                )
+        if backgrounds:
+            scenes = [
+                picture[None, ..., :3]
+                for batch in as_images_each(backgrounds, "backgrounds")
+                for picture in batch
+            ]
+            for number, scene in enumerate(scenes, 1):
+                check_finite(scene, f"backgrounds: picture {number}")
+        else:
+            side = size[0] or working_side(wired[0])
+            scenes = list(
+                generate_backgrounds(*wired, background_prompt[0], side, own, seed[0], how, advance)
             )
-        )
         said = [prompt for prompt in prompts for _ in range(count[0])]
         painted = [
             generate_regular_images(
@@ -291,7 +294,7 @@ class InlayLoadRegularData(io.ComfyNode):
         return io.Schema(
             node_id="InlayLoadRegularData",
             display_name="Load Regular Data (Inlay)",
-            category="Inlay",
+            category="Inlay/train a subject",
             description="Loads the regular pictures of a class with their masks and prompts, from the folders"
             " that DreamMix's code writes and Save Regular Data.",
             search_aliases=["regularization images", "DreamMix", "load dataset", "class images", "prior"],
@@ -334,7 +337,7 @@ class InlayLoadRegularData(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
         files = list_regular(_resolve(folder))
-        references = [read_reference(file.image, file.mask) for file in files]
+        references = [read_reference(file.image, file.mask, "folder") for file in files]
         images, masks = ([pair[i] for pair in references] for i in (0, 1))
         return io.NodeOutput(images, masks, [file.prompt for file in files])
 
@@ -364,7 +367,7 @@ class InlaySaveRegularData(io.ComfyNode):
         return io.Schema(
             node_id="InlaySaveRegularData",
             display_name="Save Regular Data (Inlay)",
-            category="Inlay",
+            category="Inlay/train a subject",
             description="Keeps regular pictures in ComfyUI's output folder, as DreamMix's code lays them out:"
             " regular_<category>/<prompt>/<name>-image.png and -mask.png.",
             search_aliases=["regularization images", "DreamMix", "save dataset", "class images"],
@@ -403,9 +406,8 @@ class InlaySaveRegularData(io.ComfyNode):
 def _category_folder(category: str) -> Path:
     """The folder of a category in ComfyUI's output folder; raises ValueError for no name of a folder."""
     category = category.strip()
-    if not re.fullmatch(r"[\w -]+", category) or len(category.encode()) > LONGEST_CATEGORY:
-        raise ValueError(
-            "category: use letters, digits, spaces, hyphens and underscores, such as teapot, at most"
-            f" {LONGEST_CATEGORY} bytes."
-        )
+    if not re.fullmatch(r"[\w -]+", category):
+        raise ValueError("category: use letters, digits, spaces, hyphens and underscores, such as teapot.")
+    if len(category.encode()) > LONGEST_NAME:
+        raise ValueError(f"category: it is too long for a folder's name; use at most {LONGEST_NAME} letters.")
     return Path(folder_paths.get_output_directory(), f"regular_{category}")

@@ -1,7 +1,7 @@
 """SubjectFinetune: a few pictures of your subject in, a model that knows it out."""
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import folder_paths
 import torch
@@ -15,12 +15,14 @@ from ..training.finetune.presets import (
     OptimizerKind,
     describe_preset,
 )
+from .checks import check_wired
 from .training_progress import NodeProgress, workflow_id
 
 PRESET = "preset"  # as the memory preset says
 
 LoraType, LossType = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")
-SubjectType, FooocusPatchType = io.Custom("INLAY_SUBJECT"), io.Custom("INPAINT_PATCH")
+SubjectType, OptionsType = io.Custom("INLAY_SUBJECT"), io.Custom("INLAY_TRAINING_OPTIONS")
+FooocusPatchType = io.Custom("INPAINT_PATCH")
 
 
 class SubjectFinetune(io.ComfyNode):
@@ -28,11 +30,13 @@ class SubjectFinetune(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="SubjectFinetune",
-            display_name="Subject Finetune",
-            category="Inlay",
+            display_name="Train Subject (Inlay)",
+            category="Inlay/train a subject",
             description="Teach an inpainting model your subject from a few pictures (DreamCom, DreamMix). The"
             " result is stored under models/loras/inlay; the same inputs are never trained twice.",
             search_aliases=[
+                "subject finetune",
+                "product photo",
                 "train lora",
                 "dreambooth",
                 "dreamcom",
@@ -211,14 +215,20 @@ class SubjectFinetune(io.ComfyNode):
                     optional=True,
                     multiline=True,
                     tooltip="What the subject looks like, as Attribute Dictionary gives it or typed: colour:"
-                    " brown; material: clay. It goes into the subject, for Attribute Substitution Encode;"
+                    " brown; material: clay. It goes into the subject, for Edit Subject Prompt;"
                     " it changes no weight.",
+                ),
+                OptionsType.Input(
+                    "options",
+                    optional=True,
+                    tooltip="From Training Options: the settings that few users change. What is set there is"
+                    " used instead of this node's own value.",
                 ),
                 FooocusPatchType.Input(
                     "inpaint_patch",
                     optional=True,
                     tooltip="Fooocus' inpaint patch for a plain SDXL model, from Load Fooocus Inpaint:"
-                    " DreamMix's own base. Wire the same patch into Disentangled Inpaint Sampler.",
+                    " DreamMix's own base. Wire the same patch into Inpaint Subject.",
                 ),
             ],
             outputs=[
@@ -239,53 +249,174 @@ class SubjectFinetune(io.ComfyNode):
         cls, model, clip, vae, images, class_name, token, recipe, steps, rank, learning_rate, batch_size,
         seed, resolution=(0,), masks=None, regular_images=None, regular_masks=None, regular_prompt=("",),
         previous=(None,), preview_every=(0,), memory=("recipe",), precision=(PRESET,), optimiser=(PRESET,),
-        gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",), inpaint_patch=(None,),
+        gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",), options=(None,),
+        inpaint_patch=(None,),
     ):  # fmt: skip
+        settings = {
+            "rank": rank[0], "learning_rate": learning_rate[0], "batch_size": batch_size[0],
+            "resolution": resolution[0], "precision": precision[0], "optimiser": optimiser[0],
+            "gradient_checkpointing": gradient_checkpointing[0], "ema_decay": ema_decay[0],
+            "attributes": attributes[0],
+        } | (options[0] or {})  # fmt: skip
         # The trainer is loaded when it is needed: a host starts sooner without.
         from ..host.models import apply_lora
         from ..training.finetune.attribute_dictionary import parse_attributes
         from ..training.finetune.finetune_subject import RunOptions, finetune_subject
-        from ..training.finetune.memory import with_preset
         from ..training.finetune.pipeline import Pipeline
         from ..training.finetune.plots import draw_curve, image_to_tensor
-        from ..training.finetune.recipes import RECIPES
         from ..training.finetune.spec import spec_from_node
         from ..training.finetune.store import Store
         from ..training.finetune.trainer import Callbacks
-        from ..training.optimizers import eight_bit_installed
 
+        check_wired(model=model[0], clip=clip[0], vae=vae[0])
+        if previous[0] is not None:
+            check_wired(previous=previous[0])
         patch = inpaint_patch[0] and InpaintPatch(*inpaint_patch[0])
         pipeline = Pipeline(model[0], clip[0], vae[0], patch)
         preset = MEMORY_PRESETS[memory[0]]
-        chosen = RECIPES[recipe[0]].with_choices(
-            steps=steps[0],
-            rank=rank[0],
-            learning_rate=learning_rate[0],
-            batch_size=batch_size[0],
-            resolution=resolution[0],
-            optimiser=None if optimiser[0] == PRESET else optimiser[0],
-            precision=None if precision[0] == PRESET else precision[0],
-            ema_decay=ema_decay[0],
-        )
-        chosen = with_preset(chosen, preset, eight_bit_installed() and optimiser[0] == PRESET)
+        chosen = chosen_recipe(recipe[0], steps[0], settings, preset)
         spec, notes = spec_from_node(
             pipeline, chosen, token[0], class_name[0], images, masks, regular_images, regular_masks,
-            regular_prompt, seed[0], previous[0], parse_attributes(attributes[0]),
+            regular_prompt, seed[0], previous[0], parse_attributes(settings["attributes"]),
         )  # fmt: skip
         workflow = workflow_id(cls.hidden.extra_pnginfo)
         progress = NodeProgress(chosen.steps, cls.hidden.unique_id, notes, workflow)
         wanted = {PRESET: preset.checkpointing, "on": True, "off": False}
-        options = RunOptions(
-            checkpointing=wanted[gradient_checkpointing[0]],
+        run_options = RunOptions(
+            checkpointing=wanted[settings["gradient_checkpointing"]],
             preview_every=preview_every[0],
-            callbacks=Callbacks(on_step=progress, on_preview=progress.show),
+            callbacks=Callbacks(progress, on_preview=progress.show, on_stage=progress.stage),
         )
         store = Store(Path(folder_paths.get_folder_paths("loras")[0]) / "inlay")
         with progress:
-            subject, lora, strip = finetune_subject(pipeline, spec, store, options)
+            trained = finetune_subject(pipeline, spec, store, run_options)
+            subject, lora, strip = trained.subject, trained.lora, trained.strip
+            if trained.was_stored:
+                progress.show_stored(Path(subject.lora).name, subject.losses, strip)
         title = f"{subject.words}, {subject.recipe}, {len(subject.losses)} steps"
         curve = draw_curve(subject.losses, title, notes=notes)
         if strip:
             curve = torch.cat([curve, image_to_tensor(strip)], dim=1)
         patched = apply_lora(pipeline.model, lora)
-        return io.NodeOutput(patched, lora, {"loss": subject.losses}, subject, curve)
+        return io.NodeOutput(
+            patched, lora, {"loss": subject.losses}, subject, curve, ui={"inlay_notes": notes}
+        )
+
+
+def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset):
+    """The recipe of that name with the user's settings and the memory preset."""
+    from ..training.finetune.memory import with_preset
+    from ..training.finetune.recipes import RECIPES
+    from ..training.optimizers import eight_bit_installed
+
+    chosen = RECIPES[name].with_choices(
+        steps=steps,
+        rank=settings["rank"],
+        learning_rate=settings["learning_rate"],
+        batch_size=settings["batch_size"],
+        resolution=settings["resolution"],
+        optimiser=None if settings["optimiser"] == PRESET else settings["optimiser"],
+        precision=None if settings["precision"] == PRESET else settings["precision"],
+        ema_decay=settings["ema_decay"],
+    )
+    return with_preset(chosen, preset, eight_bit_installed() and settings["optimiser"] == PRESET)
+
+
+class InlayTrainingOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="InlayTrainingOptions",
+            display_name="Training Options (Inlay)",
+            category="Inlay/train a subject",
+            description="The settings of Train Subject that few users change; what is left as it is keeps the"
+            " recipe's own value.",
+            search_aliases=[
+                "finetune options",
+                "learning rate",
+                "lora rank",
+                "optimizer",
+                "advanced training",
+            ],
+            inputs=[
+                io.Int.Input(
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip="Rank of the LoRA; 0 = the recipe's own (DreamCom 16, DreamMix 4).",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    round=1e-7,
+                    tooltip="0 = the recipe's own (LoRA 1e-4, full UNet 5e-6).",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=0,
+                    min=0,
+                    max=256,
+                    tooltip="Pictures in one pass; 0 = the recipe's own (1). DreamMix adds up four passes"
+                    " to a step.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=8,
+                    tooltip="Side of the square crops it trains on, in pixels; 0 = the model's own (SD 1.5"
+                    " 512, SD 2 512 or 768, SDXL 1024).",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=[PRESET, "fp32", "bf16", "fp16"],
+                    default=PRESET,
+                    tooltip="Of the network's arithmetic, over the preset. The trained weights are float32 in"
+                    " any case; fp16 scales its loss.",
+                ),
+                io.Combo.Input(
+                    "optimiser",
+                    options=[PRESET, *get_args(OptimizerKind)],
+                    default=PRESET,
+                    tooltip="AdamW, with its moments in 8 bits (needs bitsandbytes), or Adafactor, which"
+                    f" keeps least; its own learning rate is {ADAFACTOR_RATE:g}, of each weight's size.",
+                ),
+                io.Combo.Input(
+                    "gradient_checkpointing",
+                    options=[PRESET, "on", "off"],
+                    default=PRESET,
+                    tooltip="Compute each block twice instead of keeping what it computed: less memory, about"
+                    " a third more time, the same weights.",
+                ),
+                io.Float.Input(
+                    "ema_decay",
+                    default=0.0,
+                    min=0.0,
+                    max=0.9999,
+                    step=0.0001,
+                    tooltip="Give the running mean of the weights instead of the last ones, which is"
+                    " smoother: 0.99 is a mean over about 100 steps. 0 = off.",
+                ),
+                io.String.Input(
+                    "attributes",
+                    default="",
+                    multiline=True,
+                    tooltip="What the subject looks like, as Attribute Dictionary gives it or typed: colour:"
+                    " brown; material: clay. It goes into the subject, for Edit Subject Prompt;"
+                    " it changes no weight.",
+                ),
+            ],
+            outputs=[OptionsType.Output(display_name="options", tooltip="For Train Subject.")],
+        )
+
+    @classmethod
+    def execute(cls, **settings) -> io.NodeOutput:
+        return io.NodeOutput({name: value for name, value in settings.items() if value not in UNCHANGED})
+
+
+UNCHANGED = (0, "", PRESET)  # values that leave a setting to the recipe or the preset

@@ -4,8 +4,11 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io, ui
 
+from ..imaging.inputs import as_images_each, as_masks_each, check_finite
 from ..imaging.masks import check_mask
+from .checks import check_wired
 
+PICTURES = {"masks": "images", "reference_masks": "references"}  # whose masks these are
 REGION_CHOICES = ["subject", "whole picture"]
 
 
@@ -15,7 +18,7 @@ class InlaySubjectScore(io.ComfyNode):
         return io.Schema(
             node_id="InlaySubjectScore",
             display_name="Subject Score (Inlay)",
-            category="Inlay",
+            category="Inlay/finish",
             description="How like its references a painted subject is: the mean cosine of their embeddings"
             " (CLIP-I with a CLIP, DINO with a DINOv2). For choosing seeds and comparing settings.",
             search_aliases=["clip-i", "dino score", "similarity", "identity", "evaluate", "metric"],
@@ -28,7 +31,7 @@ class InlaySubjectScore(io.ComfyNode):
                     " CLIP does.",
                 ),
                 io.Image.Input("images", tooltip="The pictures to judge: a batch, or a list of any sizes."),
-                io.Image.Input("references", tooltip="The subject's own pictures, as for Subject Finetune."),
+                io.Image.Input("references", tooltip="The subject's own pictures, as for Train Subject."),
                 io.Mask.Input(
                     "masks",
                     optional=True,
@@ -66,8 +69,15 @@ class InlaySubjectScore(io.ComfyNode):
         from ..evaluation.tables import Mean  # loaded when needed: a host starts sooner without
         from ..training.finetune.data import collect_references
 
+        check_wired(clip_vision=clip_vision[0])
         vision, whole = clip_vision[0], region[0] != REGION_CHOICES[0]
-        known = embed(vision, collect_references(references, reference_masks), whole, "reference_masks")
+        known = embed(
+            vision,
+            collect_references(references, reference_masks, names=("references", "reference_masks")),
+            whole,
+            "reference_masks",
+        )
+        images, masks = as_images_each(images), as_masks_each(masks)
         pictures = collect_references(images, masks and repeat_masks(masks, images))
         seen = embed(vision, pictures, whole, "masks")
         scores = (seen @ known.T).mean(1).tolist()
@@ -82,12 +92,15 @@ def embed(vision, pictures, whole: bool, name: str) -> torch.Tensor:
 
     crops = []
     for number, (image, mask) in enumerate(pictures, 1):
-        shown = torch.ones(image.shape[:2]) if whole else mask
+        image = image.float()  # resizing knows no half precision on every device
+        check_finite(image, f"{PICTURES[name]}: picture {number}")
+        shown = image.new_ones(image.shape[:2]) if whole else mask.to(image)
         check_mask(image[None], shown[None], f"{name}: mask {number}")
         if not (shown > 0.5).any():
             raise ValueError(
                 f"{name}: mask {number} is empty; paint over the subject, or judge whole pictures."
             )
+        shown = shown.to(image.device)
         crops.append(subject_crops(image.movedim(-1, 0)[None], shown[None], vision.image_size))
     seen = vision.encode_image(torch.cat(crops).movedim(1, -1), crop=False)
     return F.normalize(seen["image_embeds"].float(), dim=-1)
@@ -102,5 +115,5 @@ def encoder_label(vision) -> str:
 
 def repeat_masks(masks: list[torch.Tensor], images: list[torch.Tensor]) -> list[torch.Tensor]:
     """The masks, a single one repeated for every picture."""
-    flat = [mask for batch in masks for mask in batch.reshape(-1, 1, *batch.shape[-2:])]
+    flat = [mask for batch in masks for mask in batch[:, None]]
     return flat * sum(map(len, images)) if len(flat) == 1 else flat

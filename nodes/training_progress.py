@@ -1,85 +1,106 @@
 """What a user sees while something trains."""
 
-import base64
-import io
 import logging
 import time
 from collections.abc import Sequence
 
 import comfy.utils
 import latent_preview
-from aiohttp import web
 from comfy.model_management import InterruptProcessingException
 from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
 from ..training.finetune import progress as live
+from .page import add_get_route, data_url
 
 EVENT, ROUTE = "inlay.training", "/inlay/training"
-THUMBNAIL = 128  # pixels of a sample's longer side on the strip
+STRIP = 1024  # pixels of the stored samples, side by side
 
 
 def add_route() -> None:
     """Lets a page that is opened half-way ask what is being trained."""
-    if not hasattr(PromptServer, "instance"):  # the host's modules without its server, as in tests
-        return
 
-    @PromptServer.instance.routes.get(ROUTE)
-    async def trainings(request: web.Request) -> web.Response:
-        return web.json_response(live.all_progress())
+    async def trainings(query) -> list:
+        return live.all_progress()
+
+    add_get_route(ROUTE, trainings)
 
 
 class NodeProgress:
-    """Step, loss and time left: on the node's bar, text and chart in the browser, and every tenth in the log.
+    """Stage, step, loss and time left: on the node's bar, text and chart in the browser, and in the log.
 
     `notes` are warnings, which stay under the text; `workflow` is the id of the workflow with the node, see
-    `workflow_id`. As a context it tells the chart how the training ended.
+    `workflow_id`. As a context it records how the training ended.
     """
 
     def __init__(self, steps: int, node_id: str | None, notes: Sequence[str] = (), workflow: str = ""):
         self.steps, self.node_id, self.notes, self.workflow = steps, node_id, notes, workflow
         self.bar = comfy.utils.ProgressBar(steps, node_id=node_id)
-        self.run: live.TrainingProgress | None = None  # nothing is shown of a training that was done before
-        self.first: tuple[int, float] | None = None
-        self.told = 0.0
+        self.run: live.TrainingProgress | None = None
+        self.time_left = live.TimeLeft(steps)
+        self.sent = 0.0
 
     def __enter__(self) -> "NodeProgress":
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if self.run:
+        if self.run and self.run.state == "running":
             stopped = isinstance(error, InterruptProcessingException)
             self.run.state = "stopped" if stopped else "failed" if error else "finished"
-            self._tell(self.run)
+            self._send(self.run)
+
+    def stage(self, stage: str) -> None:
+        """Show what happens before the first step."""
+        if self.node_id:
+            self.run = self.run or live.begin_progress(self.node_id, self.steps, self.workflow)
+            self.run.stage = stage
+            PromptServer.instance.send_progress_text("\n".join([stage, *self.notes]), self.node_id)
+            self._send(self.run)
+        logging.info(f"Inlay finetune: {stage}")
 
     def __call__(self, step: int, loss: float) -> None:
         now = time.monotonic()
-        self.first = self.first or (step, now)
-        done, spent = step - self.first[0], now - self.first[1]
-        left = spent / done * (self.steps - step) if done else 0.0
-        line = f"step {step} of {self.steps}, loss {loss:.4f}, {left:.0f} s left"
+        left = self.time_left.step_done(step)
+        line = f"step {step} of {self.steps}, loss {loss:.4f}"
+        if left is not None:
+            line += f", {live.duration_text(left)} left"
         self.bar.update_absolute(step, self.steps)
         if self.node_id:
             self.run = self.run or live.begin_progress(self.node_id, self.steps, self.workflow)
+            self.run.stage, self.run.left = "", left
             self.run.add(step, loss)
-            if now - self.told > 0.25 or step == self.steps:
+            if now - self.sent > 0.25 or step == self.steps:
                 PromptServer.instance.send_progress_text("\n".join([line, *self.notes]), self.node_id)
-                self._tell(self.run)
-                self.told = now
+                self._send(self.run)
+                self.sent = now
         if step % max(self.steps // 10, 1) == 0:
             logging.info(f"Inlay finetune: {line}")
 
     def show(self, step: int, picture: Tensor) -> None:
         """A sample (H,W,3) in bytes on the node, at that step."""
+        self.time_left.sample_done(step)
         image = Image.fromarray(picture.numpy())
         preview = ("JPEG", image, latent_preview.MAX_PREVIEW_RESOLUTION)
         self.bar.update_absolute(step, self.steps, preview)
         if self.run:
             self.run.add_sample(step, data_url(image))
-            self._tell(self.run, sample=True)
+            self._send(self.run, sample=True)
 
-    def _tell(self, run: live.TrainingProgress, sample: bool = False) -> None:
+    def show_stored(self, name: str, losses: Sequence[float], strip: Image.Image | None) -> None:
+        """Show the curve and samples of a training that was done before."""
+        logging.info(f"Inlay finetune: already learned, loaded {name}")
+        if not self.node_id:
+            return
+        self.run = live.begin_progress(self.node_id, len(losses), self.workflow)
+        self.run.add_all(losses)
+        self.run.state, self.run.stage = "loaded", name
+        if strip:
+            self.run.add_sample(len(losses), data_url(strip, STRIP))
+        PromptServer.instance.send_progress_text(f"already learned: loaded {name}", self.node_id)
+        self._send(self.run, sample=True)
+
+    def _send(self, run: live.TrainingProgress, sample: bool = False) -> None:
         """To every page that is open, whoever queued the graph."""
         PromptServer.instance.send_sync(EVENT, run.news(sample))
 
@@ -88,11 +109,3 @@ def workflow_id(extra_pnginfo: dict | None) -> str:
     """The id of the workflow that a page queued, from the host's hidden input; empty for other graphs."""
     workflow = (extra_pnginfo or {}).get("workflow") or {}
     return str(workflow.get("id") or "")
-
-
-def data_url(image: Image.Image) -> str:
-    """A small JPEG as a page can show it."""
-    small, file = image.convert("RGB"), io.BytesIO()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    small.save(file, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -40,9 +40,9 @@ def plan_batch(image: Tensor, mask: Tensor, several: str) -> tuple[Tensor, list[
     return image, [BatchPlan(range(i, i + 1), [[hole]]) for i, hole in enumerate(holes) if hole]
 
 
-def count_steps(jobs: Sequence[BatchPlan], sigmas: Tensor, share: float, both: bool = False) -> int:
+def count_steps(jobs: Sequence[BatchPlan], sigmas: Tensor, share: float) -> int:
     """Steps of the sampler over all runs."""
-    local, rest = (max(len(part) - 1, 0) for part in split_schedule(sigmas, share, both))
+    local, rest = (max(len(part) - 1, 0) for part in split_schedule(sigmas, share))
     return sum(len(masks) * local + rest for job in jobs for masks in job.turns)
 
 

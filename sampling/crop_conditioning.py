@@ -59,6 +59,12 @@ def _crop_condition(cond: dict, place: CropRegion, controls: dict) -> dict | Non
         cond["mask"] = crop_part(cond["mask"], place.window)
         if not cond["mask"].any():
             return None
+    if cond.get("gligen") is not None:
+        kind, model, boxes = cond["gligen"]
+        boxes = [crop_box(box, place) for box in boxes]
+        cond["gligen"] = (kind, model, [box for box in boxes if box is not None])
+        if not cond["gligen"][2]:
+            del cond["gligen"]
     if "control" in cond:
         cond["control"] = _crop_control(cond["control"], place, controls)
     return cond
@@ -84,6 +90,20 @@ def crop_area(area: Sequence, window: Window, height: int, width: int) -> tuple 
     down, first_row = _overlap(top, tall, window[0], window[2])
     across, first_column = _overlap(left, wide, window[1], window[3])
     return ("percentage", down, across, first_row, first_column) if down > 0 and across > 0 else None
+
+
+def crop_box(box: tuple, place: CropRegion) -> tuple | None:
+    """A GLIGEN box (text, height, width, top, left) in the picture's latent pixels, in those of the place.
+
+    None where it lies outside.
+    """
+    text, *area = box
+    part = crop_area(tuple(area), place.window, *place.picture)
+    if part is None:
+        return None
+    rows, columns = (pixels / AREA_PIXEL for pixels in place.shown)
+    _, down, across, top, left = part
+    return text, down * rows, across * columns, top * rows, left * columns
 
 
 def _is_sliver(area: tuple, place: CropRegion) -> bool:

@@ -27,6 +27,7 @@ from ..families.table import BLEND, FLUX2_SCHEDULE, Settings
 from ..host.families import family_of, settings_of
 from ..host.model_patches import crop_picture_patches
 from ..host.vae import PictureVae
+from ..imaging.latent_mask import snap_hole, to_pixels
 from ..imaging.masks import resize_mask
 from ..imaging.padding import pad_to_multiple
 from ..imaging.views import View, resize_image
@@ -34,7 +35,7 @@ from .crop_conditioning import CropRegion, crop_conditions, crop_part
 from .references import ViewReferences
 from .stages import PaintedView
 
-WINDOW, ROWS = "inlay_window", "inlay_rows"
+WINDOW, ROWS, VIEW = "inlay_window", "inlay_rows", "inlay_view"
 
 
 def check_inpaint_model(model: ModelPatcher) -> None:
@@ -225,28 +226,33 @@ class ViewSampler:
             )
         picture, masked, hole = inpaint_pictures(known, hole, grid)
         latent = self.vae.encode(picture)
-        hole = (
-            hole[:, None] if latent.ndim == 4 else hole[:, None, None]
-        )  # the host takes 4 dimensions for a film
+        pixels, snapped = hole, snap_hole(hole, tuple(latent.shape[-2:]), self.vae.grid)
+        hole = to_pixels(snapped, *pixels.shape[1:])[:, None]
+        # UNets read the latent's pixels of the mask, Flux Fill every pixel of the picture
+        seen_hole = pixels[:, None] if is_transformer(self.guider.model_patcher) else hole
+        snapped = snapped[:, None]
+        if latent.ndim == 5:  # the host takes 4 dimensions for a film
+            hole, seen_hole, snapped = hole[:, None], seen_hole[:, None], snapped[:, None]
         condition = {}
         if self.patch is not None or _wants_conditions(self.guider.model_patcher):
-            condition = {"concat_latent_image": self.vae.encode(masked), "concat_mask": hole}
+            condition = {"concat_latent_image": self.vae.encode(masked), "concat_mask": seen_hole}
         if start is not known:
             painted = self.vae.encode(pad_to_multiple(start, grid))
-            latent = blend_latents(latent, painted, comfy.utils.reshape_mask(hole, latent.shape).to(latent))
+            latent = blend_latents(latent, painted, snapped.to(latent))
 
         shown = picture.shape[1], picture.shape[2]
         place = CropRegion(view.window(*self.size, grid=grid), self.size, shown, self.rows, self.batch)
         guider = guider_for_region(self.guider, place, condition)
+        guider.model_options["transformer_options"][VIEW] = (view, self.size)
         if is_transformer(guider.model_patcher):
             reach_soft_masks(guider.model_options)
         if self.references is not None:
             guider.original_conds = {
-                kind: self.references.for_view(conds, picture, hole.flatten(1, -3)[:, 0])
+                kind: self.references.for_view(conds, picture, pixels)
                 for kind, conds in guider.original_conds.items()
             }
         if self.patch is not None:
-            self._show_head(guider, condition["concat_latent_image"], hole[:, 0])
+            self._show_head(guider, condition["concat_latent_image"], pixels)
         samples, x0 = self._sample(guider, latent, hole if self.keep else None, sigmas)
         if x0 and not last:
             samples = guider.model_patcher.model.process_latent_out(x0[0]).to(samples)
@@ -279,7 +285,7 @@ class ViewSampler:
 
     def _show_head(self, guider, masked: Tensor, hole: Tensor) -> None:
         assert self.patch is not None
-        hole = resize_mask(hole, *masked.shape[-2:])[:, None]
+        hole = resize_mask(hole, *masked.shape[-2:])[:, None]  # a maximum of 8 x 8, as Fooocus trained it
         masked = guider.model_patcher.model.process_latent_in(masked)
         patches = guider.model_options["transformer_options"].setdefault("patches", {})
         patches.setdefault("input_block_patch", []).append(block_patch(self.patch, hole, masked))

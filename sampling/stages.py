@@ -5,14 +5,15 @@ finishes it on a window of its surroundings. What runs the model is handed in, s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..imaging.boxes import Box, enclosing_box
-from ..imaging.composite import distance_to, paste_into
+from ..imaging.composite import paste_into
+from ..imaging.latent_mask import view_hole
 from ..imaging.masks import resize_mask
 from ..imaging.views import View, close_up, resize_image, surroundings, whole_picture
 from .schedule import split_schedule
@@ -30,7 +31,6 @@ class InpaintOptions:
     soft_edge: int = 32  # width of the blend outside the mask, at the switch and at the end
     window: float = 2.0  # area of the surroundings at most, in side * side; 0: the whole picture
     multiple: int = 8  # view sizes are multiples of so many pixels, of which the model has whole tokens
-    both: bool = False  # each stage keeps a step, see `split_schedule`
 
 
 class PaintedView(NamedTuple):
@@ -69,14 +69,14 @@ def inpaint(
     soft edge from every mask keep their bits, and only close-ups and window are read. Returns the close-ups,
     one (B, h, w, 3) for each hole, and the latent of the last run.
     """
-    local, rest = split_schedule(sigmas, options.share, options.both)
+    local, rest = split_schedule(sigmas, options.share)
     _, height, width, _ = picture.shape
     views = [close_up_view(hole.box, height, width, options) for hole in holes]
     close_ups, latent = [view.image(picture).clone() for view in views], {}
     if not len(local):
         return close_ups, harmonise(picture, holes, [], sigmas, options, paint)
     for i, (view, hole) in enumerate(zip(views, holes, strict=True)):
-        inside = grow_mask(view.mask(hole.mask), options.grow)
+        inside = view_hole(hole.mask, view)
         close_ups[i], latent = paint(view, close_ups[i], close_ups[i], inside, local, last=not len(rest))
     painted = list(zip(views, close_ups, strict=True))
     if len(rest):
@@ -116,14 +116,9 @@ def harmonise(
     return latent
 
 
-def grow_mask(hole: Tensor, grow: int) -> Tensor:
-    """m' (sec. 3.2): the mask (1, h, w) and everything within `grow` pixels of it."""
-    return (distance_to(hole, grow) <= grow).to(hole)
-
-
 def close_up_view(box: Box, height: int, width: int, options: InpaintOptions) -> View:
     """The close-up of what lies at `box` of a (height, width) picture."""
-    return close_up(
+    view = close_up(
         box,
         height,
         width,
@@ -133,6 +128,7 @@ def close_up_view(box: Box, height: int, width: int, options: InpaintOptions) ->
         least=options.least,
         multiple=options.multiple,
     )
+    return replace(view, grow=options.grow)
 
 
 def window_view(box: Box, height: int, width: int, options: InpaintOptions) -> View:

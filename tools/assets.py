@@ -1,9 +1,10 @@
 """The pictures that the bundled workflows start from: four photos of one subject, a small and a large room,
 one photo of an object, and a shape to insert it in.
 
-    python -m inlay.tools.assets [FOLDER]
+    python dev.py tool assets
 
-A photo's alpha channel is its subject's mask; the rooms' boxes are BOX and LARGE_BOX.
+Writes tools/assets for the tiny models, and the same scenes larger into workflows/examples for the published
+templates. A photo's alpha channel is its subject's mask; the rooms' boxes are BOX and LARGE_BOX at tiny size.
 """
 
 import argparse
@@ -14,7 +15,9 @@ from PIL import Image
 
 from ..lab import world
 
-FOLDER = Path(__file__).parent.parent / "workflows" / "assets"
+PACK = Path(__file__).parent.parent
+TINY, EXAMPLES = PACK / "tools" / "assets", PACK / "workflows" / "examples"
+SIDE, LARGE_SIDE = 512, 1280  # pixels of the examples
 SUBJECT = world.Thing(
     kind="mug",
     colour="orange",
@@ -39,38 +42,39 @@ BOX = (44, 34, 46, 54)  # x, y, width, height in pixels of the background
 LARGE_BOX = (150, 238, 58, 66)  # the same in the large room
 
 
-def references(count: int = 4, seed: int = 20) -> list[world.Picture]:
+def references(size: int = world.SIZE, count: int = 4, seed: int = 20) -> list[world.Picture]:
     """The subject in `count` rooms and poses."""
     rng = np.random.default_rng(seed)
     scenes = [world.sample_scene(rng, subject=SUBJECT, others=0, scale=(0.60, 0.78)) for _ in range(count)]
-    return [world.render(scene) for scene in scenes]
+    return [world.render(scene, size) for scene in scenes]
 
 
-def background(seed: int = 7) -> np.ndarray:
+def background(size: int = world.SIZE, seed: int = 7) -> np.ndarray:
     """An empty room with things standing about."""
     rng = np.random.default_rng(seed)
     scene = world.sample_scene(rng, others=2)
-    return world.render(world.Scene(scene.room, None, scene.others)).image
+    return world.render(world.Scene(scene.room, None, scene.others), size).image
 
 
-def photo(seed: int = 21) -> world.Picture:
+def photo(size: int = world.SIZE, seed: int = 21) -> world.Picture:
     """The object, large in a room of its own."""
     scene = world.sample_scene(np.random.default_rng(seed), subject=OBJECT, others=0, scale=(0.6, 0.78))
-    return world.render(scene)
+    return world.render(scene, size)
 
 
-def shape() -> np.ndarray:
-    """The object's outline (96, 96) in bytes, tilted, where it may stand in the background."""
+def shape(size: int = world.SIZE) -> np.ndarray:
+    """The object's outline (size, size) in bytes, tilted, where it may stand in the background."""
     posed = OBJECT.posed(x=0.53, y=0.66, scale=0.5, tilt=0.3, mirrored=True)
     room = world.sample_room(np.random.default_rng(0))
-    return (world.render(world.Scene(room, posed)).mask * 255 + 0.5).astype(np.uint8)
+    return (world.render(world.Scene(room, posed), size).mask * 255 + 0.5).astype(np.uint8)
 
 
-def large_room(seed: int = 8) -> np.ndarray:
-    """A room (480, 640, 3) with a car in it and space for something small."""
+def large_room(size: int = 640, seed: int = 8) -> np.ndarray:
+    """A room (size * 3 / 4, size, 3) with a car in it and space for something small."""
     rng = np.random.default_rng(seed)
     scene = world.sample_scene(rng, others=2, scale=(0.2, 0.3))
-    return world.render(world.Scene(scene.room, None, scene.others), 640).image[96:576]
+    top = size * 3 // 20
+    return world.render(world.Scene(scene.room, None, scene.others), size).image[top : top + size * 3 // 4]
 
 
 def cut_out(picture: world.Picture) -> Image.Image:
@@ -79,20 +83,21 @@ def cut_out(picture: world.Picture) -> Image.Image:
     return Image.fromarray(np.concatenate([picture.image, alpha], -1))
 
 
-def write(folder: Path):
+def write(folder: Path, size: int, large: int) -> None:
+    """All pictures, squares of `size` pixels and a large room of `large` pixels."""
     subject = folder / "inlay_subject"
     subject.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(references(), 1):
-        cut_out(picture).save(subject / f"{number}.png")
-    Image.fromarray(background()).save(folder / "inlay_background.png")
-    Image.fromarray(large_room()).save(folder / "inlay_large_room.png", optimize=True)
-    cut_out(photo()).save(folder / "inlay_object.png")
-    Image.fromarray(shape()).save(folder / "inlay_shape.png")
+    for number, picture in enumerate(references(size), 1):
+        cut_out(picture).save(subject / f"{number}.png", optimize=True)
+    Image.fromarray(background(size)).save(folder / "inlay_background.png", optimize=True)
+    Image.fromarray(large_room(large)).save(folder / "inlay_large_room.png", optimize=True)
+    cut_out(photo(size)).save(folder / "inlay_object.png", optimize=True)
+    Image.fromarray(shape(size)).save(folder / "inlay_shape.png", optimize=True)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
+    argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
-    write(parser.parse_args().folder)
+    ).parse_args()
+    write(TINY, world.SIZE, 640)
+    write(EXAMPLES, SIDE, LARGE_SIDE)

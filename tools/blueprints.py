@@ -139,9 +139,16 @@ class Ends:
         self.inputs: dict[tuple[str, int], tuple[str, str, list[int]]] = {}
         for key in plan.nodes:
             for name, value in graph[key]["inputs"].items():
-                if isinstance(value, list) and value[0] not in plan.nodes:
-                    self.inputs.setdefault((value[0], value[1]), (name, kind(*value), []))
+                outside = isinstance(value, list) and value[0] not in plan.nodes
+                if outside and tuple(value) not in self.inputs:
+                    self.inputs[value[0], value[1]] = (self._unused(name), kind(*value), [])
         self.outputs = {there: (name, kind(*there), []) for name, there in plan.outputs.items()}
+
+    def _unused(self, name: str) -> str:
+        """The name, with a number if another input has it already."""
+        taken = {known for known, _, _ in self.inputs.values()}
+        names = (name, *(f"{name}_{number}" for number in range(2, 99)))
+        return next(free for free in names if free not in taken)
 
     def connect(self, nodes: dict[int, dict]) -> list[dict]:
         """The links of the inside, both ends' included; tells every socket its own."""

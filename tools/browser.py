@@ -1,10 +1,16 @@
-"""The browser that tests and benchmarks drive: one that is installed already, never a download."""
+"""The browser that tests and benchmarks drive, installed already, and another version of the page."""
 
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+NEWER_FRONT_END = "1.58.1"  # of comfyui-frontend-package, beside the one that the host pins
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 READY = "() => window.app?.extensionManager && window.app?.graph"  # the front end stands
 
@@ -31,3 +37,26 @@ def chromium() -> Iterator:
         browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+def front_end(version: str, folder: Path) -> Path:
+    """The page's files of a version of comfyui-frontend-package, for the host's --front-end-root.
+
+    Downloads the package once into `folder`.
+
+    Raises:
+        NoBrowser: when it cannot be had.
+    """
+    root = folder / version
+    if not (root / "index.html").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            wanted = f"comfyui-frontend-package=={version}"
+            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", work, wanted]
+            if subprocess.run(command, capture_output=True).returncode:
+                raise NoBrowser(f"{wanted} could not be downloaded")
+            [wheel] = Path(work).glob("*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(Path(work) / "package")
+            (Path(work) / "package" / "comfyui_frontend_package" / "static").rename(root)
+    return root

@@ -129,7 +129,7 @@ def demo(options: argparse.Namespace) -> None:
     print(f"\nDone in {seconds:.0f} s.\n")
     say("look at", short(contact_sheet))
     say("alone", f"plain.png, with_inlay.png and loss.png in {short(out)}")
-    say("in a browser", "python dev.py serve, then Templates > inlay > insert_subject")
+    say("in a browser", "python dev.py serve, then Workflows > tiny")
     say("your own", "python dev.py demo --help")
 
 

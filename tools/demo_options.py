@@ -1,20 +1,21 @@
 """What the demo is asked to do: the user's choices, checked, and the bundled graph filled in with them."""
 
 import argparse
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ..headless import Graph
+from ..imaging import picture_files
 from ..imaging.boxes import Box
 from ..imaging.references import list_references
+from .tiny import tiny_graph
 
 PACK = Path(__file__).resolve().parent.parent
-GRAPH = PACK / "workflows" / "api" / "insert_subject.json"
-ASSETS = PACK / "workflows" / "assets"
+GRAPH = "insert_subject"
+ASSETS = PACK / "tools" / "assets"
 LARGEST = 1024  # pixels on the longer side of a background; SD 1.5 was made for 512
 
 
@@ -65,12 +66,7 @@ def fitted(size: tuple[int, int], box: Box, largest: int = LARGEST) -> tuple[tup
 
 def open_picture(path: Path) -> Image.Image:
     """The picture at `path` in RGB, turned as the camera was held."""
-    try:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"There is no picture {path}.") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is no picture that can be read; save it as PNG.") from None
+    return picture_files.to_8_bits(picture_files.open_picture_file(path, "--background"))
 
 
 def check(options: argparse.Namespace) -> Job:
@@ -107,7 +103,7 @@ def check(options: argparse.Namespace) -> Job:
 
 
 def read_graph() -> Graph:
-    return json.loads(GRAPH.read_text(encoding="utf-8"))
+    return tiny_graph(GRAPH)
 
 
 def fill_in(graph: Graph, job: Job) -> Graph:

@@ -1,11 +1,8 @@
-"""How a graph in API form looks in the front end: groups of columns from left to right."""
-
-from collections.abc import Sequence
+"""How a part of a graph in API form looks in the front end: columns of nodes from left to right."""
 
 from ..headless.node_definitions import default, inputs_of, is_widget
 
 COLUMN, GAP = 400, 40
-HEADER, MARGIN = 60, 24  # pixels above and around the nodes of a group
 # What a reader meets from left to right, and the node types that belong there whatever they feed.
 STAGES = [
     ("Your things", ("InlayBoxMask", "InlayMaskLevels", "InvertMask", "JoinImageWithAlpha")),
@@ -88,35 +85,6 @@ def height(definition: dict, widgets: int) -> int:
     return 40 + 24 * max(sockets, len(definition["output"])) + 28 * widgets + text + (250 if shows else 0)
 
 
-def to_ui(graph: dict, definitions: dict, notes: Sequence[tuple[str, str]] = ()) -> dict:
-    """A graph in API form as the front end saves it (schema 0.4): groups of columns from left to right.
-
-    `notes` are (title, text) of what stands left of them.
-    """
-    nodes, links = drawn_nodes(graph, definitions), []
-    for link, (source, output, target, slot) in enumerate(wires(graph, nodes), 1):
-        there = nodes[source]["outputs"][output]
-        links.append([link, source, output, target, slot, there["type"]])
-        there["links"].append(link)
-        nodes[target]["inputs"][slot]["link"] = link
-    groups = drawn_groups(graph, nodes)
-    below = 0
-    for title, text in notes:
-        key = 1 + max(nodes)
-        nodes[key] = note_node(key, title, text, below, len(nodes))
-        below += nodes[key]["size"][1] + GAP + 30
-    return {
-        "last_node_id": max(nodes),
-        "last_link_id": len(links),
-        "nodes": list(nodes.values()),
-        "links": links,
-        "groups": groups,
-        "config": {},
-        "extra": {},
-        "version": 0.4,
-    }
-
-
 def drawn_nodes(graph: dict, definitions: dict) -> dict[int, dict]:
     """The nodes in their columns, without their wires."""
     column, below, nodes = depths(graph), {}, {}
@@ -137,29 +105,6 @@ def wires(graph: dict, nodes: dict[int, dict]) -> list[tuple[int, int, int, int]
             if isinstance(value, list):
                 found.append((int(value[0]), value[1], key, slot))
     return found
-
-
-def drawn_groups(graph: dict, nodes: dict[int, dict]) -> list[dict]:
-    """A titled frame around each stage's nodes."""
-    stage, groups = stages(graph), []
-    for number, (title, _) in enumerate(STAGES):
-        members = [nodes[int(key)] for key in graph if stage[key] == number]
-        if members:
-            left, top = (min(node["pos"][axis] for node in members) for axis in (0, 1))
-            right, bottom = (max(n["pos"][axis] + n["size"][axis] for n in members) for axis in (0, 1))
-            corner = [left - MARGIN, top - HEADER - MARGIN]
-            size = [right + MARGIN - corner[0], bottom + MARGIN - corner[1]]
-            groups.append(
-                {
-                    "id": len(groups) + 1,
-                    "title": title,
-                    "bounding": corner + size,
-                    "color": "#3f789e",
-                    "font_size": 24,
-                    "flags": {},
-                }
-            )
-    return groups
 
 
 def drawn_node(key: int, node: dict, definition: dict, place: tuple[int, int], order: int) -> dict:
@@ -192,20 +137,3 @@ def sockets(definition: dict, given: dict) -> list[dict]:
             socket = {"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "link": None}
             found.append(socket | ({"widget": {"name": name}} if widget else {}))
     return found
-
-
-def note_node(key: int, title: str, text: str, top: int, order: int) -> dict:
-    return {
-        "id": key,
-        "type": "MarkdownNote",
-        "pos": [-COLUMN - 3 * MARGIN, top],
-        "size": [COLUMN, 60 + 22 * sum(1 + len(line) // 56 for line in text.splitlines())],
-        "flags": {},
-        "order": order,
-        "mode": 0,
-        "inputs": [],
-        "outputs": [],
-        "properties": {},
-        "widgets_values": [text],
-        "title": title,
-    }

@@ -26,6 +26,8 @@ COLOURS = 32
 # The node alone on the canvas, wide enough for its title; returns its width and height.
 DRAW = """([type, place]) => {
   app.graph.clear()
+  // The page keeps values by node number: a number that was used before would bring the old node's values.
+  app.graph.last_node_id = window.inlayNodes = (window.inlayNodes ?? 0) + 10
   const node = LiteGraph.createNode(type)
   app.graph.add(node)
   node.pos = [0, 0]

@@ -4,14 +4,20 @@ python dev.py serve [--port 8188] [further arguments of ComfyUI]
 """
 
 import argparse
+import json
 import shutil
 import signal
 import sys
+from pathlib import Path
 
-from ..headless import HostError, Server
+from ..headless import Client, HostError, Server
 from ..lab.models import identity
 from .demo import say, stop, tiny_checkpoint
 from .demo_options import ASSETS, PACK
+from .template_layout import template
+from .template_plans import PLANS, TINY_ONLY
+from .templates import note_of
+from .tiny import tiny_graph
 
 WORK = PACK / ".inlay" / "serve"
 
@@ -23,11 +29,21 @@ def serve(port: int, extra: list[str]) -> None:
     say("models", ", ".join(sorted({path.name for path in (checkpoint, *others.values())})))
     shutil.copytree(ASSETS, WORK / "input", dirs_exist_ok=True)
     with server:
+        write_tiny_workflows(Client(server.url), WORK / "user" / "default" / "workflows" / "tiny")
         say("open", server.url)
-        say("then", f"Templates > {server.pack_folder().name} > insert_subject, and press Run")
+        say("then", f"Workflows > tiny > {PLANS[0].title}, and press Run")
         say("stop", "Ctrl-C")
         say("log", str(server.log))
         server.wait()
+
+
+def write_tiny_workflows(client: Client, folder: Path) -> None:
+    """The templates for the tiny models, among the user's own workflows."""
+    definitions = client.object_info()
+    folder.mkdir(parents=True, exist_ok=True)
+    for plan in (*PLANS, *TINY_ONLY):
+        drawing = template(plan, tiny_graph(plan.graph), definitions, note_of(plan))
+        (folder / f"{plan.title}.json").write_text(json.dumps(drawing), encoding="utf-8")
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
     python dev.py tool template_thumbnails [NAME ...]    NAME is a workflow (default: all of them)
 
-Runs every workflow as it is bundled on a host of its own and writes workflows/NAME.jpg, which ComfyUI's
+Runs every workflow as it is bundled on a host of its own and writes a JPEG beside each, which ComfyUI's
 template browser shows. Nothing is chosen: the pictures are of the seeds that the workflows have.
 """
 
@@ -17,7 +17,6 @@ from PIL import Image
 
 from ..headless import Client, Graph, HostError, PromptResult, Server
 from ..headless.terminal import Bars
-from ..headless.workflow import read_workflow
 from ..imaging.boxes import Box
 from ..imaging.references import list_references
 from ..lab.models import identity
@@ -25,7 +24,9 @@ from ..lab.models.checkpoint import assemble
 from ..lab.studies import sheet
 from .demo import TINY, open_picture
 from .demo_options import ASSETS
+from .template_plans import PLANS
 from .templates import WORKFLOWS
+from .tiny import tiny_graph
 
 SIDE, BYTES = 480, 60_000
 
@@ -75,10 +76,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+    titles = {plan.graph: plan.title for plan in PLANS}
+    known = sorted(titles)
     parser.add_argument("names", nargs="*", metavar="NAME", default=known)
     names = parser.parse_args().names
-    graphs = {name: read_workflow(WORKFLOWS / "api" / f"{name}.json") for name in names}
+    graphs = {name: tiny_graph(name) for name in names}
     used = {node["class_type"] for graph in graphs.values() for node in graph.values()}
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models"
@@ -91,7 +93,7 @@ def main() -> int:
             client = Client(server.url)
             for name, graph in graphs.items():
                 print(f"\n-- {name}", flush=True)
-                save(card(graph, client.run(graph, Bars(graph))), WORKFLOWS / f"{name}.jpg")
+                save(card(graph, client.run(graph, Bars(graph))), WORKFLOWS / f"{titles[name]}.jpg")
     return 0
 
 

@@ -1,10 +1,10 @@
-"""Draw the UI form of every API graph in workflows/api/, and the blueprints made of them: they cannot drift.
+"""Write the published templates and blueprints from the graphs in workflows/api: they cannot drift.
 
-    python -m inlay.tools.templates            write workflows/*.json and subgraphs/*.json
-    python -m inlay.tools.templates --check    fail where a file differs from what would be written
+    python dev.py tool templates            write workflows/*.json and subgraphs/*.json
+    python dev.py tool templates --check    fail where a file differs from what would be written
 
-Needs a running host's node definitions (it starts one). A graph's note is the text file of the same name;
-graphs that train also get the one on checkpoints.
+Needs a running host's node definitions (it starts one). A template's note is the text file of its graph's
+name; `template_plans` says what stands where.
 """
 
 import argparse
@@ -15,33 +15,28 @@ from pathlib import Path
 
 from ..headless import Client, Server
 from .blueprints import BLUEPRINTS, blueprint
-from .drawing import to_ui
+from .template_layout import template
+from .template_plans import PLANS, Plan
+from .tiny import GRAPHS, read_graph
 
-WORKFLOWS = Path(__file__).parent.parent / "workflows"
+WORKFLOWS = GRAPHS.parent
 SUBGRAPHS = WORKFLOWS.parent / "subgraphs"
-CHECKPOINTS = WORKFLOWS / "api" / "checkpoints.md"
 
 
-def notes_of(path: Path, graph: dict) -> list[tuple[str, str]]:
-    """(title, text) of what a reader of the graph at `path` should know."""
-    notes = [("Read me", path.with_suffix(".md").read_text(encoding="utf-8"))]
-    if any(node["class_type"] == "SubjectFinetune" for node in graph.values()):
-        notes.append(("Which checkpoint", CHECKPOINTS.read_text(encoding="utf-8")))
-    return notes
+def note_of(plan: Plan) -> str:
+    """What a reader of the template should know."""
+    return (GRAPHS / f"{plan.graph}.md").read_text(encoding="utf-8")
 
 
 def drawn(definitions: dict) -> dict[Path, str]:
     """The UI files as they should be, from the host's definitions of its nodes by name."""
     files = {}
-    for path in sorted((WORKFLOWS / "api").glob("*.json")):
-        graph = json.loads(path.read_text(encoding="utf-8"))
-        drawing = to_ui(graph, definitions, notes_of(path, graph))
-        files[WORKFLOWS / path.name] = json.dumps(drawing, indent=1) + "\n"
-    for plan in BLUEPRINTS:
-        graph = json.loads((WORKFLOWS / "api" / f"{plan.workflow}.json").read_text(encoding="utf-8"))
-        files[SUBGRAPHS / f"{plan.name}.json"] = (
-            json.dumps(blueprint(plan, graph, definitions), indent=1) + "\n"
-        )
+    for plan in PLANS:
+        drawing = template(plan, read_graph(plan.graph), definitions, note_of(plan))
+        files[WORKFLOWS / f"{plan.title}.json"] = json.dumps(drawing, indent=1) + "\n"
+    for blue in BLUEPRINTS:
+        drawing = blueprint(blue, read_graph(blue.workflow), definitions)
+        files[SUBGRAPHS / f"{blue.name}.json"] = json.dumps(drawing, indent=1) + "\n"
     return files
 
 

@@ -1,4 +1,4 @@
-"""One optimiser step: float32 masters, loss scaling, clipping, a running mean; and all of it as tensors."""
+"""Take optimiser steps with float32 masters, loss scaling, clipping and an average of the weights (EMA)."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -11,16 +11,21 @@ from torch.amp.grad_scaler import GradScaler
 
 from .finetune.recipes import OptimizerSpec
 
-Average = Callable[[Sequence[Tensor]], None]  # over all processes, in place
-NO_STATE = ("", "master", "mean", "sample")  # what else a checkpoint holds beside an optimiser's state
+Average = Callable[[Sequence[Tensor]], None]  # averages gradients over all processes, in place
+NO_STATE = ("", "master", "mean", "sample")  # checkpoint keys that are not part of the optimiser's state
 
 
 def eight_bit_installed() -> bool:
+    """Return whether bitsandbytes, which has AdamW with 8-bit moments, is installed."""
     return find_spec("bitsandbytes") is not None
 
 
 def check_optimizer(spec: OptimizerSpec) -> None:
-    """Raise ValueError for an optimizer that is not installed."""
+    """Check that the optimiser of a spec is installed.
+
+    Raises:
+        ValueError: if it is not.
+    """
     if spec.kind == "AdamW8bit" and not eight_bit_installed():
         raise ValueError(
             "optimiser: AdamW8bit needs the Python package bitsandbytes, which is not installed; install it"
@@ -29,17 +34,17 @@ def check_optimizer(spec: OptimizerSpec) -> None:
 
 
 def make_optimizer(parameters: Sequence[Tensor], spec: OptimizerSpec) -> Any:
-    """Return the optimizer that `spec` names.
+    """Return the optimiser of a spec for `parameters`.
 
-    AdamW (Loshchilov & Hutter 2019), Adafactor (Shazeer & Stern 2018), or bitsandbytes' AdamW with its
-    moments in 8 bits (Dettmers et al. 2022).
+    AdamW (Loshchilov & Hutter 2019) and Adafactor (Shazeer & Stern 2018) are torch's; AdamW8bit with moments
+    in 8 bits (Dettmers et al. 2022) is bitsandbytes'.
     """
     common: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
     if spec.kind == "Adafactor":
         return torch.optim.Adafactor(parameters, **common)
     common |= {"betas": spec.betas, "eps": spec.eps}
     if spec.kind == "AdamW8bit":
-        import bitsandbytes  # pyright: ignore[reportMissingImports]  (optional, see check_optimiser)
+        import bitsandbytes  # pyright: ignore[reportMissingImports]  (optional, see check_optimizer)
 
         return bitsandbytes.optim.AdamW8bit(parameters, **common)
     return torch.optim.AdamW(parameters, fused=has_fused_kernel(parameters[0].device), **common)
@@ -94,10 +99,13 @@ def state_shape(name: str, shape: torch.Size) -> tuple[int, ...] | None:
 
 
 class MixedPrecisionOptimizer:
-    """An optimiser in float32. Parameters of a half type get float32 masters, and float16 gets loss scaling.
+    """Optimise in float32: half-precision parameters get float32 masters, float16 also gets loss scaling.
 
-    `ema_decay` above 0 keeps a running mean of the masters. `finish` leaves these or the means in the
-    parameters. `average` takes the mean of the gradients over the processes that train together.
+    Args:
+        parameters: the trained tensors, all of one dtype.
+        optimiser: kind, learning rate and the other settings.
+        ema_decay: decay of the exponential moving average of the masters; 0 keeps none.
+        average: averages the gradients over the processes that train together; None in a single process.
     """
 
     def __init__(
@@ -123,27 +131,32 @@ class MixedPrecisionOptimizer:
         self.taken = 0
 
     def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`, scaled for float16."""
         self.scaler.scale(loss).backward()
 
     def step(self) -> bool:
-        """Take the step; return False, with nothing changed, where the gradients are not finite."""
+        """Take one step.
+
+        Returns:
+            False if the gradients are not finite; then nothing is changed.
+        """
         gradients = self._gradients()
         if self.average:
             self.average(gradients)
         self.scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self.masters, self.clip_norm)
-        # Loss scaling skips steps of infinite gradients itself, and scales less afterwards.
+        # With loss scaling, infinite gradients are expected: GradScaler skips the step and lowers the scale.
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
             return False
         self.taken += 1  # count first: an interrupt inside step() is then detectable
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        self._publish()
+        self._update_parameters()
         return True
 
     def _gradients(self) -> list[Tensor]:
-        """Return every master's gradient; a half-precision network's are moved to its masters."""
+        """Return the gradients of the masters; first move those of half-precision parameters to them."""
         if self.masters is not self.parameters:
             for master, p in zip(self.masters, self.parameters, strict=True):
                 assert p.grad is not None
@@ -151,7 +164,8 @@ class MixedPrecisionOptimizer:
         return [master.grad for master in self.masters if master.grad is not None]
 
     @torch.no_grad()
-    def _publish(self) -> None:
+    def _update_parameters(self) -> None:
+        """Copy the masters to the parameters and update the moving average."""
         if self.masters is not self.parameters:
             for master, p in zip(self.masters, self.parameters, strict=True):
                 p.copy_(master)
@@ -161,23 +175,23 @@ class MixedPrecisionOptimizer:
             mean.lerp_(master, 1 - decay)
 
     def finish(self) -> None:
-        """Leave the result in the parameters, in float32: the last weights, or their running mean.
+        """Replace the parameters by their moving average, or by the last masters without one, in float32.
 
-        A half type would round away the sum of small steps; the network does not run again.
+        A half type would round off small updates; the network itself does not run again afterwards.
         """
         for value, p in zip(self.means or self.masters, self.parameters, strict=True):
             p.data = value.detach()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything that decides the next step, copied to the CPU."""
-        kept = {f"master.{i}": p for i, p in enumerate(self.masters)}
-        kept |= {f"mean.{i}": mean for i, mean in enumerate(self.means)}
+        """Return copies on the CPU of all tensors that the next step depends on."""
+        state = {f"master.{i}": p for i, p in enumerate(self.masters)}
+        state |= {f"mean.{i}": mean for i, mean in enumerate(self.means)}
         for i, p in enumerate(self.masters):
-            kept |= {f"{name}.{i}": torch.as_tensor(v) for name, v in self.optimiser.state[p].items()}
+            state |= {f"{name}.{i}": torch.as_tensor(v) for name, v in self.optimiser.state[p].items()}
         if self.scaler.is_enabled():
             scaler = self.scaler.state_dict()
-            kept["scale"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
-        return {name: value.detach().cpu().clone() for name, value in kept.items()}
+            state["scale"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
+        return {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def check(self, tensors: dict[str, Tensor]) -> None:
         """Raise UnfitState unless `tensors` have the names and shapes that `tensors()` gives.
@@ -213,9 +227,14 @@ class MixedPrecisionOptimizer:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], taken: int) -> None:
-        """Go on from what `tensors()` gave. Copies: it may come from a file read in inference mode.
+        """Continue from a state that `tensors()` returned.
 
-        Raises UnfitState, with nothing changed, for tensors of another run.
+        Args:
+            tensors: the state; it is copied, because a file read in inference mode gives inference tensors.
+            taken: number of steps taken before.
+
+        Raises:
+            UnfitState: with nothing changed, for the tensors of another run.
         """
         self.check(tensors)
         self.taken = taken

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...encoders.content_adapter import ContentAdapter, EncoderSpec, as_pixels
-from ...training.adapters.identity_stages import normal_of, read_tokens
+from ...training.adapters.identity_stages import pixel_normalization, read_tokens
 from .. import world
 from .checkpoint import shipped_parts
 from .object_cache import KINDS, ObjectBank
@@ -68,16 +68,18 @@ class Words(nn.Module):
         super().__init__()
         self.encoder, self.adapter = encoder, adapter
         config: Any = adapter.config
-        self.reading: EncoderSpec = config.reading
+        self.encoder_spec: EncoderSpec = config.encoder_spec
         self.captions = Captions()
         last: Any = adapter.proj_out if isinstance(adapter, ContentAdapter) else adapter.mlp[-1]  # pyright: ignore
         last.bias.data.copy_(self.captions.nothing)
-        if self.reading.nothing == "learned":
+        if self.encoder_spec.uncond == "learned":
             adapter.get_parameter("nothing").data.copy_(self.captions.nothing.expand(1, 1, -1))
 
     def forward(self, objects: Tensor, captions: Tensor) -> Tensor:
         """Objects (B, S, S, 3) in [0, 1], captions (B, 77) of ids -> the loss."""
-        tokens = read_tokens(self.encoder, self.reading, as_pixels(objects, *normal_of(self.reading)))
+        tokens = read_tokens(
+            self.encoder, self.encoder_spec, as_pixels(objects, *pixel_normalization(self.encoder_spec))
+        )
         rows, known = self.adapter(tokens), self.captions
         words = known.said(captions)
         wanted = [table[words[:, i]] for i, table in enumerate(known.rows.values())]

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...encoders.content_adapter import as_pixels
-from ...training.adapters.identity_stages import normal_of, read_tokens
+from ...training.adapters.identity_stages import pixel_normalization, read_tokens
 
 Numbers = list[dict[str, float]]
 PICTURES = "pictures"  # what a cell keeps beside them
@@ -25,10 +25,12 @@ class Seer:
     @torch.no_grad()
     def rows(self, objects: Tensor) -> tuple[Tensor, Tensor]:
         config: Any = self.adapter.config
-        reading = config.reading
-        tokens = read_tokens(self.encoder, reading, as_pixels(objects, *normal_of(reading)))
+        encoder_spec = config.encoder_spec
+        tokens = read_tokens(
+            self.encoder, encoder_spec, as_pixels(objects, *pixel_normalization(encoder_spec))
+        )
         rows = self.adapter(tokens)
-        if reading.nothing == "zeros":
+        if encoder_spec.uncond == "zeros":
             return rows, torch.zeros_like(rows[:1])
         return rows, self.adapter.get_parameter("nothing").detach().expand_as(rows[:1])
 

@@ -17,9 +17,9 @@ from ...training.adapters.identity_stages import (
     Part,
     Stage,
     TrainableAdapter,
-    exported_tensors,
+    conditioning_dropout,
     freeze,
-    normal_of,
+    pixel_normalization,
     rate_at,
 )
 from ...training.objective import noised
@@ -135,7 +135,7 @@ def inputs_of(
 ) -> dict[str, Tensor]:
     """What the trainee reads. empty (4, h, w): `grey_latent`, for examples with nothing beside them."""
     latent, outside = batch["latent"], KEPT if stage.channels == 8 else OUTSIDE
-    keep, seen = exported_tensors(stage, torch.rand(len(latent), generator=generator))
+    keep, seen = conditioning_dropout(stage, torch.rand(len(latent), generator=generator))
     if "beside" in batch:
         beside = batch["beside"] * (seen.float().view(-1, 1, 1, 1) if stage.drop_image else 1)
     else:
@@ -160,7 +160,7 @@ def fit_stage(
     groups = freeze(trainee.parts, stage)
     low_rank.keep_small(trainee.unet, first=stage.channels == 8, without=without)
     empty = None if "beside" in bank.tensors else grey_latent()
-    normal = normal_of(trainee.reading)
+    normal = pixel_normalization(trainee.encoder_spec)
 
     def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         batch = bank.batch(rng, run.batch)

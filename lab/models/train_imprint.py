@@ -28,7 +28,14 @@ from torch import nn
 from ...encoders import checkpoint_layouts as layouts
 from ...encoders.content_adapter import CLIP, AdapterConfig, ContentAdapter, EncoderSpec
 from ...encoders.dinov2 import DinoConfig, DinoV2
-from ...training.adapters.identity_stages import COMPOSE, VIEWS_STAGE, LearningPhase, Part, Stage, by_host
+from ...training.adapters.identity_stages import (
+    COMPOSE,
+    VIEWS_STAGE,
+    LearningPhase,
+    Part,
+    Stage,
+    denoise_with_host,
+)
 from ...training.finetune.trainer import NoiseSchedule
 from . import files
 from .caption_pretraining import AllObjects, Words, fit_words
@@ -36,8 +43,8 @@ from .object_cache import MARGIN, SEEN, ObjectBank
 from .object_training import Run, TinyTrainee, fit_stage, part_of, shipped_unet, tiny_sigmas
 
 ENCODER = DinoConfig(width=192, depth=4, heads=3, hidden=768, gated=False, registers=4, grid=SEEN // 14)
-READING = EncoderSpec(width=192, registers=4, size=SEEN, margin=MARGIN)
-CLIP_READING = replace(READING, encoder=CLIP, registers=0)
+ENCODER_SPEC = EncoderSpec(width=192, registers=4, size=SEEN, margin=MARGIN)
+CLIP_ENCODER_SPEC = replace(ENCODER_SPEC, encoder=CLIP, registers=0)
 # For so short a training; the papers' are for finetuning large models.
 WORDS_RATE = 5e-4
 RATES: dict[Part, float] = {"encoder": 1e-4, "adapter": 3e-4, "unet": 1e-3}
@@ -83,9 +90,9 @@ def new_encoder(foundation: str) -> nn.Module:
 
 
 def new_adapter(foundation: str) -> ContentAdapter:
-    reading = CLIP_READING if foundation == "clip" else READING
+    encoder_spec = CLIP_ENCODER_SPEC if foundation == "clip" else ENCODER_SPEC
     depth = 0 if foundation == "linear" else 2
-    return ContentAdapter(AdapterConfig(reading, width=reading.width, depth=depth, heads=3))
+    return ContentAdapter(AdapterConfig(encoder_spec, width=encoder_spec.width, depth=depth, heads=3))
 
 
 def stage_of(name: str, joint: bool = False) -> Stage:
@@ -103,7 +110,7 @@ def stage_of(name: str, joint: bool = False) -> Stage:
 
 def new_trainee(encoder: nn.Module, adapter: nn.Module, channels: int = 9) -> TinyTrainee:
     return TinyTrainee(
-        encoder, adapter, shipped_unet(channels), NoiseSchedule(tiny_sigmas(), "epsilon"), by_host
+        encoder, adapter, shipped_unet(channels), NoiseSchedule(tiny_sigmas(), "epsilon"), denoise_with_host
     )
 
 

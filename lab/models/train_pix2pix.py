@@ -27,7 +27,7 @@ from .caption_pretraining import AllObjects, Words, fit_words
 from .object_cache import ObjectBank
 from .object_training import Run, fit_stage
 from .train_imprint import (
-    READING,
+    ENCODER_SPEC,
     WARM_UP,
     choices,
     finish,
@@ -60,10 +60,10 @@ VARIANTS = {
 
 
 def new_adapter(projection: bool) -> nn.Module:
-    reading = replace(READING, nothing="zeros")
+    encoder_spec = replace(ENCODER_SPEC, uncond="zeros")
     if projection:
-        return ContentAdapter(AdapterConfig(reading, width=reading.width, depth=0, norm=False))
-    return EmbeddingOptimizer(OptimizerConfig(reading, tokens=TOKENS))
+        return ContentAdapter(AdapterConfig(encoder_spec, width=encoder_spec.width, depth=0, norm=False))
+    return EmbeddingOptimizer(OptimizerConfig(encoder_spec, tokens=TOKENS))
 
 
 class Trainer:

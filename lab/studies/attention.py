@@ -201,7 +201,7 @@ def colour_leaks(bench: Bench, count: int) -> tuple[Table, Image.Image]:
 def change(table: Table, way: str, base: str, measure: str) -> str:
     """What a way changes, scene by scene, in words."""
     change = table.difference(way, base, measure)
-    return f"{measure}: {way} against {base} {change.text()} ({change.sureness:.1f} standard errors)."
+    return f"{measure}: {way} against {base} {change.text()} ({change.z_score:.1f} standard errors)."
 
 
 def picture(scenes: Scenes, results: dict[str, Tensor], side: int = 128) -> Image.Image:

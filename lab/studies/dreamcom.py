@@ -171,9 +171,9 @@ def dreamcom_table(results: list[Numbers], judge: Judge, choices: Choices) -> Ta
         f"Similarity by {judge.name}. {choices.recipe}: {choices.steps} steps, rank {choices.rank}, rate"
         f" {choices.learning_rate:g}, batch {choices.batch_size}. {choices.sampler} {choices.scheduler},"
         f" {choices.sampling_steps} steps, guidance {choices.cfg:g}.",
-        f"Finetuning gains {gain.text()} in similarity ({gain.sureness:.1f} standard errors), over"
-        f" the full caption {words.text()} ({words.sureness:.1f}); masked attention adds"
-        f" {masks.text()} ({masks.sureness:.1f}).",
+        f"Finetuning gains {gain.text()} in similarity ({gain.z_score:.1f} standard errors), over"
+        f" the full caption {words.text()} ({words.z_score:.1f}); masked attention adds"
+        f" {masks.text()} ({masks.z_score:.1f}).",
     ]
     return replace(table, notes=notes)
 

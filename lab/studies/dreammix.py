@@ -131,7 +131,7 @@ def gains(table: Table) -> list[str]:
     lines = []
     for what, row, base, measure in pairs:
         gain = table.difference(row, base, measure)
-        lines.append(f"{what}: {measure} {gain.text()} ({gain.sureness:.1f} standard errors).")
+        lines.append(f"{what}: {measure} {gain.text()} ({gain.z_score:.1f} standard errors).")
     removed = Mean.of(table.rows[EDIT_TAS][REMOVED])
     lines.append(
         f"TAS took {removed.text()} of a word row's length: the tiny text encoder does not mix its words, so"

@@ -177,7 +177,7 @@ def gains(study: str, table: Table) -> list[str]:
     lines = []
     for row, base, measure in pairs.get(study, []):
         gain = table.difference(row, base, measure)
-        lines.append(f"{row} over {base}: {measure} {gain.text()} ({gain.sureness:.1f} standard errors).")
+        lines.append(f"{row} over {base}: {measure} {gain.text()} ({gain.z_score:.1f} standard errors).")
     return lines
 
 

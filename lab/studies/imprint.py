@@ -167,7 +167,7 @@ def imprint_table(results: dict[str, Numbers], judge: Judge, how: str) -> Table:
     for one, other in pairs:
         if one in results and other in results:
             gain = table.difference(ROWS[one], ROWS[other], LIKENESS)
-            sure = f"({gain.sureness:.1f} standard errors)"
+            sure = f"({gain.z_score:.1f} standard errors)"
             notes.append(f"{ROWS[one]} over {ROWS[other]}: {LIKENESS} {gain.text()} {sure}.")
     return Table(table.title, rows, notes)
 

@@ -68,7 +68,7 @@ class Inserter:
 
     @torch.inference_mode()
     def insert(self, sources: Tensor, objects: Tensor, seed: int, how: Choices) -> Tensor:
-        """Objects (B, S, S, 3) into sources (B, H, W, 3) with the guider of Image-Conditioned Pix2Pix."""
+        """Objects (B, S, S, 3) into sources (B, H, W, 3) with the guider of Insert Object Without Mask."""
         import comfy.sample
         import comfy.samplers
 
@@ -177,7 +177,7 @@ def pix2pix_table(results: dict[str, Numbers], judge: Judge, how: str) -> Table:
     for name in list(results)[1:]:
         if name in ROWS:
             gain = table.difference(ROWS["optimizer"], ROWS[name], HELD)
-            notes.append(f"Over {ROWS[name]}: {HELD} {gain.text()} ({gain.sureness:.1f} standard errors).")
+            notes.append(f"Over {ROWS[name]}: {HELD} {gain.text()} ({gain.z_score:.1f} standard errors).")
     return table
 
 

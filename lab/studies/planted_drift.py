@@ -72,7 +72,8 @@ class Case:
         """(H, W) of booleans: pixels that the painted picture shows, `margin` pixels from its border."""
         size = np.array(self.mask.shape)
         positions = self.position(np.argwhere(np.ones_like(self.mask)) + 0.5)
-        return ((positions > margin) & (positions < size - margin)).all(1).reshape(self.mask.shape)
+        inside = ((positions > margin) & (positions < size - margin)).all(1)
+        return np.asarray(inside).reshape(self.mask.shape)
 
     @property
     def rim(self) -> np.ndarray:
@@ -138,7 +139,7 @@ def plant(seed: int, drift: bool = True, cast: bool = True, damage: bool = True,
 def resized(image: np.ndarray, factors) -> np.ndarray:
     """(H, W, 3) by linear interpolation, averaged first where it shrinks."""
     sigma = [max(0.0, (1 / f - 1) / 2) for f in factors]
-    return ndimage.zoom(ndimage.gaussian_filter(image, (*sigma, 0)), (*factors, 1), order=1)
+    return np.asarray(ndimage.zoom(ndimage.gaussian_filter(image, (*sigma, 0)), (*factors, 1), order=1))
 
 
 def random_mask(rng: np.random.Generator, height: int, width: int, share: float) -> np.ndarray:
@@ -160,7 +161,13 @@ def drifted(image: np.ndarray, scale: float, shift: np.ndarray) -> np.ndarray:
     centre = np.array(image.shape[:2]) / 2
     start = centre - (centre + shift) / scale + 0.5 / scale - 0.5
     planes = [
-        ndimage.affine_transform(image[..., k], [1 / scale] * 2, start, order=3, mode="mirror")
+        ndimage.affine_transform(
+            image[..., k],
+            [1 / scale] * 2,
+            start,
+            order=3,
+            mode="mirror",  # pyright: ignore[reportArgumentType]
+        )
         for k in range(3)
     ]
     return np.stack(planes, -1).clip(0, 1)

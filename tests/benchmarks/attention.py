@@ -276,7 +276,9 @@ def bench_family(family: str, tokens: int, share: float, options, device, dtype)
     cells = side * (1 if family.startswith("flux2") else 2)
     mask = box_mask(cells, cells, share)
     latent = random_latent(model, cells, cells, options.batch)
-    extras = {"reference_latents": [random_latent(model, cells, cells, seed=2)]} if options.reference else {}
+    extras: dict = (
+        {"reference_latents": [random_latent(model, cells, cells, seed=2)]} if options.reference else {}
+    )
     if options.reference and family == "krea2":
         extras["reference_latents_method"] = "index_timestep_zero"
     prompt = random_prompt(family, 1, PROMPT, **extras)

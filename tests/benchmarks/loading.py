@@ -59,7 +59,7 @@ def step_needs() -> float:
     """Records a second that a training step of the tiny model takes in."""
     from inlay.lab.models.object_training import inputs_of
     from inlay.lab.models.train_imprint import new_adapter, new_encoder, new_trainee, stage_of
-    from inlay.training.adapters.identity_stages import freeze, normal_of
+    from inlay.training.adapters.identity_stages import freeze, pixel_normalization
 
     stage, trainee = stage_of("compose"), new_trainee(new_encoder("dino"), new_adapter("dino"))
     freeze(trainee.parts, stage)
@@ -73,7 +73,7 @@ def step_needs() -> float:
     for step in range(4):
         begun = time.perf_counter()
         generator = torch.Generator().manual_seed(step)
-        trainee(inputs_of(batch, stage, normal_of(trainee.reading), generator)).backward()
+        trainee(inputs_of(batch, stage, pixel_normalization(trainee.encoder_spec), generator)).backward()
         seconds.append(time.perf_counter() - begun)
     return BATCH / min(seconds[1:])
 

@@ -158,7 +158,7 @@ def impossible(_: int = 0) -> None:
     print("\n**Alignment impossible**\n")
     for name, (first, second) in pairs.items():
         pictures = [tensor(np.repeat(image[..., None], 3, -1)) for image in (first, second)]
-        report(name, *pictures, fill_box(Box(100, 120, 240, 300), 400, 400))
+        report(name, pictures[0], pictures[1], fill_box(Box(100, 120, 240, 300), 400, 400))
     case = plant(0)
     report(
         "nothing outside the mask",
@@ -188,7 +188,7 @@ def outside(cases: int) -> None:
         case = plant(seed)
         crop = whole_pictures(tensor(case.original), tensor(case.mask))
         image = paste_paintings(crop, tensor(case.painted), BEST).image[0].numpy()
-        known = ndimage.distance_transform_edt(~case.mask) > BEST.feather
+        known = np.asarray(ndimage.distance_transform_edt(~case.mask)) > BEST.feather
         before.append(outside_changed(case.original, case.painted, known))
         after.append(outside_changed(case.original, image, known))
     print(f"\n**Pixels outside the soft edge that changed** (n = {cases})\n")
@@ -211,10 +211,10 @@ def bits(cases: int) -> None:
         feather = int(rng.integers(0, 12))
         options = list(OPTIONS.values())[number % len(OPTIONS)]
         result = paste_paintings(crop, painted, replace(options, feather=feather)).image
-        distance = np.stack([ndimage.distance_transform_edt(m.numpy() < 0.5) for m in mask])
+        distance = np.stack([np.asarray(ndimage.distance_transform_edt(m.numpy() < 0.5)) for m in mask])
         outside = torch.from_numpy(distance > feather)
         saved = [np.clip(255.0 * x[outside].numpy(), 0, 255).astype(np.uint8) for x in (result, image)]
-        wrong += not torch.equal(result[outside], image[outside]) or not np.array_equal(*saved)
+        wrong += not torch.equal(result[outside], image[outside]) or not np.array_equal(saved[0], saved[1])
     print(
         f"\n**Bits outside the soft edge** ({count} random sizes, masks and batches)\n\n{wrong} cases differ"
     )
@@ -236,7 +236,7 @@ def real_pictures(folder: Path) -> None:
         )
         inside = mask[..., 0] > 0.5
         crop = whole_pictures(tensor(original), tensor(inside))
-        known = ndimage.distance_transform_edt(~inside) > BEST.feather
+        known = np.asarray(ndimage.distance_transform_edt(~inside)) > BEST.feather
         for label, options in OPTIONS.items():
             work = compare(crop, crop.places[0], tensor(painted), options)
             _, _, difference = measure_colours(work, options)

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 SIDE = 128
 SHARES = (0.0, 0.5, 0.7, 1.0)
@@ -68,10 +69,11 @@ def bench_families(families: list[str], steps: int, runs: int) -> None:
     print(f"{steps} steps, {SIDE}x{SIDE}, {runs} runs: seconds by the clock / of the process's own work")
     for family in families:
         model, vae = tiny_transformer(family), tiny_vae(family)
-        prompts = random_prompt(family, 1, 64), random_prompt(family, 2, 64)
+        prompts: tuple = random_prompt(family, 1, 64), random_prompt(family, 2, 64)
 
         def close_up(share, model=model, vae=vae, prompts=prompts):
-            DisentangledInpaintSampler.execute(
+            node: Any = DisentangledInpaintSampler
+            node.execute(
                 model, *prompts, vae, image, mask, 0, steps, 1.0, "euler", "simple",
                 close_up_share=share, close_up_size=SIDE, soft_edge=8,
             )  # fmt: skip

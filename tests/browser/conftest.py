@@ -2,11 +2,13 @@
 
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from inlay import dev
 from inlay.headless import Server
@@ -49,6 +51,118 @@ def host(chromium, tmp_path_factory) -> Iterator[Server]:
     shutil.copytree(ASSETS, work / "input")
     with Server(work, comfyui=find_comfyui(), models=models) as server:
         yield server
+
+
+class Published(Server):
+    """A ComfyUI in a folder of its own with the pack as the registry publishes it, and another small pack."""
+
+    def __init__(self, base: Path, **options):
+        super().__init__(base / "work", **options)
+        self.base = base
+        self.extra = (*self.extra, "--base-directory", str(base))
+
+    def pack_folder(self) -> Path:
+        return self.base / "custom_nodes" / "inlay"
+
+    def command(self) -> list[str]:
+        command = super().command()
+        place = command.index("--whitelist-custom-nodes") + 1
+        return [*command[:place], "stand_in", *command[place:]]
+
+
+def published_files() -> list[Path]:
+    """What the registry's archive holds: the tracked files without those that .comfyignore names."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=dev.PACK, capture_output=True, text=True, check=True
+    )
+    lines = (dev.PACK / ".comfyignore").read_text(encoding="utf-8").splitlines()
+    ignored = tuple(line[1:] for line in lines if line.startswith("/"))
+    files = [Path(name) for name in listed.stdout.split("\0") if name and not name.startswith(ignored)]
+    return [file for file in files if (dev.PACK / file).is_file()]
+
+
+GREEN, HOLE = (120, 140, 90, 255), (40, 40, 80, 86)  # a picture with a painted mask; left, top, right, bottom
+# A pack with an object that has the interface of the host's background-removal models.
+STAND_IN = """
+import torch
+
+class StandIn:
+    def encode_image(self, image):
+        mask = torch.zeros(image.shape[:3])
+        rows, columns = (side // 4 for side in image.shape[1:3])
+        mask[:, rows:-rows, columns:-columns] = 1
+        return mask
+
+class StandInBackgroundRemoval:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    RETURN_TYPES = ("BACKGROUND_REMOVAL",)
+    FUNCTION = "make"
+
+    def make(self):
+        return (StandIn(),)
+
+NODE_CLASS_MAPPINGS = {"StandInBackgroundRemoval": StandInBackgroundRemoval}
+"""
+
+
+@pytest.fixture(scope="module", params=["own", browser.NEWER_FRONT_END])
+def published(chromium, request, tmp_path_factory) -> Iterator[Server]:
+    """A fresh ComfyUI with the published pack and the tiny model, with either version of the page."""
+    extra: tuple[str, ...] = ()
+    if request.param != "own":
+        try:
+            root = browser.front_end(request.param, dev.HOME / "front_ends")
+        except browser.NoBrowser as reason:
+            pytest.skip(str(reason))
+        extra = ("--front-end-root", str(root))
+    base = tmp_path_factory.mktemp("published")
+    for file in published_files():
+        copy = base / "custom_nodes" / "inlay" / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(dev.PACK / file, copy)
+    (base / "custom_nodes" / "stand_in").mkdir()
+    (base / "custom_nodes" / "stand_in" / "__init__.py").write_text(STAND_IN, encoding="utf-8")
+    assemble(base / "models" / "checkpoints" / "inlay_tiny.safetensors")
+    (base / "work" / "input").mkdir(parents=True)
+    shutil.copyfile(ASSETS / "inlay_background.png", base / "work" / "input" / "tiny_background.png")
+    painted = Image.new("RGBA", (96, 96), GREEN)
+    painted.paste((*GREEN[:3], 0), HOLE)  # the mask editor saves what was painted as a hole
+    painted.save(base / "work" / "input" / "painted.png")
+    settings = base / "work" / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"Comfy.TutorialCompleted": true}', encoding="utf-8")  # no first visit
+    with Published(base, comfyui=find_comfyui(), extra=extra) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def visitor(chromium, published):
+    """A page on `published`, as large as a laptop's screen."""
+    window = chromium.new_context(viewport={"width": 1600, "height": 1000})
+    window.set_default_timeout(PATIENCE)
+    page = window.new_page()
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.goto(published.url)
+    page.wait_for_function(browser.READY)
+    yield page
+    window.close()
+
+
+@pytest.fixture(params=["classic", "nodes2"])
+def screen(visitor, published, request):
+    """The page with one of the two node renderers and an empty graph; afterwards there is a picture of it."""
+    nodes2 = request.param == "nodes2"
+    visitor.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", nodes2)
+    visitor.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    visitor.wait_for_function("() => app.graph._nodes.length === 0")
+    yield visitor
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    visitor.screenshot(
+        path=SHOTS / f"{re.sub(r'[^a-z0-9.]+', '_', request.node.name.lower()).strip('_')}.png"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,23 @@ def test_the_weights_get_the_bytes_difference(parts, inference):
     assert KEY not in parts.model.patches
 
 
+def test_the_weights_are_patched_once_for_all_executions(parts, inference):
+    """The host patches anew when `patches_uuid` changes: with every seed, some 1000 weights of SDXL."""
+    from inlay.conditioning.fooocus import InpaintHead, InpaintPatch, patch_weights
+
+    def patch():
+        return InpaintPatch(InpaintHead(torch.zeros(320, 5, 3, 3)), deltas(parts.model, 0.05))
+
+    one, other = patch(), patch()
+    first = patch_weights(parts.model, one).patches_uuid
+    assert patch_weights(parts.model, InpaintPatch(*one)).patches_uuid == first
+    assert patch_weights(parts.model, other).patches_uuid != first
+    changed = parts.model.clone()
+    changed.add_patches({KEY: (torch.zeros_like(parts.model.model.state_dict()[KEY]),)})
+    assert patch_weights(changed, one).patches_uuid != first
+    assert parts.model.patches_uuid != first
+
+
 def test_the_host_can_move_the_difference_to_another_device(parts, inference):
     """Low-VRAM loading counts a patch's bytes and rebuilds it from copies of its tensors."""
     import comfy.lora
@@ -155,6 +172,6 @@ def test_other_files_are_named_and_code_in_them_is_not_run(files, inference):
             return (open, (str(files.folder / "ran"), "w"))
 
     (files.folder / "evil.pth").write_bytes(pickle.dumps({"head": Evil()}))
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match=r"head: 'evil\.pth' .*holds Python objects"):
         execute("InlayLoadFooocusInpaint", "evil.pth", files.patch)
     assert not (files.folder / "ran").exists()

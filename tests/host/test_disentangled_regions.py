@@ -1,10 +1,12 @@
-"""Regional prompts and ControlNets under the Disentangled Inpaint Sampler: they keep to their place."""
+"""Regional prompts and ControlNets under Inpaint Subject: they keep to their place."""
 
 import importlib
 from typing import Any
 
 import pytest
 import torch
+
+from inlay.tests.stock_inpaint import stock_conditions
 
 SIZE, SPOT = (150, 170), (60, 100)
 RUN = (3, 2, 2.0, "euler", "normal", 1.0)
@@ -77,8 +79,9 @@ def by_hand(parts, positive, negative):
     """The latent of the stock nodes, wired for the window."""
     model, _, vae = parts
     rows, columns = views()[1].box.slices
-    encode = node("InpaintModelConditioning").encode
-    conditioned = encode(positive, negative, picture()[:, rows, columns], vae, spot()[:, rows, columns], True)
+    conditioned = stock_conditions(
+        positive, negative, picture()[:, rows, columns], vae, spot()[:, rows, columns]
+    )
     seed, steps, cfg, *schedule, denoise = RUN
     return node("KSampler").sample(model, seed, steps, cfg, *schedule, *conditioned, denoise)[0]["samples"]
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from inlay import dev
 from inlay.headless import Client, Server
 from inlay.headless import run_cli as cli
 from inlay.headless.jobs import plan
-from inlay.headless.workflow import Setting, as_graph, read_workflow
+from inlay.headless.workflow import Setting, as_graph
+from inlay.tools.template_layout import template, without
+from inlay.tools.template_plans import PLANS
+from inlay.tools.tiny import read_graph
 
 SIDE = 600  # large enough that a job takes a moment
 GRAPH = {
@@ -232,12 +236,13 @@ def test_a_missing_model_names_the_nearest_that_is_there(server, tiny_checkpoint
     assert "no ckpt_name 'inlay_tyni.safetensors' on this host; did you mean inlay_tiny" in report["error"]
 
 
-@pytest.mark.parametrize("path", sorted((dev.PACK / "workflows").glob("*.json")), ids=lambda path: path.stem)
-def test_the_ui_form_of_every_template_gives_its_api_form(server, path):
-    """With what the API form leaves to defaults filled in."""
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.graph)
+def test_the_ui_form_of_every_template_gives_its_api_form(server, plan):
+    """Without subgraphs, and with what the API form leaves to defaults filled in."""
     definitions = Client(server.url).object_info()
-    wanted = as_graph(read_workflow(path.parent / "api" / path.name), definitions)
-    found = as_graph(read_workflow(path), definitions)
+    graph = without(read_graph(plan.graph), plan.dropped)
+    wanted = as_graph(graph, definitions)
+    found = as_graph(template(replace(plan, parts=()), graph, definitions, ""), definitions)
     assert found.keys() == wanted.keys()
     for key, node in wanted.items():
         assert found[key]["class_type"] == node["class_type"]

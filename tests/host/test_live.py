@@ -69,6 +69,26 @@ def test_a_page_that_did_not_queue_the_training_sees_it_grow_and_end(client, ser
     assert late["samples"] == pictures
 
 
+def test_the_stages_before_the_first_step_are_shown_and_a_stored_result_says_what_it_is(
+    client, server, training
+):
+    events = watch(server, lambda: Client(server.url).run(training(4, "bucket")))
+    stages = list(dict.fromkeys(event["stage"] for event in events))
+    expected = ["looking for a stored result", "encoding 4 photos", "loading the model", "measuring memory"]
+    assert stages == [*expected, "first step", ""]
+    assert [event["left"] is None for event in events if event["step"] == 4] == [False] * sum(
+        event["step"] == 4 for event in events
+    )
+    again = training(4, "bucket")
+    again[FINETUNE]["inputs"]["preview_every"] = 3  # runs the node again, and changes no weight
+    events = watch(server, lambda: Client(server.url).run(again))
+    assert events[-1]["state"] == "loaded"
+    loaded = state_of(client)
+    assert loaded["stage"].startswith("bucket-dreamcom-")
+    assert len(loaded["points"]) == 4
+    assert len(loaded["samples"]) == 1
+
+
 def test_a_training_that_is_interrupted_says_so(client, server, training):
     def run():
         own = Client(server.url)
@@ -86,7 +106,7 @@ def test_a_training_that_is_interrupted_says_so(client, server, training):
 
 def test_the_front_end_code_is_small_and_served(client, server):
     files = [path for path in (dev.PACK / "web").rglob("*") if path.suffix in (".js", ".css")]
-    assert sum(path.stat().st_size for path in files) <= 30_000
+    assert sum(path.stat().st_size for path in files) <= 45_000
     served = client.session.get(f"{server.url}/extensions", timeout=60).json()
     ours = [path for path in served if path.startswith(f"/extensions/{server.pack_folder().name}/")]
     assert len(ours) == len([path for path in files if path.suffix == ".js"])

@@ -1,7 +1,6 @@
 """The bundled workflows on the tiny model, and their two forms."""
 
 import io
-import json
 import shutil
 
 import numpy as np
@@ -12,6 +11,7 @@ from scipy.ndimage import binary_dilation
 from inlay.lab.models import identity
 from inlay.tools import assets, templates
 from inlay.tools.demo_options import ASSETS
+from inlay.tools.tiny import tiny_graph
 
 SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "InlayRegularImages": 1}  # steps
 # workflow -> the bundled picture it paints into, the box, the nodes that save what they painted
@@ -23,7 +23,7 @@ PAINTED = {
 
 
 def read(name: str) -> dict:
-    return json.loads((templates.WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    return tiny_graph(name)
 
 
 def shortened(graph: dict) -> dict:

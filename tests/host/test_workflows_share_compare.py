@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from inlay.headless import Graph
-from inlay.headless.workflow import read_workflow
-from inlay.tools import assets, templates
+from inlay.tools import assets
 from inlay.tools.demo_options import ASSETS
+from inlay.tools.tiny import tiny_graph
 
 SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "KSampler": 2}  # steps
 
@@ -23,7 +23,7 @@ def short(server, tiny_checkpoint):
     shutil.copytree(ASSETS, server.work / "input", dirs_exist_ok=True)
 
     def read(name: str) -> Graph:
-        graph = read_workflow(templates.WORKFLOWS / "api" / f"{name}.json")
+        graph = tiny_graph(name)
         for node in graph.values():
             if node["class_type"] in SHORT:
                 node["inputs"]["steps"] = SHORT[node["class_type"]]

@@ -92,10 +92,10 @@ def test_the_first_mask_wins_and_one_mask_serves_a_batch():
     assert labels[1, 7, 7] == 2
 
 
-@pytest.mark.parametrize("value", [0.49, 0.5, 0.98])
+@pytest.mark.parametrize("value", [0.49, 0.5, 0.51, 0.98])
 def test_the_threshold(value):
     mask = torch.full((1, 4, 4), value)
-    if value < 0.5:
+    if value <= 0.5:
         with pytest.raises(ValueError, match="empty"):
             region_labels([mask])
     else:
@@ -168,3 +168,8 @@ def test_the_tokens_of_a_large_mask_are_drawn_small_and_counted_exactly():
     assert picture.shape == (2, 1024, 512, 3)
     expected = mask[[int(i * 8) for i in range(375)]][:, [int(i * 1500 / 187) for i in range(187)]]
     assert lines[0] == f"187x375 tokens: {int(expected.sum())} of {375 * 187} inside"
+
+
+def test_a_zeroed_prompt_does_not_repeat():
+    assert text_period(torch.zeros(1, 77, 4)) == 0
+    assert text_period(torch.zeros(1, 154, 4)) == 0

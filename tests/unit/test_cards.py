@@ -1,7 +1,6 @@
 """A workflow's picture shows what goes in and what comes out, and is small."""
 
 import io
-import json
 
 import numpy as np
 import pytest
@@ -9,12 +8,12 @@ from PIL import Image
 
 from inlay.headless.client import NodeOutput
 from inlay.tools import template_thumbnails as cards
-from inlay.tools.templates import WORKFLOWS
+from inlay.tools.tiny import tiny_graph
 
 
 @pytest.fixture
 def graph():
-    return json.loads((WORKFLOWS / "api" / "insert_subject.json").read_text(encoding="utf-8"))
+    return tiny_graph("insert_subject")
 
 
 def painted(colour: str) -> NodeOutput:

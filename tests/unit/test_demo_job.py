@@ -69,7 +69,8 @@ def test_ones_own_choices_reach_the_graph(tmp_path):
     line += ["--box", "10,20,30,40", "--class-name", "dog", "--seed", "7", "--steps", "5"]
     graph = job.fill_in(job.read_graph(), job.check(parsed(*map(str, line))))
     assert graph["1"]["inputs"]["ckpt_name"] == "sd15.safetensors"
-    assert graph["4"]["inputs"] == {"image": ["3", 0], "x": 10, "y": 20, "width": 30, "height": 40}
+    place = {"x": 10, "y": 20, "width": 30, "height": 40}
+    assert graph["4"]["inputs"] == {"image": ["3", 0], "mask": ["3", 1], **place}
     assert graph["5"]["inputs"]["class_name"] == "dog"
     assert graph["5"]["inputs"]["steps"] == 5
     assert graph["5"]["inputs"]["resolution"] == 0
@@ -90,8 +91,11 @@ def test_both_samplers_differ_in_their_model_alone():
     [
         (["--references", "nowhere"], "--references nowhere: there is no such folder"),
         (["--references", "."], "the folder"),
-        (["--background", "nothing.png", "--box", "0,0,8,8"], "There is no picture nothing.png"),
-        (["--background", "notes.txt", "--box", "0,0,8,8"], "notes.txt is no picture"),
+        (["--background", "nothing.png", "--box", "0,0,8,8"], "there is no picture nothing.png"),
+        (
+            ["--background", "notes.txt", "--box", "0,0,8,8"],
+            "--background: 'notes.txt' is no readable picture",
+        ),
         (["--background", "notes.txt"], "--box x,y,width,height"),
         (["--checkpoint", "nothing.safetensors"], "--checkpoint nothing.safetensors: there is no such file"),
         (["--box", "500,500,8,8"], "outside the picture, which is 96 x 96"),

@@ -126,7 +126,9 @@ def test_pixels_are_normalised_by_channel_or_left_at_255():
     pixels = as_pixels(image, (0.1, 0.2, 0.3), (0.5, 0.25, 0.125))
     for channel, (mean, std) in enumerate(zip((0.1, 0.2, 0.3), (0.5, 0.25, 0.125), strict=True)):
         assert torch.allclose(pixels[:, channel], (image[..., channel] - mean) / std, atol=1e-6)
-    assert torch.equal(as_pixels(image, (1, 2, 3), (4, 5, 6), raw=True), 255 * image.permute(0, 3, 1, 2))
+    mean, std = torch.tensor([1.0, 2, 3]), torch.tensor([4.0, 5, 6])
+    reference = ((255 * image.double() - mean) / std).permute(0, 3, 1, 2)
+    assert torch.allclose(as_pixels(image, (1, 2, 3), (4, 5, 6), raw=True).double(), reference, atol=1e-4)
 
 
 # -- the content adapter
@@ -178,7 +180,7 @@ def adapter_by_hand(state, config, x):
 )
 def test_the_adapter_equals_a_plain_reference(config):
     adapter = randomise(ContentAdapter(config))
-    tokens = torch.randn(2, 9, config.reading.width, generator=torch.Generator().manual_seed(0))
+    tokens = torch.randn(2, 9, config.encoder_spec.width, generator=torch.Generator().manual_seed(0))
     double = {key: value.double() for key, value in adapter.state_dict().items()}
     with torch.no_grad():
         got = adapter(tokens)
@@ -297,7 +299,7 @@ def test_object_stitch_and_paint_by_example(name, choice, layout, tokens, backgr
     state, adapter = composite()
     found: Any = layouts.recognise_checkpoint(state, {}, name, choice)
     assert found.layout == layout
-    reads = found.config.reading
+    reads = found.config.encoder_spec
     assert (reads.encoder, reads.width, reads.tokens, reads.background) == ("clip", 32, tokens, background)
     assert (found.config.depth, found.config.context, found.config.heads) == (5, 24, 1)
     layouts.build_adapter(found.config).load_state_dict(found.adapter)
@@ -316,7 +318,9 @@ def test_anydoors_encoder_and_projector(with_encoder):
         state |= {f"cond_stage_model.model.{key}": value for key, value in facebook(encoder, False).items()}
     found: Any = layouts.recognise_checkpoint(state, {}, "epoch=1-step=8687.ckpt")
     assert found.layout == layouts.ANYDOOR
-    assert found.config.reading == EncoderSpec(width=32, registers=0, background="white", nothing="picture")
+    assert found.config.encoder_spec == EncoderSpec(
+        width=32, registers=0, background="white", uncond="picture"
+    )
     adapter = layouts.build_adapter(found.config)
     adapter.load_state_dict(found.adapter)
     tokens = torch.randn(1, 7, 32)

@@ -13,7 +13,7 @@ from PIL import Image
 from inlay.__main__ import main
 from inlay.evaluation.distances import frechet_distance, load_dreamsim
 from inlay.evaluation.readers import Case
-from inlay.evaluation.score import Measures, find_result, score_folder
+from inlay.evaluation.score import Measures, find_result, find_results, score_folder
 from inlay.imaging.boxes import Box
 
 HOLE = (10, 8, 26, 24)  # x1, y1, x2, y2 in a picture of 48 x 32
@@ -208,3 +208,35 @@ def test_a_missing_library_is_named(world, capsys, monkeypatch):
     words = ["evaluate", str(world / "red"), "--benchmark", "murecom", "--data", str(world / "data")]
     assert main(words) == 2
     assert "pip install torchmetrics" in capsys.readouterr().err
+
+
+def test_several_composites_of_a_case_are_averaged(world):
+    one = world / "red" / "Mug" / "fg1" / "0.png"
+    folder = world / "red" / "Mug" / "fg1" / "0"
+    folder.mkdir()
+    one.rename(folder / "result_1.png")
+    shutil.copy(world / "cyan" / "Mug" / "fg1" / "0.png", folder / "result_2.png")
+    measures = Measures(encoders={"colour": MeanColour()})
+    scores = score_folder(world / "red", cases_of(world), measures)
+    assert scores["Mug/fg1/0"]["colour"] == pytest.approx(0, abs=0.01)  # 1 and -1
+    assert len(find_results(world / "red", cases_of(world)[0])) == 2
+
+
+def test_a_mask_beside_a_result_is_the_subject(world):
+    """The hole holds more than the subject; its mask leaves the rest of the hole out."""
+    result = world / "red" / "Mug" / "fg1" / "0.png"
+    made = np.array(Image.open(result))
+    x1, y1, x2, y2 = HOLE
+    made[y1:y2, x1:x2] = (0, 255, 255)
+    made[y1 : y1 + 4, x1 : x1 + 4] = (255, 0, 0)
+    save(result, made)
+    measures = Measures(encoders={"colour": MeanColour()})
+    before = score_folder(world / "red", cases_of(world), measures)["Mug/fg1/0"]["colour"]
+    mask = np.zeros(made.shape[:2])
+    mask[y1 : y1 + 4, x1 : x1 + 4] = 255
+    save(result.with_name("0_mask.png"), mask)
+    after = score_folder(world / "red", cases_of(world), measures)["Mug/fg1/0"]["colour"]
+    assert before < 0 < 0.99 < after
+    save(result.with_name("0_mask.png"), 0 * mask)
+    with pytest.raises(ValueError, match=r"mask: .*0_mask.png is empty"):
+        score_folder(world / "red", cases_of(world), measures)

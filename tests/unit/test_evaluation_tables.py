@@ -34,11 +34,11 @@ def test_one_value_has_no_error_and_none_has_no_mean():
         Mean.of([])
 
 
-def test_sureness_counts_standard_errors():
-    assert Mean(0.6, 0.2, 9).sureness == pytest.approx(3)
-    assert Mean(-1.0, 0.0, 2).sureness == -math.inf
-    assert Mean(0.0, 0.0, 2).sureness == 0
-    assert math.isnan(Mean.of([1.0]).sureness)
+def test_the_z_score_counts_standard_errors():
+    assert Mean(0.6, 0.2, 9).z_score == pytest.approx(3)
+    assert Mean(-1.0, 0.0, 2).z_score == -math.inf
+    assert Mean(0.0, 0.0, 2).z_score == 0
+    assert math.isnan(Mean.of([1.0]).z_score)
 
 
 def test_values_of_different_units_cannot_be_paired():

@@ -7,7 +7,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from inlay.headless import HostError
-from inlay.headless.jobs import plan
+from inlay.headless.jobs import plan, upload_name
+from inlay.headless.results import relative_setting
 from inlay.headless.workflow import Setting, as_graph, find_node, read_workflow
 
 DEFINITIONS = {
@@ -232,7 +233,7 @@ def test_a_benchmarks_cases_become_jobs_under_their_names(tmp_path):
     assert folder.subfolder == inputs["2"]["folder"]
     assert [name for _, name in folder.files] == ["0.jpg", "0_mask.png"]
     assert inputs["1"]["image"] == f"{background.subfolder}/{background.files[0][1]}"
-    with pytest.raises(HostError, match="of no picture where the subject goes"):
+    with pytest.raises(HostError, match="marks the subject's place in no picture"):
         plan_cases(graph, [], cases[2:], BENCH, TAKERS)
 
 
@@ -316,3 +317,34 @@ def test_a_subgraph_says_how_to_go_on():
     document["definitions"] = {"subgraphs": [{"id": "f00", "name": "Insert subject"}]}
     with pytest.raises(HostError, match=r"a subgraph, Insert subject; unpack it .* Export \(API\)"):
         as_graph(document, DEFINITIONS)
+
+
+def test_nodes_that_only_the_page_knows_are_left_out():
+    """Labels and bypassers of other packs have no part in the graph; one that others read has."""
+    learn = node(3, "Train", [("images", "IMAGE", 1)], VALUES)
+    label = node(8, "Label (rgthree)", values=["a title"])
+    bypasser = node(9, "Fast Groups Bypasser", values=[])
+    graph = as_graph(ui(LOAD, learn, label, bypasser, links=[(1, 1, 0, 3, 0, "IMAGE")]), DEFINITIONS)
+    assert set(graph) == {"1", "3"}
+
+
+def test_an_inputs_own_name_may_have_a_dot():
+    resize = {"display_name": "Resize", "input": {"required": {"size.width": ["INT", {"default": 4}]}},
+              "input_order": {"required": ["size.width"]}}  # fmt: skip
+    graph = {"5": {"class_type": "Resize", "_meta": {"title": "My.Resize"}, "inputs": {"size.width": 1}}}
+    for name in ("5", "Resize", "My.Resize"):
+        (job,) = plan(graph, settings(f"{name}.size.width=3"), [], DEFINITIONS | {"Resize": resize})
+        assert job.graph["5"]["inputs"] == {"size.width": 3}
+
+
+def test_names_that_an_upload_does_not_take_are_changed(tmp_path):
+    assert upload_name(tmp_path / 'a "b".png') == "a _b_.png"
+    assert upload_name(tmp_path / "tea cup.png") == "tea cup.png"
+
+
+def test_results_tell_no_absolute_path(tmp_path):
+    picture = tmp_path / "in" / "a.png"
+    picture.parent.mkdir()
+    picture.touch()
+    assert relative_setting(f"Room.image={picture}", tmp_path / "out" / "a") == "Room.image=../../in/a.png"
+    assert relative_setting("Train.steps=5", tmp_path) == "Train.steps=5"

@@ -137,3 +137,13 @@ def test_padding_never_shows_what_the_hole_hides(mask, batch):
     assert masked.shape == (batch, *padded_size(height, width, 8), 3)
     assert hole.shape == masked.shape[:3]
     assert torch.equal(masked, masked_other)
+
+
+@pytest.mark.parametrize("reach", [33, 256])
+def test_a_long_reach_on_the_cpu_gives_the_same_distances(reach):
+    mask = torch.zeros(2, 90, 70)
+    mask[0, 4:9, 60:66] = 1
+    mask[1, 80:, :3] = 1
+    expected = torch.cat([distance_by_hand(mask[:1]), distance_by_hand(mask[1:])])
+    assert torch.allclose(distance_to(mask, reach).double(), expected, atol=1e-5)
+    assert distance_to(0 * mask, reach).isinf().all()

@@ -1,11 +1,13 @@
 """Reference folders: which files count, whose mask is whose, and what is said when something is wrong."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
-from inlay.imaging.references import list_references, read_reference
+from inlay.imaging.references import is_whole_frame, list_references, read_reference, skipped_files
 
 
 def save(path, mode="RGB", size=(5, 4), colour=None, **options):
@@ -98,3 +100,84 @@ def test_a_truncated_picture_is_named(tmp_path):
     (tmp_path / "cat.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"'cat.png' is no readable picture"):
         read_reference(tmp_path / "cat.png", None)
+
+
+GREYS = [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_picture_of_16_bits_keeps_its_greys(tmp_path, suffix):
+    """Pillow's own conversion to 8 bits turns everything above 255 of 65535 into white."""
+    file = tmp_path / f"mask.{suffix}"
+    Image.fromarray((np.array([GREYS]) * 65535).astype(np.uint16)).save(file)
+    image, _ = read_reference(file, None)
+    _, mask = read_reference(save(tmp_path / "cat.png", size=(5, 1)), file)
+    expected = torch.tensor((np.array(GREYS) * 65535).astype(np.uint16) / 65535).float()
+    assert torch.equal(mask[0, 0], expected)
+    assert torch.equal(image[0, 0], expected[:, None].expand(5, 3))
+
+
+def test_a_float_picture_is_read_in_its_own_range(tmp_path):
+    Image.fromarray(np.array([GREYS], np.float32)).save(tmp_path / "cat.tif")
+    Image.fromarray(np.array([GREYS], np.float32) * 255).save(tmp_path / "dog.tif")
+    for name in ("cat", "dog"):
+        assert read_reference(tmp_path / f"{name}.tif", None)[0][0, 0, :, 1].tolist() == pytest.approx(GREYS)
+
+
+def test_a_mask_file_of_transparency_is_where_it_is_opaque(tmp_path):
+    white, black = (np.zeros((96, 96, 4), np.uint8) for _ in range(2))
+    white[..., :3] = 255
+    for pixels in (white, black):
+        pixels[20:70, 20:70, 3] = 255
+    picture = save(tmp_path / "cat.png", size=(96, 96))
+    for name, pixels in (("white", white), ("black", black)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        _, mask = read_reference(picture, tmp_path / f"{name}.png")
+        assert mask.mean().item() == pytest.approx(50 * 50 / 96**2)
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "gif", "avif"])
+def test_what_browsers_and_phones_save_is_read(tmp_path, suffix):
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("Pillow was built without AVIF")
+    frames = [Image.new("RGB", (16, 12), colour) for colour in ((200, 40, 40), (0, 0, 255))]
+    kind = {"jfif": "JPEG"}.get(suffix, suffix.upper())
+    more = {"save_all": True, "append_images": frames[1:]} if suffix == "gif" else {}
+    frames[0].save(tmp_path / f"cat.{suffix}", kind, **more)
+    [(picture, mask)] = list_references(tmp_path)
+    image, subject = read_reference(picture, mask)
+    assert image.shape == (1, 12, 16, 3)
+    assert torch.allclose(image.mean((0, 1, 2)) * 255, torch.tensor([200.0, 40.0, 40.0]), atol=6)
+    assert is_whole_frame(subject)
+
+
+def test_heic_is_read_where_its_package_is_installed_and_else_named(tmp_path):
+    save(tmp_path / "1.png")
+    if importlib.util.find_spec("pillow_heif"):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        save(tmp_path / "2.heic", size=(64, 48))
+        assert read_reference(tmp_path / "2.heic", None)[0].shape == (1, 48, 64, 3)
+        assert [picture.name for picture, _ in list_references(tmp_path)] == ["1.png", "2.heic"]
+    else:
+        (tmp_path / "2.heic").write_bytes(b"anything")
+        assert skipped_files(tmp_path) == [
+            ("2.heic", "HEIC needs the Python package pillow-heif; or save it as JPEG")
+        ]
+
+
+def test_files_that_are_no_pictures_are_named_and_captions_are_not(tmp_path):
+    save(tmp_path / "1.png")
+    for name in ("1.txt", "film.mp4", "raw.cr2"):
+        (tmp_path / name).write_bytes(b"")
+    assert skipped_files(tmp_path) == [("film.mp4", "not a picture"), ("raw.cr2", "not a picture")]
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(ValueError, match=r"holds no picture.*Skipped: film.mp4 \(not a picture\), raw.cr2"):
+        list_references(tmp_path)
+
+
+def test_an_empty_mask_and_a_full_one_tell_nothing():
+    assert is_whole_frame(torch.ones(1, 4, 4))
+    assert is_whole_frame(torch.zeros(1, 4, 4))
+    assert not is_whole_frame(torch.tensor([[[0.0, 1.0]]]))

@@ -205,3 +205,25 @@ def test_the_preview_of_a_large_picture_is_small():
     assert level_preview(picture(1500, 600), masked(1500, 600, 100, 100, 1400, 500)).shape == (
         1, 1024, 4 * 410, 3
     )  # fmt: skip
+
+
+def test_a_picture_that_is_no_square_is_shown_as_its_layout_does():
+    """Padded, or as CLIP's processor does its middle, or as Paint-by-Example does stretched."""
+    image = torch.arange(24.0).reshape(1, 1, 24, 1).expand(1, 8, 24, 3) / 24
+    crop = subject_picture(image, None, 8, "original", fit="crop")
+    assert torch.equal(crop, image[:, :, 8:16])
+    squash = subject_picture(image, None, 8, "original", fit="squash")
+    expected = torch.nn.functional.interpolate(
+        image.movedim(-1, 1), (8, 8), mode="bicubic", antialias=True
+    ).clamp(0, 1)
+    assert torch.allclose(squash, expected.movedim(1, -1))
+    pad = subject_picture(image, None, 24, "original")
+    assert torch.equal(pad[:, 8:16], image)
+    assert torch.equal(pad[:, :1], pad[:, 7:8])
+
+
+def test_an_object_under_a_mask_is_never_cropped():
+    image, mask = torch.rand(1, 20, 40, 3), torch.zeros(1, 20, 40)
+    mask[:, 5:10, 4:36] = 1
+    crop = subject_picture(image, mask, 32, "original", margin=0.0, fit="crop")
+    assert torch.equal(crop, subject_picture(image, mask, 32, "original", margin=0.0))

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from inlay.imaging.boxes import Box, bounding_box
 from inlay.imaging.composite import soft_edge
+from inlay.imaging.latent_mask import grow_mask
 from inlay.imaging.views import UNET_MULTIPLE, close_up, resize_image, surroundings
 from inlay.sampling.batch import EACH, IN_TURN, TOGETHER, count_steps, inpaint_batch, plan_batch
 from inlay.sampling.schedule import split_schedule
-from inlay.sampling.stages import InpaintOptions, MaskedRegion, PaintedView, grow_mask, inpaint
+from inlay.sampling.stages import InpaintOptions, MaskedRegion, PaintedView, inpaint
 
 examples = settings(max_examples=50)
 lengths = st.integers(1, 300)
@@ -114,7 +115,11 @@ def test_the_schedule_is_cut_once_and_nothing_is_lost(steps, share):
     sigmas = torch.linspace(10, 0, steps + 1)
     local, rest = split_schedule(sigmas, share)
     done = max(len(local) - 1, 0)
-    assert abs(done - share * steps) <= 0.5
+    if 0 < share < 1 and steps > 1:
+        assert abs(done - min(max(share * steps, 1), steps - 1)) <= 0.5
+        assert 0 < done < steps
+    else:
+        assert abs(done - share * steps) <= 0.5
     assert done + max(len(rest) - 1, 0) == steps
     if len(local) and len(rest):
         assert local[-1] == rest[0]
@@ -126,6 +131,12 @@ def test_shares_0_and_1_are_one_run_each():
     assert [len(part) for part in split_schedule(sigmas, 0)] == [0, 8]
     assert [len(part) for part in split_schedule(sigmas, 1)] == [8, 0]
     assert [len(part) for part in split_schedule(sigmas[:0], 1)] == [0, 0]
+
+
+def test_a_share_below_1_leaves_a_step_to_harmonise():
+    sigmas = torch.linspace(10, 0, 11)
+    assert [len(part) - 1 for part in split_schedule(sigmas, 0.95)] == [9, 1]
+    assert [len(part) - 1 for part in split_schedule(sigmas, 0.04)] == [1, 9]
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.01, float("nan")])
@@ -338,3 +349,12 @@ def test_one_after_another_sees_what_came_before():
     assert known[0, 12 - view.box.top, 12 - view.box.left, 0].item() == pytest.approx(0.1)
     assert result.image[0, 12, 12, 0].item() == pytest.approx(0.1)
     assert result.image[0, 42, 42, 0].item() == pytest.approx(0.2)
+
+
+def test_a_long_strip_makes_no_view_longer_than_two_sides():
+    """A mask of 32 x 1400 pixels in a picture as narrow: 64 x 2816 before."""
+    view = close_up(Box(0, 0, 32, 1400), 32, 1408, 512)
+    assert max(view.height, view.width) <= 1024
+    assert min(view.height, view.width) >= 64
+    wide = close_up(Box(0, 0, 300, 1200), 300, 1200, 512)  # 4 : 1 is as long as it may be
+    assert (wide.height, wide.width) == (256, 1024)

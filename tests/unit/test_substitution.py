@@ -173,5 +173,31 @@ def test_which_words_are_removed(prompt, typed, expected):
     assert words_to_remove(prompt, OWN, typed) == expected
 
 
+DOG = {"colour": ["brown"], "size": ["large"], "material": ["clay"], "shape": ["round"]}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a photo of sks mug on a wooden table", []),
+        ("a small sks mug next to a red car", ["large"]),
+        ("a denim sks mug", ["clay"]),
+        ("a hexagonal sks mug", ["round"]),
+        ("a corduroy, tiny sks mug", ["large", "clay"]),
+        ("a (glass:1.3), (red:1.2) sks mug on a sofa", ["brown", "clay"]),
+        ("a wooden table, sks mug", []),
+        ("sks mug made of glass, on a wooden floor", ["clay"]),
+        ("the sks mug is red and small. A wooden table.", ["brown", "large"]),
+        ("a photo of sks mug in red", ["brown"]),
+        ("a sks mug in a red room", []),
+        ("a glass mug", ["clay"]),
+        ("two tiny mugs", ["large"]),
+        ("a glass cup", []),
+    ],
+)
+def test_only_what_is_said_of_the_subject_counts(prompt, expected):
+    assert words_to_remove(prompt, DOG, "", ["sks mug", "mug", "sks"]) == expected
+
+
 def test_without_a_subject_the_typed_words_are_removed():
     assert words_to_remove("a glass teapot", {}, "material, brass") == ["material", "brass"]

@@ -1,100 +1,223 @@
-"""Every bundled workflow wires the same in its two forms, and has a note."""
+"""The published templates: the graph they are made of, models to download, sizes, notes."""
 
-import itertools
 import json
+from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 
-from inlay.tools import interface
-from inlay.tools.drawing import PAINT, STAGES, depths, stage_of
-from inlay.tools.templates import WORKFLOWS, notes_of
+from inlay.tools import assets, interface
+from inlay.tools.assets import EXAMPLES
+from inlay.tools.template_layout import without
+from inlay.tools.template_plans import MODELS, NOTE, PLANS
+from inlay.tools.templates import WORKFLOWS, note_of
+from inlay.tools.tiny import GRAPHS, SMALLER, read_graph, tiny_graph
 
-# Nodes that no bundled workflow shows, and why.
+# Nodes that no published template shows, and why.
 APART = {
     "DisentangledInpaintSamplerAdvanced": "the same as without, with the sampler's parts wired",
+    "InlayCropForPainting": "Inpaint Subject crops by itself",
     "InlayBackgroundBlending": "a choice beside Paste Back",
     "InlayEditPrompt": "files to download: an edit model and its text encoder",
     "InlayLoadFooocusInpaint": "files to download: Fooocus' patch",
     "InlayLoadImageEncoder": "files to download: an encoder without its adapter",
     "InlayLoadPix2Pix": "files to download: a UNet in diffusers' layout",
-    "InlayObjectStitchConditioning": "files to download: ObjectStitch",
     "InlaySubjectScore": "files to download: CLIP or DINOv2",
+    "InlayTrainingOptions": "settings that the templates leave to the recipe",
     "InlayLoadSubject": "names a file that a training has to leave first",
     "InlayLoadRegularData": "names a folder that Save Regular Data has to leave first",
     "InlaySaveRegularData": "for the next training; Regular Images are wired straight in",
+    "ImageConditionedPix2Pix": "nobody offers weights that are trained for objects",
+    "InlayChangeMask": "as above",
+    "InlayCropBack": "as above",
 }
-NAMES = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+HUBS = ("huggingface.co", "civitai.com")  # addresses that the page offers to download from
+SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pth", ".pt")
+plans = pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.graph)
 
 
-def forms(name: str) -> tuple[dict, dict]:
-    api, ui = WORKFLOWS / "api" / f"{name}.json", WORKFLOWS / f"{name}.json"
-    return json.loads(api.read_text(encoding="utf-8")), json.loads(ui.read_text(encoding="utf-8"))
+def file_of(plan) -> dict:
+    return json.loads((WORKFLOWS / f"{plan.title}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_both_forms_have_the_same_nodes_and_wires(name):
-    graph, ui = forms(name)
-    nodes = {node["id"]: node for node in ui["nodes"] if node["type"] != "MarkdownNote"}
-    assert {key: node["class_type"] for key, node in graph.items()} == {
-        str(key): node["type"] for key, node in nodes.items()
-    }
-    wires = {
-        (source, output, int(key), name)
+def all_nodes(file: dict) -> list[dict]:
+    """Those on the outside and in subgraphs."""
+    inner = [node for subgraph in file["definitions"]["subgraphs"] for node in subgraph["nodes"]]
+    return [*file["nodes"], *inner]
+
+
+def unfolded(plan, file: dict) -> dict[str, dict]:
+    """Node -> its type and wires, with the subgraphs' nodes in place of the nodes that stand for them."""
+    subgraphs = {subgraph["id"]: subgraph for subgraph in file["definitions"]["subgraphs"]}
+    names = {node["id"]: node for node in file["nodes"]}
+    outer = {link[0]: link for link in file["links"]}
+    instances = {inst[0]: inst for part in plan.parts for inst in part.instances}
+
+    def source(node: int, output: int) -> tuple[str, int]:
+        """The node that really gives what a node on the outside gives."""
+        subgraph = subgraphs.get(names[node]["type"])
+        if subgraph is None:
+            return str(node), output
+        link = next(
+            found
+            for found in subgraph["links"]
+            if found["target_id"] == -20 and found["target_slot"] == output
+        )
+        place = [inner["id"] for inner in subgraph["nodes"]]
+        first = next(inst for part in plan.parts for inst in part.instances if str(place[0]) in inst)
+        return instances[str(node)][first.index(str(link["origin_id"]))], link["origin_slot"]
+
+    graph = {}
+    for node in file["nodes"]:
+        if node["type"] == "MarkdownNote":
+            continue
+        given = {s["name"]: source(*outer[s["link"]][1:3]) for s in node["inputs"] if s["link"] is not None}
+        subgraph = subgraphs.get(node["type"])
+        if subgraph is None:
+            graph[str(node["id"])] = {"type": node["type"], "wires": given}
+            continue
+        first = next(p.instances[0] for p in plan.parts if str(node["id"]) in {i[0] for i in p.instances})
+        here = dict(zip(first, instances[str(node["id"])], strict=True))
+        entries = [end["name"] for end in subgraph["inputs"]]
+        links = {link["id"]: link for link in subgraph["links"]}
+        for inner in subgraph["nodes"]:
+            wires = {}
+            for socket in inner["inputs"]:
+                if socket["link"] is None:
+                    continue
+                link = links[socket["link"]]
+                if link["origin_id"] == -10:
+                    wires[socket["name"]] = given[entries[link["origin_slot"]]]
+                else:
+                    wires[socket["name"]] = (here[str(link["origin_id"])], link["origin_slot"])
+            graph[here[str(inner["id"])]] = {"type": inner["type"], "wires": wires}
+    return graph
+
+
+@plans
+def test_a_template_unfolded_is_its_graph(plan):
+    graph = without(read_graph(plan.graph), plan.dropped)
+    wanted = {
+        key: {
+            "type": node["class_type"],
+            "wires": {n: tuple(v) for n, v in node["inputs"].items() if isinstance(v, list)},
+        }
         for key, node in graph.items()
-        for name, value in node["inputs"].items()
-        if isinstance(value, list)
-        for source, output in [(int(value[0]), value[1])]
     }
-    drawn = set()
-    for link, source, output, target, slot, kind in ui["links"]:
-        socket = nodes[target]["inputs"][slot]
-        assert socket["link"] == link
-        assert link in nodes[source]["outputs"][output]["links"]
-        assert kind == nodes[source]["outputs"][output]["type"]
-        drawn.add((source, output, target, socket["name"]))
-    assert drawn == wires
-    assert ui["last_node_id"] == max(node["id"] for node in ui["nodes"])
-    assert ui["last_link_id"] == len(ui["links"])
+    if any(len(part.instances) > 1 for part in plan.parts):  # repeated parts are wired alike
+        assert len(unfolded(plan, file_of(plan))) == len(wanted)
+    assert unfolded(plan, file_of(plan)) == wanted
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_reads_from_left_to_right_and_says_what_it_does(name):
-    graph, ui = forms(name)
-    column = depths(graph)
-    for key, node in graph.items():
-        assert all(column[v[0]] < column[key] for v in node["inputs"].values() if isinstance(v, list))
-    places = [tuple(node["pos"]) for node in ui["nodes"]]
-    assert len(set(places)) == len(places)
-    path = WORKFLOWS / "api" / f"{name}.json"
-    notes = [(n["title"], *n["widgets_values"]) for n in ui["nodes"] if n["type"] == "MarkdownNote"]
-    assert notes == notes_of(path, graph)
+@plans
+def test_every_node_stands_once_in_the_plan(plan):
+    inside = {key for part in plan.parts for instance in part.instances for key in instance[1:]}
+    placed = [key for _, columns in plan.groups for column in columns for key in column]
+    assert sorted([*placed, *inside]) == sorted([*without(read_graph(plan.graph), plan.dropped), NOTE])
 
 
-def inside(node: dict, group: dict) -> bool:
-    left, top, width, height = group["bounding"]
-    (x, y), (w, h) = node["pos"], node["size"]
-    return left <= x and top <= y - 30 and x + w <= left + width and y + h <= top + height
+@plans
+def test_a_template_fits_a_screen_and_nothing_overlaps(plan):
+    file = file_of(plan)
+    lefts, rights, bottoms = zip(
+        *((g["bounding"][0], g["bounding"][0] + g["bounding"][2], g["bounding"][3]) for g in file["groups"]),
+        strict=True,
+    )
+    assert max(rights) <= 1800
+    assert max(bottoms) <= 1100
+    assert all(right < left for right, left in zip(rights, lefts[1:], strict=False))
+    boxes = [(*node["pos"], *node["size"]) for node in file["nodes"]]
+    for number, (x, y, width, height) in enumerate(boxes):
+        assert sum(g["bounding"][0] <= x and x + width <= g["bounding"][0] + g["bounding"][2]
+                   and y + height <= g["bounding"][3] for g in file["groups"]) == 1  # fmt: skip
+        for a, b, c, d in boxes[:number]:
+            assert x + width <= a or a + c <= x or y + height <= b - 30 or b + d <= y - 30
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_node_stands_in_one_group_and_groups_stand_apart(name):
-    _, ui = forms(name)
-    assert [g["title"] for g in ui["groups"]] == [
-        title for title, _ in STAGES if title in {g["title"] for g in ui["groups"]}
-    ]
-    for node in ui["nodes"]:
-        wanted = 0 if node["type"] == "MarkdownNote" else 1
-        assert sum(inside(node, group) for group in ui["groups"]) == wanted
-    for left, right in itertools.pairwise(ui["groups"]):
-        assert left["bounding"][0] + left["bounding"][2] < right["bounding"][0]
+@plans
+def test_every_node_names_its_pack_and_every_model_its_address(plan):
+    for node in all_nodes(file_of(plan)):
+        if node["type"] == "MarkdownNote" or "proxyWidgets" in node["properties"]:
+            continue
+        assert node["properties"]["cnr_id"] in ("comfy-core", "inlay")
+        assert node["properties"]["ver"]
+        files = [v for v in node["widgets_values"] if isinstance(v, str) and v.endswith(SUFFIXES)]
+        models = node["properties"].get("models", [])
+        assert [model["name"] for model in models] == files
+        for model in models:
+            address = urlsplit(model["url"])
+            assert address.scheme == "https"
+            assert address.hostname in HUBS
+            assert address.path.endswith("/" + model["name"])
 
 
-def test_a_node_of_no_list_is_loaded_or_painted_with():
-    assert stage_of("InlayLoadAdapter") == 0
-    assert stage_of("KSampler") == PAINT
+@plans
+def test_a_template_trains_and_samples_with_the_recipes_own_settings(plan):
+    for node in read_graph(plan.graph).values():
+        if node["class_type"] == "SubjectFinetune":
+            own = ("steps", "rank", "learning_rate", "batch_size", "resolution")
+            assert [node["inputs"][name] for name in own] == [0] * 5
 
 
-def test_every_node_is_in_a_workflow_or_has_a_reason():
+@plans
+def test_a_note_is_short_and_without_code(plan):
+    """Nodes 2.0 draws code in blue on slate."""
+    [note] = [node for node in file_of(plan)["nodes"] if node["type"] == "MarkdownNote"]
+    assert note["widgets_values"] == [note_of(plan)]
+    assert "`" not in note_of(plan)
+    assert len(note_of(plan)) < 1100
+
+
+@plans
+def test_a_template_has_a_card_of_its_name(plan):
+    assert "#" not in plan.title
+    assert Image.open(WORKFLOWS / f"{plan.title}.jpg").format == "JPEG"
+
+
+def test_three_templates_are_apps_of_nodes_on_the_outside():
+    apps = [plan for plan in PLANS if plan.app]
+    assert len(apps) == 3
+    for plan in apps:
+        nodes = {str(node["id"]): node for node in file_of(plan)["nodes"]}
+        assert file_of(plan)["extra"]["linearData"] == plan.app
+        assert all(key in nodes for key, *_ in plan.app["inputs"])
+        assert all(nodes[key]["type"] == "SaveImage" for key in plan.app["outputs"])
+
+
+def test_the_pictures_that_templates_name_come_with_the_pack():
+    for plan in PLANS:
+        for node in read_graph(plan.graph).values():
+            if node["class_type"] in ("LoadImage", "LoadImageMask"):
+                assert (EXAMPLES / node["inputs"]["image"]).is_file()
+            if node["class_type"] == "InlayLoadReferences":
+                assert len(list((EXAMPLES / node["inputs"]["folder"]).glob("*.png"))) >= 3
+    assert sum(file.stat().st_size for file in EXAMPLES.rglob("*.png")) < 600_000
+
+
+def test_the_tiny_variants_are_the_same_scenes_with_tiny_models():
+    for name, factor in SMALLER.items():
+        large, small = Image.open(EXAMPLES / name), Image.open(assets.TINY / name)
+        assert [round(side / factor) for side in large.size] == list(small.size)
+    for path in GRAPHS.glob("*.json"):
+        graph = tiny_graph(path.stem)
+        names = {value for node in graph.values() for value in node["inputs"].values()
+                 if isinstance(value, str) and value.endswith(SUFFIXES)}  # fmt: skip
+        assert all(name.startswith("inlay_tiny") for name in names)
+        for node in graph.values():
+            if node["class_type"] == "InlayBoxMask":
+                box = tuple(node["inputs"][side] for side in ("x", "y", "width", "height"))
+                assert box in (assets.BOX, assets.LARGE_BOX)
+            wired = [value[0] for value in node["inputs"].values() if isinstance(value, list)]
+            assert all(key in graph for key in wired)
+
+
+def test_every_node_is_in_a_template_or_has_a_reason():
     nodes = json.loads(interface.FILE.read_text(encoding="utf-8"))
-    shown = {node["class_type"] for name in NAMES for node in forms(name)[0].values()}
+    shown = {node["class_type"] for plan in PLANS for node in read_graph(plan.graph).values()}
     assert set(nodes) - shown == set(APART)
+
+
+def test_every_address_is_used():
+    used = {(node["type"], value) for plan in PLANS for node in all_nodes(file_of(plan))
+            for value in node["widgets_values"] if isinstance(value, str)}  # fmt: skip
+    assert set(MODELS) <= used

@@ -29,8 +29,8 @@ from inlay.training.adapters.identity_stages import (
     INSERT,
     VIEWS_STAGE,
     TrainableAdapter,
-    by_diffusers,
-    exported_tensors,
+    conditioning_dropout,
+    denoise_with_diffusers,
     freeze,
     prepare_batch,
 )
@@ -60,10 +60,12 @@ def unet(channels=4, seed=0):
     return diffusers.UNet2DConditionModel(in_channels=channels, **UNET)
 
 
-def trainee(channels=4, nothing="learned") -> Any:
+def trainee(channels=4, uncond="learned") -> Any:
     net = unet(channels)
-    config = AdapterConfig(replace(READS, nothing=nothing), width=16, depth=1, heads=2, context=16)
-    return TrainableAdapter(DinoV2(DINO), ContentAdapter(config), net, load_diffusion(None), by_diffusers)
+    config = AdapterConfig(replace(READS, uncond=uncond), width=16, depth=1, heads=2, context=16)
+    return TrainableAdapter(
+        DinoV2(DINO), ContentAdapter(config), net, load_diffusion(None), denoise_with_diffusers
+    )
 
 
 class Pixels:
@@ -124,8 +126,8 @@ def test_insertion_trains_the_cross_attention_alone():
 def test_the_original_names_of_a_unet_are_known_too():
     attention = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     names = ("output_blocks.0.0.in_layers.0.weight", "out.2.weight", attention)
-    assert [adapters._learns(name, "decoder") for name in names] == [True, True, False]
-    assert [adapters._learns(name, "cross_attention") for name in names] == [False, False, True]
+    assert [adapters._is_trained(name, "decoder") for name in names] == [True, True, False]
+    assert [adapters._is_trained(name, "cross_attention") for name in names] == [False, False, True]
 
 
 def test_rates_swap_halfway_after_the_warm_up():
@@ -138,12 +140,12 @@ def test_rates_swap_halfway_after_the_warm_up():
 
 def test_conditions_are_left_out_as_often_as_said():
     r = torch.arange(0, 1, 1e-4) + 5e-5
-    objects, pictures = exported_tensors(INSERT, r)
+    objects, pictures = conditioning_dropout(INSERT, r)
     p = 0.05
     assert torch.equal(~objects, r < 2 * p)
     assert torch.equal(~pictures, (r >= p) & (r < 3 * p))
     assert (~objects & ~pictures).float().mean().item() == pytest.approx(p, abs=1e-3)
-    objects, pictures = exported_tensors(VIEWS_STAGE, r)
+    objects, pictures = conditioning_dropout(VIEWS_STAGE, r)
     assert (~objects).float().mean().item() == pytest.approx(0.05, abs=1e-3)
     assert pictures.all()
 
@@ -186,7 +188,7 @@ def test_what_is_beside_the_noise():
     whole = prepare_batch(replace(VIEWS_STAGE, channels=9), Pixels(), READS, pictures, 0, 1000)["beside"]
     assert torch.equal(whole[:, :1], torch.ones(3, 1, 4, 4))
     insert = prepare_batch(INSERT, Pixels(), READS, pictures, 0, 1000)
-    seen = exported_tensors(INSERT, torch.stack([draw(0, k) for k in range(3)]))[1]
+    seen = conditioning_dropout(INSERT, torch.stack([draw(0, k) for k in range(3)]))[1]
     expected = Pixels().mode(pictures["source"], False) * seen.view(-1, 1, 1, 1)
     assert torch.equal(insert["beside"], expected)
 
@@ -210,15 +212,15 @@ def test_an_example_draws_the_same_numbers_in_any_batch():
             assert torch.equal(alone[name][0], together[name][row])
 
 
-@pytest.mark.parametrize("nothing", ["learned", "picture", "zeros"])
-def test_what_is_left_out_is_nothing(nothing):
-    module = trainee(nothing=nothing)
+@pytest.mark.parametrize("uncond", ["learned", "picture", "zeros"])
+def test_a_dropped_object_gives_the_unconditional_context(uncond):
+    module = trainee(uncond=uncond)
     pixels = torch.randn(2, 3, 28, 28)
     rows = module.context(pixels, torch.tensor([1.0, 0.0]))
     assert torch.allclose(rows[0], module.adapter(module.encoder(pixels))[0], atol=1e-6)
-    if nothing == "learned":
+    if uncond == "learned":
         assert torch.allclose(rows[1], module.adapter.nothing[0].expand_as(rows[1]))
-    elif nothing == "zeros":
+    elif uncond == "zeros":
         assert not rows[1].any()
     else:
         other = module.context(torch.randn(1, 3, 28, 28), torch.zeros(1))
@@ -355,7 +357,7 @@ def test_both_stages_and_the_files_they_leave(packed, tmp_path):
     stage = ["views", *common(packed, "shards", first), "--encoder", packed / "dino", "--steps", 3]
     assert train_cli.main(options(*stage)) == 0
     adapter, encoder = read(first)
-    assert adapter.config.reading == EncoderSpec(width=32, registers=4, size=28)
+    assert adapter.config.encoder_spec == EncoderSpec(width=32, registers=4, size=28)
     start = load_file(packed / "dino" / "model.safetensors")
     key = "encoder.layer.0.norm1.weight"
     assert not torch.equal(encoder.state_dict()[key], start[key])  # it was trained
@@ -382,8 +384,8 @@ def test_insertion_trains_an_embedding_optimizer(packed, tmp_path):
     assert train_cli.main(options(*stage, "--steps", 2)) == 0
     state = load_file(out)
     assert state["adapter.queries"].shape == (77, 16)
-    assert read(out)[0].config.reading == EncoderSpec(
-        "clip", 32, 0, 28, background="original", nothing="zeros"
+    assert read(out)[0].config.encoder_spec == EncoderSpec(
+        "clip", 32, 0, 28, background="original", uncond="zeros"
     )
     assert not any(name.startswith("encoder.") for name in state)  # CLIP stays where it is
     unet_state = load_file(tmp_path / "insert.unet.safetensors")
@@ -512,8 +514,8 @@ def test_a_damaged_checkpoint_is_put_aside_for_the_one_before_it(packed, tmp_pat
     cut(newest / "model.safetensors")
     with caplog.at_level("INFO"):
         assert again(damaged, 5) == 0
-    assert "step-000004 is damaged and now called damaged-step-000004" in caplog.text
-    assert "Going on from step 2." in caplog.text
+    assert "step-000004 is damaged and was renamed to damaged-step-000004" in caplog.text
+    assert "Resuming from step 2." in caplog.text
     assert losses(damaged) == losses(whole)
     one, two = load_file(whole), load_file(damaged)
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -567,7 +569,7 @@ def test_compose_takes_a_clip_that_stays_as_it_is(packed, tmp_path):
     stage = ["compose", *common(packed, "shards", out), "--encoder", packed / "clip", "--steps", 1]
     assert train_cli.main(options(*stage)) == 0
     adapter, encoder = read(out)
-    assert adapter.config.reading == EncoderSpec("clip", 32, 0, 28, "normed")
+    assert adapter.config.encoder_spec == EncoderSpec("clip", 32, 0, 28, "normed")
     assert encoder is None
 
 

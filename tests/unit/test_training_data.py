@@ -72,7 +72,6 @@ def test_what_does_not_belong_together_is_refused(images, masks, message):
     ("mask", "message"),
     [
         (torch.zeros(64, 64), "mask 2 is empty"),
-        (torch.ones(64, 64), "mask 2 covers the whole picture"),
         (torch.ones(32, 64), "mask 2: it is 64x32 pixels but the image is 64x64"),
         (reference(box=(3, 5, 3, 6)).mask, "mask 2: the subject is only 3x2 pixels of a 64x64 picture"),
     ],
@@ -80,6 +79,13 @@ def test_what_does_not_belong_together_is_refused(images, masks, message):
 def test_a_mask_without_a_subject_is_refused_by_its_number(mask, message):
     with pytest.raises(ValueError, match=message):
         check_references([reference(), Reference(torch.rand(64, 64, 3), mask)], 64, masked=True)
+
+
+def test_a_mask_of_the_whole_picture_is_warned_of_where_masks_were_connected():
+    references = [reference(), Reference(torch.rand(64, 64, 3), torch.ones(64, 64))]
+    [warning] = check_references(references, 64, masked=True)
+    assert warning.startswith("masks: there is no mask for picture 2 (it covers the whole picture)")
+    assert check_references(references, 64, masked=False) == []
 
 
 def test_regular_pictures_are_refused_by_their_own_inputs_names():

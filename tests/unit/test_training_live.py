@@ -1,5 +1,6 @@
 """The state behind the live view: a page that comes late knows as much as one that was there all along."""
 
+import itertools
 import json
 import math
 
@@ -89,3 +90,40 @@ def test_nodes_of_two_workflows_with_one_number_have_a_run_each():
     known = {run["workflow"]: run["steps"] for run in live.all_progress() if run["node"] == "5"}
     assert known == {"a": 40, "b": 20, "": 30}
     assert live.TrainingProgress("5", 1, "a").news()["workflow"] == "a"
+
+
+def time_left(steps, durations, samples=()):
+    """The estimates after each step, with steps and samples of those lengths in seconds."""
+    now = 0.0
+    estimate = live.TimeLeft(steps, lambda: now)
+    found = []
+    for step, duration in enumerate(durations, 1):
+        now += duration
+        found.append(estimate.step_done(step))
+        if step in samples:
+            now += samples[step]
+            estimate.sample_done(step)
+    return found
+
+
+def test_the_time_left_is_the_median_step_and_pause_and_does_not_jump():
+    samples = {10: 30.0, 20: 30.0, 30: 30.0}
+    found = time_left(100, [20.0] + [2.0] * 39, samples)  # the first step compiles
+    assert found[0] is None
+    assert found[1] == 2.0 * 98
+    assert found[19] == 2.0 * 80  # one sample does not tell how often they come
+    assert found[30] == 2.0 * 69 + 7 * 30.0
+    changes = [before - after for before, after in itertools.pairwise(found[30:])]
+    assert changes == [2.0] * len(changes)
+
+
+def test_a_stored_training_is_a_curve_of_bounded_length():
+    run = live.TrainingProgress("5", 1000, state="loaded")
+    run.add_all([1.0] * 1000)
+    assert len(run.whole()["points"]) <= live.POINTS
+    assert run.whole()["step"] == 1000
+
+
+def test_durations_are_written_for_people():
+    texts = [live.duration_text(seconds) for seconds in (0, 59.6, 89, 90, 200, 3599, 3900)]
+    assert texts == ["0 s", "60 s", "89 s", "1 min 30 s", "3 min 20 s", "59 min 50 s", "1 h 5 min"]

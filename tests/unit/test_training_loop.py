@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from inlay.headless.finetune_cli import between_steps, stop_handler
+from inlay.headless.finetune_cli import interrupt_between_steps, stop_handler
 from inlay.training.finetune.data import generator_at
 from inlay.training.finetune.recipes import OptimizerSpec
 from inlay.training.finetune.trainer import (
@@ -133,7 +133,7 @@ def test_a_signal_within_a_step_ends_the_run_after_it(number):
     try:
         with (
             pytest.raises(KeyboardInterrupt),
-            between_steps(lambda step, loss: seen.append(step), SINGLE_PROCESS) as on_step,
+            interrupt_between_steps(lambda step, loss: seen.append(step), SINGLE_PROCESS) as on_step,
         ):
             run(12, on_step=on_step, on_save=kept.append)
         assert signal.getsignal(number) is stop_handler
@@ -161,7 +161,7 @@ def test_a_signal_before_the_first_step_is_done_ends_the_run_at_once():
     try:
         with (
             pytest.raises(KeyboardInterrupt),
-            between_steps(lambda step, loss: None, SINGLE_PROCESS) as on_step,
+            interrupt_between_steps(lambda step, loss: None, SINGLE_PROCESS) as on_step,
         ):
             run_training_loop([weight], told, FAST, 3, callbacks=Callbacks(on_step))
     finally:

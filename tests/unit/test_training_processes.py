@@ -66,13 +66,13 @@ STOP = """
 import signal
 import sys
 from pathlib import Path
-from inlay.headless.finetune_cli import between_steps, stop_handler
+from inlay.headless.finetune_cli import interrupt_between_steps, stop_handler
 from inlay.training.finetune.distributed import close_group, open_group
 
 signal.signal(signal.SIGTERM, stop_handler)
 group, step = open_group(), 0
 try:
-    with between_steps(lambda step, loss: None, group) as on_step:
+    with interrupt_between_steps(lambda step, loss: None, group) as on_step:
         for step in range(1, 10):
             if group.number == 1 and step == 4:
                 signal.raise_signal(signal.SIGTERM)

@@ -21,9 +21,9 @@ from inlay.training.adapters.samples import (
     Compositions,
     Insertions,
     ViewPairs,
+    decode_picture,
     draw_pair,
     draw_scene_window,
-    read_picture,
 )
 from inlay.training.adapters.shards import Shards, index_tar, open_source, write_shards
 from inlay.training.finetune.data import generator_at
@@ -261,7 +261,7 @@ def test_pictures_stand_as_the_camera_was_held(tmp_path, kind):
     lying.save(tmp_path / "photos" / f"cup.{kind}", exif=turned)
     pack_pictures(tmp_path / "photos", tmp_path / "shards")
     (data,) = open_source(tmp_path / "shards").read(0, 0).values()
-    assert read_picture(data).shape == (1, 30, 20, 3)
+    assert decode_picture(data).shape == (1, 30, 20, 3)
 
 
 # -- order
@@ -402,10 +402,12 @@ def test_insertion_shows_the_object_as_the_node_does():
     """Framed already where nothing cuts it out, and by its alpha channel on black where it has one."""
     record, make = triplet(), Insertions(EncoderSpec(width=32, size=28, margin=0.2), side=32)
     shown = make(record, generator_at(0, 1))["object"]
-    assert torch.equal(shown, subject_picture(read_picture(record["object.png"]), None, 28, "original", 0)[0])
+    assert torch.equal(
+        shown, subject_picture(decode_picture(record["object.png"]), None, 28, "original", 0)[0]
+    )
     image, mask = disc()
     record["object.png"] = png(torch.cat([image, mask[..., None]], -1))
-    shown, cut = make(record, generator_at(0, 1))["object"], read_picture(record["object.png"])
+    shown, cut = make(record, generator_at(0, 1))["object"], decode_picture(record["object.png"])
     assert torch.equal(shown, subject_picture(cut, cut[..., 3], 28, "black", 0.2)[0])
     assert not shown[0, 0].any()
     record["object.png"] = png(torch.cat([image, 0 * mask[..., None]], -1))
@@ -414,8 +416,8 @@ def test_insertion_shows_the_object_as_the_node_does():
 
 
 def test_what_is_no_picture_is_named():
-    with pytest.raises(ValueError, match="--data: a record holds a picture that cannot be read"):
-        read_picture(b"GIF?")
+    with pytest.raises(ValueError, match="--data: a record's picture is no readable picture"):
+        decode_picture(b"GIF?")
 
 
 def test_an_unusable_record_gives_way_to_the_next(tmp_path, caplog):

@@ -51,6 +51,26 @@ def test_an_area_in_latent_pixels_is_eight_times_as_large_in_the_picture():
     assert steps == ("percentage", 0.5, 0.5, 0.25, 0.375)
 
 
+@pytest.mark.parametrize(
+    ("view", "shown", "expected"),
+    [
+        (Box(112, 112, 157, 157), (96, 96), (8.5, 8.5, 2.1, 2.1)),
+        (Box(90, 90, 180, 180), (96, 96), (4.3, 4.3, 4, 4)),
+    ],
+)
+def test_a_gligen_box_is_moved_into_the_view(view, shown, expected):
+    """A box of 4 cells at cell 15 of a 192 x 192 picture, in close-up and window of 12 x 12 cells."""
+    condition = {"gligen": ("position", "model", [("text", 4, 4, 15, 15), ("else", 2, 2, 0, 0)])}
+    (cropped,) = crop_conditions({"positive": [condition]}, place(view, (192, 192), shown))["positive"]
+    ((text, *box),) = cropped["gligen"][2]
+    assert text == "text"
+    assert box == pytest.approx(expected, abs=0.06)
+    assert condition["gligen"][2][0][1:] == (4, 4, 15, 15)
+    missed = place(Box(0, 64, 64, 128), (192, 192), shown)
+    (cropped,) = crop_conditions({"positive": [condition]}, missed)["positive"]
+    assert "gligen" not in cropped
+
+
 def test_an_area_at_the_border_holds_the_padding():
     view = place(Box(50, 50, 99, 99), (99, 99))  # 49 pixels, padded to 56
     assert view.window[2] > 1

@@ -1,11 +1,10 @@
-"""Records in an order that follows from a seed alone, so that any number of processes see the same ones.
+"""Read records in an order that depends on the seed alone, for any number of processes.
 
-The k-th record of a run is a function of k: which block, which row, and every random number that its example
-needs. Step n of a run with batch B uses the records n B to n B + B - 1, and process r of w those at r, r + w,
-...; so two processes see what one would, and a resumed run goes on where it stopped without counting.
+The k-th record of a run is a function of k: its block, its row and every random number of its sample. Step n
+of a run with batch size B uses the records n B to n B + B - 1; process r of w processes uses those at r,
+r + w, ... So two processes use the same records as one, and a resumed run continues without counting.
 """
 
-import logging
 import os
 import signal
 from bisect import bisect_right
@@ -17,47 +16,59 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ...common.log import logger
 from ..finetune.data import generator_at
 from .shards import Record, Source
 
-ORDER, EXAMPLE = 2, 3  # streams of random numbers, beside those of `generator_at`
-TRIES = 10  # records in a row that may be unusable
+ORDER_STREAM, SAMPLE_STREAM = 2, 3  # random streams: each gives `generator_at` its own seeds
+TRIES = 10  # maximum number of consecutive unusable records
 
 
 class EpochShuffle:
-    """Which record is the k-th: blocks in random order, rows too within each; anew every epoch."""
+    """Map k to the k-th record: blocks in random order and rows shuffled in each, anew in every epoch.
+
+    Raises:
+        ValueError: if there are no records.
+    """
 
     def __init__(self, sizes: Sequence[int], seed: int):
         self.sizes, self.seed = list(sizes), seed
         self.total = sum(sizes)
         if not self.total:
-            raise ValueError("--data: there is no record in it; pack a folder of pictures first.")
+            raise ValueError("--data: the folder has no records; pack a folder of images first.")
 
     def __getitem__(self, k: int) -> tuple[int, int]:
-        epoch, place = divmod(k, self.total)
+        """Return (block, row) of the k-th record."""
+        epoch, position = divmod(k, self.total)
         blocks, ends = _blocks(tuple(self.sizes), self.seed, epoch)
-        which = bisect_right(ends, place)
-        block = blocks[which]
-        row = place - (ends[which] - self.sizes[block])
+        index = bisect_right(ends, position)
+        block = blocks[index]
+        row = position - (ends[index] - self.sizes[block])
         return block, int(_rows(self.sizes[block], self.seed, epoch, block)[row])
 
 
 @lru_cache(maxsize=4)
 def _blocks(sizes: tuple[int, ...], seed: int, epoch: int) -> tuple[list[int], list[int]]:
-    """The blocks of an epoch in order, and where each ends."""
-    order = torch.randperm(len(sizes), generator=generator_at(seed, epoch, ORDER)).tolist()
+    """Return the blocks of an epoch in order, and the cumulative number of records after each."""
+    order = torch.randperm(len(sizes), generator=generator_at(seed, epoch, ORDER_STREAM)).tolist()
     return order, list(accumulate(sizes[block] for block in order))
 
 
 @lru_cache(maxsize=16)
 def _rows(size: int, seed: int, epoch: int, block: int) -> torch.Tensor:
-    return torch.randperm(size, generator=generator_at(seed, epoch * 1_000_003 + block, ORDER))
+    """Return the order of the rows of a block in an epoch."""
+    return torch.randperm(size, generator=generator_at(seed, epoch * 1_000_003 + block, ORDER_STREAM))
 
 
 class SampleDataset(Dataset):
-    """k -> the example made of the k-th record; `make(record, generator)` draws from the generator alone.
+    """Map k to the sample made from the k-th record.
 
-    Where that one is unusable, which a warning says, it is the next one's: still a function of k.
+    If that record is unusable, a warning is logged and the next record is used: still a function of k.
+
+    Args:
+        source: the records.
+        seed: of the order and of every sample.
+        make: makes a sample from a record; draws random numbers from the given generator only.
     """
 
     def __init__(
@@ -67,58 +78,73 @@ class SampleDataset(Dataset):
         self.order = EpochShuffle(source.sizes, seed)
 
     def __getitem__(self, k: int) -> dict[str, Any]:
-        """Raises ValueError, with the last reason, where `TRIES` records in a row are unusable."""
-        why: Exception | None = None
-        for place in range(k, k + TRIES):
-            block, row = self.order[place]
+        """Return the k-th sample, with its number under "number".
+
+        Raises:
+            ValueError: if `TRIES` consecutive records are unusable; it gives the last reason.
+        """
+        last_error: Exception | None = None
+        for position in range(k, k + TRIES):
+            block, row = self.order[position]
             try:
                 record = self.source.read(block, row)
-                return {**self.make(record, generator_at(self.seed, k, EXAMPLE)), "number": k}
+                return {**self.make(record, generator_at(self.seed, k, SAMPLE_STREAM)), "number": k}
             except (ValueError, OSError) as error:
-                why = error
-                logging.warning(f"Record {row} of block {block} is left out: {error}")
-        raise ValueError(f"--data: {TRIES} records in a row cannot be used, the last because: {why}") from why
+                last_error = error
+                logger.warning(f"Record {row} of block {block} is left out: {error}")
+        raise ValueError(
+            f"--data: {TRIES} records in a row cannot be used, the last because: {last_error}"
+        ) from last_error
 
 
 class StepBatchSampler:
-    """The records of every step from `start` on, for process `rank` of `world`: a DataLoader's batches.
+    """Yield the record numbers of every step for one process, as batches for a DataLoader.
 
-    A step comes in `passes` batches whose gradients are added. Raises ValueError when they do not divide it.
+    Args:
+        start: the first step.
+        stop: the step after the last one.
+        batch: records per step, over all processes.
+        passes: batches per step and process; their gradients are accumulated.
+        rank: number of this process.
+        world: number of processes.
+
+    Raises:
+        ValueError: if `batch` is not divisible by processes x passes.
     """
 
     def __init__(self, start: int, stop: int, batch: int, passes: int = 1, rank: int = 0, world: int = 1):
         if batch % (world * passes):
             raise ValueError(
-                f"--batch: {batch} is no multiple of {world} processes x {passes} passes; choose one that is."
+                f"--batch: {batch} is no multiple of {world} processes x {passes} passes; choose a multiple."
             )
         self.start, self.stop, self.batch, self.passes = start, stop, batch, passes
         self.rank, self.world = rank, world
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start, self.stop):
-            own = list(range(step * self.batch + self.rank, (step + 1) * self.batch, self.world))
-            size = len(own) // self.passes
-            yield from (own[first : first + size] for first in range(0, len(own), size))
+            mine = list(range(step * self.batch + self.rank, (step + 1) * self.batch, self.world))
+            size = len(mine) // self.passes
+            yield from (mine[first : first + size] for first in range(0, len(mine), size))
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.passes
 
 
-def loader(examples: SampleDataset, steps: StepBatchSampler, workers: int) -> DataLoader:
-    """Batches of examples, made by `workers` processes beside the training (0: none)."""
+def loader(samples: SampleDataset, steps: StepBatchSampler, workers: int) -> DataLoader:
+    """Return a DataLoader over the samples; `workers` processes make them (0: the training process does)."""
     return DataLoader(
-        examples,
+        samples,
         batch_sampler=steps,  # pyright: ignore[reportArgumentType]
         num_workers=workers,
         persistent_workers=False,
         pin_memory=torch.accelerator.is_available(),
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_apart,
+        worker_init_fn=_ignore_group_signals,
     )
 
 
-def _apart(worker: int) -> None:
-    """A signal to the whole group asks the training to stop, which still needs its data until then."""
+def _ignore_group_signals(worker: int) -> None:
+    """Protect a worker from signals to the process group: training needs its data until it has stopped."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     else:

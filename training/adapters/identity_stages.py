@@ -1,8 +1,8 @@
-"""Training an identity adapter: IMPRINT's two stages, and the embedding optimizer, on plain torch modules.
+"""Define the training stages of an identity adapter, and its loss, on plain torch modules.
 
-What a stage trains, at which rates and with which dropout is data; every number carries its source, "ours"
-where neither paper nor code states it. The loss is DreamCom eq. 1 without a mask: the UNet's mean squared
-error at a noise level drawn uniformly.
+IMPRINT has two stages (views, compose); the embedding optimizer has one (insert). A stage is data: trained
+parts, learning rates, dropout. Every number carries its source, "ours" where neither paper nor code states
+it. The loss is DreamCom eq. 1 without a mask: the UNet's mean squared error at a uniformly drawn noise level.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,9 +17,9 @@ from ..finetune.data import generator_at
 from ..finetune.trainer import NoiseSchedule
 from ..objective import noised, reconstruction, target
 
-NOISE = 4  # the stream of random numbers of a training example, beside those of the data
+NOISE = 4  # random stream of the training noise; the data uses other streams
 Part = Literal["encoder", "adapter", "unet"]
-# Of a UNet, by the first part of a weight's name: diffusers' names, and the original ones.
+# First parts of the names of a UNet's decoder weights: diffusers' names, then the original ones.
 DECODER = ("up_blocks", "conv_norm_out", "conv_out", "output_blocks", "out")
 CROSS_ATTENTION = "attn2"
 Share = Literal["all", "decoder", "cross_attention"]
@@ -27,7 +27,7 @@ Share = Literal["all", "decoder", "cross_attention"]
 
 @dataclass(frozen=True)
 class LearningPhase:
-    """Learning rates for a share of the run."""
+    """Learning rates of each part for a share of the run, in (0, 1]."""
 
     share: float
     rates: Mapping[Part, float]
@@ -35,18 +35,18 @@ class LearningPhase:
 
 @dataclass(frozen=True)
 class Stage:
-    """One way to train: on which examples, what of which part, how fast, with what left out how often."""
+    """One training stage: its data, the trained weights, learning rates and conditioning dropout."""
 
     name: str
     data: Literal["views", "compositions", "insertions"]
-    channels: int  # of the UNet's input
+    channels: int  # of the UNet's input: 4 latent, 8 with an image, 9 with hole and masked image
     trains: Mapping[Part, Share]
     phases: tuple[LearningPhase, ...]
     drop_object: float
     drop_image: float = 0.0
     batch: int = 256
-    warm_up: int = 500  # steps; ours
-    weight_decay: float = 1e-2  # AdamW's, ours
+    warm_up: int = 500  # steps of linear warm-up; ours
+    weight_decay: float = 1e-2  # of AdamW; ours
     clip_norm: float = 1.0  # ours
 
 
@@ -59,13 +59,13 @@ VIEWS_STAGE = Stage(
     drop_object=0.05,  # IMPRINT sec. 4.1
     batch=256,  # IMPRINT sec. 4.1
 )
-HIGH, LOW = 4e-5, 4e-6  # ours: the text we have does not hold IMPRINT's two rates
+HIGH, LOW = 4e-5, 4e-6  # ours: IMPRINT's text does not state its two rates
 COMPOSE = Stage(
     name="compose",
     data="compositions",
     channels=9,
     trains={"adapter": "all", "unet": "all"},  # IMPRINT sec. 3.2: DINOv2 is frozen
-    # Sequential collaborative training, IMPRINT sec. 3.4: the adapter first, then the UNet; halves are ours.
+    # Sequential collaborative training, IMPRINT sec. 3.4: adapter first, then UNet; equal halves are ours.
     phases=(
         LearningPhase(0.5, {"adapter": HIGH, "unet": LOW}),
         LearningPhase(0.5, {"adapter": LOW, "unet": HIGH}),
@@ -79,7 +79,7 @@ INSERT = Stage(
     channels=8,
     trains={"adapter": "all", "unet": "cross_attention"},  # slides, "Train Cross Attention Layers in UNet"
     phases=(LearningPhase(1.0, {"adapter": 5e-5, "unet": 5e-5}),),  # diffusers' InstructPix2Pix example
-    drop_object=0.05,  # its conditioning dropout p: the object for r < 2 p, the picture for p <= r < 3 p
+    drop_object=0.05,  # InstructPix2Pix' conditioning dropout, see conditioning_dropout
     drop_image=0.05,
     batch=64,  # ours
 )
@@ -87,37 +87,41 @@ STAGE_CONFIGS = {stage.name: stage for stage in (VIEWS_STAGE, COMPOSE, INSERT)}
 
 
 class Vae(Protocol):
-    """The autoencoder of the UNet, frozen. Pictures (B, H, W, 3) in [0, 1] to latents (B, 4, h, w)."""
+    """The frozen autoencoder of the UNet: images (B, H, W, 3) in [0, 1] to latents (B, 4, h, w)."""
 
     def sample(self, pictures: Tensor, noise: Tensor) -> Tensor:
-        """Drawn from the posterior with `noise` (B, 4, h, w), scaled as the network sees it."""
+        """Return a sample of the posterior, drawn with `noise` (B, 4, h, w) and scaled for the UNet."""
         ...
 
     def mode(self, pictures: Tensor, scaled: bool) -> Tensor:
-        """The posterior's mode; not scaled in InstructPix2Pix's convention."""
+        """Return the mode of the posterior; InstructPix2Pix uses it without scaling."""
         ...
 
 
 def freeze(parts: Mapping[Part, nn.Module], stage: Stage) -> dict[Part, list[nn.Parameter]]:
-    """Let the stage's parameters learn and no others; returns them by part, none of them empty.
+    """Make the parameters that the stage trains require gradients, and no others.
 
-    Raises ValueError for a part that holds nothing of what the stage trains.
+    Returns:
+        The trained parameters of each trained part.
+
+    Raises:
+        ValueError: if a part has no weights that the stage trains.
     """
-    learning: dict[Part, list[nn.Parameter]] = {}
+    trained: dict[Part, list[nn.Parameter]] = {}
     for part, module in parts.items():
         share = stage.trains.get(part)
         for name, parameter in module.named_parameters():
-            parameter.requires_grad_(share is not None and _learns(name, share))
+            parameter.requires_grad_(share is not None and _is_trained(name, share))
         if share is not None:
-            learning[part] = [p for p in module.parameters() if p.requires_grad]
-            if not learning[part]:
+            trained[part] = [p for p in module.parameters() if p.requires_grad]
+            if not trained[part]:
                 raise ValueError(f"--{part}: it has no weights that stage '{stage.name}' trains ({share}).")
-    return learning
+    return trained
 
 
-def _learns(name: str, share: Share) -> bool:
+def _is_trained(name: str, share: Share) -> bool:
     if name.endswith("mask_token"):
-        return False  # no picture of ours reaches it
+        return False  # only masked pretraining uses it
     if share == "decoder":
         return name.split(".")[0] in DECODER
     if share == "cross_attention":
@@ -126,7 +130,7 @@ def _learns(name: str, share: Share) -> bool:
 
 
 def rate_at(stage: Stage, part: Part, step: int, steps: int) -> float:
-    """The learning rate of a part at a step (from 0) of a run: its phase's, rising over the warm-up."""
+    """Return the learning rate of a part at a step (counted from 0), with linear warm-up."""
     end = 0.0
     phase = stage.phases[-1]
     for phase in stage.phases:
@@ -136,25 +140,34 @@ def rate_at(stage: Stage, part: Part, step: int, steps: int) -> float:
     return phase.rates[part] * min(1.0, (step + 1) / max(1, stage.warm_up))
 
 
-def read_tokens(encoder: nn.Module, reading: EncoderSpec, pixels: Tensor) -> Tensor:
-    """The tokens (B, N, E) an adapter reads, from normalised pixels (B, 3, S, S).
+def read_tokens(encoder: nn.Module, encoder_spec: EncoderSpec, pixels: Tensor) -> Tensor:
+    """Return the encoder tokens (B, N, E) that an adapter takes.
 
-    `encoder` is our DINOv2 or transformers' CLIPVisionModel.
+    Args:
+        encoder: our DINOv2 or transformers' CLIPVisionModel.
+        encoder_spec: selects the tokens.
+        pixels: normalised images (B, 3, S, S).
     """
-    if reading.encoder != CLIP:
+    if encoder_spec.encoder != CLIP:
         return encoder(pixels)
     clip: Any = encoder
     tokens = clip(pixel_values=pixels).last_hidden_state
-    if reading.tokens == "last":
+    if encoder_spec.tokens == "last":
         return tokens
-    tokens = getattr(clip, "vision_model", clip).post_layernorm(tokens)  # before transformers 5: inside
-    return tokens[:, :1] if reading.tokens == "pooled" else tokens
+    # up to transformers 4 the layer is a part of vision_model
+    tokens = getattr(clip, "vision_model", clip).post_layernorm(tokens)
+    return tokens[:, :1] if encoder_spec.tokens == "pooled" else tokens
 
 
 class TrainableAdapter(nn.Module):
-    """Encoder, adapter and UNet as one module, whose forward pass is the loss of each row (B,).
+    """Encoder, adapter and UNet as one module, whose forward pass returns the loss of each sample (B,).
 
-    `denoise(unet, x, t, context)` calls the UNet: see `by_diffusers` and `by_host`.
+    Args:
+        encoder: gives the tokens of the object image.
+        adapter: maps tokens to context rows.
+        unet: the denoising network.
+        diffusion: noise levels and prediction type.
+        denoise: calls the UNet as `denoise(unet, x, t, context)`, see `denoise_with_diffusers`.
     """
 
     def __init__(
@@ -169,66 +182,70 @@ class TrainableAdapter(nn.Module):
         self.encoder, self.adapter, self.unet = encoder, adapter, unet
         self.diffusion, self.denoise = diffusion, denoise
         config: Any = adapter.config
-        self.reading: EncoderSpec = config.reading
+        self.encoder_spec: EncoderSpec = config.encoder_spec
 
     @property
     def parts(self) -> dict[Part, nn.Module]:
+        """The three modules by name."""
         return {"encoder": self.encoder, "adapter": self.adapter, "unet": self.unet}
 
     def context(self, pixels: Tensor, keep: Tensor) -> Tensor:
-        """The adapter's rows (B, M, C) for the objects; what stands for none where `keep` (B,) is 0."""
-        rows = self.adapter(read_tokens(self.encoder, self.reading, pixels))
-        if self.reading.nothing == "learned":
-            nothing = self.adapter.nothing.to(rows).expand_as(rows)  # pyright: ignore
-        elif self.reading.nothing == "picture":
-            nothing = self.adapter(read_tokens(self.encoder, self.reading, self.empty(pixels[:1])))
+        """Return the adapter's context rows (B, M, C); unconditional rows where `keep` (B,) is 0."""
+        rows = self.adapter(read_tokens(self.encoder, self.encoder_spec, pixels))
+        if self.encoder_spec.uncond == "learned":
+            uncond = self.adapter.nothing.to(rows).expand_as(rows)  # pyright: ignore
+        elif self.encoder_spec.uncond == "picture":
+            uncond = self.adapter(read_tokens(self.encoder, self.encoder_spec, self.empty(pixels[:1])))
         else:
-            nothing = torch.zeros_like(rows[:1])
-        return torch.lerp(nothing.expand_as(rows), rows, keep.view(-1, 1, 1).to(rows))
+            uncond = torch.zeros_like(rows[:1])
+        return torch.lerp(uncond.expand_as(rows), rows, keep.view(-1, 1, 1).to(rows))
 
     def empty(self, pixels: Tensor) -> Tensor:
-        """A picture of zeros as the encoder takes it."""
-        return as_pixels(torch.zeros_like(pixels).movedim(1, -1), *normal_of(self.reading))
+        """Return a normalised image of zeros, as the encoder takes it."""
+        return as_pixels(torch.zeros_like(pixels).movedim(1, -1), *pixel_normalization(self.encoder_spec))
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss (B,) for the tensors that `prepare_batch` returned."""
         sigma = self.diffusion.sigmas.to(inputs["latent"].device)[inputs["t"]]
         x = noised(inputs["latent"], inputs["noise"], sigma)
         if "beside" in inputs:
             x = torch.cat([x, inputs["beside"]], 1)
         context = self.context(inputs["pixels"], inputs["keep"])
         predicted = self.denoise(self.unet, x, inputs["t"], context)
-        wanted = target(inputs["latent"], inputs["noise"], sigma, self.diffusion.prediction)
-        return reconstruction(predicted.float(), wanted, torch.ones_like(wanted[:, :1]))
+        target_value = target(inputs["latent"], inputs["noise"], sigma, self.diffusion.prediction)
+        return reconstruction(predicted.float(), target_value, torch.ones_like(target_value[:, :1]))
 
 
-def normal_of(reading: EncoderSpec):
-    """Mean and deviation of the pixels that the reading's encoder takes."""
-    return OPENAI if reading.encoder == CLIP else IMAGENET
+def pixel_normalization(encoder_spec: EncoderSpec):
+    """Return (mean, standard deviation) per channel of the pixels that the encoder takes."""
+    return OPENAI if encoder_spec.encoder == CLIP else IMAGENET
 
 
 @torch.no_grad()
 def prepare_batch(
-    stage: Stage, vae: Vae, reading: EncoderSpec, batch: Mapping[str, Tensor], seed: int, levels: int
+    stage: Stage, vae: Vae, encoder_spec: EncoderSpec, batch: Mapping[str, Tensor], seed: int, levels: int
 ) -> dict[str, Tensor]:
-    """What `TrainableAdapter` reads, from a batch of pictures on the training device.
+    """Return the inputs of `TrainableAdapter` for a batch of images on the training device.
 
-    Every random number follows from the seed and the record's number, whoever computes it: noise, timestep,
-    and what is left out.
+    Noise, timestep and conditioning dropout depend only on the seed and on the record's number, so they are
+    the same in every process.
     """
     pictures = batch["target"]
-    draws = [generator_at(seed, int(number), NOISE) for number in batch["number"]]
+    generators = [generator_at(seed, int(number), NOISE) for number in batch["number"]]
     shape = vae.mode(pictures[:1], scaled=True).shape[1:]
-    noise, spread = (torch.stack([torch.randn(shape, generator=g) for g in draws]) for _ in range(2))
-    t = torch.stack([torch.randint(levels, (), generator=g) for g in draws])
-    r = torch.stack([torch.rand((), generator=g) for g in draws])
-    keep, seen = exported_tensors(stage, r)
+    noise, posterior_noise = (
+        torch.stack([torch.randn(shape, generator=g) for g in generators]) for _ in range(2)
+    )
+    t = torch.stack([torch.randint(levels, (), generator=g) for g in generators])
+    r = torch.stack([torch.rand((), generator=g) for g in generators])
+    keep_object, keep_image = conditioning_dropout(stage, r)
     device = pictures.device
     inputs = {
-        "latent": vae.sample(pictures, spread.to(pictures)),
+        "latent": vae.sample(pictures, posterior_noise.to(pictures)),
         "noise": noise.to(pictures),
         "t": t.to(device),
-        "keep": keep.to(pictures),
-        "pixels": as_pixels(batch["object"], *normal_of(reading)),
+        "keep": keep_object.to(pictures),
+        "pixels": as_pixels(batch["object"], *pixel_normalization(encoder_spec)),
     }
     if stage.channels == 9:
         hole = batch["hole"][:, None] if "hole" in batch else torch.ones_like(pictures[:, None, :, :, 0])
@@ -236,15 +253,15 @@ def prepare_batch(
         small = nn.functional.interpolate(hole, shape[1:], mode="nearest")
         inputs["beside"] = torch.cat([small, vae.mode(grey, scaled=True)], 1)
     if stage.channels == 8:
-        inputs["beside"] = vae.mode(batch["source"], scaled=False) * seen.to(pictures).view(-1, 1, 1, 1)
+        inputs["beside"] = vae.mode(batch["source"], scaled=False) * keep_image.to(pictures).view(-1, 1, 1, 1)
     return inputs
 
 
-def exported_tensors(stage: Stage, r: Tensor) -> tuple[Tensor, Tensor]:
-    """(whether the object stays, whether the picture stays), for r (B,) uniform in [0, 1).
+def conditioning_dropout(stage: Stage, r: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (keep_object, keep_image), booleans (B,), for r (B,) uniform in [0, 1).
 
-    With a picture to drop, as InstructPix2Pix: no object for r < 2 p, no picture for p <= r < 3 p, so that
-    both are missing for p <= r < 2 p.
+    With image dropout, as in InstructPix2Pix: the object is dropped for r < 2 p, the image for p <= r < 3 p,
+    so that both are dropped for p <= r < 2 p.
     """
     p = stage.drop_object
     if not stage.drop_image:
@@ -253,16 +270,21 @@ def exported_tensors(stage: Stage, r: Tensor) -> tuple[Tensor, Tensor]:
     return r >= p + q, (r < p) | (r >= p + 2 * q)
 
 
-def by_diffusers(unet: nn.Module, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+def denoise_with_diffusers(unet: nn.Module, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    """Call diffusers' UNet: x (B, C, h, w), t (B,), context (B, M, D)."""
     return unet(x, t, encoder_hidden_states=context).sample
 
 
-def by_host(unet: nn.Module, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+def denoise_with_host(unet: nn.Module, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    """Call the host's UNet: x (B, C, h, w), t (B,), context (B, M, D)."""
     return unet(x, t.float(), context=context)
 
 
-def widen(convolution: nn.Conv2d, channels: int) -> nn.Conv2d:
-    """The first convolution for more input channels; the new ones start at zero, so nothing changes yet."""
+def widen_input_convolution(convolution: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """Return the input convolution with `channels` input channels.
+
+    The added weights are zero, so the network's output is unchanged at the start.
+    """
     wide = type(convolution)(channels, convolution.out_channels, 3, padding=1).to(convolution.weight)
     with torch.no_grad():
         wide.weight.zero_()

@@ -1,22 +1,31 @@
-"""From a folder of pictures to shards: one record for every picture, or for every subfolder of views."""
+"""Pack a folder of images into shards: one record for every image, or for every subfolder of views."""
 
 import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...imaging.references import SUFFIXES, list_references, natural_order
+import numpy as np
+from PIL import Image
+
+from ...imaging.picture_files import BITS_16, SUFFIXES, open_picture_file, picture_array
+from ...imaging.references import list_references, natural_order
 from .shards import write_shards
 
-STORED = {".png", ".jpg", ".jpeg", ".webp"}  # as they are; other kinds as PNG
+STORED = {".png", ".jpg", ".jpeg", ".webp"}  # stored unchanged; other formats become PNG
 
 
 def pack_pictures(folder: Path, shards: Path, per_shard: int = 1000) -> int:
-    """Write the folder's objects as shards and return how many there are.
+    """Write the objects of a folder as shards.
 
-    A subfolder is one object, its pictures the views in natural order; pictures in the folder itself are one
-    object each, after those. Masks stand beside them (cat_mask.png, cat-mask.png) or are their alpha
-    channel. A subfolder with pictures named source, target and object is a triplet. Raises ValueError when
-    there is none, or shards are there already.
+    A subfolder is one object; its images are the views in natural order. Images in the folder itself are one
+    object each and come after those. Masks are files beside them (cat_mask.png, cat-mask.png) or the alpha
+    channel. A subfolder with images named source, target and object is a triplet.
+
+    Returns:
+        The number of records.
+
+    Raises:
+        ValueError: if there are no images, or if the target folder has shards already.
     """
     return write_shards(_records(folder), shards, per_shard)
 
@@ -29,8 +38,8 @@ def _records(folder: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     for number, path in enumerate(objects, 1):
         yield f"{number - 1:08d}", _triplet(path) or _views(list_references(path))
     if loose or not objects:
-        for place, pair in enumerate(list_references(folder), number):
-            yield f"{place:08d}", _views([pair])
+        for index, pair in enumerate(list_references(folder), number):
+            yield f"{index:08d}", _views([pair])
 
 
 def _triplet(folder: Path) -> dict[str, bytes] | None:
@@ -54,8 +63,11 @@ def _views(pairs: list[tuple[Path, Path | None]]) -> dict[str, bytes]:
 
 
 def _as_png(path: Path) -> bytes:
-    from PIL import Image, ImageOps
-
+    """The picture as PNG, turned as the camera was held; more than 8 bits are kept as 16."""
+    picture = open_picture_file(path, "--pictures")
+    if picture.mode not in ("L", "RGB", "RGBA"):
+        grey = picture_array(picture)[..., 0]
+        picture = Image.fromarray((grey * BITS_16).round().astype(np.uint16))
     data = io.BytesIO()
-    ImageOps.exif_transpose(Image.open(path)).save(data, "PNG")  # a PNG would lose the camera's orientation
+    picture.save(data, "PNG")
     return data.getvalue()

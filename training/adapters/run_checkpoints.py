@@ -1,12 +1,11 @@
-"""A training run on disk, stopped and resumed: what it was asked for, its checkpoints, its losses.
+"""Store a training run on disk: its configuration, checkpoints and losses.
 
-A run lives in a folder: `run.json` says what must stay the same, `step-000100` and so on hold what a resumed
-run needs, `log.jsonl` the loss of every step.
+A run is a folder: `run.json` has the options that a resumed run must repeat, `step-000100` and so on are
+checkpoints, `log.jsonl` has the loss of every step.
 """
 
 import itertools
 import json
-import logging
 import os
 import re
 import shutil
@@ -20,16 +19,17 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ...common.atomic_io import atomic_replace
+from ...common.atomic_io import atomic_replace, atomic_write
+from ...common.log import logger
 
-KEPT_CHECKPOINTS = 2  # checkpoints of a run
+KEPT_CHECKPOINTS = 2  # newest checkpoints of a run that stay on disk
 CONFIG_FILE = "run.json"
-ZIPPED = (".bin", ".pkl", ".pt")  # torch.save's files
+ZIPPED = (".bin", ".pkl", ".pt")  # files of torch.save are zip archives
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How long and in which portions; `batch` is that of all processes and passes together."""
+    """Length and batch size of a run; `batch` is the total over all processes and passes."""
 
     folder: Path
     steps: int
@@ -38,39 +38,39 @@ class RunConfig:
     workers: int = 4
     save_every: int = 500
     seed: int = 0
-    precision: str | None = None  # no, fp16, bf16; None: as accelerate is configured
+    precision: str | None = None  # no, fp16, bf16; None: accelerate's own setting
     tensorboard: bool = False
-    asked: Mapping[str, Any] = field(default_factory=dict)  # option -> what a resumed run must ask for too
+    resume_config: Mapping[str, Any] = field(default_factory=dict)  # option -> value, fixed for the run
 
 
 class InterruptFlag:
-    """Whether SIGINT or SIGTERM came since it was entered; the second SIGINT ends the process at once."""
+    """Record SIGINT and SIGTERM while entered; a second SIGINT ends the process at once."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self):
-        self.came = False
-        self._before: dict[signal.Signals, Any] = {}
+        self.received = False
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "InterruptFlag":
-        if threading.current_thread() is threading.main_thread():  # others may not ask for signals
-            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # only there Python allows handlers
+            self._previous = {number: signal.signal(number, self._record) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _) -> None:
-        if self.came and number == signal.SIGINT:
+    def _record(self, number: int, _) -> None:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.came = True
+        self.received = True
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of a run's complete checkpoints, the earliest first."""
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted((_step_of(path.name), path) for path in found)
+    """Return (step, folder) of a run's complete checkpoints, the earliest first."""
+    paths = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted((_step_of(path.name), path) for path in paths)
 
 
 def _step_of(name: str) -> int:
@@ -78,79 +78,89 @@ def _step_of(name: str) -> int:
 
 
 def check_resumable(run: RunConfig) -> None:
-    """Raises ValueError where the folder holds a run of something else, or of more steps already."""
-    kept = checkpoints(run.folder)
-    if kept and kept[-1][0] > run.steps:
+    """Check that the run can continue in its folder.
+
+    Raises:
+        ValueError: if the folder has a run with other options or with more steps.
+    """
+    existing = checkpoints(run.folder)
+    if existing and existing[-1][0] > run.steps:
         raise ValueError(
-            f"--steps: the run in {run.folder} has gone on to step {kept[-1][0]} already; ask for no fewer,"
-            " or give another --out."
+            f"--steps: the run in {run.folder} is at step {existing[-1][0]} already; give at least as many"
+            " steps, or another --out."
         )
     file = run.folder / CONFIG_FILE
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for option, value in run.asked.items():
+    for option, value in run.resume_config.items():
         if option in before and before[option] != value:
             raise ValueError(
                 f"--{option}: the run in {run.folder} was started with {before[option]}, not with {value};"
-                " ask for the same again, or give another --out."
+                " give the same value again, or another --out."
             )
 
 
 def resume_run(accelerator, run: RunConfig) -> int:
-    """Load the run's last whole checkpoint and drop what came after it; the step it stands at.
+    """Load the run's last complete checkpoint and delete the data after it.
 
-    Raises ValueError where there are checkpoints and none is whole.
+    Returns:
+        The step of the checkpoint; 0 if there is none.
+
+    Raises:
+        ValueError: if there are checkpoints and all are damaged.
     """
     from accelerate.utils import broadcast_object_list  # slow to import
 
-    accelerator.wait_for_everyone()  # all have looked before the first writes
-    name, wrong = None, None
+    accelerator.wait_for_everyone()  # every process has checked the folder before the main one changes it
+    name, error_text = None, None
     if accelerator.is_main_process:
         try:
-            name = _last_whole(run.folder)
+            name = _last_complete(run.folder)
             _prune(run, _step_of(name) if name else 0)
-        except ValueError as error:  # the others are told of it, or they would wait
-            wrong = str(error)
-    name, wrong = broadcast_object_list([name, wrong])  # all go on from what one has seen
-    if wrong:
-        raise ValueError(wrong)
+        except ValueError as error:  # sent to the other processes, which would wait forever
+            error_text = str(error)
+    name, error_text = broadcast_object_list([name, error_text])  # all resume from the same checkpoint
+    if error_text:
+        raise ValueError(error_text)
     if name:
         accelerator.load_state(str(run.folder / name))
-        logging.info(f"Going on from step {_step_of(name)}.")
+        logger.info(f"Resuming from step {_step_of(name)}.")
     return _step_of(name) if name else 0
 
 
 def _prune(run: RunConfig, step: int) -> None:
-    """Note what the run is asked for, and drop what it wrote after that step."""
-    asked = run.folder / f"{CONFIG_FILE}.partial"
-    asked.write_text(json.dumps(dict(run.asked), indent=1), encoding="utf-8")
-    atomic_replace(asked, run.folder / CONFIG_FILE)
+    """Write the run's options, and delete partial checkpoints and the losses after `step`."""
+    text = json.dumps(dict(run.resume_config), indent=1)
+    atomic_write(run.folder / CONFIG_FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
     for partial in run.folder.glob("partial-*"):
         shutil.rmtree(partial)
     log = run.folder / "log.jsonl"
     if log.exists():
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        log.write_text("".join(lines[:step]), encoding="utf-8")
+        atomic_write(log, lambda partial: partial.write_text("".join(lines[:step]), encoding="utf-8"))
 
 
-def _last_whole(folder: Path) -> str | None:
-    """The name of the latest checkpoint that can be read, None without any; damaged ones are put aside."""
-    kept = [path for _, path in checkpoints(folder)]
-    damaged = list(itertools.takewhile(lambda path: not is_complete(path), reversed(kept)))
-    if kept and len(damaged) == len(kept):
+def _last_complete(folder: Path) -> str | None:
+    """Return the name of the latest complete checkpoint, None if there are none; rename damaged ones."""
+    paths = [path for _, path in checkpoints(folder)]
+    damaged = list(itertools.takewhile(lambda path: not is_complete(path), reversed(paths)))
+    if paths and len(damaged) == len(paths):
         raise ValueError(
-            f"--out: no checkpoint in {folder} can be read any more; delete that folder to begin again, or"
+            f"--out: no checkpoint in {folder} can be read any more; delete that folder to start again, or"
             " give another --out."
         )
     for path in damaged:
-        aside = folder / f"damaged-{path.name}"
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(path, aside)  # the run will come to that step again
-        logging.warning(f"{path} is damaged and now called {aside.name}; an earlier checkpoint is taken.")
-    return kept[-1 - len(damaged)].name if kept else None
+        renamed = folder / f"damaged-{path.name}"
+        shutil.rmtree(renamed, ignore_errors=True)
+        os.replace(path, renamed)  # frees the name: the run reaches that step again
+        logger.warning(f"{path} is damaged and was renamed to {renamed.name}; an earlier checkpoint is used.")
+    return paths[-1 - len(damaged)].name if paths else None
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether every file of a checkpoint looks complete, from its head or tail: not every byte is read."""
+    """Return whether every file of a checkpoint looks complete.
+
+    Only the start or the end of each file is read.
+    """
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
     try:
         return bool(files) and all(map(_looks_complete, files))
@@ -161,17 +171,20 @@ def is_complete(checkpoint: Path) -> bool:
 def _looks_complete(file: Path) -> bool:
     if file.suffix == ".safetensors":
         try:
-            with safe_open(file, "pt"):  # compares the header with the size
+            with safe_open(file, "pt"):  # raises if the header does not fit the file's size
                 return True
         except SafetensorError:
             return False
     if file.suffix in ZIPPED:
-        return zipfile.is_zipfile(file)  # the directory is at the end
-    return file.stat().st_size > 0 or file.suffix == ".distcp"  # under FSDP a process may have nothing to say
+        return zipfile.is_zipfile(file)  # a zip file's directory is at its end
+    return file.stat().st_size > 0 or file.suffix == ".distcp"  # an FSDP rank may write an empty shard
 
 
 def save_checkpoint(accelerator, run: RunConfig, step: int) -> None:
-    """Every process writes its share under a temporary name, which is exchanged when all are done."""
+    """Save a checkpoint.
+
+    Every process writes its part under a temporary name; the main process renames it when all are done.
+    """
     partial = run.folder / f"partial-{step:06d}"
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()

@@ -1,14 +1,12 @@
-"""Training records on disk: WebDataset shards or a Hugging Face datasets folder, both read by number.
+"""Read and write training records: WebDataset shards or a Hugging Face datasets folder, both by number.
 
 A record is a dict of named fields: {"000.jpg": bytes, "000.mask.png": bytes}. In a shard (a tar file) the
-files `cat7.000.jpg` and `cat7.000.mask.png` that stand together are the record `cat7`, WebDataset's own rule.
-Of a shard only the places of its files are kept in memory, and only of a few shards at a time, so memory does
-not grow with the number of records.
+adjacent files `cat7.000.jpg` and `cat7.000.mask.png` are the record `cat7`, which is WebDataset's rule. Only
+the file offsets of a few shards are kept in memory, so memory does not grow with the number of records.
 """
 
 import io
 import json
-import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -16,29 +14,34 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
-INDEX = "inlay-shards.json"  # how many records each shard of a folder holds
-OPEN_SHARDS = 4
-SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # what marks a datasets folder
-ROWS_PER_BLOCK = 1024  # of a datasets folder, that are shuffled among themselves
+from ...common.atomic_io import atomic_write
+
+INDEX = "inlay-shards.json"  # number of records of each shard in the folder
+OPEN_SHARDS = 4  # open files, to bound memory
+SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # files that only a datasets folder has
+ROWS_PER_BLOCK = 1024  # rows of a datasets folder that form one block of the shuffle
 Record = dict[str, bytes]
-Places = dict[str, tuple[int, int]]  # field name -> (offset, size) in the shard
+FieldOffsets = dict[str, tuple[int, int]]  # field name -> (offset, size) in the shard
 
 
 class Source(Protocol):
-    """Records in blocks that lie together on disk."""
+    """Records in blocks; the records of a block are stored together."""
 
     @property
     def sizes(self) -> list[int]:
-        """How many records each block holds."""
+        """The number of records of each block."""
         ...
 
-    def read(self, block: int, row: int) -> Record: ...
+    def read(self, block: int, row: int) -> Record:
+        """Return a record of a block."""
+        ...
 
 
 def open_source(folder: Path) -> Source:
-    """The records in a folder.
+    """Return the records in a folder.
 
-    Raises ValueError when it holds neither shards nor a datasets folder, or splits without "train".
+    Raises:
+        ValueError: if it has neither shards nor a datasets folder, or splits without "train".
     """
     if sorted(folder.glob("*.tar")):
         return Shards(folder)
@@ -55,10 +58,11 @@ class Shards:
 
     def __init__(self, folder: Path):
         self.paths = sorted(folder.glob("*.tar"))
-        self._open: OrderedDict[int, tuple[io.BufferedReader, list[Places]]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[io.BufferedReader, list[FieldOffsets]]] = OrderedDict()
         self.sizes = _counts(folder, self.paths)
 
     def read(self, block: int, row: int) -> Record:
+        """Return a record of a shard."""
         file, records = self._shard(block)
         fields = {}
         for name, (offset, size) in records[row].items():
@@ -77,18 +81,19 @@ class Shards:
         return self._open[block]
 
     def __getstate__(self) -> dict:
-        return {"paths": self.paths, "sizes": self.sizes}  # open files do not go to other processes
+        return {"paths": self.paths, "sizes": self.sizes}  # open files cannot be pickled
 
     def __setstate__(self, state: dict) -> None:
         self.paths, self.sizes, self._open = state["paths"], state["sizes"], OrderedDict()
 
 
-def index_tar(shard: Path) -> list[Places]:
-    """Where the fields of each record of a shard lie; reads headers only.
+def index_tar(shard: Path) -> list[FieldOffsets]:
+    """Return the (offset, size) of each field of each record in a shard; reads headers only.
 
-    Raises ValueError for a file that is no whole tar file.
+    Raises:
+        ValueError: if the file is not a complete tar file.
     """
-    records: list[Places] = []
+    records: list[FieldOffsets] = []
     current = None
     try:
         with tarfile.open(shard, "r:") as tar:
@@ -101,25 +106,34 @@ def index_tar(shard: Path) -> list[Places]:
                 records[-1][field] = (member.offset_data, member.size)
     except tarfile.TarError as error:
         raise ValueError(
-            f"--data: {shard} is no whole tar file ({error}); fetch or make it again, or delete it."
+            f"--data: {shard} is no whole tar file ({error}); download or make it again, or delete it."
         ) from error
     return records
 
 
 def _counts(folder: Path, paths: list[Path]) -> list[int]:
-    """Records of each shard: from the index beside them where it knows the shard, else counted once."""
+    """Return the number of records of each shard: from the index file, or by counting."""
     index = folder / INDEX
-    known = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
-    sizes = [known.get(f"{path.name} {path.stat().st_size}") for path in paths]
+    recorded = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    sizes = [recorded.get(f"{path.name} {path.stat().st_size}") for path in paths]
     return [len(index_tar(path)) if size is None else size for path, size in zip(paths, sizes, strict=True)]
 
 
 def write_shards(records: Iterable[tuple[str, Mapping[str, bytes]]], folder: Path, per_shard: int) -> int:
-    """Write (name, fields) records as shards 000000.tar ... with their index; returns how many records.
+    """Write records as shards 000000.tar ... with their index file.
 
-    Names may hold no dot, which ends a record's name in WebDataset. A shard appears when it is complete, and
-    a record is written before the next is asked for.
-    Raises ValueError for a folder that holds shards already: those beyond ours would be trained on as well.
+    A shard gets its name when it is complete. A record is written before the next one is requested.
+
+    Args:
+        records: (name, fields); names must not contain a dot, which ends the record's name in WebDataset.
+        folder: created if missing.
+        per_shard: maximum number of records of a shard.
+
+    Returns:
+        The number of records.
+
+    Raises:
+        ValueError: if the folder has shards already, because training would use those too.
     """
     if per_shard < 1:
         raise ValueError(f"--per-shard: {per_shard} is too few; give 1 or more.")
@@ -132,15 +146,17 @@ def write_shards(records: Iterable[tuple[str, Mapping[str, bytes]]], folder: Pat
         path = folder / f"{len(counts):06d}.tar"
         count = _write_shard(chain([first], islice(rest, per_shard - 1)), path)
         counts[f"{path.name} {path.stat().st_size}"] = count
-    (folder / INDEX).write_text(json.dumps(counts, indent=1), encoding="utf-8")
+    text = json.dumps(counts, indent=1)
+    atomic_write(folder / INDEX, lambda partial: partial.write_text(text, encoding="utf-8"))
     return sum(counts.values())
 
 
 def _write_shard(records: Iterable[tuple[str, Mapping[str, bytes]]], path: Path) -> int:
-    """Write one shard and return how many records it holds; nothing is left of one that fails."""
-    partial = path.with_suffix(".partial")
+    """Write one shard and return its number of records; a failed one leaves no file."""
     count = 0
-    try:
+
+    def write(partial: Path) -> None:
+        nonlocal count
         with tarfile.open(partial, "w") as tar:
             for name, fields in records:
                 for field, data in fields.items():
@@ -148,16 +164,16 @@ def _write_shard(records: Iterable[tuple[str, Mapping[str, bytes]]], path: Path)
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
                 count += 1
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    atomic_write(path, write)
     return count
 
 
 class DatasetsFolder:
-    """What `datasets.Dataset.save_to_disk` wrote; its tables stay on disk. Pictures come as encoded bytes.
+    """A folder written by `datasets.Dataset.save_to_disk`; its tables stay on disk, images are encoded bytes.
 
-    A column of lists of pictures is frames 000.png, 001.png ..., or their masks where its name says so.
+    A column with a list of images gives the frames 000.png, 001.png ..., or their masks if its name contains
+    "mask".
     """
 
     def __init__(self, folder: Path):
@@ -165,7 +181,7 @@ class DatasetsFolder:
         self._open()
 
     def _open(self) -> None:
-        import datasets  # large, and only needed for this kind of folder
+        import datasets  # slow to import; needed for this kind of folder only
 
         table: Any = datasets.load_from_disk(str(self.folder))
         if isinstance(table, datasets.DatasetDict):
@@ -179,16 +195,17 @@ class DatasetsFolder:
         encoded = datasets.Image(decode=False)
         self.pictures: list[str] = []
         for name, kind in dict(table.features).items():
-            several = isinstance(getattr(kind, "feature", None), datasets.Image)
-            if several or isinstance(kind, datasets.Image):
-                listed: Any = type(kind)
-                table = table.cast_column(name, listed(encoded) if several else encoded)
+            is_list = isinstance(getattr(kind, "feature", None), datasets.Image)
+            if is_list or isinstance(kind, datasets.Image):
+                list_type: Any = type(kind)
+                table = table.cast_column(name, list_type(encoded) if is_list else encoded)
                 self.pictures.append(name)
         self.table = table
         rows = len(table)
         self.sizes = [min(ROWS_PER_BLOCK, rows - start) for start in range(0, rows, ROWS_PER_BLOCK)]
 
     def read(self, block: int, row: int) -> Record:
+        """Return a record."""
         values = self.table[block * ROWS_PER_BLOCK + row]
         fields = {}
         for name in self.pictures:
@@ -212,5 +229,5 @@ def _bytes(picture: dict | None, column: str) -> bytes:
     if picture is not None and picture["bytes"] is not None:
         return picture["bytes"]
     if picture is None or picture["path"] is None:
-        raise ValueError(f"--data: a record holds no picture in its column '{column}'; fill or remove it.")
+        raise ValueError(f"--data: a record holds no picture in its column '{column}'; add or remove it.")
     return Path(picture["path"]).read_bytes()

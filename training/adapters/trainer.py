@@ -1,13 +1,12 @@
-"""The loop of adapter training, on accelerate: one process or many, any precision, stopped and resumed.
+"""Run the loop of adapter training on accelerate: any number of processes, any precision, resumable.
 
-`accelerate launch` starts the processes and says how they share the work (DDP, FSDP, several machines).
+`accelerate launch` starts the processes and sets how they share the work (DDP, FSDP, several machines).
 """
 
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...common.atomic_io import atomic_replace
+from ...common.atomic_io import atomic_write
 from ...encoders import checkpoint_layouts as layouts
 from ...encoders.dinov2 import DinoV2
 from ..finetune.trainer import Diverged
@@ -26,42 +25,47 @@ from .run_checkpoints import InterruptFlag, RunConfig, check_resumable, resume_r
 
 
 def train_adapter(
-    trainee: TrainableAdapter,
+    trainable: TrainableAdapter,
     stage: Stage,
     vae: Callable[[torch.device], Vae],
-    examples: SampleDataset,
+    samples: SampleDataset,
     run: RunConfig,
-    tell: Callable[[int, float, float], None] = lambda step, loss, seconds: None,
+    on_step: Callable[[int, float, float], None] = lambda step, loss, seconds: None,
 ) -> dict[str, Tensor] | None:
-    """Train and return the trained module's weights on the CPU, in the main process; None in the others.
+    """Train an adapter; continue from the run's last checkpoint if there is one.
 
-    Goes on from the run's last checkpoint. `tell(step, loss, seconds so far)` is called in the main process.
-    Raises `Diverged` at the first loss that is no number, ValueError where the folder holds another run, and
-    KeyboardInterrupt, with a checkpoint, after the step in which a process was told to stop.
+    Args:
+        trainable: encoder, adapter and UNet.
+        stage: the trained weights and their learning rates.
+        vae: makes the autoencoder for a device.
+        samples: the training data.
+        run: length, batch and folder of the run.
+        on_step: called as (step, loss, seconds so far) in the main process.
+
+    Returns:
+        The module's weights on the CPU in the main process, None in the others.
+
+    Raises:
+        Diverged: at the first loss that is not finite.
+        ValueError: if the folder has another run.
+        KeyboardInterrupt: after the step in which a process was interrupted; a checkpoint is saved.
     """
     accelerator = _accelerator(run)
-    parts = freeze(trainee.parts, stage)
+    parts = freeze(trainable.parts, stage)
     groups = [{"params": parameters} for parameters in parts.values()]
     optimiser = torch.optim.AdamW(groups, lr=0.0, weight_decay=stage.weight_decay)
-    model, optimiser = accelerator.prepare(trainee, optimiser)
+    model, optimiser = accelerator.prepare(trainable, optimiser)
     start = resume_run(accelerator, run)
-    own = StepBatchSampler(
+    sampler = StepBatchSampler(
         start, run.steps, run.batch, run.passes, accelerator.process_index, accelerator.num_processes
     )
-    batches = iter(loader(examples, own, run.workers))
-    autoencoder, levels = vae(accelerator.device), len(trainee.diffusion.sigmas)
-    began = time.monotonic()
+    batches = iter(loader(samples, sampler, run.workers))
+    prepare = _preparation(trainable, stage, vae(accelerator.device), accelerator.device, run.seed)
+    start_time = time.monotonic()
     with InterruptFlag() as interrupt:
         for step in range(start, run.steps):
-            loss = torch.zeros((), device=accelerator.device)
-            for last in [False] * (run.passes - 1) + [True]:
-                batch = _on(accelerator.device, next(batches))
-                inputs = prepare_batch(stage, autoencoder, trainee.reading, batch, run.seed, levels)
-                with nullcontext() if last else accelerator.no_sync(model):
-                    share = model(inputs).mean() / run.passes
-                    accelerator.backward(share)
-                loss += share.detach()
-            mean, stopped = _agree(accelerator, loss, interrupt.came)
+            loss = _accumulate_gradients(accelerator, model, map(prepare, batches), run.passes)
+            mean, stopped = _reduce_loss_and_stop(accelerator, loss, interrupt.received)
             if not math.isfinite(mean):
                 raise Diverged(f"--rate: the loss is no number at step {step + 1}; choose a smaller rate.")
             accelerator.clip_grad_norm_(model.parameters(), stage.clip_norm)
@@ -71,68 +75,95 @@ def train_adapter(
             optimiser.zero_grad()
             _log(accelerator, run, step, mean)
             if accelerator.is_main_process:
-                tell(step + 1, mean, time.monotonic() - began)
-            last_step = step + 1 == run.steps  # kept too: the export may fail, and --steps may grow
+                on_step(step + 1, mean, time.monotonic() - start_time)
+            last_step = step + 1 == run.steps  # saved too: the export may fail, or --steps may grow
             if stopped or last_step or (step + 1) % run.save_every == 0:
                 save_checkpoint(accelerator, run, step + 1)
             if stopped and not last_step:
                 accelerator.end_training()
                 raise KeyboardInterrupt
-    weights: Any = accelerator.get_state_dict(model)  # FSDP gathers them, so the processes are still together
+    return _gather_weights(accelerator, model)
+
+
+def _gather_weights(accelerator, model) -> dict[str, Tensor] | None:
+    """End the training; return the weights on the CPU in the main process, None in the others."""
+    weights: Any = accelerator.get_state_dict(model)  # called by every process: FSDP gathers here
     accelerator.end_training()
     if not accelerator.is_main_process:
         return None
     return {name: value.detach().cpu() for name, value in weights.items()}
 
 
-def _agree(accelerator, loss: Tensor, stop: bool) -> tuple[float, bool]:
-    """The mean loss of all processes, and whether any of them was told to stop."""
-    own = torch.stack([loss, loss.new_tensor(float(stop))])
-    mean, share = accelerator.reduce(own, "mean").tolist()
+def _preparation(trainable: TrainableAdapter, stage: Stage, vae: Vae, device: torch.device, seed: int):
+    """Return a function from a batch of images to the inputs of `trainable` on the device."""
+    spec, levels = trainable.encoder_spec, len(trainable.diffusion.sigmas)
+    return lambda batch: prepare_batch(stage, vae, spec, _to_device(device, batch), seed, levels)
+
+
+def _accumulate_gradients(accelerator, model, inputs: Iterator[dict[str, Tensor]], passes: int) -> Tensor:
+    """Run the passes of one step; return the mean loss of this process."""
+    loss = torch.zeros((), device=accelerator.device)
+    for last in [False] * (passes - 1) + [True]:
+        batch = next(inputs)
+        with nullcontext() if last else accelerator.no_sync(model):
+            share = model(batch).mean() / passes
+            accelerator.backward(share)
+        loss += share.detach()
+    return loss
+
+
+def _reduce_loss_and_stop(accelerator, loss: Tensor, stop: bool) -> tuple[float, bool]:
+    """Return the mean loss over all processes, and whether any of them was interrupted."""
+    local = torch.stack([loss, loss.new_tensor(float(stop))])
+    mean, share = accelerator.reduce(local, "mean").tolist()
     return mean, share > 0
 
 
 def export(
     weights: Mapping[str, Tensor],
-    trainee: TrainableAdapter,
+    trainable: TrainableAdapter,
     stage: Stage,
     path: Path,
-    facts: Mapping[str, Any],
+    training_info: Mapping[str, Any],
 ) -> list[Path]:
-    """Write the adapter, with its DINOv2, as `path`, and the UNet beside it as `<name>.unet.safetensors`.
+    """Write the trained weights.
 
-    The first loads in Load Identity Adapter, the second as diffusers' and the host's own UNets do. `facts`
-    go into their metadata.
+    Args:
+        weights: from `train_adapter`.
+        trainable: the module they belong to.
+        stage: its name goes into the metadata.
+        path: the adapter's file with its DINOv2, for the node Load Identity Adapter. The UNet's file stands
+            beside it as `<name>.unet.safetensors`, with diffusers' keys.
+        training_info: more metadata.
+
+    Returns:
+        The two files.
     """
-    named = {part: _under(weights, f"{part}.") for part in ("encoder", "adapter", "unet")}
-    config: Any = trainee.adapter.config
-    dino = trainee.encoder.config if isinstance(trainee.encoder, DinoV2) else None
-    state = {f"adapter.{name}": value for name, value in named["adapter"].items()}
+    by_part = {part: _strip_prefix(weights, f"{part}.") for part in ("encoder", "adapter", "unet")}
+    config: Any = trainable.adapter.config
+    dino = trainable.encoder.config if isinstance(trainable.encoder, DinoV2) else None
+    state = {f"adapter.{name}": value for name, value in by_part["adapter"].items()}
     if dino is not None:
-        state |= {f"encoder.{name}": value for name, value in named["encoder"].items()}
-    about = {"inlay.training": json.dumps({"stage": stage.name, **facts})}
+        state |= {f"encoder.{name}": value for name, value in by_part["encoder"].items()}
+    common = {"inlay.training": json.dumps({"stage": stage.name, **training_info})}
     files = [path, path.with_name(f"{path.stem}.unet.safetensors")]
-    _write(files[0], state, about | {layouts.METADATA: layouts.describe_checkpoint(config, dino)})
-    _write(files[1], named["unet"], about)
+    _write(files[0], state, common | {layouts.METADATA: layouts.describe_checkpoint(config, dino)})
+    _write(files[1], by_part["unet"], common)
     return files
 
 
-def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _strip_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def _write(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        save_file({name: value.contiguous() for name, value in state.items()}, partial, metadata)
-        atomic_replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    tensors = {name: value.contiguous() for name, value in state.items()}
+    atomic_write(path, lambda partial: save_file(tensors, partial, metadata))
 
 
 def _accelerator(run: RunConfig):
-    from accelerate import Accelerator  # slow to import, so not before somebody trains
+    from accelerate import Accelerator  # slow to import
 
     check_resumable(run)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +177,7 @@ def _accelerator(run: RunConfig):
     return accelerator
 
 
-def _on(device: torch.device, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _to_device(device: torch.device, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.to(device, non_blocking=True) for name, part in batch.items()}
 
 

@@ -22,6 +22,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ...common.text_files import parse_json, read_text
+
 Attributes = Mapping[str, Sequence[str]]  # kind -> words
 
 WITH = {"accessory", "accessories", "part", "parts", "clothing", "feature", "features"}
@@ -35,13 +37,13 @@ def parse_attributes(text: str) -> dict[str, list[str]]:
     Words keep their order, lose surrounding blanks and repetitions; kinds become lower case. Empty text is an
     empty dictionary. Raises ValueError that shows the part it could not read.
     """
-    text = text.strip()
+    text = text.strip().removeprefix("\ufeff")
     return _checked(_json(text).items() if text.startswith("{") else _lines(text))
 
 
 def read_attributes(path: Path) -> dict[str, list[str]]:
     """The dictionary in a JSON file; raises ValueError when it is none."""
-    return parse_attributes(path.read_text(encoding="utf-8"))
+    return parse_attributes(read_text(path, "attributes"))
 
 
 def write_attributes(attributes: Attributes) -> str:
@@ -51,11 +53,10 @@ def write_attributes(attributes: Attributes) -> str:
 
 def _json(text: str) -> Mapping:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return parse_json(text, "attributes: this")
+    except ValueError as error:
         raise ValueError(
-            f"attributes: this is no JSON ({error}); write for example"
-            ' {"colour": ["brown"], "material": ["clay"]}.'
+            f'{error} Write for example {{"colour": ["brown"], "material": ["clay"]}}.'
         ) from error
 
 

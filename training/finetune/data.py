@@ -14,6 +14,8 @@ from ...common.log import logger
 from ...imaging.augment import augment
 from ...imaging.bezier import bezier_mask
 from ...imaging.boxes import bounding_box
+from ...imaging.inputs import as_images_each, as_masks_each
+from ...imaging.latent_mask import snap_hole
 from ...imaging.masks import box_mask, check_mask
 from .recipes import Recipe
 
@@ -36,40 +38,45 @@ class Concept(NamedTuple):
 
 
 def collect_references(
-    images: Sequence[Tensor], masks: Sequence[Tensor] | None, kind: str = ""
+    images: Sequence[Tensor],
+    masks: Sequence[Tensor] | None,
+    kind: str = "",
+    names: tuple[str, str] = ("images", "masks"),
 ) -> list[Reference]:
-    """Return batches of pictures (B,H,W,C) and masks (B,H,W), of any sizes, as single references.
+    """Return pictures and masks as they are wired, batches of any sizes and ranks, as single references.
 
     Without masks an alpha channel is the mask; without that the whole picture is. Raises ValueError when they
-    do not belong together; `kind` stands before the inputs' names there, such as "regular_".
+    do not belong together; `kind` stands before the inputs' `names` there, such as "regular_".
     """
-    pictures = [picture for batch in images for picture in batch]
+    pictures = [picture for batch in as_images_each(images, kind + names[0]) for picture in batch]
     if not pictures:
         raise ValueError(
-            f"{kind}images: there are no reference pictures; wire at least one picture of the subject."
+            f"{kind}{names[0]}: there are no reference pictures; wire at least one picture of the subject."
         )
-    if masks is None:
+    wired = as_masks_each(masks, kind + names[1])
+    if wired is None:
         return [_with_own_mask(picture) for picture in pictures]
-    shapes = [mask for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])]
+    shapes = [mask for batch in wired for mask in batch]
     if len(shapes) != len(pictures):
         raise ValueError(
-            f"{kind}masks: there are {len(shapes)} masks for {len(pictures)} images;"
+            f"{kind}{names[1]}: there are {len(shapes)} masks for {len(pictures)} images;"
             " give one mask for every image."
         )
     return [Reference(picture[..., :3], mask) for picture, mask in zip(pictures, shapes, strict=True)]
 
 
 def _with_own_mask(picture: Tensor) -> Reference:
-    alpha = picture[..., 3] if picture.shape[-1] == 4 else torch.ones(picture.shape[:2])
+    alpha = picture[..., 3] if picture.shape[-1] == 4 else picture.new_ones(picture.shape[:2])
     return Reference(picture[..., :3], alpha)
 
 
 def check_references(references: Sequence[Reference], size: int, masked: bool, kind: str = "") -> list[str]:
     """Raise ValueError, naming the mask, when there is no subject to learn; `size` is that of the crops.
 
-    `masked`: the masks were wired in, so one that covers its whole picture is taken for a mistake. `kind`
-    as in `collect_references`. Returns what the user should be warned of, which is in the log as well.
+    `masked`: the masks were wired in, so one that covers its whole picture is worth a warning. `kind` as in
+    `collect_references`. Returns what the user should be warned of, which is in the log as well.
     """
+    whole = []
     for number, (image, mask) in enumerate(references, 1):
         name = f"{kind}masks: mask {number}"
         if not (mask > 0.5).any():
@@ -78,9 +85,7 @@ def check_references(references: Sequence[Reference], size: int, masked: bool, k
             )
         check_mask(image[None], mask[None], name)
         if masked and (mask > 0.5).all():
-            raise ValueError(
-                f"{name} covers the whole picture; paint over the subject only, or invert the mask."
-            )
+            whole.append(str(number))
         box, shrink = bounding_box(mask), size / min(mask.shape)
         if min(box.height, box.width) * shrink < LATENT_PIXEL:
             raise ValueError(
@@ -90,6 +95,11 @@ def check_references(references: Sequence[Reference], size: int, masked: bool, k
         if not torch.isfinite(image).all():
             raise ValueError(f"{kind}images: picture {number} holds NaN or infinite values; load it again.")
     warnings = []
+    if whole:
+        warnings.append(
+            f"{kind}masks: there is no mask for picture {', '.join(whole)} (it covers the whole picture), so"
+            " the background is learned too; paint over the subject only, or let Load References cut it out."
+        )
     if len(references) > 1 and all(torch.equal(r.image, references[0].image) for r in references[1:]):
         warnings.append("All reference pictures are identical; different views teach the subject better.")
     for warning in warnings:
@@ -211,13 +221,8 @@ def _encoded(group: Sequence[TrainingView], encode: Callable[[Tensor], Tensor]) 
 
 
 def shrunk_hole(hole: Tensor, grid: torch.Size | tuple[int, int]) -> Tensor:
-    """Return holes (B,1,S,S) on the latents' grid (h,w); the nearest pixel decides.
-
-    Where a hole is so thin that all of it would fall between, every pixel that it touches.
-    """
-    small = F.interpolate(hole, grid, mode="nearest")
-    lost = small.amax((1, 2, 3), keepdim=True) == 0
-    return torch.where(lost, F.adaptive_max_pool2d(hole, grid), small)
+    """Return holes (B,1,S,S) on the latents' grid (h,w), see `snap_hole`."""
+    return snap_hole(hole[:, 0], (grid[0], grid[1]))[:, None]
 
 
 def rows_of_step(count: int, batch: int, step: int, seed: int) -> Tensor:

@@ -65,11 +65,12 @@ class RunOptions:
 
 
 class FinetuneResult(NamedTuple):
-    """A subject, its LoRA, and samples over time where previews were on."""
+    """A subject, its LoRA, samples over time where previews were on, and whether the store had it all."""
 
     subject: Subject
     lora: dict[str, Tensor]
     strip: Image.Image | None = None
+    was_stored: bool = False
 
 
 def stored_names(pipeline: Pipeline, spec: FinetuneSpec, texts: dict[str, EncodedText]) -> list[str]:
@@ -98,13 +99,14 @@ def finetune_subject(
     if spec.previous:
         check_previous(pipeline.model, spec.recipe, *spec.previous)
     first, pipeline = options.group.number == 0, pipeline.with_deltas()
+    options.callbacks.on_stage("looking for a stored result")
     texts = encode_captions(pipeline, [c.caption for c in (spec.concept, *spec.regular)], spec.size)
     names = stored_names(pipeline, spec, texts)
     for name in names:
         found = store.find(name)
         if found:
             subject = _with_attributes(store if first else None, name, found[0], spec)
-            return FinetuneResult(subject, found[1], store.find_strip(name))
+            return FinetuneResult(subject, found[1], store.find_strip(name), was_stored=True)
     if first:
         store.check_room(_bytes_to_store(pipeline, spec.recipe))
         store.prune_states(names[0])
@@ -154,6 +156,8 @@ def _train(
 ) -> FinetuneResult:
     recipe, group = spec.recipe, options.group
     concepts = [spec.concept, *spec.regular]
+    count = sum(len(concept.references) for concept in concepts)
+    options.callbacks.on_stage(f"encoding {count} photos")
     examples = encode_concepts(pipeline, concepts, texts, recipe, spec.size, spec.seed)
     states = (store.find_state(name) for name in names)
     resume = next((state for state in states if state), None)

@@ -39,15 +39,26 @@ def read_lora_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise ValueError(f"lora_name: {path.name} is no safetensors file or damaged ({error}).") from error
-    return as_kohya(tensors, json.loads(metadata.get("lora_adapter_metadata", "{}"))), metadata
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"lora_name: {path.name} is no safetensors file or damaged; download it again."
+        ) from error
+    return as_kohya(tensors, _settings(metadata.get("lora_adapter_metadata", "{}"))), metadata
+
+
+def _settings(text: str) -> dict:
+    """PEFT's settings; none where another program wrote something else under their name."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def peft_config(path: Path) -> dict:
     """Return PEFT's settings in a LoRA file, as newer diffusers write them; empty where there are none."""
     with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        return _settings((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
 
 
 def as_kohya(tensors: Mapping[str, Tensor], config: Mapping) -> dict[str, Tensor]:

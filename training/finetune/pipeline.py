@@ -185,11 +185,15 @@ def train_lora(
     """
     dtype = precision_of(pipeline.model, recipe)
     check_parameters_fit(pipeline.model, recipe, dtype)
+    callbacks.on_stage("loading the model")
     model = models.load_fully(pipeline.model)
     with torch.inference_mode(False), torch.enable_grad():
         trainable = trainable_model(model, recipe, dtype, seed, start, pipeline.inpaint_patch)
         blocks = models.block_modules(trainable.unet)
+        callbacks.on_stage("measuring memory")
         check_step_fits(model, trainable, recipe, examples, blocks, checkpointing, group)
+        devices.raise_if_interrupted()
+        callbacks.on_stage("first step")
         if checkpointing:
             recompute(blocks)
         live = models.model_around(model, trainable.unet, dtype) if after_step else None

@@ -1,4 +1,4 @@
-"""What a user of Subject Finetune chooses from; what is behind it takes its time to load, this does not."""
+"""What a user of Train Subject chooses from; what is behind it takes its time to load, this does not."""
 
 from typing import Literal, NamedTuple
 

@@ -104,7 +104,7 @@ DREAMCOM_FULL = Recipe(
     optimiser=OptimizerSpec(learning_rate=5e-6, weight_decay=1e-2),  # released code
     steps=400,  # released code
     batch_size=1,  # released code
-    hole="box",  # paper, section 3.2: the bounding box of the foreground
+    hole="box",  # paper, section 4.1: the bounding box of the foreground
     copies=16,  # ours: the paper augments afresh at every step
     masked_cross_attention=True,  # paper, eq. 2: in training and in inference
 )

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...common.atomic_io import atomic_write
+from ...imaging.inputs import check_finite
 from ...imaging.masks import check_mask
 
 IMAGE = re.compile(r"(.+)-image\.png")
@@ -78,6 +79,7 @@ def save_regular(
     for prompt in prompts:
         check_prompt(prompt)
     for number, (image, mask) in enumerate(references, 1):
+        check_finite(image, f"images: picture {number}")
         check_mask(image[None], mask[None], f"masks: mask {number}")
         if not (mask > 0.5).any():
             raise ValueError(f"masks: mask {number} is empty; leave out its picture, or mask the thing.")

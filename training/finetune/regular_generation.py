@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...conditioning.inpaint import inpaint_pictures
+from ...conditioning.inpaint import inpaint_pictures, snapped_hole
 from ...host import sampling
 from ...imaging.composite import paste_back
 from .data import LATENT_PIXEL
@@ -47,10 +47,12 @@ def generate_images(
     Inpainting models get the mask and the picture with a grey hole; for others the noise mask is enough.
     """
     padded, masked, mask = inpaint_pictures(image, hole, LATENT_PIXEL)
-    hole_values = {"concat_latent_image": vae.encode(masked), "concat_mask": mask[:, None]}
+    latent = vae.encode(padded)
+    hole_mask = snapped_hole(mask, latent)[:, None]
+    hole_values = {"concat_latent_image": vae.encode(masked), "concat_mask": hole_mask}
     positive, negative = (sampling.condition(clip, text, **hole_values) for text in (prompt, ""))
     painted = sampling.sample_latent(
-        model, positive, negative, vae.encode(padded), mask[:, None], seed=seed, steps=how.steps, cfg=how.cfg,
+        model, positive, negative, latent, hole_mask, seed=seed, steps=how.steps, cfg=how.cfg,
         sampler=how.sampler, scheduler=how.scheduler, callback=callback,
     )  # fmt: skip
     decoded = vae.decode(painted)[:, : image.shape[1], : image.shape[2]]
@@ -71,6 +73,6 @@ def generate_regular_images(
 ) -> RegularImages:
     """Return the prompt painted into a random box of a background (1,H,W,3), and its outline."""
     _, height, width, _ = background.shape
-    hole = random_box(height, width, seed)
+    hole = random_box(height, width, seed).to(background.device)
     image = generate_images(model, clip, vae, background, hole, prompt, seed, how, callback)
     return RegularImages(image, changed_mask(image[0], background[0], hole[0])[None])

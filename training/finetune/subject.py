@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 VERSION = 1
+OWN_FIELDS = {"class_name", "lora", "recipe"}  # which other programs' notes on a LoRA do not have together
 
 
 @dataclass(frozen=True)
@@ -39,23 +41,43 @@ class Subject:
         What other programs wrote into the file beside it is left out.
         """
         try:
-            facts = dict(json.loads(text))
+            facts = dict(json.loads(text.removeprefix("\ufeff")))
             newer = facts.get("version", VERSION) > VERSION
             known = {f.name: facts[f.name] for f in fields(cls) if f.name in facts}
             subject = None if newer else cls(**known)
-        except (TypeError, ValueError) as error:
+            if subject is not None:
+                _check_types(known)
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{name} is damaged: it cannot be read ({error}); delete it to train again."
             ) from error
         if subject is None:
-            raise ValueError("The subject was stored by a newer Inlay; update Inlay to load it.")
+            raise ValueError(f"{name} was stored by a newer Inlay; update Inlay to load it.")
         return subject
+
+
+def _check_types(known: dict[str, Any]) -> None:
+    """Raises TypeError, naming the field, for a value of another type than `Subject` has."""
+    for name, value in known.items():
+        wanted = next(f.type for f in fields(Subject) if f.name == name)
+        kind = {str: str, int: int}.get(wanted)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if kind is not None:
+            fits = isinstance(value, kind) and not isinstance(value, bool)
+        elif name == "losses":
+            fits = isinstance(value, list) and all(isinstance(loss, int | float) for loss in value)
+        else:
+            fits = isinstance(value, dict) and all(
+                isinstance(words, list) and all(isinstance(word, str) for word in words)
+                for words in value.values()
+            )
+        if not fits:
+            raise TypeError(f"its {name} is {json.dumps(value)[:40]}")
 
 
 def is_subject(text: str) -> bool:
     """Whether a JSON file is a `Subject`. Other programs' notes on a LoRA have the same name."""
     try:
-        facts = json.loads(text)
-    except json.JSONDecodeError:
+        facts = json.loads(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError):
         return False
-    return isinstance(facts, dict) and "class_name" in facts
+    return isinstance(facts, dict) and facts.keys() >= OWN_FIELDS

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from ...common.text_files import read_text
 from .attribute_dictionary import Attributes, parse_attributes
 from .presets import MEMORY_PRESETS
 from .recipes import RECIPES, Recipe
@@ -44,7 +45,7 @@ class Config:
 def read_toml(path: Path) -> Config:
     """The file's `Config`. Raises ValueError with one sentence that names the key and the mend."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_text(path))
     except OSError as error:
         raise ValueError(f"{path}: it cannot be read ({error.strerror}).") from error
     except tomllib.TOMLDecodeError as error:

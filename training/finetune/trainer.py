@@ -139,11 +139,13 @@ class Callbacks:
         on_save: called with the state every so many steps, and with the last finite state when an exception
             stops the run early, unless the exception comes while the weights change. None: nothing is kept.
         on_preview: called as `on_preview(step, picture)` with a sample (H, W, 3) in bytes.
+        on_stage: called with what happens before the first step.
     """
 
     on_step: Callable[[int, float], None] = lambda step, loss: None
     on_save: Callable[[TrainingState], None] | None = None
     on_preview: Callable[[int, Tensor], None] = lambda step, picture: None
+    on_stage: Callable[[str], None] = lambda stage: None
 
 
 QUIET = Callbacks()

@@ -75,7 +75,7 @@ def test_a_batch_of_masks_can_mean_subjects(node, rig):
     [
         ({"mask": torch.full((1, 8, 8), torch.nan)}, "NaN"),
         ({"mask": torch.zeros(1, 8, 8)}, "empty"),
-        ({"mask": torch.ones(1, 1, 8, 8)}, "dimensions"),
+        ({"mask": torch.ones(5)}, "which is no mask"),
         ({"self_attention": "custom"}, "layer list is empty"),
         ({"self_attention": "custom", "layers": "output 99"}, "output 99"),
         ({"start_percent": 0.8, "end_percent": 0.2}, "swap them"),

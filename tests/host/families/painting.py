@@ -1,6 +1,7 @@
 """Pictures, masks and the sampler's node for the tests of this folder."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ def sample(name, model, vae, image, mask, positive=None, negative=None, steps=4,
         "close_up_share": 0.5,
         "window_area": 1.0,
     } | choices
-    node = DisentangledInpaintSampler.PREPARE_CLASS_CLONE(None)
+    node: Any = DisentangledInpaintSampler.PREPARE_CLASS_CLONE(None)
     return node.execute(
         model, positive or random_prompt(name, 1), negative or random_prompt(name, 2), vae, image, mask, 3,
         steps, cfg, "euler", "simple", **inputs,

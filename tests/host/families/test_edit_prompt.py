@@ -1,6 +1,7 @@
 """Edit Prompt: references in any sampler, cut to the view in ours, and read again by encoders of pictures."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def execute(clip, vae, prompt="put it there", photos=None, **inputs):
     photos = (
         torch.rand(2, 40, 56, 3, generator=torch.Generator().manual_seed(4)) if photos is None else photos
     )
-    node = InlayEditPrompt.PREPARE_CLASS_CLONE(None)
+    node: Any = InlayEditPrompt.PREPARE_CLASS_CLONE(None)
     return node.execute(clip, vae, prompt, photos, **inputs).result
 
 
@@ -219,7 +220,7 @@ def test_inpaint_conditioning_gives_a_model_what_its_family_reads(name, size):
     model, vae = tiny_transformer(name), tiny_vae(name)
     image, mask = torch.rand(2, *size, 3), torch.zeros(1, *size)
     mask[:, 16:32, 32:64] = 1
-    node = InlayInpaintConditioning.PREPARE_CLASS_CLONE(None)
+    node: Any = InlayInpaintConditioning.PREPARE_CLASS_CLONE(None)
     result = node.execute(
         random_prompt(name, 1), random_prompt(name, 2), vae, image, mask, model=model, hole="white"
     ).result
@@ -247,7 +248,7 @@ def test_inpaint_conditioning_is_as_before_without_a_model():
 
     vae, image, mask = tiny_vae("flux1"), torch.rand(1, 64, 96, 3), torch.zeros(1, 64, 96)
     mask[:, 16:32, 32:64] = 1
-    node = InlayInpaintConditioning.PREPARE_CLASS_CLONE(None)
+    node: Any = InlayInpaintConditioning.PREPARE_CLASS_CLONE(None)
     prompts = random_prompt("flux1", 1), random_prompt("flux1", 2)
     positive, _, latent = node.execute(*prompts, vae, image, mask).result
     assert set(positive[0][1]) == {"pooled_output", "concat_latent_image", "concat_mask"}

@@ -2,6 +2,7 @@
 
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_the_layout_has_the_length_of_the_attention(in_process_host, name, size)
     assert family_of(model) is row
     latent = random_latent(model, *size)
     references = [random_latent(model, 4, 6), random_latent(model, 5, 3)]
-    extras = {} if row.references == NO_REFERENCES else {"reference_latents": references}
+    extras: dict = {} if row.references == NO_REFERENCES else {"reference_latents": references}
     if row.reference_method:
         extras["reference_latents_method"] = row.reference_method
     lengths = set()
@@ -108,7 +109,7 @@ def test_the_layout_has_the_length_of_the_attention(in_process_host, name, size)
     assert sum(span.kind == REFERENCE for span in spans) == len(shapes)
 
 
-def model_of(config: str, path: str | None = None, **facts):
+def model_of(config: str, path: str | None = None, **facts) -> Any:
     base = SimpleNamespace(model_config=type(config, (), {"unet_config": facts})())
     return SimpleNamespace(model=base, cached_patcher_init=path and (None, (path, {})))
 

@@ -119,6 +119,7 @@ def dense(model, operator, strength, tokens_of, kinds=None):
     def plan(x, context, references):
         starts = (context == 0).all(-1).sum(1).tolist()  # FLUX.2's text is padded on the left
         spans = layout_of(network, x.shape, context.shape[1], [r.shape for r in references])
+        assert spans is not None
         parts = [spans]
         for names in order.alone:
             parts.append([span for span in spans if span.kind in names])
@@ -195,7 +196,9 @@ def patch_of(model):
     from inlay.host import families
 
     network = model.get_model_object("diffusion_model")
-    return families.patch_of(network, families.token_order(network))
+    order = families.token_order(network)
+    assert order is not None
+    return families.patch_of(network, order)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The close-up sampler on every transformer: odd sizes, batches, several masks, references by view."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -151,7 +152,7 @@ def test_a_few_steps_leave_one_for_each_stage(parts, steps, share):
     first = {0.05: 1, 0.95: steps - 1}[share]
     from inlay.sampling.schedule import split_schedule
 
-    local, rest = split_schedule(torch.linspace(1, 0, steps + 1), share, both=True)
+    local, rest = split_schedule(torch.linspace(1, 0, steps + 1), share)
     assert (len(local) - 1, len(rest) - 1) == (first, steps - first)
     assert sizes
 
@@ -162,7 +163,7 @@ def test_auto_takes_the_familys_settings(parts, monkeypatch, name, steps, cfg):
 
     model, vae = parts(name)
     model, calls = watched(model)
-    node = DisentangledInpaintSampler.PREPARE_CLASS_CLONE(None)
+    node: Any = DisentangledInpaintSampler.PREPARE_CLASS_CLONE(None)
     node.execute(
         model, random_prompt(name, 1), random_prompt(name, 2), vae, pictures(1), spots((20, 30)), 3, 0, 0.0,
         "auto", "auto", close_up_size=64,
@@ -177,7 +178,7 @@ def test_auto_on_a_model_without_a_row_is_refused(in_process_host):
     class Config:
         unet_config = {}
 
-    model = SimpleNamespace(model=SimpleNamespace(model_config=Config()))
+    model: Any = SimpleNamespace(model=SimpleNamespace(model_config=Config()))
     with pytest.raises(ValueError, match="steps: Inlay has no automatic settings for Config models"):
         choose_settings(model, "euler", "auto", 0, 1.0, "auto")
 

@@ -12,17 +12,17 @@ from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")
-def reading():
+def encoder_spec():
     from inlay.encoders.content_adapter import EncoderSpec
 
     return EncoderSpec(width=32, registers=4, size=70)
 
 
 @pytest.fixture(scope="module")
-def adapter_config(reading):
+def adapter_config(encoder_spec):
     from inlay.encoders.content_adapter import AdapterConfig
 
-    return AdapterConfig(reading, width=24, depth=2, heads=2, context=768)
+    return AdapterConfig(encoder_spec, width=24, depth=2, heads=2, context=768)
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +61,13 @@ def imagenet(pictures):
 
 
 @pytest.mark.parametrize("size", [70, 42])
-def test_a_folder_of_transformers_gives_its_own_tokens(dinov2, reading, size):
+def test_a_folder_of_transformers_gives_its_own_tokens(dinov2, encoder_spec, size):
     from inlay.encoders.image_context import _tokens
 
     theirs, vision = dinov2
     pictures = square(size)
     expected = theirs(imagenet(pictures)).last_hidden_state
-    assert (_tokens(vision, reading, pictures, raw=False) - expected).abs().max() < 1e-5
+    assert (_tokens(vision, encoder_spec, pictures, raw=False) - expected).abs().max() < 1e-5
 
 
 def test_the_hosts_own_nodes_take_our_clip_vision(dinov2):
@@ -83,7 +83,7 @@ def test_the_hosts_own_nodes_take_our_clip_vision(dinov2):
     assert (output["penultimate_hidden_states"] - expected.hidden_states[-2]).abs().max() < 1e-4
 
 
-def test_the_hosts_own_dinov2_is_read_as_it_is(kit, reading, tmp_path):
+def test_the_hosts_own_dinov2_is_read_as_it_is(kit, encoder_spec, tmp_path):
     import comfy.clip_vision
 
     from inlay.encoders.content_adapter import IMAGENET
@@ -95,15 +95,15 @@ def test_the_hosts_own_dinov2_is_read_as_it_is(kit, reading, tmp_path):
     vision.model.float()  # the host stores half precision
     theirs.save_pretrained(tmp_path)
     vision.load_sd(load_file(tmp_path / "model.safetensors"))
-    bare = replace(reading, registers=0)
+    bare = replace(encoder_spec, registers=0)
     check_encoder(vision, adapter_named("plain", bare))
     pictures = square(70)
     expected = theirs(imagenet(pictures)).last_hidden_state
     assert (_tokens(vision, bare, pictures, raw=False) - expected).abs().max() < 1e-5
 
 
-def adapter_named(name, reading) -> Any:
-    return SimpleNamespace(name=name, reading=reading)
+def adapter_named(name, encoder_spec) -> Any:
+    return SimpleNamespace(name=name, encoder_spec=encoder_spec)
 
 
 @pytest.mark.parametrize("tokens", ["last", "normed", "pooled"])
@@ -171,7 +171,7 @@ def test_a_clip_for_larger_pictures_is_another(kit):
         check_encoder(vision, adapter_named("other", EncoderSpec("clip", 32, 0, 56)))
 
 
-def test_a_published_dinov2_file_is_loaded_from_clip_vision(kit, in_process_host, reading):
+def test_a_published_dinov2_file_is_loaded_from_clip_vision(kit, in_process_host, encoder_spec):
     from inlay.encoders import dinov2 as room
     from inlay.encoders.image_context import _tokens
 
@@ -195,7 +195,7 @@ def test_a_published_dinov2_file_is_loaded_from_clip_vision(kit, in_process_host
     vision = kit.execute("InlayLoadImageEncoder", "dinov2_vits14_pretrain.pth")[0]
     assert vision.model.config.heads == 2
     pictures = square(70)
-    assert (_tokens(vision, reading, pictures, raw=False) - model(imagenet(pictures))).abs().max() < 1e-5
+    assert (_tokens(vision, encoder_spec, pictures, raw=False) - model(imagenet(pictures))).abs().max() < 1e-5
 
 
 def randomised_dino(kit, room):
@@ -217,7 +217,7 @@ def test_one_file_can_hold_adapter_and_encoder(kit, in_process_host, dinov2, ada
     assert adapter.config == adapter_config
     assert "DINOv2 of width 32 with registers" in report
     assert "with its encoder" in report
-    pictures, reads = square(70), adapter.reading
+    pictures, reads = square(70), adapter.encoder_spec
     assert torch.equal(_tokens(vision, reads, pictures, False), _tokens(dinov2[1], reads, pictures, False))
 
 
@@ -318,7 +318,7 @@ def test_an_alpha_channel_is_the_mask(kit, dinov2, adapter):
 
 
 def test_nothing_can_be_a_picture_of_zeros(kit, in_process_host, dinov2, adapter_config):
-    config = replace(adapter_config, reading=replace(adapter_config.reading, nothing="picture"))
+    config = replace(adapter_config, encoder_spec=replace(adapter_config.encoder_spec, uncond="picture"))
     module = kit.write_adapter(in_process_host.models / "inlay" / "zeros.safetensors", config)
     zeros = module, kit.execute("InlayLoadAdapter", "zeros.safetensors")[0]
     image, mask = kit.object_picture()

@@ -25,7 +25,7 @@ def files(kit, server):
     config = AdapterConfig(reads, width=24, depth=1, heads=2, context=768)
     path = models / "inlay" / "graph_adapter.safetensors"
     kit.write_adapter(path, config, read_dino_config(encoder, heads=2), encoder)
-    optimizer = OptimizerConfig(EncoderSpec(width=32, size=70, background="original", nothing="zeros"))
+    optimizer = OptimizerConfig(EncoderSpec(width=32, size=70, background="original", uncond="zeros"))
     kit.write_adapter(models / "inlay" / "graph_optimizer.safetensors", optimizer)
     for channels in (8, 9):
         parts = random_parts(1)

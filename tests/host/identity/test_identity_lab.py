@@ -248,7 +248,7 @@ def test_the_weight_of_an_error_favours_the_hole_and_makes_it_one_in_v(in_proces
     """A network that says nothing: the error in epsilon is the noise's, and 1 / a of it that in v."""
     from inlay.encoders.content_adapter import IMAGENET, AdapterConfig, ContentAdapter
     from inlay.lab.models.object_training import TinyTrainee, inputs_of, tiny_sigmas
-    from inlay.lab.models.train_imprint import READING
+    from inlay.lab.models.train_imprint import ENCODER_SPEC
     from inlay.lab.models.unet import alphas_cumprod, new_unet
     from inlay.training.adapters.identity_stages import COMPOSE
     from inlay.training.finetune.trainer import NoiseSchedule
@@ -260,7 +260,7 @@ def test_the_weight_of_an_error_favours_the_hole_and_makes_it_one_in_v(in_proces
     batch["beside"] = torch.cat([hole, latent], 1)
     inputs = inputs_of(batch, COMPOSE, IMAGENET, torch.Generator().manual_seed(0))
     assert inputs["weight"].unique().tolist() == pytest.approx([0.2, 1.0])
-    adapter = ContentAdapter(AdapterConfig(READING, width=192, depth=0))
+    adapter = ContentAdapter(AdapterConfig(ENCODER_SPEC, width=192, depth=0))
     trainee = TinyTrainee(
         torch.nn.Identity(),
         adapter,

@@ -15,7 +15,7 @@ def parts(kit, in_process_host, load_checkpoint):
     from inlay.encoders.embedding_optimizer import OptimizerConfig
 
     kit.dino().save_pretrained(in_process_host.models / "inlay" / "pix2pix-dino")
-    reads = EncoderSpec(width=32, size=70, background="original", nothing="zeros")
+    reads = EncoderSpec(width=32, size=70, background="original", uncond="zeros")
     kit.write_adapter(in_process_host.models / "inlay" / "optimizer.safetensors", OptimizerConfig(reads))
     with torch.inference_mode():
         model, _, vae = load_checkpoint(8)
@@ -162,7 +162,7 @@ def test_the_wrong_encoder_is_named(kit, in_process_host, parts):
 def test_another_width_of_context_is_named(kit, in_process_host, parts):
     from inlay.encoders.embedding_optimizer import OptimizerConfig
 
-    config = OptimizerConfig(parts.optimizer.reading, context=1024)
+    config = OptimizerConfig(parts.optimizer.encoder_spec, context=1024)
     kit.write_adapter(in_process_host.models / "inlay" / "wide.safetensors", config)
     other = SimpleNamespace(
         **{**vars(parts), "optimizer": kit.execute("InlayLoadAdapter", "wide.safetensors")[0]}
@@ -191,7 +191,7 @@ def test_learned_queries_are_no_grid_of_patches(kit, in_process_host, parts):
     from inlay.encoders.embedding_optimizer import OptimizerConfig
     from inlay.encoders.image_context import encode_views
 
-    reads = parts.optimizer.reading
+    reads = parts.optimizer.encoder_spec
     config = OptimizerConfig(reads, context=768, tokens=reads.leading + 16)
     kit.write_adapter(in_process_host.models / "inlay" / "square.safetensors", config)
     adapter = kit.execute("InlayLoadAdapter", "square.safetensors")[0]

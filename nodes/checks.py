@@ -1,0 +1,45 @@
+"""Checks that every node makes of what is wired into it."""
+
+MENDS = {
+    "clip": "wire the text encoder of a checkpoint that has one, or Load CLIP",
+    "vae": "wire the VAE of a checkpoint that has one, or Load VAE",
+    "encoder": "wire Load Image Encoder or Load CLIP Vision; this adapter's file holds no encoder",
+    "clip_vision": "wire Load Image Encoder or Load CLIP Vision",
+}
+
+
+REQUIRED_ATTRIBUTES = {  # what each input is asked for; wildcard outputs of other packs connect to anything
+    "model": "model_options",
+    "clip": "tokenize",
+    "vae": "spacial_compression_encode",
+    "encoder": "encode_image",
+    "clip_vision": "encode_image",
+    "adapter": "patcher",
+    "embedding_optimizer": "patcher",
+    "guider": "model_patcher",
+    "noise": "generate_noise",
+    "sampler": "sample",
+    "subject": "attributes",
+    "previous": "lora",
+}
+CONDITIONINGS = {"positive", "negative"}
+
+
+def check_wired(**inputs) -> None:
+    """Raises ValueError, naming the first input without a value or with one of another kind.
+
+    Loaders give None for what a file lacks.
+    """
+    for name, value in inputs.items():
+        mend = MENDS.get(name, f"wire a {name} that was loaded")
+        if value is None:
+            raise ValueError(f"{name}: there is none; {mend}.")
+        if name in REQUIRED_ATTRIBUTES and not hasattr(value, REQUIRED_ATTRIBUTES[name]):
+            raise ValueError(f"{name}: it is a {type(value).__name__}; {mend}.")
+        if name in CONDITIONINGS and not (isinstance(value, list) and value and all(map(_is_prompt, value))):
+            raise ValueError(f"{name}: it holds no prompt; wire CLIP Text Encode.")
+
+
+def _is_prompt(entry: object) -> bool:
+    """A part of a CONDITIONING: embeddings and their settings."""
+    return isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], dict)

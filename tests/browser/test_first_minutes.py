@@ -1,0 +1,367 @@
+"""What a newcomer meets: templates that open ready, a box drawn by mouse, photos without masks, errors."""
+
+import base64
+import copy
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inlay.headless import Client
+from inlay.tools.template_layout import template
+from inlay.tools.template_plans import PLANS
+from inlay.tools.templates import WORKFLOWS
+from inlay.tools.tiny import tiny_graph
+
+GREEN = (120, 140, 90)  # of painted.png, whose hole is 40:80, 40:86
+SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "KSampler": 2}  # steps
+LEAST_ZOOM, CLICKS = 0.7, 12
+
+# [title, left, top, right, bottom] of every node as it is drawn; Nodes 2.0 are as high as their content.
+DRAWN = """() => app.graph._nodes.map(node => {
+  const shown = document.querySelector(`[data-node-id="${node.id}"]`)
+  const [x, y] = node.pos
+  const height = shown ? shown.offsetHeight - 30 : node.size[1]
+  return [node.title, x, y - 30, x + (shown ? shown.offsetWidth : node.size[0]), y + height]
+})"""
+COUNT_CLICKS = """() => {
+  window.clicks = 0
+  window.addEventListener('pointerdown', () => window.clicks++, true)
+}"""
+SHOWN = """() => app.graph._nodes.filter(node => node.type === 'SaveImage')
+  .every(node => app.nodeOutputs?.[String(node.id)]?.images?.length)"""
+# How the runs of the page ended, from here on.
+FOLLOW = """() => {
+  window.ended = []
+  if (window.following) return
+  window.following = true
+  const { api } = window.comfyAPI.api
+  for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
+    api.addEventListener(kind, () => window.ended.push(kind))
+}"""
+
+
+def open_template(page, title: str) -> dict:
+    """As a user does: Templates, the pack, the card; returns the file."""
+    file = json.loads((WORKFLOWS / f"{title}.json").read_text(encoding="utf-8"))
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text("inlay", exact=True).last.click()
+    card = page.get_by_test_id(f"template-workflow-{title}")
+    card.scroll_into_view_if_needed()
+    card.click()
+    page.wait_for_function("count => app.graph._nodes.length === count", arg=len(file["nodes"]))
+    page.wait_for_timeout(1500)  # the view is fitted some time after the nodes are there
+    return file
+
+
+def show(page, graph: dict) -> None:
+    """A workflow file or a graph in API form on the canvas."""
+    api = "nodes" not in graph
+    page.evaluate(
+        "([graph, api]) => api ? app.loadApiJson(graph, 'test') : app.loadGraphData(graph)", [graph, api]
+    )
+    page.wait_for_function("() => app.graph._nodes.length > 0")
+
+
+def look_at(page, kind: str) -> None:
+    page.evaluate(
+        """kind => {
+          const node = app.graph._nodes.find(node => node.type === kind)
+          app.canvas.ds.scale = 1
+          app.canvas.ds.offset = [-node.pos[0] + 300, -node.pos[1] + 200]
+          app.canvas.setDirty(true, true)
+        }""",
+        kind,
+    )
+    page.wait_for_timeout(700)
+
+
+def run(page) -> None:
+    page.get_by_test_id("queue-button").click()
+
+
+def run_to_the_end(page) -> None:
+    """Run, which has to succeed; a training takes minutes on a very busy machine."""
+    page.evaluate(FOLLOW)
+    run(page)
+    page.wait_for_function("() => window.ended.length > 0", timeout=900_000)
+    assert page.evaluate("() => window.ended") == ["execution_success"]
+
+
+def tiny_insert(published, picture: str, **changes) -> dict:
+    """The first template for the tiny model and a tiny picture, with few steps."""
+    graph = tiny_graph("insert_subject")
+    for node in graph.values():
+        if node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = picture
+        if node["class_type"] in SHORT:
+            node["inputs"]["steps"] = SHORT[node["class_type"]]
+        if node["class_type"] == "SubjectFinetune":
+            node["inputs"] |= {"preview_every": 0} | changes
+    return template(PLANS[0], graph, Client(published.url).object_info(), "A note.")
+
+
+def jpeg(colour, size=(160, 120)) -> str:
+    """A photo in base64: something round and bright in front of a dark ground."""
+    y, x = np.mgrid[: size[1], : size[0]]
+    round_ = (x - size[0] / 2) ** 2 + (y - size[1] / 2) ** 2 < (size[1] / 3) ** 2
+    pixels = np.where(round_[..., None], colour, (40, 60, 50)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+PHOTOS = [jpeg(colour) for colour in ((230, 90, 30), (220, 100, 40), (240, 80, 20), (230, 110, 50))]
+DROP = """photos => {
+  const data = new DataTransfer()
+  photos.forEach((photo, number) => {
+    const bytes = Uint8Array.from(atob(photo), letter => letter.charCodeAt(0))
+    data.items.add(new File([bytes], `IMG_${number + 1}.jpg`, { type: 'image/jpeg' }))
+  })
+  const target = document.querySelector('.inlay-references')
+  for (const kind of ['dragover', 'drop'])
+    target.dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }))
+}"""
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.graph)
+def test_a_template_of_the_published_pack_opens_ready(screen, published, plan):
+    file = open_template(screen, plan.title)
+    unknown = "app.graph._nodes.filter(node => !node.constructor.nodeData && !node.subgraph)"
+    missing = screen.evaluate(f"() => {unknown}.map(node => node.type)")
+    assert [kind for kind in missing if kind not in ("MarkdownNote", "Note")] == []
+    pictures = [node["widgets_values"][0] for node in file["nodes"] if node["type"].startswith("LoadImage")]
+    options = screen.evaluate(
+        """() => app.graph._nodes.filter(node => node.type.startsWith('LoadImage'))
+             .flatMap(node => node.widgets.find(widget => widget.name === 'image').options.values)"""
+    )
+    assert set(pictures) <= set(options)
+    assert screen.evaluate("() => app.canvas.ds.scale") >= LEAST_ZOOM
+    boxes = screen.evaluate(DRAWN)
+    for number, (title, left, top, right, bottom) in enumerate(boxes):
+        for other, a, b, c, d in boxes[:number]:
+            apart = right <= a or c <= left or bottom <= b or d <= top
+            assert apart, f"{title} and {other} overlap"
+
+
+BOX = """() => app.graph._nodes.find(node => node.type === 'InlayBoxMask').widgets
+  .filter(widget => ['x', 'y', 'width', 'height'].includes(widget.name)).map(widget => widget.value)"""
+
+
+def drag(page, start, end) -> None:
+    """With the mouse, from and to places of the 512 pixel picture on Box Mask."""
+    box = page.locator(".inlay-box canvas").first.bounding_box()
+    size = page.evaluate("() => document.querySelector('.inlay-box').dataset.size.split('x').map(Number)")
+    scale = min(box["width"] / size[0], box["height"] / size[1])
+    left = box["x"] + (box["width"] - size[0] * scale) / 2
+    top = box["y"] + (box["height"] - size[1] * scale) / 2
+    page.mouse.move(left + start[0] * scale, top + start[1] * scale)
+    page.mouse.down()
+    page.mouse.move(left + (start[0] + end[0]) / 2 * scale, top + (start[1] + end[1]) / 2 * scale, steps=3)
+    page.mouse.move(left + end[0] * scale, top + end[1] * scale, steps=3)
+    page.mouse.up()
+
+
+def test_the_box_is_drawn_moved_and_resized_by_the_mouse_before_any_run(screen, published):
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "inlay_background.png"}},
+        "2": {
+            "class_type": "InlayBoxMask",
+            "inputs": {"image": ["1", 0], "x": 100, "y": 100, "width": 200, "height": 200},
+        },
+        "3": {"class_type": "MaskPreview", "inputs": {"mask": ["2", 0]}},
+    }
+    show(screen, graph)
+    look_at(screen, "InlayBoxMask")
+    screen.wait_for_function("() => document.querySelector('.inlay-box')?.dataset.size === '512x512'")
+    near = 3  # pixels of the picture: the mouse moves by whole ones of the screen
+    drag(screen, (200, 200), (250, 230))
+    assert screen.evaluate(BOX) == pytest.approx([150, 130, 200, 200], abs=near)
+    drag(screen, (350, 330), (400, 400))  # the lower right corner
+    assert screen.evaluate(BOX) == pytest.approx([150, 130, 250, 270], abs=near)
+    drag(screen, (20, 20), (90, 110))  # a new one
+    assert screen.evaluate(BOX) == pytest.approx([20, 20, 70, 90], abs=near)
+    drag(screen, (50, 60), (-300, 900))
+    x, y, width, height = screen.evaluate(BOX)
+    assert (x, y + height) == (0, 512)  # it stays inside
+    drawn = [x, y, width, height]
+    screen.evaluate("() => app.extensionManager.command.execute('Comfy.Undo')")
+    screen.wait_for_timeout(1000)
+    assert screen.evaluate(BOX) == pytest.approx([20, 20, 70, 90], abs=near)
+    screen.evaluate("() => app.extensionManager.command.execute('Comfy.Redo')")
+    screen.wait_for_timeout(1000)
+    assert screen.evaluate(BOX) == drawn
+    saved = screen.evaluate("() => app.graph.serialize()")
+    assert [len(node["widgets_values"]) for node in saved["nodes"] if node["type"] == "InlayBoxMask"] == [4]
+    screen.evaluate("graph => app.loadGraphData(graph)", saved)  # as after a reload
+    screen.wait_for_function("() => document.querySelector('.inlay-box')?.dataset.size === '512x512'")
+    assert screen.evaluate(BOX) == drawn
+
+
+def finetune(**changes) -> dict:
+    """A graph that trains, wrong in one thing."""
+    graph = {key: node for key, node in tiny_graph("insert_subject").items() if key in ("1", "2", "5")}
+    graph["5"]["inputs"] |= changes
+    return graph | {"9": {"class_type": "PreviewImage", "inputs": {"images": ["5", 4]}}}
+
+
+def without_input(graph: dict, node: str, name: str) -> dict:
+    graph = copy.deepcopy(graph)
+    del graph[node]["inputs"][name]
+    return graph
+
+
+def boxed(**changes) -> dict:
+    place = {"image": ["1", 0], "x": 10, "y": 10, "width": 50, "height": 50} | changes
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "inlay_background.png"}},
+        "4": {"class_type": "LoadImageMask", "inputs": {"image": "inlay_large_room.png", "channel": "red"}},
+        "2": {"class_type": "InlayBoxMask", "inputs": place},
+        "3": {"class_type": "MaskPreview", "inputs": {"mask": ["2", 0]}},
+    }
+
+
+def references(folder: str) -> dict:
+    return {
+        "1": {"class_type": "InlayLoadReferences", "inputs": {"folder": folder}},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    }
+
+
+MISTAKES = {
+    "no class": (
+        finetune(class_name=""),
+        "class_name: it is empty; say in a word or two what the subject is",
+    ),
+    "no token": (finetune(token=" "), "token: it is empty; give a rare word"),
+    "no photos": (
+        without_input(finetune(), "5", "images"),
+        "images: nothing is connected; connect an output",
+    ),
+    "no model": (without_input(finetune(), "5", "model"), "model: nothing is connected; connect an output"),
+    "too many steps": (finetune(steps=200_000), "steps: 200000 is too large; the most is 100000."),
+    "odd attributes": (finetune(attributes="brown"), "attributes: 'brown' has no kind; write for example"),
+    "no folder": (references("nowhere"), "ComfyUI's input folder has no folder 'nowhere'"),
+    "no such folder": (references("../outside"), "folder: ComfyUI's input folder has no folder '../outside'"),
+    "box outside": (boxed(x=5000), "x, y: the box at (5000, 10) is outside the 512x512 image"),
+    "box without width": (boxed(width=0), "width: 0 is too small; the least is 1."),
+    "another mask": (boxed(mask=["4", 0]), "mask: it is 1280x960 pixels but the image is 512x512"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_common_mistake_has_its_sentence_in_a_toast_and_on_the_node(screen, published, name):
+    graph, sentence = MISTAKES[name]
+    show(screen, graph)
+    run(screen)
+    shown = screen.locator(".inlay-message", has_text=sentence)
+    shown.first.wait_for(state="attached")
+    screen.wait_for_function(
+        """sentence => [...document.querySelectorAll('*')].some(element =>
+             !element.closest('.inlay-message') && !element.children.length
+             && element.textContent.includes(sentence) && element.getClientRects().length)""",
+        arg=sentence,
+    )
+    [path] = screen.evaluate(
+        """() => app.graph._nodes
+             .filter(node => node.widgets?.some(widget => widget.name === 'inlay_message'))
+             .map(node => String(node.id))"""
+    )
+    assert graph[path]["class_type"].startswith(("Inlay", "SubjectFinetune"))
+
+
+def test_a_sentence_is_translated_and_goes_when_the_next_run_begins(screen, published):
+    screen.evaluate("async () => app.extensionManager.setting.set('Comfy.Locale', 'zh')")
+    try:
+        screen.wait_for_timeout(3000)  # the page reads its words anew
+        show(screen, boxed(x=5000))
+        run(screen)
+        message = screen.locator(".inlay-message")
+        message.wait_for(state="attached")
+        assert "512x512" in message.text_content()
+        assert "方框" in message.text_content()
+        screen.evaluate(
+            """() => app.graph._nodes.find(node => node.type === 'InlayBoxMask')
+                 .widgets.find(widget => widget.name === 'x').value = 0"""
+        )
+        run(screen)
+        message.wait_for(state="detached")
+    finally:
+        screen.evaluate("async () => app.extensionManager.setting.set('Comfy.Locale', 'en')")
+        screen.wait_for_timeout(3000)
+
+
+def test_four_phone_photos_and_a_box_drawn_by_the_mouse_give_a_picture(screen, published):
+    show(screen, tiny_insert(published, "tiny_background.png", class_name="ball"))
+    screen.evaluate(COUNT_CLICKS)
+    look_at(screen, "InlayLoadReferences")
+    screen.evaluate(DROP, PHOTOS)
+    screen.wait_for_function("() => document.querySelector('.inlay-references').dataset.count === '4'")
+    look_at(screen, "InlayBoxMask")
+    screen.wait_for_function("() => document.querySelector('.inlay-box')?.dataset.size === '96x96'")
+    drag(screen, (6, 40), (50, 90))
+    run_to_the_end(screen)
+    screen.wait_for_function(SHOWN)
+    assert screen.evaluate("() => window.clicks") <= CLICKS
+    assert screen.evaluate("() => app.graph._nodes.filter(node => node.has_errors).length") == 0
+    look_at(screen, "InlayLoadReferences")
+    warning = screen.locator(".inlay-message", has_text="There is no mask for IMG_1.jpg").first
+    warning.wait_for()
+    assert "the whole picture is learned" in warning.inner_text()
+
+
+def test_the_same_with_a_painted_mask_and_with_a_cut_out_model(screen, published):
+    show(screen, tiny_insert(published, "painted.png", class_name="cube"))
+    screen.evaluate(
+        """() => {
+          const graph = app.graph
+          const cut = LiteGraph.createNode('StandInBackgroundRemoval')
+          graph.add(cut)
+          const photos = graph._nodes.find(node => node.type === 'InlayLoadReferences')
+          cut.connect(0, photos, photos.inputs.findIndex(input => input.name === 'background_removal'))
+        }"""
+    )
+    look_at(screen, "InlayLoadReferences")
+    screen.evaluate(DROP, PHOTOS)
+    screen.wait_for_function("() => document.querySelector('.inlay-references').dataset.count === '4'")
+    run_to_the_end(screen)
+    saved = sorted(
+        (published.base / "work" / "output").rglob("with_inlay*.png"), key=lambda p: p.stat().st_mtime
+    )
+    result = np.asarray(Image.open(saved[-1]).convert("RGB"), dtype=int)
+    change = np.abs(result - GREEN).max(-1)
+    assert change[44:82, 44:76].mean() > 3  # inside of what was painted, not in the box
+    assert change[:36].max() <= 1
+    assert screen.locator(".inlay-message", has_text="There is no mask").count() == 0
+
+
+SEARCHES = {
+    "insert object": "Insert Object, Compose (Inlay)",
+    "compose": "Insert Object, Compose (Inlay)",
+    "product photo": "Train Subject (Inlay)",
+    "train subject": "Train Subject (Inlay)",
+    "inpaint subject": "Inpaint Subject (Inlay)",
+}
+
+
+def test_five_searches_find_the_right_node_first(visitor, published):
+    visitor.evaluate("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+    found = {}
+    for query in SEARCHES:
+        visitor.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+        visitor.wait_for_timeout(1000)
+        field = visitor.locator("input[role=combobox]").first
+        for _ in range(10):
+            visitor.keyboard.press("Escape")
+            visitor.mouse.dblclick(900, 600)
+            visitor.wait_for_timeout(1000)
+            if field.is_visible():
+                break
+        field.fill(query)
+        visitor.wait_for_timeout(1500)
+        first = visitor.locator("[role=option]").first
+        found[query] = first.inner_text().split("\n")[0]
+        visitor.keyboard.press("Escape")
+    assert found == SEARCHES

@@ -1,0 +1,200 @@
+"""How the published templates look: which nodes stand in which column, what is folded into subgraphs, models.
+
+A template is made of the graph in workflows/api of the plan's `graph`; `dropped` nodes are not shown.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+HUB = "https://huggingface.co"
+# (node type, file) -> address and folder; the page offers what is missing for download.
+MODELS: dict[tuple[str, str], tuple[str, str]] = {
+    ("CheckpointLoaderSimple", "sd-v1-5-inpainting.safetensors"): (
+        f"{HUB}/webui/stable-diffusion-inpainting/resolve/main/sd-v1-5-inpainting.safetensors",
+        "checkpoints",
+    ),
+    ("CheckpointLoaderSimple", "model.ckpt"): (
+        f"{HUB}/Fantasy-Studio/Paint-by-Example/resolve/main/model.ckpt",
+        "checkpoints",
+    ),
+    ("InlayLoadAdapter", "model.ckpt"): (
+        f"{HUB}/Fantasy-Studio/Paint-by-Example/resolve/main/model.ckpt",
+        "checkpoints",
+    ),
+    ("LoadBackgroundRemovalModel", "birefnet.safetensors"): (
+        f"{HUB}/Comfy-Org/BiRefNet/resolve/main/background_removal/birefnet.safetensors",
+        "background_removal",
+    ),
+}
+NOTE = "note"  # the place of a template's note in its columns
+
+
+@dataclass(frozen=True)
+class Part:
+    """Nodes that are one subgraph on the outside; of several instances the first is the definition.
+
+    `widgets`, as "node.input", are shown outside. Instances have the same types and wires in the same order.
+    """
+
+    name: str
+    instances: tuple[tuple[str, ...], ...]
+    widgets: tuple[str, ...]
+    titles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One template: groups of columns of nodes, from left to right; a part stands under its first node."""
+
+    graph: str
+    title: str  # the file's name, which the template browser shows and searches
+    groups: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
+    parts: tuple[Part, ...] = ()
+    dropped: tuple[str, ...] = ()
+    app: dict[str, Any] = field(default_factory=dict)  # the front end's `linearData`
+    width: int = 292  # pixels of a column
+    between: int = 12  # groups
+    last: int = 292  # pixels of the last column: Save Image is never narrower
+
+
+def _group(title: str, *columns: str) -> tuple[str, tuple[tuple[str, ...], ...]]:
+    return title, tuple(tuple(column.split()) for column in columns)
+
+
+def _app(*inputs: str, output: str) -> dict[str, Any]:
+    """The app form: "node.input" to set, and the node whose picture is shown."""
+    pairs = [name.split(".") for name in inputs]
+    return {"inputs": [[node, widget] for node, widget in pairs], "outputs": [output]}
+
+
+BOX = "Paint Into the Box"
+START = _group("Read me; the model", "note 1")
+THINGS = _group("1. Your photos, your picture", "101 2 3")
+LEARN = _group("3. Learn the subject", "5")
+
+
+def _sampling(node: str, *nodes: str, name: str = BOX) -> Part:
+    """The sampler `node`, and what goes with it, as one subgraph that shows its seed, steps and cfg."""
+    return Part(name, (nodes or (node,),), _shown(node), (name,))
+
+
+def _shown(node: str) -> tuple[str, ...]:
+    return tuple(f"{node}.{name}" for name in ("seed", "steps", "cfg"))
+
+
+PLANS = [
+    Plan(
+        "insert_subject",
+        "Inlay 1 - Insert my subject from a few photos",
+        (START, THINGS, _group("2. Where, and what", "4 7 8"), LEARN, _group("4. Paint", "6 17")),
+        (_sampling("11", "6", "9", "11", "13", "15"),),
+        ("10", "12", "14", "16", "18"),
+        _app("2.folder", "3.image", "4.inlay_box", "5.class_name", "7.text", output="17"),
+    ),
+    Plan(
+        "insert_small",
+        "Inlay 2 - Insert my subject small into a large photo",
+        (START, THINGS, _group("2. Where, and what", "4 6 7"), LEARN, _group("4. Paint", "8 10 12")),
+        (_sampling("8", name="Close-Up, Then Surroundings"),),
+        ("9", "11"),
+    ),
+    Plan(
+        "edit_attribute",
+        "Inlay 3 - Edit colour or material of my subject",
+        (START, THINGS, _group("2. Where, and what", "4 6 7"), LEARN, _group("4. Paint", "9 11")),
+        (_sampling("9"),),
+        ("8", "10", "12"),
+        _app("2.folder", "3.image", "4.inlay_box", "5.class_name", "6.prompt", output="11"),
+    ),
+    Plan(
+        "insert_one_photo",
+        "Inlay 4 - Insert an object from one photo",
+        (
+            _group("Read me; the model", "note 1 3"),
+            _group("1. Your object, your picture", "4 5 6"),
+            _group("2. Where, and what", "7 8"),
+            _group("3. Paint", "9 13"),
+        ),
+        (_sampling("10", "9", "10", "11", "12"),),
+        (),
+        _app("4.image", "6.image", "7.inlay_box", output="13"),
+    ),
+    Plan(
+        "insert_by_shape",
+        "Inlay 5 - Insert an object in a drawn shape",
+        (
+            _group("Read me; the model", "note 1 3"),
+            _group("1. Your object, your picture", "4 5 6"),
+            _group("2. The shape", "7 8"),
+            _group("3. Paint", "9 10", "14"),
+        ),
+        (_sampling("11", "10", "11", "12", "13", name="Paint Into the Shapes"),),
+    ),
+    Plan(
+        "dreammix",
+        "Inlay 6 - DreamMix - edited subject in a large photo",
+        (
+            _group("Read me; the model", "note 1 13"),
+            THINGS,
+            _group("2. Where, and its looks", "4 12"),
+            _group("3. Learn the subject", "5 7"),
+            _group("4. Paint", "6 8 9"),
+        ),
+        (
+            Part("Paint Others of Its Kind", (("13",),), ("13.count", "13.seed"), ("Others of Its Kind",)),
+            _sampling("8", name="Close-Up, Then Surroundings"),
+        ),
+        ("10", "11", "14"),
+    ),
+    Plan(
+        "train_and_share",
+        "Inlay 7 - Train a subject and share it",
+        (
+            START,
+            THINGS,
+            _group("2. Where, and what", "4 8 9"),
+            _group("3. Learn and keep", "5 6"),
+            _group("4. Try what others get", "7 10 11"),
+        ),
+        (_sampling("10"),),
+        ("12",),
+    ),
+    Plan(
+        "compare",
+        "Inlay 8 - Compare with and without",
+        (
+            _group("Read me; the model", "note 1"),
+            _group("1. Your things", "101 2 3"),
+            _group("2. Where, and what", "4 7 8 10"),
+            _group("3. Learn the subject", "5 9"),
+            _group("4. Paint three times", "6 11 12 13"),
+            _group("5. Side by side", "20 22"),
+        ),
+        (
+            Part("Masked Attention", (("6",),), (), ("Masked Attention",)),
+            Part(
+                "Sample and Paste Back",
+                (("11", "14", "17"), ("12", "15", "18"), ("13", "16", "19")),
+                (),
+                ("Without", "Learned", "Learned and Masked"),
+            ),
+            Part("Three Side by Side", (("20", "21"),), (), ("Side by Side",)),
+        ),
+        width=236,
+        between=8,
+    ),
+]
+
+# Shown by `dev.py serve` alone: nobody offers weights of this kind for download.
+TINY_ONLY = [
+    Plan(
+        "insert_without_mask",
+        "Inlay 9 - Insert an object without a mask",
+        (
+            _group("Read me; the model", "note 1 2"),
+            _group("1. Your object, your picture", "3 4 5"),
+            _group("2. Insert", "6 7 8 9", "10 11 12"),
+            _group("3. Keep the rest", "13 14 15"),
+        ),
+    )
+]

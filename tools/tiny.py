@@ -1,0 +1,100 @@
+"""The bundled workflows for the tiny models: the same graphs with other files, sizes and settings.
+
+The demo, `dev.py serve` and the tests run these; what is published names real models.
+"""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from ..headless import Graph
+
+GRAPHS = Path(__file__).resolve().parent.parent / "workflows" / "api"
+CHECKPOINT, PIX2PIX = "inlay_tiny.safetensors", "inlay_tiny_pix2pix.safetensors"
+IDENTITY, OPTIMIZER = "inlay_tiny_identity.safetensors", "inlay_tiny_optimizer.safetensors"
+SIDE = 96  # pixels of the tiny models' pictures
+SMALLER = {"inlay_background.png": 512 / 96, "inlay_large_room.png": 2.0}  # published / tiny picture
+SAMPLING: dict[str, Any] = {
+    "steps": 20, "cfg": 4.0, "sampler_name": "dpmpp_2m_sde", "scheduler": "sgm_uniform"
+}  # fmt: skip
+SETTINGS: dict[str, dict[str, Any]] = {
+    "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
+    "SubjectFinetune": {
+        "steps": 100, "rank": 16, "learning_rate": 0.001, "batch_size": 4, "resolution": SIDE
+    },
+    "KSampler": SAMPLING,
+    "DisentangledInpaintSampler": SAMPLING | {"close_up_size": SIDE, "soft_edge": 2},
+    "InlayRegularImages": SAMPLING | {"size": SIDE, "count": 1},
+    "InlayPasteBack": {"feather": 2},
+    "SaveLoRA": {"steps": 100},
+}  # fmt: skip
+# what differs in single workflows: (workflow, node type) -> settings
+APART: dict[tuple[str, str], dict[str, Any]] = {
+    ("insert_without_mask", "CheckpointLoaderSimple"): {"ckpt_name": PIX2PIX},
+    ("insert_without_mask", "InlayLoadAdapter"): {"file": OPTIMIZER},
+    ("insert_without_mask", "ImageConditionedPix2Pix"): {"object_guidance": 3.0},
+    ("insert_without_mask", "BasicScheduler"): {"steps": 20, "scheduler": "sgm_uniform"},
+    ("insert_without_mask", "KSamplerSelect"): {"sampler_name": "dpmpp_2m_sde"},
+    ("insert_without_mask", "InlayPasteBack"): {"feather": 4},
+    ("insert_by_shape", "InlayPasteBack"): {"feather": 1},
+    ("insert_by_shape", "KSampler"): {"cfg": 3.0},
+    ("insert_one_photo", "KSampler"): {"cfg": 3.0},
+    ("train_and_share", "SubjectFinetune"): {"preview_every": 50},
+}
+
+
+def read_graph(name: str) -> Graph:
+    """The published workflow of that name, in API form."""
+    return json.loads((GRAPHS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def tiny_graph(name: str) -> Graph:
+    """The workflow of that name for the tiny models, in API form."""
+    graph = without_cut_out(read_graph(name))
+    if any(node["class_type"] == "InlayObjectStitchConditioning" for node in graph.values()):
+        graph = with_tiny_adapter(graph)
+    for node in graph.values():
+        kind, inputs = node["class_type"], node["inputs"]
+        inputs |= SETTINGS.get(kind, {}) | APART.get((name, kind), {})
+        if kind == "SubjectFinetune" and inputs["recipe"] == "DreamMix":
+            inputs["batch_size"] = 1
+        if kind == "InlayBoxMask":
+            picture = graph[inputs["image"][0]]["inputs"]["image"]
+            for side in ("x", "y", "width", "height"):
+                inputs[side] = round(inputs[side] / SMALLER[picture])
+    return graph
+
+
+def without_cut_out(graph: Graph) -> Graph:
+    """The graph without background removal: the tiny world's photos are cut out already."""
+    removed = {key for key, node in graph.items() if node["class_type"] == "LoadBackgroundRemovalModel"}
+    kept = {key: deepcopy(node) for key, node in graph.items() if key not in removed}
+    for node in kept.values():
+        node["inputs"] = {
+            name: value
+            for name, value in node["inputs"].items()
+            if not (isinstance(value, list) and value[0] in removed)
+        }
+    return kept
+
+
+def with_tiny_adapter(graph: Graph) -> Graph:
+    """The graph for the tiny adapter, which takes the channels in the usual order and changes the UNet."""
+    [key] = [key for key, node in graph.items() if node["class_type"] == "InlayObjectStitchConditioning"]
+    conditioning = graph[key]
+    model = conditioning["inputs"].pop("model")
+    conditioning["class_type"] = "InlayInpaintConditioning"
+    graph["100"] = {
+        "class_type": "LoraLoaderModelOnly",
+        "_meta": {"title": "What the UNet Learned"},
+        "inputs": {"model": model, "lora_name": IDENTITY, "strength_model": 1.0},
+    }
+    for node in graph.values():
+        if node["class_type"] == "InlayLoadAdapter":
+            node["inputs"] = {"file": IDENTITY}
+        inputs: dict[str, Any] = node["inputs"]
+        for name, value in inputs.items():
+            if isinstance(value, list) and value[0] == key:
+                inputs[name] = ["100", 0] if value[1] == 0 else [key, value[1] - 1]
+    return graph

@@ -1,0 +1,286 @@
+// Box Mask: the picture with a rectangle to draw, move and resize. It writes x, y, width and height.
+
+import { app } from "../../scripts/app.js"
+import { addElement, element, fit, isLinked, outputOf, recordChange, setWidget, upstreamUrl, viewUrl, widgetOf } from "./common.js"
+import { text } from "./text.js"
+
+const NODE = "InlayBoxMask"
+const NAMES = ["x", "y", "width", "height"]
+const HEIGHT = 220 // pixels of the picture's place, at least
+const LINE = 18 // below it
+const GRIP = 8 // half the size of the area around a corner or an edge that takes hold of it
+const CURSORS = ["nwse", "ns", "nesw", "ew", "nwse", "ns", "nesw", "ew"] // of the eight grips, clockwise
+
+// The box that a drag of one grip gives. `grip` is [-1|0|1, -1|0|1]: which sides move with the mouse.
+export function resized({ x, y, width, height }, [across, down], dx, dy, size) {
+  const limit = (value, most) => Math.min(Math.max(value, 0), most)
+  const moved = (start, length, side, by, most) => {
+    const ends = [start, start + length]
+    if (side) ends[side > 0 ? 1 : 0] += by
+    const [low, high] = ends.map((end) => limit(Math.round(end), most)).sort((a, b) => a - b)
+    return low === high ? [Math.min(low, most - 1), 1] : [low, high - low]
+  }
+  const [left, wide] = moved(x, width, across, dx, size.width)
+  const [top, tall] = moved(y, height, down, dy, size.height)
+  return { x: left, y: top, width: wide, height: tall }
+}
+
+// The box, moved by so much and kept inside of the picture.
+export function moved({ x, y, width, height }, dx, dy, size) {
+  const inside = (value, length, most) => Math.round(Math.min(Math.max(value, 0), Math.max(most - length, 0)))
+  return { x: inside(x + dx, width, size.width), y: inside(y + dy, height, size.height), width, height }
+}
+
+class BoxEditor {
+  constructor(node) {
+    this.node = node
+    this.picture = undefined // an image that is loaded
+    this.size = undefined // of the picture, in its own pixels
+    this.root = element("div", { display: "flex", flexDirection: "column", minHeight: `${HEIGHT + LINE}px` })
+    this.root.className = "inlay-box"
+    const filling = { flex: "1 1 0", minHeight: `${HEIGHT}px`, width: "100%", touchAction: "none" }
+    this.canvas = element("canvas", { ...filling, outline: "none" }, this.root)
+    this.canvas.tabIndex = 0
+    const line = { height: `${LINE}px`, flex: "none", fontSize: "11px", overflow: "hidden", whiteSpace: "nowrap" }
+    this.line = element("div", { ...line, textOverflow: "ellipsis", color: "var(--descrip-text, #999)" }, this.root)
+    this.canvas.addEventListener("pointerdown", (event) => this.take(event))
+    this.canvas.addEventListener("pointermove", (event) => this.drag(event))
+    for (const end of ["pointerup", "pointercancel"])
+      this.canvas.addEventListener(end, (event) => this.release(event))
+    this.canvas.addEventListener("keydown", (event) => this.nudge(event))
+    new ResizeObserver(() => requestAnimationFrame(() => this.draw())).observe(this.canvas)
+    addElement(node, "inlay_box", this.root, HEIGHT + LINE + 20)
+  }
+
+  get box() {
+    if (this.draft) return this.draft // while the mouse drags; written at the end, as one step of the history
+    return Object.fromEntries(NAMES.map((name) => [name, Number(widgetOf(this.node, name)?.value ?? 0)]))
+  }
+
+  // Whether the last run took the painted mask that is connected.
+  get isReplaced() {
+    return isLinked(this.node, "mask") && Boolean(outputOf(this.node)?.inlay_masked?.[0])
+  }
+
+  get isFixed() {
+    return NAMES.some((name) => isLinked(this.node, name))
+  }
+
+  // Looks for a new picture or other values; draws where something changed.
+  update() {
+    const given = outputOf(this.node)?.inlay_picture?.[0] // of the last run: pictures that only then exist
+    const url = upstreamUrl(this.node, "image") ?? (given && isLinked(this.node, "image") ? viewUrl(given) : undefined)
+    if (url !== this.url) this.load(url, url && given && url === viewUrl(given) ? given : undefined)
+    const masked = isLinked(this.node, "mask")
+    const state = JSON.stringify([this.url, this.box, masked, this.isReplaced, this.isFixed, isLinked(this.node, "image")])
+    if (state === this.state) return
+    this.state = state
+    this.draw()
+  }
+
+  load(url, given) {
+    this.url = url
+    this.picture = this.size = this.broken = undefined
+    if (!url) return
+    const picture = new Image()
+    picture.onload = () => {
+      if (this.url !== url) return
+      this.picture = picture
+      this.size = { width: given?.width ?? picture.naturalWidth, height: given?.height ?? picture.naturalHeight }
+      this.draw()
+    }
+    picture.onerror = () => {
+      if (this.url === url) this.broken = true
+      this.draw()
+    }
+    picture.src = url
+  }
+
+  // Where the picture lies on the canvas: left, top and pixels of the canvas for one of the picture.
+  get frame() {
+    const { clientWidth: width, clientHeight: height } = this.canvas
+    const scale = Math.min(width / this.size.width, height / this.size.height)
+    return [(width - this.size.width * scale) / 2, (height - this.size.height * scale) / 2, scale]
+  }
+
+  // A place of the mouse in pixels of the picture, whatever the zoom.
+  at(event) {
+    const seen = this.canvas.getBoundingClientRect()
+    const [left, top, scale] = this.frame
+    const zoom = seen.width / this.canvas.clientWidth || 1
+    return [((event.clientX - seen.left) / zoom - left) / scale, ((event.clientY - seen.top) / zoom - top) / scale]
+  }
+
+  // What the mouse would take hold of: a grip [-1|0|1, -1|0|1], "move" or "draw".
+  hold([x, y]) {
+    const { box } = this
+    const reach = GRIP / this.frame[2]
+    const near = (value, low, length) =>
+      Math.abs(value - low) <= reach ? -1 : Math.abs(value - low - length) <= reach ? 1 : 0
+    const within = (value, low, length, more) => value >= low - more && value <= low + length + more
+    if (!within(x, box.x, box.width, reach) || !within(y, box.y, box.height, reach)) return "draw"
+    const grip = [near(x, box.x, box.width), near(y, box.y, box.height)]
+    return grip[0] || grip[1] ? grip : "move"
+  }
+
+  take(event) {
+    if (event.button || !this.picture || this.isFixed) return
+    event.preventDefault()
+    event.stopPropagation()
+    this.canvas.focus({ preventScroll: true })
+    this.canvas.setPointerCapture(event.pointerId)
+    const start = this.at(event)
+    let held = this.hold(start)
+    let { box } = this
+    if (held === "draw") {
+      box = { x: start[0], y: start[1], width: 0, height: 0 }
+      held = [1, 1]
+      this.drawing = true // a click without a drag changes nothing
+    }
+    this.held = { held, start, box }
+  }
+
+  drag(event) {
+    if (!this.picture || this.isFixed) return
+    const place = this.at(event)
+    if (!this.held) {
+      this.canvas.style.cursor = cursor(this.hold(place))
+      return
+    }
+    event.stopPropagation()
+    const { held, start, box } = this.held
+    const [dx, dy] = [place[0] - start[0], place[1] - start[1]]
+    if (this.drawing && Math.hypot(dx, dy) * this.frame[2] < 4) return
+    this.drawing = false
+    this.draft = held === "move" ? moved(box, dx, dy, this.size) : resized(box, held, dx, dy, this.size)
+    this.update()
+  }
+
+  release(event) {
+    if (!this.held) return
+    event.stopPropagation()
+    const { draft } = this
+    this.held = this.draft = undefined
+    this.drawing = false
+    if (draft) this.write(draft)
+    recordChange()
+  }
+
+  nudge(event) {
+    const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key]
+    if (!steps || !this.picture || this.isFixed) return
+    event.preventDefault()
+    event.stopPropagation()
+    const [dx, dy] = steps.map((step) => step * (event.ctrlKey ? 10 : 1))
+    this.write(
+      event.shiftKey ? resized(this.box, [1, 1], dx, dy, this.size) : moved(this.box, dx, dy, this.size),
+    )
+    recordChange()
+  }
+
+  write(box) {
+    for (const name of NAMES) setWidget(this.node, name, box[name])
+    this.update()
+  }
+
+  hint() {
+    if (!isLinked(this.node, "image")) return text("no_picture")
+    if (!this.url) return text("not_yet")
+    return this.broken ? text("not_found") : ""
+  }
+
+  draw() {
+    const { canvas, picture } = this
+    const ratio = (window.devicePixelRatio || 1) * Math.max(1, app.canvas?.ds?.scale ?? 1)
+    const [width, height] = [canvas.clientWidth, canvas.clientHeight]
+    if (!width || !height) return
+    canvas.width = Math.round(width * ratio)
+    canvas.height = Math.round(height * ratio)
+    const pen = canvas.getContext("2d")
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0)
+    pen.fillStyle = "rgba(0, 0, 0, 0.25)"
+    pen.fillRect(0, 0, width, height)
+    this.line.textContent = ""
+    this.root.dataset.size = picture ? `${this.size.width}x${this.size.height}` : ""
+    if (!picture) return drawHint(pen, this.hint(), width, height)
+    const [left, top, scale] = this.frame
+    pen.imageSmoothingEnabled = scale < 4
+    pen.drawImage(picture, left, top, this.size.width * scale, this.size.height * scale)
+    const masked = isLinked(this.node, "mask")
+    drawBox(pen, this.box, this.frame, this.size, this.isFixed || this.isReplaced)
+    const { box } = this
+    const reason = this.isFixed ? text("linked") : masked ? text("mask_wins") : text("drag")
+    this.line.textContent = `${box.width} × ${box.height}  |  ${this.size.width} × ${this.size.height}  |  ${reason}`
+    this.line.title = reason
+  }
+}
+
+const cursor = (held) => {
+  if (held === "draw") return "crosshair"
+  if (held === "move") return "move"
+  const order = ["-1,-1", "0,-1", "1,-1", "1,0", "1,1", "0,1", "-1,1", "-1,0"]
+  return `${CURSORS[order.indexOf(String(held))]}-resize`
+}
+
+function drawHint(pen, hint, width, height) {
+  pen.fillStyle = "#bbb"
+  pen.font = "13px sans-serif"
+  pen.textAlign = "center"
+  pen.textBaseline = "middle"
+  pen.fillText(hint, width / 2, height / 2, width - 16)
+}
+
+function drawBox(pen, box, [left, top, scale], size, dim) {
+  const [x, y, width, height] = [left + box.x * scale, top + box.y * scale, box.width * scale, box.height * scale]
+  pen.save()
+  pen.beginPath()
+  pen.rect(left, top, size.width * scale, size.height * scale)
+  pen.clip()
+  pen.beginPath() // everything but the box is darker
+  pen.rect(left, top, size.width * scale, size.height * scale)
+  pen.rect(x, y, width, height)
+  pen.fillStyle = dim ? "rgba(0, 0, 0, 0.15)" : "rgba(0, 0, 0, 0.45)"
+  pen.fill("evenodd")
+  pen.restore()
+  pen.setLineDash(dim ? [6, 4] : [])
+  pen.lineWidth = 3
+  pen.strokeStyle = "rgba(0, 0, 0, 0.6)"
+  pen.strokeRect(x, y, width, height)
+  pen.lineWidth = 1.5
+  pen.strokeStyle = "#e8743b"
+  pen.strokeRect(x, y, width, height)
+  if (dim) return
+  pen.fillStyle = "#fff"
+  for (const across of [0, 0.5, 1])
+    for (const down of [0, 0.5, 1])
+      if (across !== 0.5 || down !== 0.5)
+        pen.fillRect(x + across * width - 3.5, y + down * height - 3.5, 7, 7)
+}
+
+const editors = new Map() // node -> its editor
+
+app.registerExtension({
+  name: "inlay.box",
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return
+    const editor = new BoxEditor(node)
+    editors.set(node, editor)
+    const removed = node.onRemoved
+    node.onRemoved = function (...given) {
+      editors.delete(node)
+      return removed?.apply(this, given)
+    }
+    const added = node.onAdded
+    node.onAdded = function (...given) {
+      editors.set(node, editor) // a node that comes back by undo
+      return added?.apply(this, given)
+    }
+    fit(node)
+  },
+  setup() {
+    // The page has no event for a changed picture of another node.
+    setInterval(() => {
+      for (const [node, editor] of editors) if (node.graph) editor.update()
+    }, 250)
+  },
+})

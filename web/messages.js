@@ -1,0 +1,167 @@
+// Errors and warnings where the user looks: a toast with our own sentence, and the same text on the node.
+
+import { app } from "../../scripts/app.js"
+import { api } from "../../scripts/api.js"
+import { addElement, definitionOf, element, isOurs, nodesOnPath, redraw, widgetOf } from "./common.js"
+import { text, translated } from "./text.js"
+
+const TOAST_LIFE = 20_000 // milliseconds
+const COLOURS = { error: ["#5c1a1a", "#ffd9d9"], warn: ["#574312", "#ffedc2"] }
+const LINE = 17 // pixels
+
+const views = new WeakMap() // node -> the element with its message
+
+// Shows `sentence` on the node, or nothing when it is empty.
+export function showMessage(node, kind, sentence) {
+  const view = views.get(node)
+  if (!sentence) return view && hide(node, view)
+  const { root } = view ?? addMessage(node)
+  const [background, color] = COLOURS[kind]
+  Object.assign(root.style, { background, color })
+  root.dataset.kind = kind
+  if (root.textContent === sentence) return
+  root.textContent = sentence
+  const before = node.size[1]
+  const needed = node.computeSize()[1]
+  if (needed > before) node.setSize([node.size[0], needed])
+  views.get(node).grown += node.size[1] - before
+  redraw(node)
+}
+
+function addMessage(node) {
+  const root = element("div", {
+    boxSizing: "border-box",
+    padding: "6px 8px",
+    borderRadius: "6px",
+    fontSize: "12px",
+    lineHeight: `${LINE}px`,
+    overflowY: "auto",
+    userSelect: "text",
+    whiteSpace: "pre-wrap",
+  })
+  root.className = "inlay-message"
+  const lines = () => {
+    const room = Math.max(node.size[0] - 40, 80) / 6.6 // letters in a line, about
+    const wide = (line) => [...line].reduce((sum, letter) => sum + (letter > "\u2e80" ? 2 : 1), 0)
+    return root.textContent.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(wide(line) / room)), 0)
+  }
+  const height = () => (root.textContent ? 32 + LINE * Math.min(lines(), 8) : 0)
+  root.style.minHeight = "30px" // the Vue renderer takes its size from the style
+  const widget = addElement(node, "inlay_message", root, height, { getMaxHeight: height })
+  const view = { root, widget, grown: 0 }
+  views.set(node, view)
+  return view
+}
+
+function hide(node, view) {
+  views.delete(node)
+  if (widgetOf(node, "inlay_message") === view.widget) node.removeWidget(view.widget)
+  view.root.remove()
+  const height = Math.max(node.size[1] - view.grown, node.computeSize()[1])
+  node.setSize([node.size[0], height])
+  redraw(node)
+}
+
+const failed = new Set() // nodes with an error on them
+
+export function clearErrors() {
+  for (const node of failed) showMessage(node, "error", "")
+  failed.clear()
+}
+
+export function toast(severity, summary, detail) {
+  app.extensionManager?.toast?.add({ severity, summary, detail, life: TOAST_LIFE })
+}
+
+// On the node, and on the subgraphs around it.
+function report(path, type, key, sentences) {
+  const nodes = nodesOnPath(path)
+  const name = nodes.at(-1)?.title ?? type
+  const said = sentences.join("\n")
+  toast("error", text(key, name), said)
+  for (const node of nodes) {
+    showMessage(node, "error", said)
+    failed.add(node)
+  }
+}
+
+// The text of an exception without the host's additions.
+export function sentenceOf({ exception_type: kind = "", exception_message: message = "" }, name) {
+  const said = message.trim()
+  if (/OutOfMemory/.test(kind) || said.includes("ran out of memory on your GPU")) return text("memory")
+  if (/(^|\.)ValueError$/.test(kind)) return said.split("\n\nTIPS:")[0]
+  const short = kind.split(".").at(-1)
+  return text("unexpected", name, `${short}: ${said.split("\n")[0]}`.slice(0, 300).replace(/\.$/, ""))
+}
+
+const REFUSALS = {
+  custom_validation_failed: (error, input) => error.details.replace(`${input} - `, ""),
+  required_input_missing: (error, input, type) => {
+    const kind = definitionOf(type)?.input?.required?.[input]?.[0]
+    const isValue = Array.isArray(kind) || /^(INT|FLOAT|STRING|BOOLEAN|COMBO|undefined)$/.test(kind)
+    return isValue ? text("empty", input) : text("required", input, kind)
+  },
+  value_not_in_list: (error, input) =>
+    error.extra_info?.received_value ? text("choice", input, error.extra_info.received_value) : text("empty", input),
+  value_smaller_than_min: (error, input) => {
+    const { received_value: value, input_config: config } = error.extra_info
+    return text("small", input, value, config?.[1]?.min)
+  },
+  value_bigger_than_max: (error, input) => {
+    const { received_value: value, input_config: config } = error.extra_info
+    return text("big", input, value, config?.[1]?.max)
+  },
+  return_type_mismatch: (error, input) => {
+    const { received_type: received, input_config: config } = error.extra_info
+    return text("type", input, received, [config?.[0]].flat().join(", "))
+  },
+}
+
+// Our sentence for one entry of the host's `node_errors`.
+export function refusalOf(error, type) {
+  const input = error.extra_info?.input_name ?? ""
+  const known = REFUSALS[error.type]
+  return known ? known(error, input, type) : error.details || error.message
+}
+
+async function showRefusals(errors) {
+  for (const [path, { class_type: type, errors: found }] of Object.entries(errors ?? {})) {
+    if (!isOurs(type)) continue
+    const sentences = [...new Set(found.map((error) => refusalOf(error, type)))] // one error comes once for each named input
+    report(path, type, "invalid", await Promise.all(sentences.map(translated)))
+  }
+}
+
+// The host has no event for a refused prompt: its answer is the only place.
+function watchPrompts() {
+  const queue = api.queuePrompt
+  api.queuePrompt = async function (...given) {
+    clearErrors()
+    try {
+      const answer = await queue.apply(this, given)
+      showRefusals(answer?.node_errors)
+      return answer
+    } catch (error) {
+      showRefusals(error?.response?.node_errors)
+      throw error
+    }
+  }
+}
+
+app.registerExtension({
+  name: "inlay.messages",
+  setup() {
+    watchPrompts()
+    api.addEventListener("executed", async ({ detail }) => {
+      const notes = detail.output?.inlay_notes
+      if (!notes) return
+      const said = (await Promise.all(notes.map(translated))).join("\n")
+      for (const node of nodesOnPath(detail.display_node ?? detail.node)) showMessage(node, "warn", said)
+    })
+    api.addEventListener("execution_error", async ({ detail }) => {
+      if (!isOurs(detail.node_type)) return
+      const name = nodesOnPath(detail.node_id).at(-1)?.title ?? detail.node_type
+      report(detail.node_id, detail.node_type, "failed", [await translated(sentenceOf(detail, name))])
+    })
+  },
+})

@@ -1,0 +1,137 @@
+// Load References: the photos with their masks on the node; photos are dropped on it or chosen from a dialog.
+
+import { app } from "../../scripts/app.js"
+import { api } from "../../scripts/api.js"
+import { addElement, element, isLinked, outputOf, recordChange, setWidget, viewUrl, widgetOf } from "./common.js"
+import { showMessage, toast } from "./messages.js"
+import { text, translated } from "./text.js"
+
+const NODE = "InlayLoadReferences"
+const SIDE = 72 // pixels of a thumbnail
+const KINDS = /^image\/|\.(jpe?g|jfif|png|webp|bmp|tiff?|gif|avif|hei[cf])$/i
+
+class PhotoView {
+  constructor(node) {
+    this.node = node
+    this.root = element("div", { display: "flex", flexDirection: "column", gap: "4px", minHeight: `${SIDE + 40}px` })
+    this.root.className = "inlay-references"
+    const grid = { display: "flex", flexWrap: "wrap", gap: "4px", alignContent: "flex-start" }
+    this.grid = element("div", { ...grid, flex: "1 1 0", overflowY: "auto" }, this.root)
+    this.button = element("button", { flex: "none", fontSize: "12px", padding: "3px", cursor: "pointer" }, this.root)
+    Object.assign(this.button.style, { border: "1px dashed #888", borderRadius: "5px", background: "none", color: "inherit" })
+    this.files = element("input", { display: "none" }, this.root)
+    Object.assign(this.files, { type: "file", multiple: true, accept: "image/*,.heic,.heif,.avif,.jfif" })
+    this.button.onclick = () => this.files.click()
+    this.files.onchange = () => {
+      this.send([...this.files.files])
+      this.files.value = ""
+    }
+    this.root.addEventListener("dragover", (event) => event.preventDefault())
+    this.root.addEventListener("drop", (event) => {
+      event.preventDefault()
+      event.stopPropagation()
+      this.send([...event.dataTransfer.files])
+    })
+    addElement(node, "inlay_references", this.root, SIDE + 60)
+    node.onDragOver = (event) => [...(event?.dataTransfer?.items ?? [])].some((item) => item.kind === "file")
+    node.onDragDrop = (event) => {
+      const files = [...event.dataTransfer.files].filter((file) => KINDS.test(file.type) || KINDS.test(file.name))
+      if (files.length) this.send(files)
+      return files.length > 0
+    }
+  }
+
+  get folder() {
+    return widgetOf(this.node, "folder")?.value
+  }
+
+  // Reads the folder again when another is chosen; after a run shows what was given on.
+  update() {
+    const made = outputOf(this.node)?.inlay_references
+    const state = JSON.stringify([this.folder, made, isLinked(this.node, "images"), text("choose")])
+    if (state === this.state) return
+    this.state = state
+    this.button.textContent = `${text("drop")} / ${text("choose")}`
+    if (made && this.shown === this.folder) this.show(made.map((file) => [viewUrl(file), file.label]))
+    else this.read()
+  }
+
+  async read() {
+    const { folder, state } = this
+    this.shown = folder
+    if (isLinked(this.node, "images") || !folder) return this.show([])
+    const answer = await api.fetchApi(`/inlay/references?${new URLSearchParams({ folder })}`).catch(() => undefined)
+    if (!answer?.ok || state !== this.state) return
+    const { pictures, skipped, error } = await answer.json()
+    this.show(pictures.map(({ thumbnail, name, mask }) => [thumbnail, mask ? name : `${name}: ${text("no_mask")}`]))
+    const left = skipped.map(([name, reason]) => `${name} (${reason})`).join(", ")
+    showMessage(this.node, "warn", error ? await translated(error) : left && text("skipped", left))
+  }
+
+  show(pictures) {
+    this.grid.replaceChildren()
+    for (const [source, label] of pictures) {
+      const image = element("img", { height: `${SIDE}px`, borderRadius: "4px", flex: "none" }, this.grid)
+      Object.assign(image, { src: source, title: label, alt: label })
+    }
+    this.root.dataset.count = pictures.length
+    this.node.setDirtyCanvas?.(true, true)
+  }
+
+  // The first photos make a folder of their own, later ones join them.
+  async send(files) {
+    const pictures = files.filter((file) => KINDS.test(file.type) || KINDS.test(file.name))
+    if (!pictures.length) return
+    if (this.sent !== this.folder) this.sent = newFolder()
+    this.button.textContent = text("sent", pictures.length)
+    for (const file of pictures) {
+      const body = new FormData()
+      body.append("image", file, file.name)
+      body.append("subfolder", this.sent)
+      body.append("type", "input")
+      const answer = await api.fetchApi("/upload/image", { method: "POST", body }).catch(() => undefined)
+      if (!answer?.ok) toast("error", this.node.title, text("not_sent", file.name))
+    }
+    const widget = widgetOf(this.node, "folder")
+    const { values } = widget.options
+    if (Array.isArray(values) && !values.includes(this.sent)) values.push(this.sent)
+    setWidget(this.node, "folder", this.sent)
+    this.state = this.shown = undefined
+    this.update()
+    recordChange()
+  }
+}
+
+function newFolder() {
+  const now = new Date()
+  const two = (number) => String(number).padStart(2, "0")
+  const day = [now.getFullYear(), two(now.getMonth() + 1), two(now.getDate())].join("-")
+  return `photos ${day} ${[now.getHours(), now.getMinutes(), now.getSeconds()].map(two).join("")}`
+}
+
+const views = new Map() // node -> its view
+
+app.registerExtension({
+  name: "inlay.references",
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return
+    const view = new PhotoView(node)
+    views.set(node, view)
+    const removed = node.onRemoved
+    node.onRemoved = function (...given) {
+      views.delete(node)
+      return removed?.apply(this, given)
+    }
+    const added = node.onAdded
+    node.onAdded = function (...given) {
+      views.set(node, view)
+      return added?.apply(this, given)
+    }
+    node.setSize([Math.max(node.size[0], 300), node.computeSize()[1] + SIDE]) // for two rows, or a warning
+  },
+  setup() {
+    setInterval(() => {
+      for (const [node, view] of views) if (node.graph) view.update()
+    }, 300)
+  },
+})
