@@ -43,7 +43,7 @@ def test_a_curve_has_a_bounded_number_of_points_each_the_mean_of_its_steps(value
     run = live.TrainingProgress("5", max(steps, len(values)))
     for step, loss in enumerate(values, 1):
         run.add(step, loss)
-    assert len(run.points) == len(values) // run.stride <= live.POINTS
+    assert len(run.points) == len(values) // run.stride <= live.CURVE_POINTS
     for number, (step, mean) in enumerate(run.points):
         part = values[number * run.stride : step]
         assert len(part) == run.stride
@@ -120,7 +120,7 @@ def test_the_time_left_is_the_median_step_and_pause_and_does_not_jump():
 def test_a_stored_training_is_a_curve_of_bounded_length():
     run = live.TrainingProgress("5", 1000, state="loaded")
     run.add_all([1.0] * 1000)
-    assert len(run.whole()["points"]) <= live.POINTS
+    assert len(run.whole()["points"]) <= live.CURVE_POINTS
     assert run.whole()["step"] == 1000
 
 

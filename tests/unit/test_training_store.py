@@ -17,7 +17,7 @@ from inlay.common import atomic_io as disk
 from inlay.training.finetune.data import Concept, Reference
 from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, RECIPES
 from inlay.training.finetune.store import (
-    LONGEST_NAME,
+    LONGEST_STORED_NAME,
     Store,
     content_key,
     fingerprint,
@@ -334,7 +334,7 @@ def test_names_are_safe_for_every_file_system():
     name = Store.name("../Tea Cup: \u00e9!", DREAMCOM, "0123")
     assert name == "tea-cup-dreamcom-0123"
     long = Store.name("teapot " * 60, DREAMCOM, "0123456789abcdef")
-    assert len(long) <= LONGEST_NAME + 17
+    assert len(long) <= LONGEST_STORED_NAME + 17
     assert long.endswith("t-0123456789abcdef")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-POINTS = 300  # of a curve: longer runs have means of several steps as points
+CURVE_POINTS = 300  # of a curve: longer runs have means of several steps as points
 MAX_SAMPLES = 12  # on a strip: of more, every second one goes, the first and the last stay
 MAX_NODES = 16  # remembered
 
@@ -40,7 +40,7 @@ class TrainingProgress:
     @property
     def stride(self) -> int:
         """Steps to a point."""
-        return max(1, math.ceil(self.steps / POINTS))
+        return max(1, math.ceil(self.steps / CURVE_POINTS))
 
     def add(self, step: int, loss: float) -> None:
         self.step = step

@@ -34,7 +34,7 @@ from .trainer import TrainingState
 
 SAMPLES = 64
 MEGABYTE = 2**20
-LONGEST_NAME = 64  # characters of a stored name before its hash; file systems allow 255 bytes in all
+LONGEST_STORED_NAME = 64  # characters of a stored name before its hash; file systems allow 255 bytes in all
 KEPT_RESUMES = 20 * GIGABYTE  # of interrupted runs, in bytes; beyond it the oldest go
 RESUME_AGE = 24 * 3600  # seconds; a younger file may belong to a run of another process
 ADDED_FIELDS = ("sample_posterior",)  # of a recipe, since version 0.1.0
@@ -131,7 +131,7 @@ class Store:
     def name(class_name: str, recipe: Recipe, key: str) -> str:
         """Return the name of a result: class and recipe for the eye, and the key that identifies it."""
         words = re.sub(r"[^a-z0-9]+", "-", f"{class_name} {recipe.name}".lower()).strip("-")
-        return f"{words[:LONGEST_NAME].strip('-')}-{key}"
+        return f"{words[:LONGEST_STORED_NAME].strip('-')}-{key}"
 
     @staticmethod
     def released_name(class_name: str, recipe: Recipe, key: str) -> str:
