@@ -48,12 +48,12 @@ def collect_references(
     Without masks an alpha channel is the mask; without that the whole picture is. Raises ValueError when they
     do not belong together; `kind` stands before the inputs' `names` there, such as "regular_".
     """
-    pictures = [picture for batch in as_images_each(images, kind + names[0]) for picture in batch]
+    pictures = [picture for batch in as_images_each(list(images), kind + names[0]) for picture in batch]
     if not pictures:
         raise ValueError(
             f"{kind}{names[0]}: there are no reference pictures; wire at least one picture of the subject."
         )
-    wired = as_masks_each(masks, kind + names[1])
+    wired = as_masks_each(None if masks is None else list(masks), kind + names[1])
     if wired is None:
         return [_with_own_mask(picture) for picture in pictures]
     shapes = [mask for batch in wired for mask in batch]
