@@ -118,7 +118,6 @@ class IdentityEncoderDINOv2(io.ComfyNode):
         vision, adapter = encoder[0], adapter[0]
         check_wired(adapter=adapter)
         check_encoder(vision, adapter)
-        check_encoder(vision, adapter)
         pictures = prepare_object_images(adapter, images, masks, background[0], size[0])
         seen = encode_views(vision, adapter, pictures, strength[0], tokens[0])
         batch = torch.cat(pictures)
