@@ -2,7 +2,8 @@
 
 Widgets are saved as a list of values without names; the names come from the host's definitions. The front
 end adds its own values to that list (what happens to a seed after a run, an upload button). Notes and muted
-nodes are left out; bypassed nodes and reroutes are followed; primitive nodes give their value.
+nodes are left out; bypassed nodes and reroutes are followed; primitive nodes give their value. The nodes of a
+subgraph take its place, under the ids that the front end gives them: "SUBGRAPH:NODE".
 """
 
 from typing import Any
@@ -15,6 +16,7 @@ NOTES = ("Note", "MarkdownNote")
 MUTED, BYPASSED = 2, 4  # node modes of the front end
 AFTER_A_RUN = ("fixed", "increment", "decrement", "randomize", "increment-wrap")
 UPLOAD_BUTTON = "image"
+SUBGRAPH_INPUT, SUBGRAPH_OUTPUT = -10, -20  # the ids of a subgraph's own ends
 
 
 def is_ui_form(document: dict[str, Any]) -> bool:
@@ -26,7 +28,7 @@ def to_graph(document: dict[str, Any], definitions: dict[str, Definition]) -> Gr
     """Return the graph in API form.
 
     Raises:
-        HostError: if there is a subgraph, or a node type that the host does not have.
+        HostError: if there is a node type that the host does not have.
     """
     return Converter(document, definitions).graph()
 
@@ -35,12 +37,42 @@ class Converter:
     """The nodes and links of one workflow file."""
 
     def __init__(self, document: dict[str, Any], definitions: dict[str, Definition]):
-        self.nodes = {node["id"]: node for node in document["nodes"]}
-        self.links = dict(map(_origin, document.get("links", [])))
+        self.nodes: dict[Any, dict[str, Any]] = {}
+        self.links: dict[Any, tuple[Any, int]] = {}  # link -> (node, slot) that it comes from
+        self.entries: dict[Any, Any] = {}  # a link from a subgraph's input -> the link outside, or None
+        self.exits: dict[tuple[Any, int], Any] = {}  # (subgraph node, slot) -> the link inside
+        self.promoted: dict[Any, dict[str, Any]] = {}  # node -> widget values set on the subgraph around it
         self.definitions = definitions
-        self.subgraphs = {
-            inner["id"]: inner["name"] for inner in document.get("definitions", {}).get("subgraphs", [])
-        }
+        subgraphs = document.get("definitions", {}).get("subgraphs", [])
+        self.subgraphs = {inner["id"]: inner for inner in subgraphs}
+        self._add(document["nodes"], document.get("links", []))
+
+    def _add(self, nodes: list[dict[str, Any]], links: list, parent: dict[str, Any] | None = None) -> None:
+        """Add the nodes and links of one level; `parent` is the subgraph's node that they replace."""
+
+        def named(key: Any) -> Any:
+            return key if parent is None or key is None else f"{parent['id']}:{key}"
+
+        for link in links:
+            key, (origin, slot), (target, target_slot) = _ends(link)
+            if parent is not None and origin == SUBGRAPH_INPUT:
+                inputs = parent.get("inputs", [])
+                self.entries[named(key)] = inputs[slot].get("link") if slot < len(inputs) else None
+            else:
+                self.links[named(key)] = named(origin), slot
+            if parent is not None and target == SUBGRAPH_OUTPUT:
+                self.exits[parent["id"], target_slot] = named(key)
+        for node in nodes:
+            renamed = node | {"id": named(node["id"])}
+            renamed["inputs"] = [s | {"link": named(s.get("link"))} for s in node.get("inputs", [])]
+            inner = self.subgraphs.get(node["type"])
+            if inner is None or node.get("mode") in (MUTED, BYPASSED):
+                self.nodes[renamed["id"]] = renamed
+                continue
+            values = node.get("widgets_values") or []
+            for (key, widget), value in zip(node["properties"].get("proxyWidgets", []), values, strict=False):
+                self.promoted.setdefault(f"{renamed['id']}:{key}", {})[widget] = value
+            self._add(inner["nodes"], inner["links"], renamed)
 
     def graph(self) -> Graph:
         """Return the graph in API form."""
@@ -63,7 +95,7 @@ class Converter:
         outputs = node.get("outputs") or []
         return not any(self._is_read(link) for output in outputs for link in output.get("links") or [])
 
-    def _is_read(self, link: int) -> bool:
+    def _is_read(self, link: Any) -> bool:
         """Whether a link ends in a node that the host would run."""
         return any(
             socket.get("link") == link and node["type"] in self.definitions
@@ -73,17 +105,13 @@ class Converter:
 
     def _definition(self, node: dict[str, Any]) -> Definition:
         kind = node["type"]
-        if kind in self.subgraphs:
-            raise HostError(
-                f"The workflow holds a subgraph, {self.subgraphs[kind]}; unpack it in ComfyUI, or save with"
-                " File > Export (API), and give that file."
-            )
         if kind not in self.definitions:
             raise HostError(f"The host has no node {kind}: {nearest(kind, self.definitions)}")
         return self.definitions[kind]
 
     def _inputs(self, node: dict[str, Any]) -> dict[str, Any]:
         inputs = widget_values(self._definition(node), node.get("widgets_values") or [])
+        inputs |= self.promoted.get(node["id"], {})
         for socket in node.get("inputs", []):
             if socket.get("link") is None:
                 continue
@@ -92,12 +120,17 @@ class Converter:
                 inputs[socket["name"]] = source
         return inputs
 
-    def _source(self, link: int) -> Any:
+    def _source(self, link: Any) -> Any:
         """Return the source of a link.
 
         It is [node, slot], the value of a primitive node, or None if the link ends in a muted node.
         """
+        if link in self.entries:
+            outside = self.entries[link]
+            return None if outside is None else self._source(outside)
         key, slot = self.links[link]
+        if (key, slot) in self.exits:
+            return self._source(self.exits[key, slot])
         node = self.nodes[key]
         if node["type"] == "PrimitiveNode":
             return node["widgets_values"][0]
@@ -112,11 +145,12 @@ class Converter:
         return None if next_link is None else self._source(next_link)
 
 
-def _origin(link: list | dict) -> tuple[int, tuple[int, int]]:
-    """Return (link, (node, slot)) from the older or the newer form of the schema."""
+def _ends(link: list | dict) -> tuple[int, tuple[int, int], tuple[Any, Any]]:
+    """Return (link, (origin node, slot), (target node, slot)) from either form of the schema."""
     if isinstance(link, dict):
-        return link["id"], (link["origin_id"], link["origin_slot"])
-    return link[0], (link[1], link[2])
+        target = link.get("target_id"), link.get("target_slot")
+        return link["id"], (link["origin_id"], link["origin_slot"]), target
+    return link[0], (link[1], link[2]), (link[3], link[4])
 
 
 def _bypass(node: dict[str, Any], slot: int) -> int | None:

@@ -312,11 +312,32 @@ def test_widgets_added_since_the_file_was_saved_have_their_defaults():
     assert inputs == {"steps": 9, "rate": 0.5, "word": "", "seed": 7, "recipe": "fast", "full": False}
 
 
-def test_a_subgraph_says_how_to_go_on():
-    document = ui(node(1, "f00"))
-    document["definitions"] = {"subgraphs": [{"id": "f00", "name": "Insert subject"}]}
-    with pytest.raises(HostError, match=r"a subgraph, Insert subject; unpack it .* Export \(API\)"):
-        as_graph(document, DEFINITIONS)
+def test_the_nodes_of_a_subgraph_take_its_place():
+    """Under "SUBGRAPH:NODE", with the links through its ends and the values of its promoted widgets."""
+    inner = {
+        "id": "f00",
+        "name": "Insert subject",
+        "nodes": [
+            node(3, "Train", [("images", "IMAGE", 7)], VALUES),
+            node(4, "Train", [("images", "IMAGE", 8)], VALUES),
+        ],
+        "links": [
+            {"id": 7, "origin_id": -10, "origin_slot": 0, "target_id": 3, "target_slot": 0, "type": "IMAGE"},
+            {"id": 8, "origin_id": -10, "origin_slot": 0, "target_id": 4, "target_slot": 0, "type": "IMAGE"},
+            {"id": 9, "origin_id": 3, "origin_slot": 0, "target_id": -20, "target_slot": 0, "type": "MODEL"},
+        ],
+    }  # fmt: skip
+    around = node(6, "f00", [("images", "IMAGE", 1)], [21])
+    around |= {"properties": {"proxyWidgets": [["3", "steps"]]}, "outputs": [{"type": "MODEL", "links": [2]}]}
+    after = node(9, "Train", [("images", "IMAGE", 2)], VALUES)
+    document = ui(LOAD, around, after, links=[(1, 1, 0, 6, 0, "IMAGE"), (2, 6, 0, 9, 0, "MODEL")])
+    document["definitions"] = {"subgraphs": [inner]}
+    graph = as_graph(document, DEFINITIONS)
+    assert set(graph) == {"1", "6:3", "6:4", "9"}
+    assert graph["6:3"]["inputs"]["images"] == ["1", 0]
+    assert graph["6:3"]["inputs"]["steps"] == 21
+    assert graph["6:4"]["inputs"]["images"] == ["1", 0]
+    assert graph["9"]["inputs"]["images"] == ["6:3", 0]
 
 
 def test_nodes_that_only_the_page_knows_are_left_out():
