@@ -56,7 +56,7 @@ class InlayCropForPainting(io.ComfyNode):
         return io.Schema(
             node_id="InlayCropForPainting",
             display_name="Crop for Painting (Inlay)",
-            category="Inlay",
+            category="Inlay/inpaint",
             description="Cuts out the part of a picture around its mask, at a size that the model likes."
             " Paint the crop with any sampler, edit model or API node; Paste Back puts it into the picture"
             " again and keeps every pixel outside the mask.",

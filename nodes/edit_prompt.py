@@ -42,7 +42,7 @@ class InlayEditPrompt(io.ComfyNode):
         return io.Schema(
             node_id="InlayEditPrompt",
             display_name="Edit Prompt with Subject Photos (Inlay)",
-            category="Inlay",
+            category="Inlay/prompt",
             description="A prompt for edit models (FLUX.2 klein, Kontext, Qwen-Image-Edit, Krea 2, LongCat):"
             " the scene and one to ten photos of your subject become reference pictures. Works in any"
             " sampler; Disentangled Inpaint Sampler cuts the scene to each view.",

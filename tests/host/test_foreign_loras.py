@@ -182,7 +182,10 @@ def test_other_programs_notes_beside_a_lora_are_passed_over(sdxl, in_process_hos
     save_file(tensors, path, {"inlay": own.to_json()})
     found = load(in_process_host, path, sdxl.model, token="", class_name="")[3]
     assert found == replace(own, lora="noted.safetensors")
-    damaged = {"class_name": "mug", "version": 1}
+    foreign = {"class_name": "mug", "version": 1}
+    beside.write_text(json.dumps(foreign), encoding="utf-8")
+    assert load(in_process_host, path, sdxl.model, token="", class_name="")[3] == found
+    damaged = json.loads(own.to_json()) | {"steps": "many"}
     beside.write_text(json.dumps(damaged), encoding="utf-8")
     with pytest.raises(ValueError, match=r"lora_name: the subject in noted\.json is damaged"):
         load(in_process_host, path, sdxl.model)
