@@ -58,6 +58,7 @@ class InlayInpaintConditioning(io.ComfyNode):
                     "hole",
                     options=list(HOLES),
                     default=GREY_HOLE,
+                    optional=True,
                     advanced=True,
                     tooltip="How an edit model is shown the place: the mask painted over in grey or white, or"
                     " the picture as drawn.",

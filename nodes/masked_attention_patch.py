@@ -144,6 +144,7 @@ class MaskedAttentionPatch(io.ComfyNode):
                 io.String.Input(
                     "photos",
                     default="",
+                    optional=True,
                     advanced=True,
                     tooltip="For edit models: in which box each subject photo acts, and how strongly, such as"
                     ' "1; 2: 0.8; 0": the first photo in the first mask, the second in the second mask at'

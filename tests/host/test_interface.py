@@ -24,6 +24,15 @@ def test_saved_workflows_still_open(client, server, definitions):
     assert as_text(now) == FILE.read_text(encoding="utf-8"), "python dev.py tool interface writes it down"
 
 
+def test_graphs_of_the_released_version_are_complete(definitions):
+    """The host refuses a graph in API form without a required input, so inputs since 0.1.0 are optional."""
+    released = json.loads((FILE.parent / "interface_0_1_0.json").read_text(encoding="utf-8"))
+    assert breaks(released, interface_of(definitions), set()) == []
+    for key, before in released.items():
+        known = {name for name, *_ in before["widgets"] + before["sockets"]}
+        assert set(definitions[key]["input"].get("required", {})) <= known, key
+
+
 def test_every_node_can_be_found_and_says_what_it_does(definitions):
     silent = []
     for key, node in definitions.items():
