@@ -192,7 +192,7 @@ def test_a_host_that_falls_silent_is_gone(comfyui_path, tmp_path, picture, monke
                 host.suspend()
                 return number
 
-            def _knows(self, prompt_id):  # asked when a message came that was sent before
+            def _is_known(self, prompt_id):  # asked when a message came that was sent before
                 return True
 
         client = Watcher(server.url)
