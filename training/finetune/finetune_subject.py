@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...common.log import logger
 from ...conditioning.family import family
-from ...host import models
+from ...host.families import is_transformer, require_family, settings_of
 from ...host.signals import DelayedTermination
 from ..optimizers import eight_bit_installed
 from .checks import check_previous
@@ -80,7 +80,7 @@ def stored_names(pipeline: Pipeline, spec: FinetuneSpec, texts: dict[str, Encode
     base = pipeline_fingerprint(pipeline, texts) + previous
     key = content_key(concepts, spec.recipe, spec.size, spec.seed, base)
     names = [Store.name(spec.class_name, spec.recipe, key)]
-    if pipeline.inpaint_patch is None:
+    if pipeline.inpaint_patch is None and not is_transformer(pipeline.model):
         for released in released_fingerprints(pipeline):
             key = released_key(concepts, spec.recipe, spec.size, spec.seed, released + previous)
             if key:
@@ -185,6 +185,7 @@ def _train(
         checkpointing=options.checkpointing,
         after_step=preview,
         group=group,
+        texts=[text.values for text in texts.values() if text.values is not None],
     )
     strip = draw_strip(preview.pictures) if preview and preview.pictures else None
     return FinetuneResult(_subject(pipeline, spec, names[0], losses), lora, strip)
@@ -204,6 +205,9 @@ def _preview(
         spec.recipe.masked_cross_attention,
         pipeline.inpaint_patch,
     )
+    if is_transformer(pipeline.model):
+        row, settings = require_family(pipeline.model), settings_of(pipeline.model)
+        scene = scene._replace(family=row, settings=settings, condition=spec.recipe.hole_condition)
     return Preview(scene, options.preview_every, spec.recipe.steps, options.callbacks.on_preview)
 
 
@@ -221,8 +225,8 @@ def _with_attributes(store: Store | None, name: str, subject: Subject, spec: Fin
 
 
 def _bytes_to_store(pipeline: Pipeline, recipe: Recipe) -> int:
-    unet = models.unet_of(pipeline.model)
-    shapes = exported_shapes(unet, recipe.adapter, lora_names(pipeline.model)).values()  # pyright: ignore
+    network = pipeline.model.model.diffusion_model
+    shapes = exported_shapes(network, recipe.adapter, lora_names(pipeline.model)).values()
     return BYTES_PER_TRAINED_NUMBER * sum(torch.Size(shape).numel() for shape in shapes)
 
 

@@ -17,10 +17,14 @@ from .recipes import OptimizerSpec, Recipe
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A model's noise levels, sigmas (T,) from the smallest to the largest, and what its network predicts."""
+    """A model's noise levels, sigmas (T,) from the smallest to the largest, and what its network predicts.
+
+    With `draw(count, generator, tokens)`, levels are drawn by it and `sigmas` is not used.
+    """
 
     sigmas: Tensor
     prediction: Prediction
+    draw: Callable[[int, torch.Generator, int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,9 @@ class TrainableModel:
     """A network to train: `unet(x, t, context=, y=, transformer_options=)`, its arithmetic and its adapter.
 
     `inpainting` networks read noisy latent, mask and masked latent (9 channels). `options` makes the
-    transformer_options of a step from its rows on the CPU.
+    transformer_options of a step from its rows on the CPU. A transformer is called through
+    `host_pass(rows, noise, sigma)`, which returns its prediction; `patch` is the side of one of its tokens in
+    latent pixels.
     """
 
     unet: nn.Module
@@ -38,6 +44,8 @@ class TrainableModel:
     device: torch.device
     inpainting: bool = True
     options: Callable[[Examples], dict] | None = None
+    host_pass: Callable[[Examples, Tensor, Tensor], Tensor] | None = None
+    patch: int = 1
 
 
 @dataclass(frozen=True)
@@ -92,29 +100,51 @@ def per_sample_loss(
     generator: torch.Generator,
     share: Tensor | None = None,
 ) -> Tensor:
-    """Return the error (B,) of each row, or of those in `share`, at a noise level drawn uniformly."""
+    """Return the error (B,) of each row, or of those in `share`, at a noise level drawn for it."""
     # Drawn on the CPU and for all rows: the same numbers on every device and in every process.
-    t = torch.randint(len(trainable.diffusion.sigmas), (len(rows),), generator=generator)
+    t, sigma = _drawn_levels(trainable, rows, generator)
     noise = torch.randn(rows.latent.shape, generator=generator).to(rows.latent)
     rows = rows.drawn(generator)
     if share is not None:
-        rows, t, noise = rows.take(share), t[share], noise[share]
+        rows, t, sigma, noise = rows.take(share), t[share], sigma[share], noise[share]
     options = {} if trainable.options is None else trainable.options(rows)
     rows, noise = rows.to(trainable.device), noise.to(trainable.device)
-    sigma = trainable.diffusion.sigmas[t].to(rows.latent)
+    sigma = sigma.to(rows.latent)
+    predicted = _predict(trainable, rows, noise, t, sigma, options)
+    wanted = target(rows.latent, noise, sigma, trainable.diffusion.prediction)
+    weight = region_weight(rows.mask, recipe.weight_inside, recipe.weight_outside, recipe.weights_squared)
+    return reconstruction(predicted.to(wanted.dtype), wanted, rows.valid, weight)
+
+
+def _drawn_levels(
+    trainable: TrainableModel, rows: Examples, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return an index into the table of noise levels (B,), 0 where there is none, and the level (B,)."""
+    schedule = trainable.diffusion
+    if schedule.draw is None:
+        t = torch.randint(len(schedule.sigmas), (len(rows),), generator=generator)
+        return t, schedule.sigmas[t]
+    grid = [-(-side // trainable.patch) for side in rows.latent.shape[-2:]]
+    sigma = schedule.draw(len(rows), generator, grid[0] * grid[1])
+    return torch.zeros(len(rows), dtype=torch.long), sigma
+
+
+def _predict(
+    trainable: TrainableModel, rows: Examples, noise: Tensor, t: Tensor, sigma: Tensor, options: dict
+) -> Tensor:
+    """Return the network's prediction (B,C,h,w) for rows on its device."""
+    if trainable.host_pass is not None:
+        return trainable.host_pass(rows, noise, sigma)
     x = noised(rows.latent, noise, sigma)
     if trainable.inpainting:
         x = torch.cat([x, rows.mask, rows.masked], dim=1)
-    predicted = trainable.unet(
+    return trainable.unet(
         x.to(trainable.dtype),
         t.to(trainable.device, torch.float32),
         context=rows.context.to(trainable.dtype),
         y=None if rows.pooled is None else rows.pooled.to(trainable.dtype),
         transformer_options=options,
     )
-    wanted = target(rows.latent, noise, sigma, trainable.diffusion.prediction)
-    weight = region_weight(rows.mask, recipe.weight_inside, recipe.weight_outside, recipe.weights_squared)
-    return reconstruction(predicted.to(wanted.dtype), wanted, rows.valid, weight)
 
 
 class Diverged(ValueError):
