@@ -59,10 +59,10 @@ def main(options: argparse.Namespace) -> int:
     first = group.number == 0
     start_time = time.monotonic()
     try:
-        with interrupt_between_steps(
-            progress_printer(config.recipe.steps) if first else lambda *_: None, group
-        ) as on_step:
-            subject, path = finetune_from_config(config, group, on_step)
+        plan: list[int] = []  # number of steps, which a model's family may decide
+        show = progress_printer(plan) if first else lambda *_: None
+        with interrupt_between_steps(show, group) as on_step:
+            subject, path = finetune_from_config(config, group, on_step, plan.append)
     except Diverged as error:
         return end(FAILED, str(error))
     except ValueError as error:
@@ -106,15 +106,15 @@ def interrupt_between_steps(
         yield on_step
 
 
-def progress_printer(steps: int):
-    """Return a function that prints step, loss and time left.
+def progress_printer(plan: list[int]):
+    """Return a function that prints step, loss and time left; `plan` ends with the number of steps.
 
     A terminal gets every step; a file gets one line for every tenth of the run.
     """
     start: list[tuple[int, float]] = []
 
     def show(step: int, loss: float) -> None:
-        now = time.monotonic()
+        now, steps = time.monotonic(), plan[-1]
         start[:] = start or [(step, now)]
         done, spent = step - start[0][0], now - start[0][1]
         left = spent / done * (steps - step) if done else 0.0

@@ -49,8 +49,9 @@ class SubjectFinetune(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model to teach; it is not changed. An inpainting checkpoint of SD 1.5, 2 or SDXL (9"
-                    " channels), FLUX.1 (Fill, Kontext, dev), FLUX.2, Qwen-Image (Edit), Z-Image, Krea 2 or Chroma.",
+                    tooltip="The model to teach; it is not changed. An inpainting checkpoint of SD 1.5, 2 or"
+                    " SDXL (9 channels), FLUX.1 (Fill, Kontext, dev), FLUX.2, Qwen-Image (Edit), Z-Image,"
+                    " Krea 2 or Chroma.",
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
@@ -94,8 +95,8 @@ class SubjectFinetune(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="Rank of the LoRA; 0 = the recipe's own (DreamCom 16, DreamMix 4), on a transformer its"
-                    " family's (16 or 32).",
+                    tooltip="Rank of the LoRA; 0 = the recipe's own (DreamCom 16, DreamMix 4), on a"
+                    " transformer its family's (16 or 32).",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -349,8 +350,8 @@ class InlayTrainingOptions(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="Rank of the LoRA; 0 = the recipe's own (DreamCom 16, DreamMix 4), on a transformer its"
-                    " family's (16 or 32).",
+                    tooltip="Rank of the LoRA; 0 = the recipe's own (DreamCom 16, DreamMix 4), on a"
+                    " transformer its family's (16 or 32).",
                 ),
                 io.Float.Input(
                     "learning_rate",

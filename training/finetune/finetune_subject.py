@@ -121,9 +121,14 @@ def finetune_subject(
 
 
 def finetune_from_config(
-    config: Config, group: ProcessGroup, on_step: Callable[[int, float], None]
+    config: Config,
+    group: ProcessGroup,
+    on_step: Callable[[int, float], None],
+    on_plan: Callable[[int], None] = lambda steps: None,
 ) -> tuple[Subject, Path]:
     """Return the subject that a config describes and where its LoRA is; train it where there is none.
+
+    `on_plan(steps)` is called before the training with its number of steps.
 
     Raises:
         ValueError: in the user's words.
@@ -134,6 +139,7 @@ def finetune_from_config(
         eight_bit = eight_bit_installed() and not config.optimiser_named
         recipe = split_batch(with_preset(config.recipe, preset, eight_bit), group.size)
         pipeline, spec = spec_from_toml(config, recipe)
+        on_plan(spec.recipe.steps)
         options = RunOptions(
             checkpointing=preset.checkpointing,
             save_every=config.save_every,
