@@ -257,7 +257,7 @@ def test_the_running_mean_of_the_weights_is_the_result():
 
 
 def test_the_running_mean_has_the_bits_of_lerp():
-    """A checkpoint of a released version has a mean made by `Tensor.lerp_`; a resumed run must continue it."""
+    """A checkpoint of a released version has a mean of `Tensor.lerp_`; a resumed run must continue it."""
     weight, loss_at = problem()
     seen = [weight.detach().clone()]
     keep = Callbacks(lambda step, loss: seen.append(weight.detach().clone()))

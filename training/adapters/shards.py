@@ -19,7 +19,10 @@ import numpy as np
 from PIL import Image
 
 from ...common.atomic_io import atomic_write
-from ...imaging.picture_files import BITS_16, SUFFIXES, open_picture_file, picture_array
+from ...common.log import logger
+from ...common.picture_suffixes import SUFFIXES
+from ...common.text_files import read_json
+from ...imaging.picture_files import BITS_16, open_picture_file, picture_array
 from ...imaging.references import list_references, natural_order
 
 INDEX = "inlay-shards.json"  # number of records of each shard in the folder
@@ -120,7 +123,12 @@ def index_tar(shard: Path) -> list[FieldOffsets]:
 def _counts(folder: Path, paths: list[Path]) -> list[int]:
     """Return the number of records of each shard: from the index file, or by counting."""
     index = folder / INDEX
-    recorded = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    try:
+        recorded = read_json(index, "--data") if index.is_file() else {}
+        recorded = dict(recorded)
+    except (ValueError, TypeError) as error:
+        logger.warning(f"Inlay: {index} is damaged ({error}); the records are counted again.")
+        recorded = {}
     sizes = [recorded.get(f"{path.name} {path.stat().st_size}") for path in paths]
     return [len(index_tar(path)) if size is None else size for path, size in zip(paths, sizes, strict=True)]
 
