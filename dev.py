@@ -272,7 +272,9 @@ def module(name: str, *arguments: str) -> list[str]:
 def check(python: Path, host: Path, arguments: list[str]) -> int:
     """ruff, pyright and the tests, all of them, whatever the first ones say."""
     named = [argument for argument in arguments if Path(argument.split("::")[0]).exists()]
-    tests = arguments if named else [str(PACK / "tests"), *arguments]
+    # Without named tests the files are shared out to two processes, each with the cores' half of the threads.
+    every = [str(PACK / "tests"), "-n", "2", "--dist", "loadfile", *arguments]
+    tests = arguments if named else every
     parts = {
         "ruff": module("ruff", "check", str(PACK)),
         "pyright": module("basedpyright", "-p", str(PACK), "--pythonpath", str(python)),
@@ -281,7 +283,8 @@ def check(python: Path, host: Path, arguments: list[str]) -> int:
     failed = []
     for name, command in parts.items():
         print(f"\n-- {name} " + "-" * (70 - len(name)), flush=True)
-        if subprocess.run([str(python), *command], env=environment(host)).returncode:
+        threads = {} if named else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2))}
+        if subprocess.run([str(python), *command], env=environment(host) | threads).returncode:
             failed.append(name)
     print("\n" + (f"FAILED: {', '.join(failed)}" if failed else "All good: ruff, pyright and the tests."))
     return 1 if failed else 0
