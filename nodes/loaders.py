@@ -139,8 +139,10 @@ def _count(patcher) -> int:
 
 def _subject(path: Path, metadata: dict, name: str, token: str, class_name: str, base: str):
     """The Subject that the JSON beside the file describes, or the file itself, or else the user."""
-    from ..training.finetune.subject import Subject, is_subject
+    from ..training.finetune.subject import Subject, check_words, is_subject
 
+    check_words("token", token)
+    check_words("class_name", class_name)
     facts = path.with_suffix(".json")
     beside = facts.read_text(encoding="utf-8-sig", errors="replace") if facts.is_file() else ""
     said, where = (beside, facts.name) if is_subject(beside) else (metadata.get("inlay"), name)

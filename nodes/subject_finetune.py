@@ -15,7 +15,7 @@ from ..training.finetune.presets import (
     OptimizerKind,
     describe_preset,
 )
-from .checks import check_wired
+from .checks import check_inpaint_patch, check_wired
 from .training_progress import NodeProgress, workflow_id
 
 PRESET = "preset"  # as the memory preset says
@@ -271,6 +271,7 @@ class SubjectFinetune(io.ComfyNode):
         check_wired(model=model[0], clip=clip[0], vae=vae[0])
         if previous[0] is not None:
             check_wired(previous=previous[0])
+        check_inpaint_patch(inpaint_patch[0])
         patch = inpaint_patch[0] and InpaintPatch(*inpaint_patch[0])
         pipeline = Pipeline(model[0], clip[0], vae[0], patch)
         preset = MEMORY_PRESETS[memory[0]]

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...imaging.picture_files import BITS_16, SUFFIXES, open_picture_file, picture_array
+from ...common.picture_suffixes import SUFFIXES
+from ...imaging.picture_files import BITS_16, open_picture_file, picture_array
 from ...imaging.references import list_references, natural_order
 from .shards import write_shards
 

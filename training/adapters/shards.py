@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...common.atomic_io import atomic_write
+from ...common.log import logger
+from ...common.text_files import read_json
 
 INDEX = "inlay-shards.json"  # number of records of each shard in the folder
 OPEN_SHARDS = 4  # open files, to bound memory
@@ -114,7 +116,12 @@ def index_tar(shard: Path) -> list[FieldOffsets]:
 def _counts(folder: Path, paths: list[Path]) -> list[int]:
     """Return the number of records of each shard: from the index file, or by counting."""
     index = folder / INDEX
-    recorded = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    try:
+        recorded = read_json(index, "--data") if index.is_file() else {}
+        recorded = dict(recorded)
+    except (ValueError, TypeError) as error:
+        logger.warning(f"Inlay: {index} is damaged ({error}); the records are counted again.")
+        recorded = {}
     sizes = [recorded.get(f"{path.name} {path.stat().st_size}") for path in paths]
     return [len(index_tar(path)) if size is None else size for path, size in zip(paths, sizes, strict=True)]
 

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...common.text_files import parse_json, read_text
+from .subject import check_words
 
 Attributes = Mapping[str, Sequence[str]]  # kind -> words
 
@@ -78,6 +79,8 @@ def _checked(found: Iterable[tuple[str, object]]) -> dict[str, list[str]]:
             raise ValueError(
                 f'attributes: the words of "{kind}" are no list of words; write for example ["brown"].'
             )
+        for word in (kind, *words):
+            check_words("attributes", " ".join(word.split()))
         known = attributes.setdefault(" ".join(kind.split()).lower(), [])
         known += [word for word in (" ".join(word.split()) for word in words) if word and word not in known]
     return {kind: list(dict.fromkeys(words)) for kind, words in attributes.items() if kind and words}
@@ -101,6 +104,8 @@ def compose_prompts(
         raise ValueError("attributes: there are none; write for example colour: brown; material: clay.")
     if not class_name.strip():
         raise ValueError("class_name: it is empty; say in a word or two what the subject is, such as teapot.")
+    check_words("class_name", class_name.strip())
+    check_words("token", token.strip())
     if SUBJECT not in template:
         raise ValueError(f"template: it has no {SUBJECT}; write for example a photo of a {SUBJECT}.")
     draw = random.Random(seed)

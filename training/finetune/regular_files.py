@@ -69,7 +69,8 @@ def save_regular(
     Files are named by content: what is there already is not written again, and nothing is replaced.
 
     Raises:
-        ValueError: before anything is written, for what could not be read again.
+        ValueError: before anything is written, for what could not be read again; for a folder that cannot be
+            written.
     """
     if len(prompts) not in (1, len(references)):
         raise ValueError(
@@ -82,10 +83,16 @@ def save_regular(
         if not (mask > 0.5).any():
             raise ValueError(f"masks: mask {number} is empty; leave out its picture, or mask the thing.")
     paths = []
-    for number, (image, mask) in enumerate(references):
-        prompt = prompts[number % len(prompts)]
-        name = _content_name(folder / folder_name(prompt), image, mask)
-        paths.append(write_regular(folder, prompt, name, image, mask))
+    try:
+        for number, (image, mask) in enumerate(references):
+            prompt = prompts[number % len(prompts)]
+            name = _content_name(folder / folder_name(prompt), image, mask)
+            paths.append(write_regular(folder, prompt, name, image, mask))
+    except OSError as error:
+        raise ValueError(
+            f"category: {folder} could not be written ({error.strerror or error}); make it a folder with room"
+            " that ComfyUI may write to, and queue again."
+        ) from error
     return paths
 
 

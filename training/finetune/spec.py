@@ -20,7 +20,7 @@ from .recipes import Recipe
 from .regular_data import group_by_prompt
 from .regular_files import list_regular
 from .store import read_lora
-from .subject import Subject, is_subject
+from .subject import Subject, check_words, is_subject
 from .toml_config import Config
 
 
@@ -56,6 +56,8 @@ def caption_of(recipe: Recipe, token: str, class_name: str) -> str:
         raise ValueError(
             "token: it is empty; give a rare word that will stand for the subject, for example sks."
         )
+    check_words("class_name", class_name)
+    check_words("token", token)
     return recipe.prompt.format(token=token, class_name=class_name)
 
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -24,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...common.atomic_io import atomic_write
+from ...common.atomic_io import atomic_write, check_writable
 from ...common.log import logger
 from .data import Concept
 from .memory import GIGABYTE
@@ -241,9 +240,7 @@ class Store:
     def check_room(self, needed: int) -> None:
         """Raise ValueError for a folder that cannot be written, or a disk without `needed` bytes of room."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
+            check_writable(self.folder)
         except OSError as error:
             raise ValueError(
                 f"{self.folder}: the trained subject could not be stored there ({error.strerror or error});"
