@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def prepare() -> tuple[Path, Path]:
         python = VENV / ("Scripts/python.exe" if WINDOWS else "bin/python")
         make_venv(python)
         if not (host / "main.py").is_file():
-            with step(f"ComfyUI from {HOST_PACKAGE}"):
+            with step(f"ComfyUI from {HOST_PACKAGE}", LOG):
                 fetch_host(python, host)
         install(python, host)
     link(HOME / "host", host)
@@ -128,9 +129,9 @@ def install(python: Path, host: Path) -> None:
     if is_stamped(stamp, wanted):
         return
     stamp.unlink(missing_ok=True)
-    with step("torch"):
+    with step("torch", LOG):
         pip(python, "torch", "install", *TORCH)
-    with step("the requirements of ComfyUI and Inlay"):
+    with step("the requirements of ComfyUI and Inlay", LOG):
         mine = our_requirements(python)
         pip(python, "the requirements", "install", *TORCH, "-r", str(host / "requirements.txt"), *mine)
     find_packages = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
@@ -337,18 +338,31 @@ def main(arguments: list[str]) -> int:
     return hand_over(python, host, *script)
 
 
+UNITS = {"kB": 1e-3, "MB": 1.0, "GB": 1e3}
+
+
+def downloaded(log: Path) -> float:
+    """The megabytes of the files that pip has downloaded or is downloading, by its output in `log`."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    sizes = re.findall(r"Downloading \S+ \(([\d.]+) (kB|MB|GB)\)", text)
+    return sum(float(number) * UNITS[unit] for number, unit in sizes)
+
+
 @contextmanager
-def step(what: str):
-    """Says what takes time, and how much it took."""
+def step(what: str, log: Path | None = None):
+    """Print what takes time, how much it took, and the megabytes that pip downloaded by its `log`."""
     start, done = time.monotonic(), threading.Event()
 
     def show(end: str = "") -> None:
-        print(f"\r  {what:<40}{time.monotonic() - start:5.0f} s", end=end, flush=True)
+        size = f", {downloaded(log):.0f} MB downloaded" if log else ""
+        print(f"\r  {what:<40}{time.monotonic() - start:5.0f} s{size}", end=end, flush=True)
 
     def tick() -> None:
         while not done.wait(1):
             show()
 
+    if log:
+        log.unlink(missing_ok=True)  # the last step's sizes are not this one's
     if sys.stdout.isatty():
         threading.Thread(target=tick, daemon=True).start()
     try:
