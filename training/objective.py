@@ -7,6 +7,8 @@ levels in [0, 1] and reads z_t = (1 - sigma) z_0 + sigma * noise (Lipman et al. 
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,6 +16,29 @@ from torch import Tensor
 
 Prediction = Literal["epsilon", "v", "velocity"]
 FEW_TOKENS, MANY_TOKENS = 256, 4096  # where FLUX.1's shift is exp(0.5) and exp(1.15)
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """A model's noise levels, sigmas (T,) from the smallest to the largest, and what its network predicts.
+
+    With `draw(count, generator, tokens)`, levels are drawn by it and `sigmas` is not used.
+    """
+
+    sigmas: Tensor
+    prediction: Prediction
+    draw: Callable[[int, torch.Generator, int], Tensor] | None = None
+
+
+class Diverged(ValueError):
+    """The loss or its gradients are not finite."""
+
+
+def generator_at(seed: int, step: int, stream: int = 0) -> torch.Generator:
+    """Return a generator that depends on the seed, the step and the stream (0 noise, 1 order) alone."""
+    # Odd multipliers spread neighbouring steps over the whole range (Steele et al. 2014, SplitMix64).
+    mixed = seed + step * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9
+    return torch.Generator().manual_seed(mixed & (2**63 - 1))
 
 
 def _per_row(sigma: Tensor) -> Tensor:

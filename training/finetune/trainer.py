@@ -1,30 +1,48 @@
 """One finetuning on plain tensors: a trainable network, the loss of a pass, and the loop over the steps."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ...common.log import logger
-from ..objective import Prediction, noised, reconstruction, region_weight, target, total
-from ..optimizers import Average, MixedPrecisionOptimizer, UnfitState
-from .data import Examples, generator_at, rows_of_step
+from ..objective import (
+    Diverged,
+    NoiseSchedule,
+    generator_at,
+    noised,
+    reconstruction,
+    region_weight,
+    target,
+    total,
+)
+from ..optimizers import Average, MixedPrecisionOptimizer, OptimizerSpec, UnfitState
+from .data import Examples, rows_of_step
 from .lora import FullAdapter, LoraAdapter
-from .recipes import OptimizerSpec, Recipe
+from .recipes import Recipe
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
-    """A model's noise levels, sigmas (T,) from the smallest to the largest, and what its network predicts.
+class ProcessGroup:
+    """The processes that train one adapter together, each on its share of every batch."""
 
-    With `draw(count, generator, tokens)`, levels are drawn by it and `sigmas` is not used.
-    """
+    number: int = 0  # of this process
+    size: int = 1
+    average: Average | None = None  # the mean over all of them, in place
 
-    sigmas: Tensor
-    prediction: Prediction
-    draw: Callable[[int, torch.Generator, int], Tensor] | None = None
+    def share(self, rows: Tensor, batch: int) -> Tensor:
+        """Return this process' part of batches laid end to end; each must be a multiple of `size`."""
+        return rows.view(-1, batch)[:, self.number :: self.size].flatten()
+
+    def at_most(self, batch: int) -> int:
+        """Return how many pictures of such a batch a process holds at most."""
+        return -(-batch // self.size)
+
+
+SINGLE_PROCESS = ProcessGroup()
 
 
 @dataclass(frozen=True)
@@ -46,26 +64,6 @@ class TrainableModel:
     options: Callable[[Examples], dict] | None = None
     host_pass: Callable[[Examples, Tensor, Tensor], Tensor] | None = None
     patch: int = 1
-
-
-@dataclass(frozen=True)
-class ProcessGroup:
-    """The processes that train one adapter together, each on its share of every batch."""
-
-    number: int = 0  # of this process
-    size: int = 1
-    average: Average | None = None  # the mean over all of them, in place
-
-    def share(self, rows: Tensor, batch: int) -> Tensor:
-        """Return this process' part of batches laid end to end; each must be a multiple of `size`."""
-        return rows.view(-1, batch)[:, self.number :: self.size].flatten()
-
-    def at_most(self, batch: int) -> int:
-        """Return how many pictures of such a batch a process holds at most."""
-        return -(-batch // self.size)
-
-
-SINGLE_PROCESS = ProcessGroup()
 
 
 def loss_of_pass(
@@ -145,10 +143,6 @@ def _predict(
         y=None if rows.pooled is None else rows.pooled.to(trainable.dtype),
         transformer_options=options,
     )
-
-
-class Diverged(ValueError):
-    """The loss or its gradients are not finite."""
 
 
 @dataclass
@@ -302,3 +296,70 @@ def _gradients(
     if stepper.average:
         stepper.average([mean])
     return float(mean)
+
+
+# Several processes that train one adapter together, as `accelerate launch` or `torchrun` starts them
+
+
+def on_cpu() -> bool:
+    """Return whether the launcher was told not to use accelerators."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+
+
+def open_group() -> ProcessGroup:
+    """Return the group of processes that the launcher started; `SINGLE_PROCESS` without one.
+
+    Call it before the host is opened, which takes the accelerator that is the current one by then.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return SINGLE_PROCESS
+    from accelerate import PartialState  # comes with PEFT
+
+    state = PartialState(cpu=on_cpu())
+    return ProcessGroup(state.process_index, state.num_processes, average)
+
+
+def close_group(group: ProcessGroup) -> None:
+    """Wait for the others, so that none ends while the first is still saving."""
+    if group.size > 1:
+        from accelerate import PartialState
+
+        state = PartialState()
+        state.wait_for_everyone()
+        state.destroy_process_group()
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes, in place."""
+    from accelerate.utils import reduce
+
+    for tensor in tensors:
+        tensor.copy_(reduce(tensor, "mean"))  # pyright: ignore[reportArgumentType]
+
+
+def any_rank_stopping(group: ProcessGroup, told: bool) -> bool:
+    """Return whether any process was told to stop. All processes call it after the same step."""
+    if group.average is None:
+        return told
+    from accelerate import PartialState
+
+    share = torch.tensor(float(told), device=PartialState().device)
+    group.average([share])
+    return share.item() > 0
+
+
+def split_batch(recipe: Recipe, size: int) -> Recipe:
+    """Return the recipe with its pictures per step laid out so that `size` processes can share every batch.
+
+    Where batch_size is no multiple of `size`, passes that were accumulated become rows of one batch.
+    Raises ValueError when a step's pictures cannot be divided by `size`.
+    """
+    if recipe.batch_size % size == 0:
+        return recipe
+    pictures = recipe.batch_size * recipe.accumulation
+    if pictures % size:
+        raise ValueError(
+            f"batch_size: the {pictures} pictures of a step cannot be shared by {size} processes; choose a"
+            f" multiple of {size}."
+        )
+    return replace(recipe, batch_size=size, accumulation=pictures // size)

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from ...families.table import FILL, Family
 from ...host import families, models
 from ...host.training import HostPass
-from ..objective import draw_sigmas
+from ..objective import NoiseSchedule, draw_sigmas
 from .data import Examples
 from .recipes import RECIPES, AdapterSpec, Recipe
-from .trainer import NoiseSchedule
 
 # Of the loss outside the hole, where the loss alone shows the hole: ai-toolkit's mask_min_value and
 # OneTrainer's unmasked_weight. With 1 the backgrounds are learned as well as the subject.
