@@ -70,13 +70,18 @@ def held_out_tasks(count: int) -> list[Task]:
         kind = scenes.CLASSES[index % len(scenes.CLASSES)]
         colour = colours[index // len(scenes.CLASSES) % len(colours)]
         scene = scenes.sample_scene(rng, subject=scenes.sample_thing(rng, kind=kind, colour=colour))
-        truth, empty = scenes.render(scene), scenes.render(replace(scene, subject=None))
-        reach = truth.reach()
-        assert reach
-        assert scene.subject
-        photo = as_image(scene_data.photo(rng, scene.subject))
-        tasks.append(Task(as_image(empty.image), Box(*reach), scene.subject, photo, as_image(truth.image)))
+        tasks.append(task_of(scene, rng))
     return tasks
+
+
+def task_of(scene: scenes.Scene, rng: np.random.Generator) -> Task:
+    """The task of painting a scene's subject into it; `rng` draws the photo."""
+    truth, empty = scenes.render(scene), scenes.render(replace(scene, subject=None))
+    reach = truth.reach()
+    assert reach
+    assert scene.subject
+    photo = as_image(scene_data.photo(rng, scene.subject))
+    return Task(as_image(empty.image), Box(*reach), scene.subject, photo, as_image(truth.image))
 
 
 def stacked(tasks: Sequence[Task], name: str) -> Tensor:
@@ -110,9 +115,18 @@ class Painter:
 
     @torch.inference_mode()
     def paint(
-        self, images: Tensor, holes: Tensor, prompts: Sequence[str], photos: Tensor, seed: int
+        self,
+        images: Tensor,
+        holes: Tensor,
+        prompts: Sequence[str],
+        photos: Tensor,
+        seed: int,
+        model: Any = None,
     ) -> Tensor:
-        """Fill holes (B, H, W), 1 = hole, of images (B, H, W, 3) in [0, 1]; all else keeps its bits."""
+        """Fill holes (B, H, W), 1 = hole, of images (B, H, W, 3) in [0, 1]; all else keeps its bits.
+
+        `model` is a patched clone of the painter's own.
+        """
         import comfy.sample
 
         sampler, scheduler, steps, cfg = SAMPLING[self.kind]
@@ -125,7 +139,7 @@ class Painter:
         rows = torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(prompt)) for prompt in prompts])
         nothing = self.clip.encode_from_tokens(self.clip.tokenize(""))
         painted = comfy.sample.sample(
-            self.model, comfy.sample.prepare_noise(latent, seed), steps, cfg, sampler, scheduler,
+            model or self.model, comfy.sample.prepare_noise(latent, seed), steps, cfg, sampler, scheduler,
             [[rows, condition]], [[nothing, condition]], latent, noise_mask=hole[:, None], disable_pbar=True,
             seed=seed,
         )  # fmt: skip
