@@ -62,6 +62,11 @@ def twin_scenes(seed: int, tries: int = 200) -> tuple[scenes.Scene, scenes.Scene
     raise RuntimeError(f"No scene with a twin was found within {tries} tries.")
 
 
+def photos(seed: int) -> np.random.Generator:
+    """What draws the photo of a task's subject."""
+    return np.random.default_rng([seed, 7])
+
+
 def lit_scene(seed: int) -> scenes.Scene:
     """A plain thing with a lamp at one side."""
     rng = np.random.default_rng([SEEDS["light"], seed])
@@ -74,6 +79,7 @@ class SceneBench:
     """Paints tasks with a model of one kind, the attention masked in one way."""
 
     painter: Painter
+    steps: int = 0  # 0: the usual number
 
     def paint(self, tasks: Sequence[Task], masking: Masking) -> Tensor:
         from ...attention.model_patch import mask_attention
@@ -84,7 +90,7 @@ class SceneBench:
             images, holes, photos = (stacked(part, name) for name in ("background", "hole", "photo"))
             prompts = [scenes.caption(task.thing) for task in part]
             model = mask_attention(self.painter.model, [holes], **masking) if masking else None
-            painted.append(self.painter.paint(images, holes, prompts, photos, seed=start, model=model))
+            painted.append(self.painter.paint(images, holes, prompts, photos, start, model, self.steps))
         return torch.cat(painted).cpu()
 
 
@@ -107,14 +113,14 @@ def shading(images: Tensor, masks: Tensor) -> Tensor:
     return 2 * (halves[1] - halves[0]) / (halves[0] + halves[1]).clamp(min=1e-6)
 
 
-def words_study(
-    kind: str, models: Path, classifier: SceneClassifier, count: int
-) -> tuple[Table, Image.Image]:
+def words_study(bench: SceneBench, classifier: SceneClassifier, count: int) -> tuple[Table, Image.Image]:
     """Is the thing there? With and without a twin, words everywhere or in the box only."""
-    bench, rows, shown = SceneBench(Painter(kind, models)), {}, {}
+    rows: dict[str, dict[str, list[float]]] = {}
+    shown: dict[str, Tensor] = {}
+    backgrounds: list[Task] = []
     pairs = [twin_scenes(seed) for seed in range(count)]
     for place, which in {"with a twin": 0, "without": 1}.items():
-        tasks = [task_of(pair[which], np.random.default_rng([SEEDS["words"], 7])) for pair in pairs]
+        tasks = [task_of(pair[which], photos(SEEDS["words"])) for pair in pairs]
         for way, masking in WORDS.items():
             images = bench.paint(tasks, masking)
             verdicts = classifier.describe(images.movedim(-1, 1), stacked(tasks, "hole"))
@@ -126,7 +132,7 @@ def words_study(
                 shown[way] = images
                 backgrounds = tasks
     everywhere, inside = WORDS
-    table = Table(f"Words in the box only, {kind}", rows)
+    table = Table(f"Words in the box only, {bench.painter.kind}", rows)
     gain = [
         np.subtract(rows[f"{everywhere}, {place}"]["missing"], rows[f"{inside}, {place}"]["missing"])
         for place in ("with a twin", "without")
@@ -143,11 +149,12 @@ def words_study(
     return replace(table, notes=notes), grid_of(backgrounds, shown)
 
 
-def light_study(models: Path, count: int) -> tuple[Table, Image.Image]:
+def light_study(bench: SceneBench, count: int) -> tuple[Table, Image.Image]:
     """Seam and direction of light by the self-attention layers that are masked."""
-    bench, rows, shown = SceneBench(Painter("unet", models)), {}, {}
+    rows: dict[str, dict[str, list[float]]] = {}
+    shown: dict[str, Tensor] = {}
     lit = [lit_scene(seed) for seed in range(count)]
-    tasks = [task_of(scene, np.random.default_rng([SEEDS["light"], 7])) for scene in lit]
+    tasks = [task_of(scene, photos(SEEDS["light"])) for scene in lit]
     masks = torch.stack([torch.from_numpy(scenes.render(scene).mask > 0.5).float() for scene in lit])
     truth = stacked(tasks, "truth")
     wanted, true_step = shading(truth, masks), edge_step(truth, tasks)
@@ -203,9 +210,11 @@ def main():
     studies: dict[str, Callable[[], tuple[Table, Image.Image]]] = {}
     if "words" in a.only:
         for kind in a.kinds:
-            studies[f"words_{kind}"] = lambda kind=kind: words_study(kind, models, classifier, count["words"])
+            studies[f"words_{kind}"] = lambda kind=kind: words_study(
+                SceneBench(Painter(kind, models)), classifier, count["words"]
+            )
     if "light" in a.only and "unet" in a.kinds:
-        studies["light"] = lambda: light_study(models, count["light"])
+        studies["light"] = lambda: light_study(SceneBench(Painter("unet", models)), count["light"])
     for name, study in studies.items():
         table, picture = study()
         write_table(table, out, name)

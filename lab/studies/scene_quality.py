@@ -122,14 +122,15 @@ class Painter:
         photos: Tensor,
         seed: int,
         model: Any = None,
+        steps: int = 0,
     ) -> Tensor:
         """Fill holes (B, H, W), 1 = hole, of images (B, H, W, 3) in [0, 1]; all else keeps its bits.
 
-        `model` is a patched clone of the painter's own.
+        `model` is a patched clone of the painter's own; steps 0 are those of SAMPLING.
         """
         import comfy.sample
 
-        sampler, scheduler, steps, cfg = SAMPLING[self.kind]
+        sampler, scheduler, usual, cfg = SAMPLING[self.kind]
         image, masked, hole = inpaint_pictures(images, holes, 8)
         if self.kind == "edit":
             condition = {"reference_latents": [self.vae.encode(masked), self.vae.encode(photos)]}
@@ -139,9 +140,9 @@ class Painter:
         rows = torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(prompt)) for prompt in prompts])
         nothing = self.clip.encode_from_tokens(self.clip.tokenize(""))
         painted = comfy.sample.sample(
-            model or self.model, comfy.sample.prepare_noise(latent, seed), steps, cfg, sampler, scheduler,
-            [[rows, condition]], [[nothing, condition]], latent, noise_mask=hole[:, None], disable_pbar=True,
-            seed=seed,
+            model or self.model, comfy.sample.prepare_noise(latent, seed), steps or usual, cfg, sampler,
+            scheduler, [[rows, condition]], [[nothing, condition]], latent, noise_mask=hole[:, None],
+            disable_pbar=True, seed=seed,
         )  # fmt: skip
         decoded = self.vae.decode(painted)[:, : images.shape[1], : images.shape[2]]
         return paste_back(images, decoded.clamp(0, 1), holes)

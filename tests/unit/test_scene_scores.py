@@ -10,7 +10,7 @@ from inlay.imaging.boxes import Box
 from inlay.lab import scenes
 from inlay.lab.models import scene_classifier
 from inlay.lab.scenes import shapes
-from inlay.lab.studies import scene_attention, scene_quality
+from inlay.lab.studies import scene_attention, scene_quality, scene_tint
 
 
 def task(truth: torch.Tensor, box: Box) -> scene_quality.Task:
@@ -134,3 +134,35 @@ def test_the_lamp_s_side_of_a_thing_is_the_brighter_one():
         right += int((side.item() > 0) == (scene.room.lamp[0] > 0))
     # chance would give 6; a trim or a dark part can outweigh the light
     assert right >= 10
+
+
+def test_the_part_of_a_shift_along_a_tint():
+    shift = torch.tensor([[50.0, 3.0, 4.0], [0.0, 1.0, -1.0]])
+    tints = torch.tensor([[0.6, 0.8], [0.6, 0.8]])
+    assert scene_tint.along(shift, tints).tolist() == pytest.approx([5.0, -0.2])  # lightness does not count
+
+
+def test_the_colour_under_an_outline_is_its_median():
+    image, mask = torch.zeros(1, 6, 6, 3), torch.zeros(1, 6, 6)
+    mask[:, 1:4, 1:4] = 1
+    image[:, 1:4, 1:4] = 1.0
+    image[:, 1, 1] = torch.tensor([1.0, 0.0, 0.0])
+    assert scene_tint.lab_colour(image, mask)[0].tolist() == pytest.approx([100, 0, 0], abs=0.05)
+
+
+def test_a_subject_painted_truly_leaks_nothing_and_a_tinted_copy_does():
+    subject = scene_tint.tinted_subject(0, 1)
+    grey, tinted = (stacked_truth(tasks) for tasks in (subject.grey, subject.tinted))
+    assert not torch.equal(grey, tinted)
+    true = scene_tint.shifts(grey, tinted, subject)
+    leaked = torch.where(subject.outlines[..., None] > 0.5, 0.8 * tinted + 0.2 * wall_of(subject), tinted)
+    assert (scene_tint.shifts(grey, leaked, subject) - true).item() > 2
+
+
+def stacked_truth(tasks) -> torch.Tensor:
+    return scene_quality.stacked(tasks, "truth")
+
+
+def wall_of(subject: scene_tint.TintedSubject) -> torch.Tensor:
+    """The commonest colour of the tinted room."""
+    return subject.tinted[0].background.flatten(0, 1).median(0).values
