@@ -1,7 +1,7 @@
 """Seams to the host's MODEL: its network, weights, patches, noise levels, and LoRA names."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -146,18 +146,25 @@ def _flat(values):
         yield from _flat(value)
 
 
-def trainable_copy(model, dtype: torch.dtype, device: torch.device | None = None) -> nn.Module:
+def trainable_copy(
+    model, dtype: torch.dtype, device: torch.device | None = None, without: Collection[int] = ()
+) -> nn.Module:
     """Return the MODEL's network as modules of its own over the same memory, ready for gradients.
 
     The host makes its weights in inference mode, where autograd refuses them; a tensor made outside over the
     same storage is an ordinary one. Weights are copied only where `dtype` or `device` (default: the MODEL's)
     differs, for example under --novram. Nothing is written, and the MODEL is not changed.
+
+    `without`: ids of weights for which the copy gets empty ones.
     """
     source, device = model.model.diffusion_model, device or model.load_device
     shared: dict[int, Any] = {
         id(weight): nn.Parameter(outside_inference_mode(weight).to(device, dtype), requires_grad=False)
         for weight in source.parameters()
+        if id(weight) not in without
     }
+    empty = torch.empty(0, dtype=dtype, device=device)
+    shared |= {each: nn.Parameter(empty, requires_grad=False) for each in without}
     shared |= {id(buffer): outside_inference_mode(buffer).to(device) for buffer in source.buffers()}
     network = copy.deepcopy(source, shared)
     for layer in network.modules():
@@ -231,6 +238,11 @@ def lora_targets(model) -> dict[str, str]:
         for name, key in keys.items()
         if isinstance(key, str)
     }
+
+
+def lora_names_of(model) -> set[str]:
+    """Return every name by which LoRA files call a weight of the network, or a part of one."""
+    return set(comfy.lora.model_lora_keys_unet(model.model, {}))
 
 
 def diffusers_paths(model) -> dict[str, str]:

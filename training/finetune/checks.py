@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ...common.log import logger
 from ...conditioning.family import family, working_side
 from ...host import devices, models
-from ...host.families import family_of
+from ...host.families import family_of, is_transformer
+from ...host.training import is_quantised, weight_bytes
 from ..objective import NoiseSchedule
 from ..optimizers import check_optimizer, eight_bit_installed
 from .data import LATENT_PIXEL, Examples
@@ -46,7 +47,12 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
     else:
         _check_channels(model, recipe, inpaint_patch)
     quantised = models.quantised_weights(unet)
-    if quantised:
+    if row is not None and row.transformer:
+        if recipe.adapter.dora and any(is_quantised(layer) for layer in unet.modules()):
+            raise ValueError(
+                "adapter: DoRA needs a model with weights in 16 bits, and this one is quantised; choose LoRA."
+            )
+    elif quantised:
         raise ValueError(
             f"model: its weights are quantised ({quantised}), which cannot be trained on yet; load the same"
             " model with weights in fp16, bf16 or fp8 without scales."
@@ -152,11 +158,20 @@ def check_parameters_fit(model, recipe: Recipe, dtype: torch.dtype) -> None:
         trained = [shape for shape in shapes if shape]
         parts = trained_need(trained, dtype.itemsize, recipe.optimiser, recipe.ema_decay > 0)
         return MemoryNeed(
-            sum(p.numel() * dtype.itemsize for p in unet.parameters() if p.dtype != dtype), *parts, 0
+            sum(p.numel() * dtype.itemsize for p in _widened(model) if p.dtype != dtype), *parts, 0
         )
 
     others = _with_presets(model, recipe, need)
     _check(model, need(recipe, dtype, False), others, "choose a LoRA recipe, or a lower rank")
+
+
+def _widened(model) -> list[Tensor]:
+    """Return the weights of a MODEL that its copy has in the type of the arithmetic."""
+    network = model.model.diffusion_model
+    kept = set()
+    if is_transformer(model):
+        kept = {id(layer.weight) for layer in network.modules() if is_quantised(layer)}
+    return [weight for weight in network.parameters() if id(weight) not in kept]
 
 
 def check_step_fits(
@@ -174,16 +189,17 @@ def check_step_fits(
     """
     one = measured(trainable, examples[0], blocks)
     shapes = [p.shape for p in trainable.adapter.parameters]
-    count = sum(p.numel() for p in trainable.unet.parameters())
     trained = sum(p.numel() for p in trainable.adapter.parameters)
+    count = sum(p.numel() for p in trainable.unet.parameters())
+    quantised = weight_bytes(trainable.unet) - count * trainable.dtype.itemsize  # which no preset changes
 
     def need(recipe: Recipe, dtype: torch.dtype, checkpointing: bool) -> MemoryNeed:
         size, pictures = dtype.itemsize, len(examples) * group.at_most(recipe.batch_size)
         pictures *= 2 if recipe.preservation else 1  # a second pass is kept as well
         parts = trained_need(shapes, size, recipe.optimiser, recipe.ema_decay > 0)
         kept = one.activations(checkpointing) * pictures * size / trainable.dtype.itemsize
-        loaded = count * size if dtype == trainable.dtype else 0
-        return MemoryNeed((count - trained) * size, *parts, int(kept), loaded)
+        loaded = quantised + (count * size if dtype == trainable.dtype else 0)
+        return MemoryNeed(quantised + (count - trained) * size, *parts, int(kept), loaded)
 
     wanted, side = need(recipe, trainable.dtype, checkpointing), examples[0].latent.shape[-1] * LATENT_PIXEL
     logger.info(f"Inlay finetune: about {wanted.total / GIGABYTE:.2f} GB of memory ({wanted})")
