@@ -9,6 +9,7 @@ import comfy.lora
 import comfy.model_management
 import comfy.sd
 import comfy.utils
+import folder_paths
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
@@ -228,6 +229,19 @@ def load_checkpoint(path: str | Path, embeddings: list[str] | None = None) -> Lo
     """
     loaded = comfy.sd.load_checkpoint_guess_config(str(path), embedding_directory=embeddings)
     return None if loaded is None else LoadedCheckpoint(*loaded[:3])
+
+
+def load_parts(network: str, encoders: list[str], kind: str, vae: str) -> LoadedCheckpoint:
+    """Return MODEL, CLIP and VAE of separate files; `kind` is the host's type of the text encoders.
+
+    Raises:
+        KeyError: for a type that the host does not have.
+    """
+    clip_type = comfy.sd.CLIPType[(kind or "stable_diffusion").upper()]
+    clip = comfy.sd.load_clip(encoders, folder_paths.get_folder_paths("embeddings"), clip_type=clip_type)
+    weights, metadata = comfy.utils.load_torch_file(vae, return_metadata=True)
+    model = comfy.sd.load_diffusion_model(network)
+    return LoadedCheckpoint(model, clip, comfy.sd.VAE(sd=weights, metadata=metadata))
 
 
 def lora_targets(model) -> dict[str, str]:

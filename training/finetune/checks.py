@@ -21,7 +21,7 @@ from .lora_formats import lora_names
 from .memory import GIGABYTE, ActivationTrace, MemoryNeed, check_fits, trace, trained_need, with_preset
 from .recipes import MEMORY_PRESETS, Recipe
 from .subject import Subject
-from .trainer import SINGLE_PROCESS, ProcessGroup, TrainableModel
+from .trainer import SINGLE_PROCESS, ProcessGroup, TrainableModel, text_of
 from .transformers import check_transformer
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -239,12 +239,12 @@ def _pass(trainable: TrainableModel, examples: Examples, side: int) -> Tensor:
         return trainable.host_pass(row, row.latent, torch.full((1,), 0.5, device=trainable.device))
     grid, channels = (1, 4, side, side), 9 if trainable.inpainting else 4
     row = replace(first, mask=torch.ones(1, 1, side, side), masked=torch.zeros(grid))
-    on_device = row.to(trainable.device)
+    context, pooled = text_of(trainable, row.to(trainable.device))
     return trainable.unet(
         torch.zeros(1, channels, side, side, dtype=trainable.dtype, device=trainable.device),
         torch.zeros(1, device=trainable.device),
-        context=on_device.context.to(trainable.dtype),
-        y=None if on_device.pooled is None else on_device.pooled.to(trainable.dtype),
+        context=context.to(trainable.dtype),
+        y=None if pooled is None else pooled.to(trainable.dtype),
         transformer_options={} if trainable.options is None else trainable.options(row),
     )
 

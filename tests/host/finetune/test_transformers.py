@@ -610,3 +610,61 @@ def test_a_layer_that_matches_nothing_is_an_error(opened, train, store_folder, i
     node: Any = InlayLoadSubject.PREPARE_CLASS_CLONE(None)
     with pytest.raises(ValueError, match=r"1 layers of more.safetensors match nothing in this model .Krea2."):
         node.execute(opened("krea2").model, file.name, 1.0, "sks", "cat")
+
+
+# The command line
+
+
+def test_a_config_of_separate_files_trains_a_transformer(in_process_host, host_work, tmp_path, store_folder):
+    """The host's own loaders open a small FLUX.1 Fill, a text encoder and an autoencoder."""
+    from PIL import Image
+    from safetensors.torch import load_file, save_file
+
+    from inlay.lab.models.checkpoint import assemble, random_parts
+    from inlay.training.finetune.finetune_subject import finetune_from_config
+    from inlay.training.finetune.toml_config import read_toml
+    from inlay.training.finetune.trainer import SINGLE_PROCESS
+
+    sizes = {
+        "hidden_size": 128,
+        "num_heads": 1,
+        "axes_dim": [16, 56, 56],
+        "context_in_dim": 768,
+        "vec_in_dim": 768,
+    }
+    network = tiny_transformer("flux1-fill", **sizes, mlp_ratio=4.0).model.diffusion_model
+    save_file(
+        {key: value.clone() for key, value in network.state_dict().items()}, tmp_path / "fill.safetensors"
+    )
+    whole = load_file(assemble(host_work / "random" / "parts.safetensors", random_parts(0)))
+    start = "cond_stage_model.transformer."
+    text = {key.removeprefix(start): value for key, value in whole.items() if key.startswith(start)}
+    save_file(text, tmp_path / "clip_l.safetensors")
+    vae = tiny_vae("flux1-fill").first_stage_model.state_dict()
+    save_file(
+        {key: value.clone() for key, value in vae.items()}, tmp_path / "tae.safetensors",
+    )  # fmt: skip
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(2):
+        Image.effect_noise((80, 64), 60).convert("RGB").save(photos / f"{number}.png")
+        mask = Image.new("L", (80, 64))
+        mask.paste(255, (20, 16, 60, 48))
+        mask.save(photos / f"{number}_mask.png")
+    (photos / "1.txt").write_text("on a red chair", encoding="utf-8")
+    config = tmp_path / "fill.toml"
+    config.write_text(
+        'checkpoint = "fill.safetensors"\ntext_encoders = ["clip_l.safetensors"]\nvae = "tae.safetensors"\n'
+        'references = "photos"\nclass_name = "cat"\nout = "subjects"\n'
+        "[recipe]\nresolution = 64\nsteps = 3\n[recipe.adapter]\nrank = 4\n",
+        encoding="utf-8",
+    )
+    losses, plan = [], []
+    subject, path = finetune_from_config(
+        read_toml(config), SINGLE_PROCESS, lambda step, loss: losses.append(loss), plan.append
+    )
+    assert plan == [3]
+    assert losses == subject.losses
+    assert len(losses) == 3
+    assert path.is_file()
+    assert any("double_blocks" in key for key in load_file(path))
