@@ -23,7 +23,7 @@ from ..training.finetune.attribute_dictionary import (
     write_attributes,
 )
 from ..training.finetune.regular_files import list_regular
-from .checks import check_wired
+from .checks import check_wired, refuse_empty_lists
 
 NO_MODEL = "none"
 ATTRIBUTE_KINDS = (
@@ -107,6 +107,7 @@ class InlayAttributeDictionary(io.ComfyNode):
         return True
 
     @classmethod
+    @refuse_empty_lists
     def execute(
         cls, class_name, attributes, token, count, seed, template, images=None, vision_model=(NO_MODEL,)
     ) -> io.NodeOutput:
@@ -241,6 +242,7 @@ class InlayRegularImages(io.ComfyNode):
         )
 
     @classmethod
+    @refuse_empty_lists
     def execute(
         cls, model, clip, vae, prompts, count, seed, steps, cfg, sampler_name, scheduler, background_prompt,
         size=(0,), backgrounds=None,
@@ -394,6 +396,7 @@ class InlaySaveRegularData(io.ComfyNode):
         return True
 
     @classmethod
+    @refuse_empty_lists
     def execute(cls, images, masks, prompts, category) -> io.NodeOutput:
         from ..training.finetune.data import collect_references  # loaded when needed
         from ..training.finetune.regular_files import save_regular

@@ -15,7 +15,7 @@ from ..training.finetune.presets import (
     OptimizerKind,
     describe_preset,
 )
-from .checks import check_inpaint_patch, check_wired
+from .checks import check_inpaint_patch, check_wired, refuse_empty_lists
 from .training_progress import NodeProgress, workflow_id
 
 PRESET = "preset"  # as the memory preset says
@@ -245,6 +245,7 @@ class SubjectFinetune(io.ComfyNode):
         )
 
     @classmethod
+    @refuse_empty_lists
     def execute(
         cls, model, clip, vae, images, class_name, token, recipe, steps, rank, learning_rate, batch_size,
         seed, resolution=(0,), masks=None, regular_images=None, regular_masks=None, regular_prompt=("",),
@@ -252,6 +253,8 @@ class SubjectFinetune(io.ComfyNode):
         gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",), options=(None,),
         inpaint_patch=(None,),
     ):  # fmt: skip
+        if options[0] is not None and not isinstance(options[0], dict):
+            raise ValueError(f"options: it is a {type(options[0]).__name__}; wire Training Options.")
         settings = {
             "rank": rank[0], "learning_rate": learning_rate[0], "batch_size": batch_size[0],
             "resolution": resolution[0], "precision": precision[0], "optimiser": optimiser[0],

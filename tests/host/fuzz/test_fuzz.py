@@ -160,6 +160,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "class_name": "cup",
         "clip": "@clip",
     },
+    "InlayLoadReferences": {"folder": "unused", "images": "@image", "masks": "@mask"},
     "InlayLoadAdapter": {"file": "fuzz_adapter.safetensors", "published_as": "by the file"},
     "InlayLoadImageEncoder": {"name": "fuzz-dino"},
     "IdentityEncoderDINOv2": {
@@ -254,6 +255,9 @@ BAD: dict[str, dict[str, Any]] = {
     "SIGMAS": {"text": "sigmas", "rank 2": torch.ones(2, 2), "NaN": torch.tensor([float("nan"), 0.0])},
     "INLAY_SUBJECT": {"text": "a subject"},
     "INPAINT_PATCH": {"text": "a patch", "a pair": (1, 2)},
+    "INLAY_CROP": {"text": "a crop", "a picture": PICTURE},
+    "INLAY_TRAINING_OPTIONS": {"text": "options", "a list": [1]},
+    "BACKGROUND_REMOVAL": {"text": "a model"},
 }
 BORDERLINE: dict[str, dict[str, Any]] = {
     "IMAGE": {
@@ -295,6 +299,9 @@ BORDERLINE: dict[str, dict[str, Any]] = {
         "the host's for no alpha": torch.zeros(1, 64, 64),
     },
 }
+OPTIONAL_KINDS = {
+    "INPAINT_PATCH", "INLAY_SUBJECT", "INLAY_CROP", "INLAY_TRAINING_OPTIONS", "BACKGROUND_REMOVAL"
+}  # fmt: skip
 ONLY_BAD = {
     "SubjectFinetune",
     "DisentangledInpaintSamplerAdvanced",
@@ -304,7 +311,9 @@ TEXTS: dict[str, dict[str, list[str]]] = {
     "MaskedAttentionPatch": {
         "subject_tokens": ["6-2", "1-2-9", "-1", "a", "1;2", ";", "1,,2", "1-", "999999", "1.5", "\u0663"],
         "layers": ["output 99", "banana", "output -1", ";;"],
+        "photos": ["one", "1: x", "-1", "1; 99999999999", "0.5", ";;", "1:1:1"],
     },
+    "InlayEditPrompt": {"boxes": ["one", "1: x", "-1", "0.5", "1:1:1", "1; 2"]},
     "InlayAttributeDictionary": {
         "attributes": [
             '{"colour": ["brown"',
@@ -370,7 +379,7 @@ def socket_cases(host: RunningHost) -> Iterator[Case]:
     for node, good in GOOD.items():
         for name, (kind, *_) in host.inputs_of(node).items():
             wired = str(good.get(name, "")).startswith("@") and kind in BAD
-            if not wired and kind not in ("INPAINT_PATCH", "INLAY_SUBJECT"):
+            if not wired and kind not in OPTIONAL_KINDS:
                 continue
             if name in host.nodes[node].INPUT_TYPES()["required"]:
                 yield Case(node, f"{name}: none", {**good, name: "@none"}, REFUSED)
@@ -571,6 +580,15 @@ def folder_cases(folders) -> Iterator[Case]:
         yield Case("InlayLoadRegularData", f"folder: {name}", {"folder": f"regular_fuzz {name}"}, REFUSED)
 
 
+def list_cases(host: RunningHost) -> Iterator[Case]:
+    """An empty list in every wired input of the nodes that take lists."""
+    for node, good in GOOD.items():
+        if getattr(host.nodes[node], "INPUT_IS_LIST", False):
+            for name, value in good.items():
+                if str(value).startswith("@"):
+                    yield Case(node, f"{name}: an empty list", {**good, name: "@no entries"}, REFUSED)
+
+
 def batch_cases() -> Iterator[Case]:
     """Batches that do not fit together."""
     VALUES["two pictures"], VALUES["three masks"] = PICTURE.repeat(2, 1, 1, 1), SPOT.repeat(3, 1, 1)
@@ -637,6 +655,7 @@ def cases(host, stock, good) -> list[Case]:
         *lora_cases(stock.folders),
         *folder_cases(stock.folders),
         *batch_cases(),
+        *list_cases(host),
     ]
     save_file({"head": torch.zeros(320, 5, 3, 3)}, stock.folders.models / "inpaint" / "fuzz head.safetensors")
     torch.save({"head": torch.zeros(320, 5, 3, 3)}, stock.folders.models / "inpaint" / "fuzz head.pth")
