@@ -5,6 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..conditioning.channel_order import read_object_first
+from ..conditioning.compatibility import check_vae_fits
 from ..conditioning.edit_prompt import GREY_HOLE, HOLES, mark_hole
 from ..conditioning.inpaint import UNET_CHANNELS, inpaint_pictures, snapped_hole
 from ..families.table import BLEND, FILL, NO_REFERENCES
@@ -87,6 +88,8 @@ class InlayInpaintConditioning(io.ComfyNode):
         check_not_empty(mask)
         check_not_full(mask)
         family, pictures = None if model is None else require_family(model), PictureVae(vae)
+        if model is not None:
+            check_vae_fits(model, vae)
         image, masked_image, mask = inpaint_pictures(image, mask, pictures.grid)
         known = pictures.encode(image)
         snapped = snapped_hole(mask, known)
@@ -163,6 +166,7 @@ class InlayObjectStitchConditioning(io.ComfyNode):
         cls, model, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, noise_mask: bool = True
     ) -> io.NodeOutput:
         check_wired(model=model)
+        check_vae_fits(model, vae)
         patched = read_object_first(model)
         made = InlayInpaintConditioning.execute(positive, negative, vae, image, mask, noise_mask)
         return io.NodeOutput(patched, *(made.result or ()))

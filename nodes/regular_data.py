@@ -12,6 +12,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..conditioning.compatibility import check_clip_fits, check_vae_fits
 from ..conditioning.family import working_side
 from ..imaging.inputs import as_images_each, check_finite
 from ..imaging.references import read_reference
@@ -256,6 +257,8 @@ class InlayRegularImages(io.ComfyNode):
         wired = model[0], clip[0], vae[0]
         check_wired(model=model[0], clip=clip[0], vae=vae[0])
         check_inpaint_model(model[0])
+        check_vae_fits(model[0], vae[0])
+        check_clip_fits(model[0], clip[0])
         how = SamplingSettings(steps[0], cfg[0], sampler_name[0], scheduler[0])
         prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
         if not prompts:

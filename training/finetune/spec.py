@@ -8,6 +8,7 @@ from typing import NamedTuple
 import folder_paths
 from torch import Tensor
 
+from ...conditioning.compatibility import check_clip_fits, check_vae_fits
 from ...host import models
 from ...imaging.references import list_references, read_reference
 from .attribute_dictionary import Attributes
@@ -83,6 +84,8 @@ def spec_from_node(
     token, class_name = token.strip(), class_name.strip()
     caption = caption_of(recipe, token, class_name)
     check_trainable_model(pipeline.model, recipe, pipeline.inpaint_patch is not None)
+    check_vae_fits(pipeline.model, pipeline.vae)
+    check_clip_fits(pipeline.model, pipeline.clip)
     size = crop_size(pipeline.model, recipe)
     references = collect_references(images, masks)
     notes = check_references(references, size, masks is not None)

@@ -4,6 +4,7 @@ A bad input is refused in a sentence that names an input, before anything is wri
 refused like that, or it works. The host is the same afterwards.
 """
 
+import copy
 import json
 import pickle
 import time
@@ -638,8 +639,35 @@ def batch_cases() -> Iterator[Case]:
         good = GOOD["ImageConditionedPix2Pix"]
         expected = REFUSED if name == "model" else EITHER
         yield Case("ImageConditionedPix2Pix", f"model: {name}", {**good, "model": f"@{name}"}, expected)
+    yield from family_cases()
     wrong = {**GOOD["IdentityEncoderDINOv2"], "size": 100}
     yield Case("IdentityEncoderDINOv2", "size: no multiple", wrong, REFUSED)
+
+
+def family_cases() -> Iterator[Case]:
+    """Parts of other families: prompts of another width, a VAE of 16 channels."""
+    wide = [[torch.randn(1, 77, 2048), {"pooled_output": torch.randn(1, 1280)}]]
+    vae, guider = copy.copy(VALUES["vae"]), copy.copy(VALUES["guider"])
+    vae.latent_channels, guider.original_conds = 16, dict(guider.original_conds)
+    guider.set_conds(wide, wide)
+    clip = copy.copy(VALUES["clip"])
+    clip.encode_from_tokens = lambda *_, **__: (wide[0][0], wide[0][1]["pooled_output"])
+    VALUES.update({"wide words": wide, "wide vae": vae, "wide guider": guider, "wide clip": clip})
+    for node, name in (
+        ("DisentangledInpaintSampler", "positive"),
+        ("DisentangledInpaintSampler", "negative"),
+        ("DisentangledInpaintSampler", "vae"),
+        ("DisentangledInpaintSamplerAdvanced", "guider"),
+        ("DisentangledInpaintSamplerAdvanced", "vae"),
+        ("InlayObjectStitchConditioning", "vae"),
+        ("ImageConditionedPix2Pix", "vae"),
+        ("InlayRegularImages", "vae"),
+        ("InlayRegularImages", "clip"),
+        ("SubjectFinetune", "vae"),
+        ("SubjectFinetune", "clip"),
+    ):
+        kind = "words" if name in ("positive", "negative") else name
+        yield Case(node, f"{name}: of another family", {**GOOD[node], name: f"@wide {kind}"}, REFUSED)
 
 
 @pytest.fixture(scope="module")
