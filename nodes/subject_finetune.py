@@ -78,7 +78,7 @@ class SubjectFinetune(io.ComfyNode):
                     "recipe",
                     options=list(RECIPE_NAMES),
                     tooltip="Whose training. DreamCom: box holes, words kept inside them. DreamMix: free-form"
-                    " holes, the subject weighed higher.",
+                    " holes, the subject weighed higher. DreamMix (released): what its code does.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -133,7 +133,7 @@ class SubjectFinetune(io.ComfyNode):
                     "regular_images",
                     optional=True,
                     tooltip="Other pictures of the class, which keep the model from forgetting what it knew"
-                    " (DreamMix eq. 8). Only recipes with a beta use them.",
+                    " (DreamMix eq. 8). DreamMix's recipes use them.",
                 ),
                 io.Mask.Input(
                     "regular_masks", optional=True, tooltip="One mask per regular picture, as for the images."

@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-RECIPE_NAMES = ("DreamCom", "DreamCom (full UNet)", "DreamMix")  # of `recipes.RECIPES`
+RECIPE_NAMES = ("DreamCom", "DreamCom (full UNet)", "DreamMix", "DreamMix (released)")  # of `recipes.RECIPES`
 OptimizerKind = Literal["AdamW", "AdamW8bit", "Adafactor"]
 ADAFACTOR_RATE = 1e-2  # torch's default, of the root mean square of each weight
 

@@ -60,12 +60,20 @@ class Recipe:
     weight_outside: float = 1.0  # tau 2 of DreamMix eq. 7
     weights_squared: bool = False  # weigh prediction and target before squaring, as DreamMix's code does
     beta: float = 0.0  # share of the regular data's loss, DreamMix eq. 8
+    regular_chance: float = (
+        0.0  # probability of a pass on regular data instead of the subject (DreamMix's code)
+    )
     inpainting_only: bool = True
     precision: Precision = "model"
     ema_decay: float = 0.0  # of a running mean of the weights, which is then the result; 0: none
     sample_posterior: bool = (
         False  # draw latents from the VAE's distribution, as released codes do; else its mean
     )
+
+    @property
+    def uses_regular(self) -> bool:
+        """Whether regular data take part in the training."""
+        return bool(self.beta or self.regular_chance)
 
     def with_choices(
         self,
@@ -136,4 +144,15 @@ DREAMMIX = Recipe(
     inpainting_only=False,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (DREAMCOM, DREAMCOM_FULL, DREAMMIX)}
+DREAMMIX_RELEASED = replace(  # what the code does where it differs from the paper
+    DREAMMIX,
+    name="DreamMix (released)",
+    adapter=replace(DREAMMIX.adapter, targets=("to_k", "to_v", "to_out.0")),
+    weight_outside=0.6,
+    weights_squared=True,
+    beta=0.0,
+    regular_chance=0.3,
+    sample_posterior=True,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (DREAMCOM, DREAMCOM_FULL, DREAMMIX, DREAMMIX_RELEASED)}

@@ -90,7 +90,7 @@ def spec_from_node(
     references = collect_references(images, masks)
     notes = check_references(references, size, masks is not None)
     regular = []
-    if regular_images and recipe.beta:
+    if regular_images and recipe.uses_regular:
         prompts = [prompt.strip() or f"a {class_name}" for prompt in regular_prompt]
         others = collect_references(regular_images, regular_masks, "regular_")
         check_references(others, size, regular_masks is not None, "regular_")
@@ -123,7 +123,7 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
     check_trainable_model(pipeline.model, recipe)
     size = crop_size(pipeline.model, recipe)
     concept = Concept(caption, read_references(config.references, size))
-    regular = read_regular(config.regular, size) if config.regular and recipe.beta else []
+    regular = read_regular(config.regular, size) if config.regular and recipe.uses_regular else []
     previous = open_previous(pipeline, config.previous) if config.previous else None
     spec = FinetuneSpec(
         token, class_name, recipe, concept, regular, size, config.seed, previous, config.attributes

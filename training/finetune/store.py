@@ -36,7 +36,7 @@ MEGABYTE = 2**20
 LONGEST_NAME = 64  # characters of a stored name before its hash; file systems allow 255 bytes in all
 KEPT_RESUMES = 20 * GIGABYTE  # of interrupted runs, in bytes; beyond it the oldest go
 RESUME_AGE = 24 * 3600  # seconds; a younger file may belong to a run of another process
-ADDED_FIELDS = ("sample_posterior",)  # of a recipe, since version 0.1.0
+ADDED_FIELDS = ("sample_posterior", "regular_chance")  # of a recipe, since version 0.1.0
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:

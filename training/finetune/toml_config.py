@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,10 @@ def _config(values: dict[str, Any], folder: Path) -> Config:
     known = Config("", folder, "", regular=folder, out=folder)  # an example of every key's type
     for name in set(values) - {"recipe", "attributes"}:
         check_type(name, values[name], getattr(known, name))
+    for name, most in (("seed", 2**64 - 1), ("save_every", math.inf), ("preview_every", math.inf)):
+        if not 0 <= values.get(name, 0) <= most:
+            limit = f"from 0 to {most}" if name == "seed" else "0 or more"
+            raise ValueError(f"{name}: it must be {limit}.")
     if values.get("memory", known.memory) not in MEMORY_PRESETS:
         raise ValueError(
             f'memory: there is no preset "{values["memory"]}"; choose {_choices(MEMORY_PRESETS)}.'
@@ -106,6 +111,23 @@ def check_recipe(recipe: Recipe) -> None:
             raise ValueError(f"recipe.{name}: it must be at least 1; leave it out for the recipe's own.")
     if recipe.resolution < 0:
         raise ValueError("recipe.resolution: it must be 0, for the model's own, or a side in pixels.")
+    rates = {
+        "optimiser.learning_rate": recipe.optimiser.learning_rate,
+        "optimiser.clip_norm": recipe.optimiser.clip_norm,
+        "optimiser.eps": recipe.optimiser.eps,
+    }
+    for name, rate in rates.items():
+        if not 0 < rate < math.inf:
+            raise ValueError(
+                f"recipe.{name}: it must be a number above 0; leave it out for the recipe's own."
+            )
+    for name in ("beta", "weight_inside", "weight_outside"):
+        if not 0 <= getattr(recipe, name) < math.inf:
+            raise ValueError(f"recipe.{name}: it must be 0 or a number above it.")
+    if not 0 <= recipe.ema_decay < 1:
+        raise ValueError("recipe.ema_decay: it must be at least 0 and below 1.")
+    if not 0 <= recipe.regular_chance <= 1:
+        raise ValueError("recipe.regular_chance: it must be a probability from 0 to 1.")
     if recipe.adapter.kind == "lora" and not recipe.adapter.targets:
         raise ValueError('recipe.adapter.targets: there are none; name layers, such as ["to_k", "to_v"].')
     try:
