@@ -190,7 +190,8 @@ class InlayBackgroundBlending(io.ComfyNode):
                     default=RENOISED,
                     tooltip="renoised: the background's latent, noised to the step's level, as models saw it"
                     " in training and as ComfyUI samples anyway; the default. clean: without noise at every"
-                    " step, as IMPRINT draws it; for models trained like that, others may blend worse.",
+                    " step, as IMPRINT draws it; for models trained like that, others may blend worse. fresh"
+                    " noise: renoised with other noise at each step, as Fooocus and DreamMix's code do.",
                 ),
             ],
             outputs=[
