@@ -88,7 +88,7 @@ class InlayLoadSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name, strength, token, class_name, clip=None) -> io.NodeOutput:
-        from ..training.finetune.foreign_loras import read_lora_file  # loaded when needed
+        from ..training.finetune.lora import read_lora_file  # loaded when needed
 
         check_wired(model=model)
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))

@@ -8,13 +8,8 @@ import torch
 from comfy_api.latest import io
 
 from ..conditioning.fooocus import InpaintPatch
-from ..training.finetune.presets import (
-    ADAFACTOR_RATE,
-    MEMORY_PRESETS,
-    RECIPE_NAMES,
-    OptimizerKind,
-    describe_preset,
-)
+from ..training.finetune.recipes import MEMORY_PRESETS, RECIPE_NAMES, describe_preset
+from ..training.optimizers import ADAFACTOR_RATE, OptimizerKind
 from .checks import check_inpaint_patch, check_wired, refuse_empty_lists
 from .training_progress import NodeProgress, workflow_id
 
@@ -266,7 +261,7 @@ class SubjectFinetune(io.ComfyNode):
         from ..training.finetune.attribute_dictionary import parse_attributes
         from ..training.finetune.finetune_subject import RunOptions, finetune_subject
         from ..training.finetune.pipeline import Pipeline
-        from ..training.finetune.plots import draw_curve, image_to_tensor
+        from ..training.finetune.progress import draw_curve, image_to_tensor
         from ..training.finetune.spec import spec_from_node
         from ..training.finetune.store import Store
         from ..training.finetune.trainer import Callbacks

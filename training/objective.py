@@ -5,11 +5,32 @@ sigma reaches the network as z_t = (z_0 + sigma * noise) / sqrt(1 + sigma^2), wh
 sqrt(a) z_0 + sqrt(1 - a) noise with a = 1 / (1 + sigma^2).
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Prediction = Literal["epsilon", "v"]
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """A model's noise levels, sigmas (T,) from the smallest to the largest, and what its network predicts."""
+
+    sigmas: Tensor
+    prediction: Prediction
+
+
+class Diverged(ValueError):
+    """The loss or its gradients are not finite."""
+
+
+def generator_at(seed: int, step: int, stream: int = 0) -> torch.Generator:
+    """Return a generator that depends on the seed, the step and the stream (0 noise, 1 order, 2 data)."""
+    # Odd multipliers spread neighbouring steps over the whole range (Steele et al. 2014, SplitMix64).
+    mixed = seed + step * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9
+    return torch.Generator().manual_seed(mixed & (2**63 - 1))
 
 
 def _per_row(sigma: Tensor) -> Tensor:

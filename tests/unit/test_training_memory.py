@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from inlay.training.finetune.distributed import SINGLE_PROCESS, ProcessGroup
 from inlay.training.finetune.memory import (
     ActivationTrace,
     MemoryNeed,
@@ -18,10 +19,15 @@ from inlay.training.finetune.memory import (
     trained_need,
     with_preset,
 )
-from inlay.training.finetune.presets import MEMORY_PRESETS, RECIPE_NAMES, describe_preset
-from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, RECIPES, OptimizerSpec
-from inlay.training.finetune.trainer import SINGLE_PROCESS, ProcessGroup
-from inlay.training.optimizers import MixedPrecisionOptimizer
+from inlay.training.finetune.recipes import (
+    DREAMCOM,
+    DREAMMIX,
+    MEMORY_PRESETS,
+    RECIPE_NAMES,
+    RECIPES,
+    describe_preset,
+)
+from inlay.training.optimizers import MixedPrecisionOptimizer, OptimizerSpec
 
 GB = 2**30
 

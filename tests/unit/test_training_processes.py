@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from inlay.headless.server import loopback_port
-from inlay.training.finetune.distributed import open_group, split_batch
+from inlay.training.finetune.distributed import SINGLE_PROCESS, open_group, split_batch
 from inlay.training.finetune.recipes import DREAMMIX
-from inlay.training.finetune.trainer import SINGLE_PROCESS
 
 TRAIN = """
 import sys

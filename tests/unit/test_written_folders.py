@@ -17,7 +17,7 @@ from inlay.headless.client import NodeOutput
 from inlay.headless.jobs import GraphJob
 from inlay.headless.results import load_result, save_result
 from inlay.imaging.references import read_reference
-from inlay.training.finetune.regular_files import list_regular, save_regular
+from inlay.training.finetune.regular_data import list_regular, save_regular
 
 GRAPH = {"1": {"class_type": "SaveImage", "_meta": {"title": "Save"}, "inputs": {}}}
 WRITERS = {
@@ -34,7 +34,7 @@ def write(round):
 """,
     "regular": """
 import torch
-from inlay.training.finetune.regular_files import save_regular
+from inlay.training.finetune.regular_data import save_regular
 
 def write(round):
     image = torch.full((64, 64, 3), (round % 4) / 8)

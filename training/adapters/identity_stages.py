@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from ...encoders.content_adapter import CLIP, IMAGENET, OPENAI, EncoderSpec, as_pixels
 from ...imaging.latent_mask import snap_hole
-from ..finetune.data import generator_at
-from ..finetune.trainer import NoiseSchedule
-from ..objective import noised, reconstruction, target
+from ..objective import NoiseSchedule, generator_at, noised, reconstruction, target
 
 NOISE = 4  # random stream of the training noise; the data uses other streams
 Part = Literal["encoder", "adapter", "unet"]

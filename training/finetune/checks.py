@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from ...common.log import logger
 from ...conditioning.family import family, working_side
 from ...host import devices, models
+from ..objective import NoiseSchedule
 from ..optimizers import check_optimizer, eight_bit_installed
 from .data import LATENT_PIXEL, Examples
+from .distributed import SINGLE_PROCESS, ProcessGroup
 from .lora import exported_shapes, lora_layers
 from .lora_formats import lora_names
 from .memory import GIGABYTE, ActivationTrace, MemoryNeed, check_fits, trace, trained_need, with_preset
-from .presets import MEMORY_PRESETS
-from .recipes import Recipe
+from .recipes import MEMORY_PRESETS, Recipe
 from .subject import Subject
-from .trainer import SINGLE_PROCESS, NoiseSchedule, ProcessGroup, TrainableModel
+from .trainer import TrainableModel
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Needed = Callable[[Recipe, torch.dtype, bool], MemoryNeed]  # with or without checkpointing

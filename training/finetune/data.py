@@ -17,6 +17,7 @@ from ...imaging.boxes import bounding_box
 from ...imaging.inputs import as_images_each, as_masks_each
 from ...imaging.latent_mask import snap_hole
 from ...imaging.masks import box_mask, check_mask
+from ..objective import generator_at
 from .recipes import Recipe
 
 LATENT_PIXEL = 8  # pixels to a latent pixel, in every VAE of the UNet families
@@ -234,10 +235,3 @@ def rows_of_step(count: int, batch: int, step: int, seed: int) -> Tensor:
     epochs = {place // count for place in places}
     orders = {epoch: torch.randperm(count, generator=generator_at(seed, epoch, 1)) for epoch in epochs}
     return torch.stack([orders[place // count][place % count] for place in places])
-
-
-def generator_at(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Return a generator that depends on the seed, the step and the stream (0 noise, 1 order, 2 data)."""
-    # Odd multipliers spread neighbouring steps over the whole range (Steele et al. 2014, SplitMix64).
-    mixed = seed + step * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9
-    return torch.Generator().manual_seed(mixed & (2**63 - 1))

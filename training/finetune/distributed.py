@@ -2,13 +2,33 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..optimizers import Average
 from .recipes import Recipe
-from .trainer import SINGLE_PROCESS, ProcessGroup
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """The processes that train one adapter together, each on its share of every batch."""
+
+    number: int = 0  # of this process
+    size: int = 1
+    average: Average | None = None  # the mean over all of them, in place
+
+    def share(self, rows: Tensor, batch: int) -> Tensor:
+        """Return this process' part of batches laid end to end; each must be a multiple of `size`."""
+        return rows.view(-1, batch)[:, self.number :: self.size].flatten()
+
+    def at_most(self, batch: int) -> int:
+        """Return how many pictures of such a batch a process holds at most."""
+        return -(-batch // self.size)
+
+
+SINGLE_PROCESS = ProcessGroup()
 
 
 def on_cpu() -> bool:
@@ -32,17 +52,19 @@ def open_group() -> ProcessGroup:
 def close_group(group: ProcessGroup) -> None:
     """Wait for the others, so that none ends while the first is still saving."""
     if group.size > 1:
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        from accelerate import PartialState
+
+        state = PartialState()
+        state.wait_for_everyone()
+        state.destroy_process_group()
 
 
 def average(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its mean over all processes, in place."""
-    sums = [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]
-    for pending, tensor in zip(sums, tensors, strict=True):
-        assert pending is not None
-        pending.wait()
-        tensor /= torch.distributed.get_world_size()
+    from accelerate.utils import reduce
+
+    for tensor in tensors:
+        tensor.copy_(reduce(tensor, "mean"))  # pyright: ignore[reportArgumentType]
 
 
 def any_rank_stopping(group: ProcessGroup, told: bool) -> bool:

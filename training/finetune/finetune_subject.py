@@ -17,7 +17,8 @@ from ...host.signals import DelayedTermination
 from ..optimizers import eight_bit_installed
 from .checks import check_previous
 from .data import Examples
-from .distributed import split_batch
+from .distributed import SINGLE_PROCESS, ProcessGroup, split_batch
+from .generation import Preview, make_preview_scene
 from .lora import exported_shapes
 from .lora_formats import lora_metadata, lora_names
 from .memory import with_preset
@@ -30,15 +31,13 @@ from .pipeline import (
     released_fingerprints,
     train_lora,
 )
-from .plots import draw_strip
-from .presets import MEMORY_PRESETS
-from .preview import Preview, make_preview_scene
-from .recipes import Recipe
+from .progress import draw_strip
+from .recipes import MEMORY_PRESETS, Recipe
 from .spec import FinetuneSpec, spec_from_toml
 from .store import Store, content_key, fingerprint, released_key
 from .subject import Subject
 from .toml_config import Config
-from .trainer import QUIET, SINGLE_PROCESS, Callbacks, ProcessGroup, TrainingState
+from .trainer import QUIET, Callbacks, TrainingState
 
 SAVE_EVERY = 100  # steps between checkpoints; an interrupt or an error saves one too
 # Bytes for each trained number: the LoRA, and two checkpoints while one replaces the other.

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from .presets import MemoryPreset
-from .recipes import OptimizerSpec, Recipe
+from ..optimizers import OptimizerSpec
+from .recipes import MemoryPreset, Recipe
 
 GIGABYTE = 2**30
 OUTSIDE = -1  # of every block

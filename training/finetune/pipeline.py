@@ -12,13 +12,14 @@ from ...conditioning.fooocus import InpaintPatch, block_patch, patch_weights
 from ...host import autoencoder, devices, models
 from .checks import check_parameters_fit, check_step_fits, diffusion_of, precision_of
 from .data import Concept, Examples, prepare_examples
+from .distributed import SINGLE_PROCESS, ProcessGroup
 from .lora import attach_adapter
 from .lora_formats import lora_names
 from .memory import recompute
 from .recipes import Recipe
 from .regular_data import concatenate_examples
 from .store import fingerprint, rounded_samples
-from .trainer import QUIET, SINGLE_PROCESS, Callbacks, ProcessGroup, TrainableModel, Trainer, TrainingState
+from .trainer import QUIET, Callbacks, TrainableModel, Trainer, TrainingState
 
 
 class Pipeline(NamedTuple):

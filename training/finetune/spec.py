@@ -14,12 +14,11 @@ from ...imaging.references import list_references, read_reference
 from .attribute_dictionary import Attributes
 from .checks import check_trainable_model, crop_size
 from .data import Concept, Reference, check_references, collect_references
-from .foreign_loras import as_kohya, peft_config
+from .lora import as_kohya, peft_config
 from .lora_formats import with_own_names
 from .pipeline import Pipeline
 from .recipes import Recipe
-from .regular_data import group_by_prompt
-from .regular_files import list_regular
+from .regular_data import group_by_prompt, list_regular
 from .store import read_lora
 from .subject import Subject, check_words, is_subject
 from .toml_config import Config

@@ -8,19 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from ...common.log import logger
-from ..objective import Prediction, noised, reconstruction, region_weight, target, total
-from ..optimizers import Average, MixedPrecisionOptimizer, UnfitState
-from .data import Examples, generator_at, rows_of_step
+from ..objective import (
+    Diverged,
+    NoiseSchedule,
+    generator_at,
+    noised,
+    reconstruction,
+    region_weight,
+    target,
+    total,
+)
+from ..optimizers import Average, MixedPrecisionOptimizer, OptimizerSpec, UnfitState
+from .data import Examples, rows_of_step
+from .distributed import SINGLE_PROCESS, ProcessGroup
 from .lora import FullAdapter, LoraAdapter
-from .recipes import OptimizerSpec, Recipe
-
-
-@dataclass(frozen=True)
-class NoiseSchedule:
-    """A model's noise levels, sigmas (T,) from the smallest to the largest, and what its network predicts."""
-
-    sigmas: Tensor
-    prediction: Prediction
+from .recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -38,26 +40,6 @@ class TrainableModel:
     device: torch.device
     inpainting: bool = True
     options: Callable[[Examples], dict] | None = None
-
-
-@dataclass(frozen=True)
-class ProcessGroup:
-    """The processes that train one adapter together, each on its share of every batch."""
-
-    number: int = 0  # of this process
-    size: int = 1
-    average: Average | None = None  # the mean over all of them, in place
-
-    def share(self, rows: Tensor, batch: int) -> Tensor:
-        """Return this process' part of batches laid end to end; each must be a multiple of `size`."""
-        return rows.view(-1, batch)[:, self.number :: self.size].flatten()
-
-    def at_most(self, batch: int) -> int:
-        """Return how many pictures of such a batch a process holds at most."""
-        return -(-batch // self.size)
-
-
-SINGLE_PROCESS = ProcessGroup()
 
 
 def loss_of_pass(
@@ -119,10 +101,6 @@ def per_sample_loss(
     wanted = target(rows.latent, noise, sigma, trainable.diffusion.prediction)
     weight = region_weight(rows.mask, recipe.weight_inside, recipe.weight_outside, recipe.weights_squared)
     return reconstruction(predicted.to(wanted.dtype), wanted, rows.valid, weight)
-
-
-class Diverged(ValueError):
-    """The loss or its gradients are not finite."""
 
 
 @dataclass

@@ -1,6 +1,11 @@
-"""Samples of a network in training, by the host's sampler. They change nothing in the training."""
+"""Images that a finetuning generates with the host's sampler: samples of a run, and regular data.
 
-from collections.abc import Callable
+Samples show the network in training and change nothing in the training. Regular data (DreamMix, sec. 3.3) is
+painted by the untrained model into a random box of a background.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -8,8 +13,11 @@ from torch import Tensor
 
 from ...attention.model_patch import mask_attention
 from ...conditioning.fooocus import InpaintPatch, block_patch
+from ...conditioning.inpaint import inpaint_pictures, snapped_hole
 from ...host import sampling
-from .data import Examples
+from ...imaging.composite import paste_back
+from .data import LATENT_PIXEL, Examples
+from .regular_data import changed_mask, random_box
 
 # Few steps that look finished; the sampler draws no random numbers.
 STEPS, CFG, SAMPLER, SCHEDULER = 12, 5.0, "dpmpp_2m", "karras"
@@ -84,3 +92,67 @@ class Preview:
         """Take over the pictures of an interrupted run from its checkpoint."""
         kinds = ((name.partition("."), tensor) for name, tensor in tensors.items())
         self.pictures = {int(step): tensor for (kind, _, step), tensor in kinds if kind == SAMPLE}
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How a picture is sampled; the names are the host's."""
+
+    steps: int = 30
+    cfg: float = 7.5
+    sampler: str = "euler"
+    scheduler: str = "normal"
+
+
+class RegularImages(NamedTuple):
+    """A picture (1,H,W,3) in [0,1] and its subject's mask (1,H,W)."""
+
+    image: Tensor
+    mask: Tensor
+
+
+def generate_images(
+    model,
+    clip,
+    vae,
+    image: Tensor,
+    hole: Tensor,
+    prompt: str,
+    seed: int,
+    how: SamplingSettings,
+    callback=None,
+) -> Tensor:
+    """Return the picture (1,H,W,3) with the prompt painted into the hole (1,H,W); all else keeps its bits.
+
+    Inpainting models get the mask and the picture with a grey hole; for others the noise mask is enough.
+    """
+    padded, masked, mask = inpaint_pictures(image, hole, LATENT_PIXEL)
+    latent = vae.encode(padded)
+    hole_mask = snapped_hole(mask, latent)[:, None]
+    hole_values = {"concat_latent_image": vae.encode(masked), "concat_mask": hole_mask}
+    positive, negative = (sampling.condition(clip, text, **hole_values) for text in (prompt, ""))
+    painted = sampling.sample_latent(
+        model, positive, negative, latent, hole_mask, seed=seed, steps=how.steps, cfg=how.cfg,
+        sampler=how.sampler, scheduler=how.scheduler, callback=callback,
+    )  # fmt: skip
+    decoded = vae.decode(painted)[:, : image.shape[1], : image.shape[2]]
+    return paste_back(image, decoded.clamp(0, 1).to(image), hole)
+
+
+def generate_backgrounds(
+    model, clip, vae, prompt: str, size: int, count: int, seed: int, how: SamplingSettings, callback=None
+) -> Iterator[Tensor]:
+    """Yield `count` whole pictures (1,size,size,3) of the prompt: the hole is everything."""
+    grey, everywhere = torch.full((1, size, size, 3), 0.5), torch.ones(1, size, size)
+    for number in range(count):
+        yield generate_images(model, clip, vae, grey, everywhere, prompt, seed + number, how, callback)
+
+
+def generate_regular_images(
+    model, clip, vae, background: Tensor, prompt: str, seed: int, how: SamplingSettings, callback=None
+) -> RegularImages:
+    """Return the prompt painted into a random box of a background (1,H,W,3), and its outline."""
+    _, height, width, _ = background.shape
+    hole = random_box(height, width, seed).to(background.device)
+    image = generate_images(model, clip, vae, background, hole, prompt, seed, how, callback)
+    return RegularImages(image, changed_mask(image[0], background[0], hole[0])[None])
