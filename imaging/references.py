@@ -52,7 +52,13 @@ def skipped_files(folder: Path) -> list[tuple[str, str]]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    try:
+        return [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    except OSError as error:
+        raise ValueError(
+            f"references: the folder '{folder.name}' cannot be read ({error.strerror or error}); let ComfyUI"
+            " read it."
+        ) from error
 
 
 def _unreadable(file: Path) -> str | None:

@@ -157,7 +157,15 @@ class Store:
     def find_strip(self, name: str) -> Image.Image | None:
         """Return the samples from the training of a finished subject, where previews were on."""
         path = self.folder / f"{name}.png"
-        return Image.open(path) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            with Image.open(path) as strip:
+                strip.load()
+                return strip
+        except (OSError, SyntaxError, ValueError) as error:
+            logger.warning(f"Inlay: {path} is damaged ({error}); the samples of the training are not shown.")
+            return None
 
     def save(
         self,

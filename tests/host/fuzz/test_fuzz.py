@@ -530,6 +530,18 @@ def lora_cases(folders) -> Iterator[Case]:
         save_file(state, folder / f"fuzz lora {label}.safetensors")
         changed = {**good, "lora_name": f"fuzz lora {label}.safetensors"}
         yield Case("InlayLoadSubject", f"lora_name: {label}", changed, REFUSED)
+    for label, settings in (
+        ("alpha of letters", {"unet.lora_alpha": "x"}),
+        ("a list of alphas", {"unet.lora_alpha": 4, "unet.alpha_pattern": [1]}),
+        ("alpha of no number", {"unet.lora_alpha": 4, "unet.alpha_pattern": {"to_q": None}}),
+    ):
+        state = {
+            f"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_{part}.weight": weight
+            for part, weight in (("A", torch.ones(2, 320)), ("B", torch.ones(320, 2)))
+        }
+        file = f"fuzz lora {label}.safetensors"
+        save_file(state, folder / file, {"lora_adapter_metadata": json.dumps(settings)})
+        yield Case("InlayLoadSubject", f"lora_name: {label}", {**good, "lora_name": file}, REFUSED)
     own = json.loads(VALUES["subject"].to_json())
     for label, text, expected in (
         ("broken", "{", EITHER),
