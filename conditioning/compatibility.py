@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..host.compatibility import latent_channels_of, reads_pooled_text, text_width, vae_channels
 from ..host.families import family_of
+from ..host.models import unet_of
 from .family import family
 
 WIDTH_NAMES = {768: "SD 1.5", 1024: "SD 2", 1280: "the SDXL refiner", 2048: "SDXL", 4096: "FLUX.1 or SD 3"}
@@ -14,7 +15,8 @@ WIDTH_NAMES = {768: "SD 1.5", 1024: "SD 2", 1280: "the SDXL refiner", 2048: "SDX
 def check_vae_fits(model, vae) -> None:
     """Raises ValueError for a VAE whose latents have another number of channels than the MODEL's."""
     wanted, found = latent_channels_of(model), vae_channels(vae)
-    if family_of(model) is None or wanted is None or found is None or wanted == found:
+    known = family_of(model) is not None or unet_of(model) is not None
+    if not known or wanted is None or found is None or wanted == found:
         return
     raise ValueError(
         f"vae: its latents have {found} channels, but this {family(model)} model reads {wanted}; wire the VAE"

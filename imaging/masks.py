@@ -59,6 +59,11 @@ def check_mask(image: torch.Tensor, mask: torch.Tensor, name: str = "mask") -> N
             f"{name}: it is {columns}x{rows} pixels but the image is {width}x{height};"
             " draw the mask on that image or resize it to the same size."
         )
+    check_finite_mask(mask, name)
+
+
+def check_finite_mask(mask: torch.Tensor, name: str = "mask") -> None:
+    """Raises ValueError when a mask of any shape holds NaN or infinite values."""
     if not mask.sum(dtype=torch.float32).isfinite():  # one pass over a large mask, and no copy of it
         raise ValueError(f"{name}: it holds NaN or infinite values; make the mask again.")
 

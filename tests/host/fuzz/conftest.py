@@ -52,6 +52,10 @@ class FuzzSink:
     def INPUT_TYPES(cls):
         return {"required": {"value": ("*", {}), "number": ("INT", {})}}
 
+    @classmethod
+    def IS_CHANGED(cls, **inputs):
+        return float("nan")  # takes it again where the host has kept the outputs of an earlier run
+
     def take(self, value, number):
         TAKEN.setdefault(number, []).append(value)  # once for each entry of a list output
         return ()
