@@ -18,7 +18,7 @@ from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintPatch, block_patch
 from ..conditioning.inpaint import inpaint_pictures
 from ..families.table import BLEND, FLUX2_SCHEDULE, Settings
-from ..host.families import family_of, settings_of
+from ..host.families import family_of, is_transformer, settings_of
 from ..host.model_patches import crop_picture_patches
 from ..host.patches import ModelPatcher
 from ..host.samplers import (
@@ -147,12 +147,6 @@ def view_multiple(model: ModelPatcher) -> int:
     """View sizes of a MODEL are multiples of so many pixels."""
     row = family_of(model)
     return 8 if row is None or not row.picture_grid else row.picture_grid
-
-
-def is_transformer(model: ModelPatcher) -> bool:
-    """Whether a MODEL is a diffusion transformer of one of the families."""
-    row = family_of(model)
-    return row is not None and row.transformer
 
 
 def cfg_guider(model: ModelPatcher, positive, negative, cfg: float) -> CFGGuider:
