@@ -87,7 +87,6 @@ def spec_from_node(
     recipe = resolved_recipe(recipe, pipeline.model)
     check_trainable_model(pipeline.model, recipe, pipeline.inpaint_patch is not None)
     check_vae_fits(pipeline.model, pipeline.vae)
-    check_clip_fits(pipeline.model, pipeline.clip)
     size = crop_size(pipeline.model, recipe)
     references = collect_references(images, masks)
     notes = check_references(references, size, masks is not None)
@@ -110,6 +109,7 @@ def spec_from_node(
                 " train it again."
             )
         start = read_previous(pipeline, previous, Path(path))
+    check_clip_fits(pipeline.model, pipeline.clip)
     concept = Concept(caption, references)
     return (
         FinetuneSpec(token, class_name, recipe, concept, regular, size, seed, start, attributes),
