@@ -57,7 +57,7 @@ def refuse_empty_lists(execute: Execute) -> Execute:
     @functools.wraps(execute)
     def checked(cls, *args, **inputs):
         for name, values in inputs.items():
-            if isinstance(values, list) and not values:
+            if isinstance(values, list) and not values and not name.endswith("masks"):  # these are counted
                 raise ValueError(
                     f"{name}: the list that is wired in is empty; wire one with at least one entry."
                 )

@@ -30,6 +30,7 @@ TYPE_WORDS = {
     "dataclass_type": "a table",
 }
 TABLES = ("recipe", "attributes")  # keys with their own reader
+PATHS = ("checkpoint", "references", "regular", "previous", "out")
 COUNTS = ("steps", "batch_size", "accumulation", "copies", "regular_copies")
 
 Changed = TypeVar("Changed")
@@ -87,6 +88,8 @@ def _config(values: dict[str, Any], folder: Path) -> Config:
             raise ValueError(f"{name}: it must be {limit}.")
     if config.memory not in MEMORY_PRESETS:
         raise ValueError(f'memory: there is no preset "{config.memory}"; choose {_choices(MEMORY_PRESETS)}.')
+    for name in PATHS:
+        _check_path(name, folder / (values.get(name) or ""))
     paths = {name: folder / values[name] for name in ("references", "regular", "out") if values.get(name)}
     local = {
         name: str(folder / values[name])
@@ -96,7 +99,7 @@ def _config(values: dict[str, Any], folder: Path) -> Config:
     return dataclasses.replace(
         config,
         recipe=read_recipe(table),
-        attributes=parse_attributes(json.dumps(values.get("attributes", {}))),
+        attributes=parse_attributes(_as_json(values.get("attributes", {}))),
         optimiser_named=isinstance(table, Mapping) and "kind" in table.get("optimiser", {}),
         **paths,
         **local,
@@ -173,7 +176,9 @@ def _merged(record: Any, table: Mapping[str, Any], place: str) -> dict[str, Any]
     check_names(table, list(values), place)
     for name, value in table.items():
         old = getattr(record, name)
-        inner = dataclasses.is_dataclass(old) and isinstance(value, Mapping)
+        inner = dataclasses.is_dataclass(old)
+        if inner and not isinstance(value, Mapping):
+            raise ValueError(f"{place}{name}: {value!r} is not a table.")
         values[name] = _merged(old, value, f"{place}{name}.") if inner else value
     return values
 
@@ -202,7 +207,7 @@ def validated(
     Raises:
         ValueError: for the first value of a wrong type.
     """
-    text = json.dumps(values, default=lambda date: {"date": str(date)})
+    text = _as_json(values)
     try:
         return TypeAdapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
@@ -216,6 +221,21 @@ def validated(
         choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         raise ValueError(f"{name}: there is no {value!r}; choose {_choices(choices)}.")
     raise ValueError(f"{name}: {value!r} is not {TYPE_WORDS.get(first['type'], 'a list of that length')}.")
+
+
+def _as_json(values: Any) -> str:
+    """Return values of a TOML file as JSON; a date, which no key takes, is a table there."""
+    return json.dumps(values, default=lambda date: {"date": str(date)})
+
+
+def _check_path(name: str, path: Path) -> None:
+    """Raise ValueError for a text that the system does not take as a path."""
+    try:
+        path.exists()
+        if "\0" in str(path):
+            raise ValueError("it holds the character NUL")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: it cannot be the path of a file ({error}); correct it."[:200]) from error
 
 
 def _choices(names) -> str:
