@@ -341,5 +341,5 @@ def test_a_vae_of_another_family_is_named(parts, pictures, run):
         "txt_ids_dims": [], "theta": 10000, "qkv_bias": True,
         "guidance_embed": False, "dtype": torch.float32,
     })  # fmt: skip
-    with pytest.raises(ValueError, match="^vae: its latents have 4 channels, but this Flux model reads 16;"):
+    with pytest.raises(ValueError, match=r"^vae: its latents have 4 channels, but this Flux model reads 16;"):
         run(*pictures, model=model_of(config, comfy.model_base.Flux))
