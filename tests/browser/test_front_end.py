@@ -83,7 +83,6 @@ def open_tiny(page, host, name: str) -> None:
     page.wait_for_function("count => app.graph._nodes.length === count", arg=len(file["nodes"]))
 
 
-@pytest.mark.xfail(run=False, reason=WAITS)
 @pytest.mark.parametrize("name", RUN)
 def test_a_template_runs_to_its_pictures(page, host, name):
     open_tiny(page, host, name)
@@ -153,7 +152,6 @@ def test_every_help_page_is_served_for_its_node(page, host):
     assert dict(zip(sorted(pages), served, strict=True)) == pages
 
 
-@pytest.mark.xfail(run=False, reason=WAITS)
 def test_a_training_is_seen_in_two_tabs_survives_a_reload_and_stops_when_it_is_stopped(page, open_page, host):
     other = open_page()
     open_tiny(page, host, "insert_subject")
