@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def prepare() -> tuple[Path, Path]:
         python = VENV / ("Scripts/python.exe" if WINDOWS else "bin/python")
         make_venv(python)
         if not (host / "main.py").is_file():
-            with step(f"ComfyUI from {HOST_PACKAGE}"):
+            with step(f"ComfyUI from {HOST_PACKAGE}", LOG):
                 fetch_host(python, host)
         install(python, host)
     link(HOME / "host", host)
@@ -128,9 +129,9 @@ def install(python: Path, host: Path) -> None:
     if is_stamped(stamp, wanted):
         return
     stamp.unlink(missing_ok=True)
-    with step("torch"):
+    with step("torch", LOG):
         pip(python, "torch", "install", *TORCH)
-    with step("the requirements of ComfyUI and Inlay"):
+    with step("the requirements of ComfyUI and Inlay", LOG):
         mine = our_requirements(python)
         pip(python, "the requirements", "install", *TORCH, "-r", str(host / "requirements.txt"), *mine)
     find_packages = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
@@ -272,7 +273,9 @@ def module(name: str, *arguments: str) -> list[str]:
 def check(python: Path, host: Path, arguments: list[str]) -> int:
     """ruff, pyright and the tests, all of them, whatever the first ones say."""
     named = [argument for argument in arguments if Path(argument.split("::")[0]).exists()]
-    tests = arguments if named else [str(PACK / "tests"), *arguments]
+    # Without named tests the files are shared out to two processes, each with the cores' half of the threads.
+    every = [str(PACK / "tests"), "-n", "2", "--dist", "loadfile", *arguments]
+    tests = arguments if named else every
     parts = {
         "ruff": module("ruff", "check", str(PACK)),
         "pyright": module("basedpyright", "-p", str(PACK), "--pythonpath", str(python)),
@@ -281,7 +284,8 @@ def check(python: Path, host: Path, arguments: list[str]) -> int:
     failed = []
     for name, command in parts.items():
         print(f"\n-- {name} " + "-" * (70 - len(name)), flush=True)
-        if subprocess.run([str(python), *command], env=environment(host)).returncode:
+        threads = {} if named else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2))}
+        if subprocess.run([str(python), *command], env=environment(host) | threads).returncode:
             failed.append(name)
     print("\n" + (f"FAILED: {', '.join(failed)}" if failed else "All good: ruff, pyright and the tests."))
     return 1 if failed else 0
@@ -334,18 +338,31 @@ def main(arguments: list[str]) -> int:
     return hand_over(python, host, *script)
 
 
+UNITS = {"kB": 1e-3, "MB": 1.0, "GB": 1e3}
+
+
+def downloaded(log: Path) -> float:
+    """The megabytes of the files that pip has downloaded or is downloading, by its output in `log`."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    sizes = re.findall(r"Downloading \S+ \(([\d.]+) (kB|MB|GB)\)", text)
+    return sum(float(number) * UNITS[unit] for number, unit in sizes)
+
+
 @contextmanager
-def step(what: str):
-    """Says what takes time, and how much it took."""
+def step(what: str, log: Path | None = None):
+    """Print what takes time, how much it took, and the megabytes that pip downloaded by its `log`."""
     start, done = time.monotonic(), threading.Event()
 
     def show(end: str = "") -> None:
-        print(f"\r  {what:<40}{time.monotonic() - start:5.0f} s", end=end, flush=True)
+        size = f", {downloaded(log):.0f} MB downloaded" if log else ""
+        print(f"\r  {what:<40}{time.monotonic() - start:5.0f} s{size}", end=end, flush=True)
 
     def tick() -> None:
         while not done.wait(1):
             show()
 
+    if log:
+        log.unlink(missing_ok=True)  # the last step's sizes are not this one's
     if sys.stdout.isatty():
         threading.Thread(target=tick, daemon=True).start()
     try:

@@ -1,8 +1,11 @@
 """Write files atomically: under a temporary name, synced to the disk, then renamed."""
 
+import errno
 import os
 import platform
 import re
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +26,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         write: writes the file at the path it is given.
     """
     remove_abandoned(path)
-    partial = path.with_name(f"{path.name}.{_owner()}.{threading.get_ident()}-{next(_numbers)}.partial")
+    partial = _partial_of(path)
     try:
         write(partial)
         atomic_replace(partial, path)
@@ -31,8 +34,47 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def atomic_write_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder so that readers see a whole one or none, also when two processes write it.
+
+    Args:
+        folder: its final name; its parent exists, and a folder that is there is replaced.
+        write: writes the contents into the empty folder it is given.
+    """
+    hidden = folder.with_name(f".{folder.name}")
+    remove_abandoned(hidden)
+    partial = _partial_of(hidden)
+    partial.mkdir()
+    try:
+        write(partial)
+        for left in reversed(range(RETRIES)):
+            former = _partial_of(hidden)
+            with suppress(FileNotFoundError):
+                os.replace(folder, former)
+            shutil.rmtree(former, ignore_errors=True)
+            try:
+                return atomic_replace(partial, folder)
+            except OSError as error:  # another process has just written it
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not left:
+                    raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial_of(path: Path) -> Path:
+    """Return a temporary name beside `path` that no other process and no other call uses."""
+    return path.with_name(f"{path.name}.{_owner()}.{threading.get_ident()}-{next(_numbers)}.partial")
+
+
+def check_writable(folder: Path) -> None:
+    """Create a folder and a temporary file in it. Raises OSError where that is not possible."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def remove_abandoned(path: Path) -> None:
-    """Remove temporary files of `path` whose process has ended."""
+    """Remove temporary files and folders of `path` whose process has ended."""
     machine, _, _ = _owner().rpartition("-")
     for left in path.parent.glob(f"{_literal(path.name)}.*.partial"):
         owner = left.name[len(path.name) + 1 :].split(".")[0]
@@ -42,7 +84,7 @@ def remove_abandoned(path: Path) -> None:
             here = theirs in (machine, "") and number.isdigit()
             ended = here and not process_exists(int(number))
             if ended or time.time() - left.stat().st_mtime > ABANDONED:
-                left.unlink(missing_ok=True)
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def process_exists(number: int) -> bool:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.picture_suffixes import SUFFIXES
 from ..common.text_files import read_json, read_text
 from ..imaging.boxes import Box
-from ..imaging.picture_files import SUFFIXES
 from ..imaging.references import list_references, natural_order
 
 References = tuple[tuple[Path, Path | None], ...]  # (picture, its mask's file or None)

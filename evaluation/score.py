@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..common.picture_suffixes import SUFFIXES
 from ..imaging.boxes import Box
 from ..imaging.masks import fill_box
-from ..imaging.picture_files import SUFFIXES, read_mask, read_picture
+from ..imaging.picture_files import read_mask, read_picture
 from ..imaging.references import read_reference
 from .crops import subject_crops
 from .encoders import ImageEncoder, TextImageEncoder

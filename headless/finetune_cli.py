@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..training.adapters.run_checkpoints import InterruptFlag
-from ..training.finetune.distributed import any_rank_stopping, close_group, on_cpu, open_group
 from ..training.finetune.toml_config import read_toml
-from ..training.finetune.trainer import ProcessGroup
+from ..training.finetune.trainer import ProcessGroup, any_rank_stopping, close_group, on_cpu, open_group
 from .errors import DONE, FAILED, NO_HOST, STOPPED, WRONG, HostError
 from .server import open_host
 
@@ -51,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
         open_host(options.comfyui, cpu=on_cpu())
         # imports the host, which is possible from here on
         from ..training.finetune.finetune_subject import finetune_from_config
-        from ..training.finetune.trainer import Diverged
+        from ..training.objective import Diverged
     except ValueError as error:
         return end(WRONG, str(error))
     except HostError as error:
@@ -59,10 +60,10 @@ def main(options: argparse.Namespace) -> int:
     first = group.number == 0
     start_time = time.monotonic()
     try:
-        with interrupt_between_steps(
-            progress_printer(config.recipe.steps) if first else lambda *_: None, group
-        ) as on_step:
-            subject, path = finetune_from_config(config, group, on_step)
+        plan: list[int] = []  # number of steps, which a model's family may decide
+        show = progress_printer(plan) if first else lambda *_: None
+        with interrupt_between_steps(show, group) as on_step:
+            subject, path = finetune_from_config(config, group, on_step, plan.append)
     except Diverged as error:
         return end(FAILED, str(error))
     except ValueError as error:
@@ -106,23 +107,26 @@ def interrupt_between_steps(
         yield on_step
 
 
-def progress_printer(steps: int):
-    """Return a function that prints step, loss and time left.
+def progress_printer(plan: list[int]) -> Callable[[int, float], None]:
+    """Return a function that shows step, loss and time left on stderr; `plan` ends with the number of steps.
 
-    A terminal gets every step; a file gets one line for every tenth of the run.
+    A terminal gets a bar; a file gets one line for every tenth of the run.
     """
-    start: list[tuple[int, float]] = []
+    live, first = sys.stderr.isatty(), []
+    began = time.monotonic()
 
     def show(step: int, loss: float) -> None:
-        now = time.monotonic()
-        start[:] = start or [(step, now)]
-        done, spent = step - start[0][0], now - start[0][1]
-        left = spent / done * (steps - step) if done else 0.0
-        line = f"step {step} of {steps}, loss {loss:.4f}, {left:.0f} s left"
-        if sys.stderr.isatty():
-            print(f"\r{line:<60}", end="\n" if step == steps else "", file=sys.stderr, flush=True)
-        elif step % max(steps // 10, 1) == 0 or step == steps:
-            print(line, file=sys.stderr, flush=True)
+        steps = plan[-1]
+        if not first:  # not known before, because a resumed run starts at a later step
+            first.append((step - 1, tqdm(total=steps, initial=step - 1, unit="step", disable=not live)))
+        before, bar = first[0]
+        bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+        bar.update(step - bar.n)
+        if step == steps:
+            bar.close()
+        if not live and (step % max(steps // 10, 1) == 0 or step == steps):
+            left = (time.monotonic() - began) / (step - before) * (steps - step)
+            print(f"step {step} of {steps}, loss {loss:.4f}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     return show
 

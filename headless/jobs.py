@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..common.picture_suffixes import SUFFIXES
 from ..common.text_files import read_json
 from .client import Client, Graph
 from .errors import HostError
 from .node_definitions import Definition, is_combo
 from .workflow import Setting, find_input, read_value, resolve_setting, with_value
 
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}  # as Load References reads
 INPUT_FOLDER = "inlay_run"  # in the host's input folder; files in it are named by what they hold
 
 
@@ -75,7 +75,7 @@ class GraphJob:
 
 def is_picture(path: Path) -> bool:
     """Return whether the file is a visible image of a supported format."""
-    return path.is_file() and not path.name.startswith(".") and path.suffix.lower() in PICTURE_SUFFIXES
+    return path.is_file() and not path.name.startswith(".") and path.suffix.lower() in SUFFIXES
 
 
 def find_upload(setting: Setting, kind: Any, options: dict) -> Upload | None:

@@ -2,11 +2,10 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from ..common.atomic_io import atomic_replace, atomic_write
+from ..common.atomic_io import atomic_write, atomic_write_folder
 from .client import Graph, PromptResult, title_of
 from .jobs import GraphJob, slug
 
@@ -42,19 +41,21 @@ def result_record(result: PromptResult, graph: Graph, files: list[Path]) -> dict
 def save_result(job: GraphJob, result: PromptResult, seconds: float, out: Path) -> dict[str, Any]:
     """Store a job's result in the folder of its labels, completely or not at all; return its record."""
     folder = out.joinpath(*job.labels)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    files = save_outputs(result, job.graph, partial)
-    facts = {
-        "key": job.key,
-        "settings": [relative_setting(setting, folder) for setting in job.settings],
-        "seconds": round(seconds, 2),
-        **result_record(result, job.graph, files),
-        "graph": job.graph,
-    }
-    write(partial / FACTS, json.dumps(facts, indent=1).encode())
-    shutil.rmtree(folder, ignore_errors=True)
-    atomic_replace(partial, folder)
+    facts: dict[str, Any] = {}
+
+    def write_into(partial: Path) -> None:
+        files = save_outputs(result, job.graph, partial)
+        facts.update(
+            key=job.key,
+            settings=[relative_setting(setting, folder) for setting in job.settings],
+            seconds=round(seconds, 2),
+            **result_record(result, job.graph, files),
+            graph=job.graph,
+        )
+        write(partial / FACTS, json.dumps(facts, indent=1).encode())
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_folder(folder, write_into)
     return facts
 
 
@@ -73,6 +74,6 @@ def load_result(job: GraphJob, out: Path) -> dict[str, Any] | None:
     """Return the record of a job's stored result; None if there is none, or if it has other settings."""
     try:
         facts = json.loads((out.joinpath(*job.labels) / FACTS).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
-    return facts if facts.get("key") == job.key else None
+    return facts if isinstance(facts, dict) and facts.get("key") == job.key else None

@@ -28,7 +28,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ..training.finetune.trainer import Diverged
+from ..training.objective import Diverged
 from .errors import DONE, FAILED, STOPPED, WRONG
 
 # Options that a resumed run must repeat; --steps may grow, and the others only change the speed.
@@ -101,7 +101,7 @@ def main(options: argparse.Namespace) -> int:
     """Run `python -m inlay train`; return the exit code."""
     try:
         if options.stage == "pack":
-            from ..training.adapters.make_shards import pack_pictures
+            from ..training.adapters.shards import pack_pictures
 
             print(f"{pack_pictures(options.pictures, options.shards, options.per_shard)} records")
         else:

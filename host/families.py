@@ -25,6 +25,12 @@ def family_of(model: ModelPatcher) -> Family | None:
     return find_family(config_name(model), getattr(model.model.model_config, "unet_config", {}))
 
 
+def is_transformer(model: ModelPatcher) -> bool:
+    """Whether a MODEL is a diffusion transformer of a family with a row."""
+    row = family_of(model)
+    return row is not None and row.transformer
+
+
 def require_family(model: ModelPatcher) -> Family:
     """The row of a MODEL's family.
 

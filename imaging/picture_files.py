@@ -13,9 +13,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, features
 
-SUFFIXES = {
-    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif"
-}  # fmt: skip
 HEIF_SUFFIXES = {".heic", ".heif"}
 BITS_16, BITS_31 = 2**16 - 1, 2**31 - 1
 

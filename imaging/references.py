@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..common.picture_suffixes import SUFFIXES
 from .masks import check_mask
 from .picture_files import (
-    SUFFIXES,
     alpha_array,
     mask_array,
     missing_decoder,

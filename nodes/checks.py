@@ -1,5 +1,7 @@
 """Checks that every node makes of what is wired into it."""
 
+import torch
+
 MENDS = {
     "clip": "wire the text encoder of a checkpoint that has one, or Load CLIP",
     "vae": "wire the VAE of a checkpoint that has one, or Load VAE",
@@ -43,3 +45,12 @@ def check_wired(**inputs) -> None:
 def _is_prompt(entry: object) -> bool:
     """A part of a CONDITIONING: embeddings and their settings."""
     return isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], dict)
+
+
+def check_inpaint_patch(patch) -> None:
+    """Raises ValueError for what is not Fooocus' patch."""
+    if patch is None:
+        return
+    pair = isinstance(patch, tuple | list) and len(patch) == 2
+    if not (pair and isinstance(patch[0], torch.nn.Module) and isinstance(patch[1], dict)):
+        raise ValueError("inpaint_patch: this is no inpaint patch; wire Load Fooocus Inpaint.")

@@ -20,7 +20,7 @@ from ..sampling.batch import EACH, SEVERAL_MASKS, BatchPlan, count_steps, inpain
 from ..sampling.references import ViewReferences
 from ..sampling.schedule import split_schedule
 from ..sampling.stages import InpaintOptions
-from .checks import check_wired
+from .checks import check_inpaint_patch, check_wired
 
 AUTO = "auto"
 CONTEXT = 1.5
@@ -293,15 +293,6 @@ def check_sigmas(sigmas) -> None:
     """Raises ValueError for what is no schedule."""
     if not isinstance(sigmas, torch.Tensor) or sigmas.ndim != 1 or not sigmas.isfinite().all():
         raise ValueError("sigmas: this is no schedule (a row of finite numbers); wire a scheduler.")
-
-
-def check_inpaint_patch(patch) -> None:
-    """Raises ValueError for what is not Fooocus' patch."""
-    if patch is None:
-        return
-    pair = isinstance(patch, tuple | list) and len(patch) == 2
-    if not (pair and isinstance(patch[0], torch.nn.Module) and isinstance(patch[1], dict)):
-        raise ValueError("inpaint_patch: this is no inpaint patch; wire Load Fooocus Inpaint.")
 
 
 def _nothing_to_paint(vae: PictureVae, image: torch.Tensor, options: InpaintOptions) -> io.NodeOutput:

@@ -117,6 +117,8 @@ class IdentityEncoderDINOv2(io.ComfyNode):
 
         vision, adapter = encoder[0], adapter[0]
         check_wired(adapter=adapter)
+        if vision is not None:  # check_encoder names the encoder that the adapter needs
+            check_wired(encoder=vision)
         check_encoder(vision, adapter)
         pictures = prepare_object_images(adapter, images, masks, background[0], size[0])
         seen = encode_views(vision, adapter, pictures, strength[0], tokens[0])

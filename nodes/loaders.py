@@ -88,7 +88,7 @@ class InlayLoadSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name, strength, token, class_name, clip=None) -> io.NodeOutput:
-        from ..training.finetune.foreign_loras import read_lora_file  # loaded when needed
+        from ..training.finetune.lora import read_lora_file  # loaded when needed
 
         check_wired(model=model)
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
@@ -139,8 +139,10 @@ def _count(patcher) -> int:
 
 def _subject(path: Path, metadata: dict, name: str, token: str, class_name: str, base: str):
     """The Subject that the JSON beside the file describes, or the file itself, or else the user."""
-    from ..training.finetune.subject import Subject, is_subject
+    from ..training.finetune.subject import Subject, check_words, is_subject
 
+    check_words("token", token)
+    check_words("class_name", class_name)
     facts = path.with_suffix(".json")
     beside = facts.read_text(encoding="utf-8-sig", errors="replace") if facts.is_file() else ""
     said, where = (beside, facts.name) if is_subject(beside) else (metadata.get("inlay"), name)

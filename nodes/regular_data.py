@@ -22,7 +22,7 @@ from ..training.finetune.attribute_dictionary import (
     parse_attributes,
     write_attributes,
 )
-from ..training.finetune.regular_files import list_regular
+from ..training.finetune.regular_data import list_regular
 from .checks import check_wired
 
 NO_MODEL = "none"
@@ -132,7 +132,7 @@ def vision_language_models() -> dict[str, Path]:
 
 def propose_with_model(images: Sequence[Tensor], class_name: str, vision_model: str) -> dict[str, list[str]]:
     """What the model says of the pictures (H, W, 3) in [0, 1]."""
-    from ..training.finetune.vision_language import propose_attributes
+    from ..training.finetune.attribute_dictionary import propose_attributes
 
     folder = vision_language_models().get(vision_model)
     if folder is None:
@@ -245,7 +245,7 @@ class InlayRegularImages(io.ComfyNode):
         cls, model, clip, vae, prompts, count, seed, steps, cfg, sampler_name, scheduler, background_prompt,
         size=(0,), backgrounds=None,
     ) -> io.NodeOutput:  # fmt: skip
-        from ..training.finetune.regular_generation import (  # loaded when needed
+        from ..training.finetune.generation import (  # loaded when needed
             SamplingSettings,
             generate_backgrounds,
             generate_regular_images,
@@ -396,7 +396,7 @@ class InlaySaveRegularData(io.ComfyNode):
     @classmethod
     def execute(cls, images, masks, prompts, category) -> io.NodeOutput:
         from ..training.finetune.data import collect_references  # loaded when needed
-        from ..training.finetune.regular_files import save_regular
+        from ..training.finetune.regular_data import save_regular
 
         folder = _category_folder(category[0])
         references = collect_references(images, masks)

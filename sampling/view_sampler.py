@@ -18,7 +18,7 @@ from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintPatch, block_patch
 from ..conditioning.inpaint import inpaint_pictures
 from ..families.table import BLEND, FLUX2_SCHEDULE, Settings
-from ..host.families import family_of, settings_of
+from ..host.families import family_of, is_transformer, settings_of
 from ..host.model_patches import crop_picture_patches
 from ..host.patches import ModelPatcher
 from ..host.samplers import (
@@ -36,7 +36,6 @@ from ..host.samplers import (
 )
 from ..host.vae import PictureVae
 from ..imaging.latent_mask import snap_hole, to_pixels
-from ..imaging.masks import resize_mask
 from ..imaging.padding import pad_to_multiple
 from ..imaging.views import View, resize_image
 from .crop_conditioning import CropRegion, crop_conditions, crop_part
@@ -150,12 +149,6 @@ def view_multiple(model: ModelPatcher) -> int:
     return 8 if row is None or not row.picture_grid else row.picture_grid
 
 
-def is_transformer(model: ModelPatcher) -> bool:
-    """Whether a MODEL is a diffusion transformer of one of the families."""
-    row = family_of(model)
-    return row is not None and row.transformer
-
-
 def cfg_guider(model: ModelPatcher, positive, negative, cfg: float) -> CFGGuider:
     guider = CFGGuider(model)
     guider.set_conds(positive, negative)
@@ -255,7 +248,7 @@ class ViewSampler:
                 for kind, conds in guider.original_conds.items()
             }
         if self.patch is not None:
-            self._show_head(guider, condition["concat_latent_image"], pixels)
+            self._show_head(guider, condition["concat_latent_image"], snapped)
         samples, x0 = self._sample(guider, latent, hole if self.keep else None, sigmas)
         if x0 and not last:
             samples = guider.model_patcher.model.process_latent_out(x0[0]).to(samples)
@@ -282,8 +275,11 @@ class ViewSampler:
         return samples.to(device=device, dtype=dtype), x0
 
     def _show_head(self, guider, masked: Tensor, hole: Tensor) -> None:
+        """Add the head's feature of the snapped hole (B, 1, h, w), which training and the noise mask use too.
+
+        Fooocus takes the maximum of 8 x 8 pixels for head and noise mask.
+        """
         assert self.patch is not None
-        hole = resize_mask(hole, *masked.shape[-2:])[:, None]  # a maximum of 8 x 8, as Fooocus trained it
         masked = guider.model_patcher.model.process_latent_in(masked)
         patches = guider.model_options["transformer_options"].setdefault("patches", {})
         patches.setdefault("input_block_patch", []).append(block_patch(self.patch, hole, masked))

@@ -1,18 +1,32 @@
 """Take optimiser steps with float32 masters, loss scaling, clipping and an average of the weights (EMA)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .finetune.recipes import OptimizerSpec
-
+OptimizerKind = Literal["AdamW", "AdamW8bit", "Adafactor"]
 Average = Callable[[Sequence[Tensor]], None]  # averages gradients over all processes, in place
+ADAFACTOR_RATE = 1e-2  # torch's default, of the root mean square of each weight
 NO_STATE = ("", "master", "mean", "sample")  # checkpoint keys that are not part of the optimiser's state
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """Constant learning rate, no warm-up. Adafactor's rate is relative to the size of each weight."""
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)  # DreamCom and DreamMix, released code
+    weight_decay: float = 1e-2
+    eps: float = 1e-8  # DreamCom, released code
+    clip_norm: float = 1.0  # DreamCom, released code
+    kind: OptimizerKind = "AdamW"  # betas and eps are AdamW's
 
 
 def eight_bit_installed() -> bool:
@@ -157,9 +171,11 @@ class MixedPrecisionOptimizer:
 
     def _gradients(self) -> list[Tensor]:
         """Return the gradients of the masters; first move those of half-precision parameters to them."""
+        for p in self.parameters:
+            if p.grad is None:  # the last block of some transformers ends in text that nothing reads
+                p.grad = torch.zeros_like(p)
         if self.masters is not self.parameters:
             for master, p in zip(self.masters, self.parameters, strict=True):
-                assert p.grad is not None
                 master.grad, p.grad = p.grad.float(), None
         return [master.grad for master in self.masters if master.grad is not None]
 
@@ -171,8 +187,8 @@ class MixedPrecisionOptimizer:
                 p.copy_(master)
         # EMA warm-up: decay = min(decay, t / (9 + t))
         decay = min(self.ema_decay, self.taken / (9 + self.taken))
-        for mean, master in zip(self.means, self.masters, strict=False):
-            mean.lerp_(master, 1 - decay)
+        if self.means:
+            get_ema_multi_avg_fn(decay)(self.means, self.masters, self.taken)
 
     def finish(self) -> None:
         """Replace the parameters by their moving average, or by the last masters without one, in float32.

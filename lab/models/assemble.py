@@ -57,17 +57,16 @@ def trained_parts(work: Path) -> dict[str, State]:
     if (work / "unet.pt").exists():
         training = inpainting_unet.Training(work)
         with runs.Averaged(training.fit):
-            parts["unet"], parts["text"] = (
-                {name: value.clone() for name, value in module.state_dict().items()}
-                for module in (training.unet, training.encoder)
-            )
+            parts["unet"] = {name: value.cpu().clone() for name, value in training.unet.state_dict().items()}
     if (work / "text_encoder.pt").exists():
-        parts["text"] = inpainting_unet.trained_text_encoder(work).state_dict()
+        parts["text"] = text_encoder.trained_text_encoder(work).state_dict()
     for task in ("fill", "edit"):
         if (work / f"{task}.pt").exists():
             fit = flux.Training(work, task)
             with runs.Averaged(fit.fit):
-                parts[task] = {name: value.clone() for name, value in fit.model.state_dict().items()}
+                parts[task] = {name: value.cpu().clone() for name, value in fit.model.state_dict().items()}
+                if "text" not in parts:  # it is still being trained
+                    parts["text"] = {n: value.cpu().clone() for n, value in fit.encoder.state_dict().items()}
     return parts
 
 

@@ -2,8 +2,9 @@
 
     python -m inlay.lab.models.autoencoders --work DIR --channels 4
 
-The modules are the host's own (`comfy.taesd`), so the stock loaders load them. Both start from a trained
-4-channel autoencoder, as far as shapes agree. The latents get zero mean and unit variance.
+The modules are the host's own (`comfy.taesd`), so the stock loaders load them. The one with 4 channels starts
+from the earlier world's, the one with 16 from that with 4, as far as shapes agree. The latents get zero mean
+and unit variance.
 """
 
 import argparse
@@ -117,6 +118,16 @@ def spread_loss(latent: Tensor) -> Tensor:
     return mean.square().mean() + (deviation - 1).square().mean() + F.relu(latent.abs() - 2.8).square().mean()
 
 
+@torch.no_grad()
+def standardise(model: Any, images: Tensor) -> None:
+    """Scale and shift the encoder's last layer so that latents of `images` have mean 0 and deviation 1."""
+    last = model.taesd_encoder[-1]
+    latent = model.taesd_encoder(images)
+    mean, deviation = latent.mean((0, 2, 3)), latent.std((0, 2, 3))
+    last.weight.div_(deviation[:, None, None, None])
+    last.bias.sub_(mean).div_(deviation)
+
+
 def held_out(count: int, size: int = scenes.SIZE) -> tuple[Tensor, list[tuple[int, int, int, int]]]:
     """Pictures (count, 3, H, W) in [0, 1] that no training has seen, and the boxes of their subjects."""
     images, boxes = [], []
@@ -158,26 +169,32 @@ def train(
 
     With `decoder_only` its decoder goes on alone, so that latents made with the encoder stay valid.
     """
-    warm = load_file(WARM) if WARM.exists() else None
-    model = new_autoencoder(channels, {k: v.float() for k, v in warm.items()} if warm else None, seed)
+    if channels == 16 and (first := runs.load(work / "autoencoder4.pt")):
+        warm = first["modules"]["autoencoder"]
+    else:
+        warm = load_file(WARM) if WARM.exists() else {}
+    model = new_autoencoder(channels, {k: v.float() for k, v in warm.items()}, seed)
     model.vae_scale.requires_grad_(False)
     model.vae_shift.requires_grad_(False)
     name = f"{'decoder' if decoder_only else 'autoencoder'}{channels}"
     if decoder_only:
         model.load_state_dict(trained_autoencoder(work, channels).state_dict())
         model.taesd_encoder.requires_grad_(False)
+    crops = Crops(work)
+    if not decoder_only:
+        standardise(model, crops.batch(np.random.default_rng(seed), 32))
     fit = runs.Fit(work / f"{name}.pt", {"autoencoder": model}, steps or STEPS[name], rate)
     if fit.done:
         return
-    crops = Crops(work)
     images, boxes = held_out(16)
+    images = images.to(runs.device())
 
     def loss_at(step: int):
         rng, generator = runs.draws(seed + decoder_only, step)
-        image = crops.batch(rng, BATCH)
-        with torch.autocast("cpu", torch.bfloat16):
+        image = crops.batch(rng, BATCH).to(runs.device())
+        with runs.half_precision():
             latent = model.taesd_encoder(image).float()
-            noise = 0.03 * torch.randn(latent.shape, generator=generator)
+            noise = 0.03 * torch.randn(latent.shape, generator=generator).to(latent.device)
             output = model.taesd_decoder(latent + noise).float()
         spread = spread_loss(latent)
         loss = reconstruction_loss(output, image)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ...training.finetune.plots import draw_curve
+from ...training.finetune.progress import draw_curve
 from . import checkpoint, files
 from .text import TextRows
 from .unet import new_unet

@@ -6,8 +6,10 @@
 The network is the host's own class: hidden 256, 2 double and 4 single blocks. Flow matching (Lipman et al.
 2023): x_s = (1 - s) x_0 + s noise, the target is noise - x_0. Fill gets the masked picture's latents and the
 mask's 64 pixels of each cell as further channels. Edit gets two or three reference latents: the scene with a
-grey hole, and one or two photos of the subject from other sides; it starts from Fill's weights. The text
-encoder is the one trained with the UNet, and stays as it is.
+grey hole, and one or two photos of the subject from other sides; it starts from Fill's weights. At first the
+text encoder learns with Fill; after the share FROZEN of the steps its weights are written to
+DIR/text_encoder.pt and stay as they are, so that the other models can use them. For the first WINDOWED share
+of the steps examples are windows of 12 x 12 cells about the hole, at two thirds of the cost.
 """
 
 import argparse
@@ -19,12 +21,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import captions, runs, scene_data
 from .host import open_host
-from .inpainting_unet import trained_text_encoder
 from .latents import Latents
-from .text_encoder import ids_of
+from .text_encoder import TextEncoder, ids_of, start_words, trained_text_encoder
 
 SHAPE = {
     "image_model": "flux",
@@ -45,8 +47,11 @@ SHAPE = {
 }
 CHANNELS = {"fill": 16 + 16 + 64, "edit": 16}
 STEPS = {"fill": 9000, "edit": 5000}
-BATCH, RATE = 24, {"fill": 6e-4, "edit": 4e-4}
-SHORT, LONG = 16, 77  # text tokens of most batches, and of one in six
+BATCH, RATE = 24, {"fill": 7e-4, "edit": 5e-4}
+FROZEN = 0.38  # share of Fill's steps after which the text encoder stays as it is
+WINDOWED, WINDOW = {"fill": 0.65, "edit": 0.75}, 12
+SUBJECT = {"fill": 0.65, "edit": 0.85}  # share of holes about the subject: its photo shows it
+SHORT, LONG, EVERY = 16, 77, 12  # text tokens of most batches, and of one in EVERY
 # the host gives a Flux model vae_scale (latent - vae_shift): here that is the encoder's own scale
 VAE_SCALE, VAE_SHIFT = 0.3611, 0.1159
 
@@ -94,6 +99,29 @@ def sample_sigmas(count: int, generator: torch.Generator) -> Tensor:
     return torch.sigmoid(0.6 + 1.2 * torch.randn(count, generator=generator))
 
 
+def windows_of(rng: np.random.Generator, batch: dict[str, Tensor], window: int) -> dict[str, Tensor]:
+    """The `window` x `window` cells about the hole of each example, on the grid of tokens (2 x 2 cells)."""
+    rows: dict[str, list[Tensor]] = {name: [] for name in batch}
+    for index, hole in enumerate(batch["hole"]):
+        start = []
+        for axis in (1, 0):
+            cells = hole[0].any(axis).nonzero()
+            side = hole.shape[-1 - axis]
+            first, last = (int(cells[0]), int(cells[-1])) if len(cells) else (side // 2, side // 2)
+            wanted = (first + last + 1) // 2 - window // 2 + int(rng.integers(-2, 3))
+            # the hole lies inside where it fits
+            lowest, highest = max(last + 1 - window, 0), min(first, side - window)
+            lowest, highest = -(-lowest // 2) * 2, highest // 2 * 2
+            if lowest > highest:
+                lowest, highest = 0, (side - window) // 2 * 2
+            start.append(int(np.clip(wanted // 2 * 2, lowest, highest)))
+        for name, values in batch.items():
+            k = 8 if name == "pixels" else 1
+            top, left = (k * s for s in start)
+            rows[name].append(values[index, :, top : top + k * window, left : left + k * window])
+    return {name: torch.stack(values) for name, values in rows.items()}
+
+
 class TokenLookHead(nn.Module):
     """Predicts what a token's cells show from the image tokens: an auxiliary loss of the training."""
 
@@ -124,11 +152,16 @@ class Training:
         if task == "edit" and not (work / "edit.pt").exists():
             self.start_from_fill()
         self.model.double_blocks[-1].register_forward_hook(self.look.keep)
-        modules = {"model": self.model, "look": self.look}
+        modules: dict[str, nn.Module] = {"model": self.model, "look": self.look}
+        if task == "fill":
+            self.encoder = modules["text"] = TextEncoder(seed)
+            start_words(self.encoder)
+        else:
+            self.encoder = trained_text_encoder(work).to(runs.device())
         self.fit = runs.Fit(
-            work / f"{task}.pt", modules, steps or STEPS[task], RATE[task], average=0.999, decay=1e-2
+            work / f"{task}.pt", modules, steps or STEPS[task], RATE[task], average=0.998, decay=1e-2
         )
-        self.encoder = trained_text_encoder(work)
+        self.frozen = int(FROZEN * self.fit.total)
         self.data: Latents | None = None
 
     def start_from_fill(self) -> None:
@@ -141,11 +174,23 @@ class Training:
         state["img_in.weight"] = state["img_in.weight"][:, : 16 * 4]
         self.model.load_state_dict(state)
 
-    def batch(self, rng: np.random.Generator, long: bool, photos_each: int = 1) -> dict[str, Any]:
+    def freeze_text(self) -> None:
+        """Write the text encoder's mean weights for the other models, and use them from here on."""
+        with runs.Averaged(self.fit):
+            state = {name: value.clone() for name, value in self.encoder.state_dict().items()}
+        self.encoder.load_state_dict(state)
+        own = {id(p) for p in self.encoder.parameters()}
+        for kept, parameter in zip(self.fit.mean, self.fit.parameters, strict=True):
+            if id(parameter) in own:
+                kept.copy_(parameter.data)
+        runs.save(state, self.work / "text_encoder.pt")
+
+    def batch(
+        self, rng: np.random.Generator, long: bool, photos_each: int = 1, window: int = 0
+    ) -> dict[str, Any]:
         assert self.data
         tensors = self.data.tensors
-        # an edit is about the subject, for its photo shows it
-        scene, hole = self.data.pick(rng, BATCH, subject=0.5 if self.task == "fill" else 0.85)
+        scene, hole = self.data.pick(rng, BATCH, subject=SUBJECT[self.task])
         content = tensors["content"][scene, hole].tolist()
         whole = 0.6 if long else 0.0
         prompts, photos = [], []
@@ -164,14 +209,20 @@ class Training:
                     )
         first = torch.from_numpy(rng.integers(2, size=BATCH))
         shown = torch.tensor(photos)[:, None, None, None]
-        return {
+        batch = {
             "latent": tensors["latent"][scene].float(),
             "masked": tensors["masked"][scene, hole].float(),
             "hole": tensors["hole"][scene, hole][:, None].float(),
             "pixels": scene_data.unpacked(tensors["pixels"][scene, hole]),
             "look": tensors["look"][scene].float(),
+        }
+        if window:
+            batch = windows_of(rng, batch, window)
+        batch = {name: values.to(runs.device()) for name, values in batch.items()}
+        shown = shown.to(runs.device())
+        return batch | {
             "photos": [
-                torch.where(shown, tensors["photo"][scene, view].float(), 0.0)
+                torch.where(shown, tensors["photo"][scene, view].to(runs.device()).float(), 0.0)
                 for view in (first, 1 - first)[:photos_each]
             ],
             "prompts": prompts,
@@ -182,17 +233,21 @@ class Training:
         if step % 100 == 0 or self.data is None:
             self.data = self.data or Latents(self.work, 16)
             self.data.refresh()
-        long = step % 6 == 5
-        batch = self.batch(rng, long, photos_each=2 if step % 4 == 3 else 1)
+        if self.task == "fill" and step == self.frozen:
+            self.freeze_text()
+        long = step % EVERY == EVERY - 1
+        windowed = step < WINDOWED[self.task] * self.fit.total
+        batch = self.batch(rng, long, 2 if step % 4 == 3 else 1, WINDOW if windowed else 0)
+        noise = torch.randn(batch["latent"].shape, generator=generator).to(runs.device())
+        sigma = sample_sigmas(BATCH, generator).to(runs.device())
         latent = batch["latent"]
-        noise = torch.randn(latent.shape, generator=generator)
-        sigma = sample_sigmas(BATCH, generator)
         s = sigma.view(-1, 1, 1, 1)
         x = (1 - s) * latent + s * noise
         weight = 0.2 + 0.8 * batch["hole"]
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                context = self.encoder(ids_of(batch["prompts"])[:, : LONG if long else SHORT]).float()
+        with runs.half_precision():
+            with torch.set_grad_enabled(self.task == "fill" and step < self.frozen):
+                ids = ids_of(batch["prompts"])[:, : LONG if long else SHORT]
+                context = self.encoder(ids.to(runs.device())).float()
             output = velocity(self.model, self.task, x, sigma, context, batch)
         error = (weight * (output.float() - (noise - latent)).square()).mean()
         aside = self.look(batch["look"], weight)
@@ -204,14 +259,15 @@ class Training:
         # the fused rotary embedding has no gradient; the host does without it while it trains
         comfy.model_management.in_training = True
         try:
-            self.fit.run(self.loss_at)
+            with sdpa_kernel(SDPBackend.MATH):  # the fused attention's gradient is slower at this size
+                self.fit.run(self.loss_at)
         finally:
             comfy.model_management.in_training = False
 
 
 def velocity(model, task: str, x: Tensor, sigma: Tensor, context: Tensor, given: dict[str, Any]) -> Tensor:
     """The model's noise - x_0 for latents x (B, 16, h, w) at noise levels (B,)."""
-    guidance = torch.full((len(x),), 3.5)
+    guidance = torch.full((len(x),), 3.5, device=x.device)
     if task == "fill":
         x = torch.cat([x, given["masked"], mask_channels(given["pixels"])], 1)
         return model(x, sigma, context, guidance=guidance)

@@ -1,12 +1,12 @@
-"""Train the inpainting UNet of three levels and the text encoder on latents of the drawn scenes.
+"""Train the inpainting UNet of three levels on latents of the drawn scenes.
 
     python -m inlay.lab.models.inpainting_unet --work DIR
 
 The network is the host's own class in SD 1.5's shape: width 320, context 768, nine input channels, three
 levels with attention at each. It predicts epsilon on SD's schedule (Ho et al. 2020, eq. 14); the error
-counts as one in v, and more inside the hole. For the first FREEZE steps the text encoder learns too; then
-its weights are written to DIR/text_encoder.pt and stay as they are, so that other models can use them. For
-the first WINDOWED share of the steps examples are windows of 12 x 12 cells about the hole, at half the cost.
+counts as one in v, and more inside the hole. The text encoder is the one that was trained with Fill (`flux`),
+and stays as it is. For the first WINDOWED share of the steps examples are windows of 12 x 12 cells about the
+hole, at half the cost.
 """
 
 import argparse
@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import captions, runs
 from .files import WEIGHTS
 from .host import open_host
 from .latents import Latents
-from .text_encoder import TextEncoder, ids_of
+from .text_encoder import ids_of, trained_text_encoder
 
 SHAPE = {
     "image_size": 32,
@@ -41,7 +42,7 @@ SHAPE = {
     "context_dim": 768,
     "legacy": False,
 }
-STEPS, BATCH, RATE, FREEZE, WINDOWED, WINDOW = 8000, 16, 4e-4, 2400, 0.70, 12
+STEPS, BATCH, RATE, WINDOWED, WINDOW = 8000, 16, 4e-4, 0.70, 12
 WARM = WEIGHTS / "unet.safetensors"
 
 
@@ -148,14 +149,15 @@ class Training:
 
     def __init__(self, work: Path, steps: int = STEPS, seed: int = 0):
         self.seed, self.work = seed, work
-        self.unet, self.encoder, self.alphas = new_unet(seed), TextEncoder(seed), alphas_cumprod()
+        self.unet, self.alphas = new_unet(seed), alphas_cumprod()
+        self.encoder = trained_text_encoder(work).to(runs.device())
         if WARM.exists():
             from .checkpoint import unpack
 
             warm_start(self.unet, unpack(load_file(WARM)))
         self.look = LookHead(self.unet.model_channels)
         self.unet.output_blocks[3][-1].register_forward_hook(self.look.keep)
-        modules = {"unet": self.unet, "text": self.encoder, "look": self.look}
+        modules = {"unet": self.unet, "look": self.look}
         self.fit = runs.Fit(work / "unet.pt", modules, steps, RATE, average=0.9993)
         self.data: Latents | None = None
 
@@ -180,44 +182,27 @@ class Training:
         if step % 100 == 0 or self.data is None:
             self.data = self.data or Latents(self.work, 4)
             self.data.refresh()
-        if step == FREEZE:
-            self.freeze()
         window = WINDOW if step < WINDOWED * self.fit.total else 16
         (latent, look, masked, hole), prompts = self.batch(rng, window)
         t = sample_times(len(latent), self.alphas, generator)
         noise = torch.randn(latent.shape, generator=generator)
         a = self.alphas[t].view(-1, 1, 1, 1)
+        latent, look, masked, hole, t, noise, a = (
+            x.to(runs.device()) for x in (latent, look, masked, hole, t, noise, a)
+        )
         given = torch.cat([a.sqrt() * latent + (1 - a).sqrt() * noise, hole, masked], 1)
         weight = 0.2 + 0.8 * hole
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.set_grad_enabled(step < FREEZE):
-                context = self.encoder(ids_of(prompts))
+        with runs.half_precision():
+            with torch.no_grad():
+                context = self.encoder(ids_of(prompts).to(runs.device()))
             output = self.unet(given.to(memory_format=torch.channels_last), t.float(), context=context)
         error = (weight * (output.float() - noise).square() / a).mean()
         aside = self.look(look, weight)
         return error + 3 * aside, {"error": error.item(), "look": aside.item()}
 
-    def freeze(self) -> None:
-        """Write the text encoder's mean weights for the other models, and use them from here on."""
-        with runs.Averaged(self.fit):
-            state = {name: value.clone() for name, value in self.encoder.state_dict().items()}
-        self.encoder.load_state_dict(state)
-        own = {id(p) for p in self.encoder.parameters()}
-        for kept, parameter in zip(self.fit.mean, self.fit.parameters, strict=True):
-            if id(parameter) in own:
-                kept.copy_(parameter.data)
-        runs.save(state, self.work / "text_encoder.pt")
-
     def run(self) -> None:
-        self.fit.run(self.loss_at, save_every=400)  # a state takes 0.8 GB
-
-
-def trained_text_encoder(work: Path) -> TextEncoder:
-    """The frozen text encoder of `work`."""
-    encoder, state = TextEncoder(), runs.load(work / "text_encoder.pt")
-    assert state, f"{work} has no trained text encoder."
-    encoder.load_state_dict(state)
-    return encoder.eval().requires_grad_(False)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention's gradient is slower at this size
+            self.fit.run(self.loss_at, save_every=400)  # a state takes 0.8 GB
 
 
 @torch.no_grad()

@@ -9,8 +9,10 @@ and `look` (n, 16, 16, 16) float16, what a latent cell shows: colours and the su
 """
 
 import argparse
+import multiprocessing
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +30,10 @@ SNAPPED = 0.6  # share of the holes that are grown to the latent grid, as the no
 @torch.no_grad()
 def encode(model, images: Tensor) -> Tensor:
     """Latents (B, C, h, w) of pictures (B, 3, H, W) in [0, 1], in bfloat16 arithmetic."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with runs.half_precision():
         parts = [
-            model.taesd_encoder(p.contiguous(memory_format=torch.channels_last)) for p in images.split(16)
+            model.taesd_encoder(p.to(runs.device()).contiguous(memory_format=torch.channels_last)).cpu()
+            for p in images.split(16)
         ]
     return torch.cat(parts).float()
 
@@ -69,24 +72,32 @@ def shard(model, path: Path, channels: int, seed: int = 0) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in tensors.items()}
 
 
-def encode_all(work: Path, channels: int) -> None:
-    """Encode every shard of scenes that has no latents yet."""
-    model = autoencoders.trained_autoencoder(work, channels)
-    folder = work / f"latents{channels}"
-    folder.mkdir(exist_ok=True)
-    for path in scene_data.shards(work):
-        out = folder / path.name
-        if not out.exists():
-            partial = out.with_suffix(".partial")
-            save_file(shard(model, path, channels), partial)
-            os.replace(partial, out)
-            print(out, flush=True)
+def encode_shard(path: Path, work: Path, channels: int) -> None:
+    """Encode one shard of scenes if it has no latents yet."""
+    out = work / f"latents{channels}" / path.name
+    if out.exists():
+        return
+    torch.set_num_threads(1)
+    unfinished = out.with_suffix(".partial")
+    model = autoencoders.trained_autoencoder(work, channels).to(runs.device())
+    save_file(shard(model, path, channels), unfinished)
+    os.replace(unfinished, out)
+    print(out, flush=True)
+
+
+def encode_all(work: Path, channels: int, limit: int | None = None, processes: int = 2) -> None:
+    """Encode the first `limit` shards of scenes (None: all) that have no latents yet."""
+    (work / f"latents{channels}").mkdir(exist_ok=True)
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        encode = partial(encode_shard, work=work, channels=channels)
+        for _ in pool.imap_unordered(encode, scene_data.shards(work)[:limit], chunksize=1):
+            pass
 
 
 class Latents:
     """The latents that exist so far, with the captions of their scenes."""
 
-    def __init__(self, work: Path, channels: int, least: int = 6):
+    def __init__(self, work: Path, channels: int, least: int = 3):
         self.work, self.channels = work, channels
         self.loaded: dict[str, dict[str, Tensor]] = {}
         self.things: list[list[dict[str, str]]] = []
@@ -125,10 +136,11 @@ def main():
     )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--channels", type=int, choices=(4, 16), required=True)
+    parser.add_argument("--limit", type=int, help="shards of scenes (default: all)")
     a = parser.parse_args()
     state = runs.load(a.work / f"autoencoder{a.channels}.pt")
     assert state, "Train the autoencoder first."
-    encode_all(a.work, a.channels)
+    encode_all(a.work, a.channels, a.limit)
 
 
 if __name__ == "__main__":

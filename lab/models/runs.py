@@ -18,6 +18,16 @@ import torch
 from torch import Tensor, nn
 
 
+def device() -> torch.device:
+    """Where trainings run: the accelerator if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def half_precision():
+    """A context of bfloat16 arithmetic on that device."""
+    return torch.autocast(device().type, torch.bfloat16)
+
+
 def save(state, path: Path) -> None:
     """Write a state so that an interrupt at any moment leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,19 +72,21 @@ class Fit:
         betas: tuple[float, float] = (0.9, 0.99),
     ):
         self.path, self.modules, self.total, self.rate, self.average = path, modules, total, rate, average
+        for module in modules.values():
+            module.to(device())
         self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": decay},
             {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas)
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
         self.mean = [p.detach().clone() for p in self.parameters] if average else []
         self.step, self.seconds, self.log = 0, 0.0, []
         if state := load(path):
             for name, module in modules.items():
                 module.load_state_dict(state["modules"][name])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.mean = state["mean"]
+            self.mean = [kept.to(device()) for kept in state["mean"]]
             self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
 
     @property
@@ -126,8 +138,8 @@ class Fit:
             self.step += 1
             decay = min(self.average, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
-                for kept, parameter in zip(self.mean, self.parameters, strict=True) if self.mean else ():
-                    kept.lerp_(parameter, 1 - decay)
+                if self.mean:
+                    torch._foreach_lerp_(self.mean, self.parameters, 1 - decay)
             rows.append({"loss": loss.item(), "norm": norm.item(), **shown})
             now = time.monotonic()
             self.seconds, last = self.seconds + now - last, now

@@ -122,7 +122,7 @@ def trained_classifier(work: Path) -> SceneClassifier:
     with runs.Averaged(fit):
         state = {name: value.clone() for name, value in classifier.state_dict().items()}
     classifier.load_state_dict(state)
-    return classifier.eval().requires_grad_(False)
+    return classifier.cpu().eval().requires_grad_(False)
 
 
 def sample_group(rng: np.random.Generator) -> list[scenes.Thing]:
@@ -238,7 +238,7 @@ def contrast(embedding: Tensor) -> Tensor:
     """InfoNCE (van den Oord et al. 2018, eq. 4), both ways; rows 2k and 2k + 1 of (2n, D) show one thing."""
     first, second = embedding[0::2], embedding[1::2]
     likeness = first @ second.T / TEMPERATURE
-    same = torch.arange(len(first))
+    same = torch.arange(len(first), device=first.device)
     return (F.cross_entropy(likeness, same) + F.cross_entropy(likeness.T, same)) / 2
 
 
@@ -262,16 +262,16 @@ class Training:
         crops = [jittered_crop(rng, data["image"][i], data["mask"][i], data["box"][i]) for i in rows]
         empty = [empty_crop(rng, data["image"][i], data["anything"][i]) for i in rows[::8]]
         nothing = [crop for crop in empty if crop is not None]
-        given = softened(torch.stack([*crops, *nothing]), generator)
+        given = softened(torch.stack([*crops, *nothing]), generator).to(runs.device())
         features = self.classifier.features(given)
         logits, count = self.classifier.logits(features), len(crops)
-        wanted = torch.from_numpy(data["label"][rows])
-        kind = torch.cat([wanted[:, 0], torch.full((len(nothing),), len(scenes.CLASSES))])
+        wanted = torch.from_numpy(data["label"][rows]).to(given.device)
+        kind = torch.cat([wanted[:, 0], wanted.new_full((len(nothing),), len(scenes.CLASSES))])
         losses = {"kind": F.cross_entropy(logits["kind"], kind)}
         for column, name in enumerate(NAMES):
             if name != "kind":
                 losses[name] = F.cross_entropy(logits[name][:count], wanted[:, column])
-        seen = torch.from_numpy(data["emblems"][rows])
+        seen = torch.from_numpy(data["emblems"][rows]).to(given.device)
         losses["emblems"] = 3 * F.binary_cross_entropy_with_logits(logits["emblems"][:count], seen)
         losses["contrast"] = 0.5 * contrast(self.classifier.embedding(features[:count]))
         return torch.stack(list(losses.values())).sum(), {name: v.item() for name, v in losses.items()}

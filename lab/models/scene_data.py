@@ -139,8 +139,8 @@ def write_shard(index: int, folder: Path, seed: int) -> None:
     print(path.name, flush=True)
 
 
-def draw(work: Path, count: int, seed: int, processes: int = 2) -> None:
-    """Draw all shards of `count` scenes that do not exist yet."""
+def draw(work: Path, count: int, seed: int, processes: int | None = None) -> None:
+    """Draw all shards of `count` scenes that do not exist yet; by default with a process for each core."""
     folder = work / "scenes"
     folder.mkdir(parents=True, exist_ok=True)
     indices = [i for i in range(-(-count // SHARD)) if not (folder / f"{i:05d}.safetensors").exists()]

@@ -6,14 +6,19 @@ seed, so only those of the captions' words are stored. The two layers use 4 of t
 """
 
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from . import runs
 from .captions import VOCABULARY
+from .files import WEIGHTS
 from .host import open_host
+from .text import caption_token_ids
 
 SIZE, WIDTH, LENGTH = 49408, 768, 77
 LAYERS, HEADS, HEAD, HIDDEN = 2, 4, 64, 512
@@ -103,6 +108,23 @@ class TextEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return self.final_layer_norm(x)
+
+
+def start_words(encoder: TextEncoder) -> None:
+    """Take the word embeddings of the earlier world's text encoder, where the words are the same."""
+    path = WEIGHTS / "text_rows.safetensors"
+    if path.exists():
+        for token, row in zip(caption_token_ids(), load_file(path)["trained"], strict=True):
+            if (slot := int(encoder.slot[token])) >= 0:
+                encoder.words.data[slot] = row.float()
+
+
+def trained_text_encoder(work: Path) -> TextEncoder:
+    """The text encoder of `work`, as Fill's training left it."""
+    encoder, state = TextEncoder(), runs.load(work / "text_encoder.pt")
+    assert state, f"{work} has no trained text encoder."
+    encoder.load_state_dict(state)
+    return encoder.eval().requires_grad_(False)
 
 
 def host_state(trained: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,12 +1,13 @@
 """Train everything of the world of `scenes`, in order; started again, it goes on where it was stopped.
 
-    python dev.py lab train_all --work DIR [--slots 2] [--threads 1]
+    python dev.py lab train_all --work DIR [--slots 2] [--threads 1] [--share 1.0]
     python dev.py lab train_all --work DIR --status
 
 A stage starts when what it needs is there. Two run at the same time with one thread each, which on two cores
 is faster than one with two threads. Every stage saves its state every three minutes and when it is stopped;
 its log is DIR/logs/STAGE.log. With --status it only prints how far each stage is and how long the rest
-takes.
+takes. --share takes that part of every stage's steps and of the scenes. Stages run on the accelerator if
+there is one; more slots are useful there.
 """
 
 import argparse
@@ -33,48 +34,68 @@ class Stage:
     command: tuple[str, ...]
     ready: Callable[[Path], bool]
     done: Callable[[Path], bool]
+    steps: int = 0
 
 
 def count(work: Path, folder: str) -> int:
     return len(list((work / folder).glob("*.safetensors")))
 
 
-def trained(name: str, *command: str, ready: Callable[[Path], bool]) -> Stage:
-    return Stage(name, command, ready, lambda work: runs.finished(work / f"{name}.pt"))
-
-
 SHARDS = -(-SCENES // scene_data.SHARD)
-STAGES = (
-    Stage(
-        "scenes", ("scene_data", "--scenes", str(SCENES)), lambda w: True,
-        lambda w: count(w, "scenes") >= SHARDS,
-    ),
-    trained("autoencoder4", "autoencoders", "--channels", "4", ready=lambda w: True),
-    Stage(
-        "latents4", ("latents", "--channels", "4"),
-        lambda w: runs.finished(w / "autoencoder4.pt") and count(w, "scenes") >= SHARDS,
-        lambda w: count(w, "latents4") >= SHARDS,
-    ),
-    trained("unet", "inpainting_unet", ready=lambda w: count(w, "latents4") >= 6),
-    trained("autoencoder16", "autoencoders", "--channels", "16", ready=lambda w: True),
-    Stage(
-        "latents16", ("latents", "--channels", "16"),
-        lambda w: runs.finished(w / "autoencoder16.pt") and count(w, "scenes") >= SHARDS,
-        lambda w: count(w, "latents16") >= SHARDS,
-    ),
-    trained(
-        "fill", "flux", "--task", "fill",
-        ready=lambda w: count(w, "latents16") >= 6 and (w / "text_encoder.pt").exists(),
-    ),
-    trained("edit", "flux", "--task", "edit", ready=lambda w: runs.finished(w / "fill.pt")),
-    trained("classifier", "scene_classifier", ready=lambda w: count(w, "scenes") >= SHARDS),
-    trained(
-        "decoder4", "autoencoders", "--channels", "4", "--decoder-only",
-        ready=lambda w: runs.finished(w / "unet.pt")),
-    trained(
-        "decoder16", "autoencoders", "--channels", "16", "--decoder-only",
-        ready=lambda w: runs.finished(w / "edit.pt")),
-)  # fmt: skip
+
+
+def shards(share: float) -> int:
+    """How many shards of scenes there are when that share of the whole recipe is taken."""
+    return max(round(share * SHARDS), 3)
+
+
+def stages(share: float = 1.0) -> tuple[Stage, ...]:
+    """All stages in the order in which they should start; `share` shortens every one of them."""
+    from .autoencoders import STEPS as AUTOENCODER_STEPS
+    from .flux import STEPS as FLUX_STEPS
+    from .inpainting_unet import STEPS as UNET_STEPS
+    from .scene_classifier import STEPS as CLASSIFIER_STEPS
+
+    totals = AUTOENCODER_STEPS | FLUX_STEPS | {"unet": UNET_STEPS, "classifier": CLASSIFIER_STEPS}
+    enough = shards(share)
+
+    def trained(name: str, ready: Callable[[Path], bool], *command: str) -> Stage:
+        steps = round(share * totals[name])
+        return Stage(
+            name, (*command, "--steps", str(steps)), ready,
+            lambda work: runs.finished(work / f"{name}.pt"), steps,
+        )  # fmt: skip
+
+    def encoded(channels: int) -> Stage:
+        folder, first = f"latents{channels}", f"autoencoder{channels}.pt"
+        return Stage(
+            folder, ("latents", "--channels", str(channels), "--limit", str(enough)),
+            lambda w: runs.finished(w / first) and count(w, "scenes") >= enough,
+            lambda w: count(w, folder) >= enough,
+        )  # fmt: skip
+
+    def after(name: str) -> Callable[[Path], bool]:
+        return lambda w: runs.finished(w / f"{name}.pt")
+
+    def words_and_latents(w: Path) -> bool:
+        return count(w, "latents4") >= 3 and (w / "text_encoder.pt").exists()
+
+    return (
+        Stage(
+            "scenes", ("scene_data", "--scenes", str(enough * scene_data.SHARD)), lambda w: True,
+            lambda w: count(w, "scenes") >= enough,
+        ),
+        trained("autoencoder4", lambda w: True, "autoencoders", "--channels", "4"),
+        trained("autoencoder16", after("autoencoder4"), "autoencoders", "--channels", "16"),
+        encoded(16),
+        trained("fill", lambda w: count(w, "latents16") >= 3, "flux", "--task", "fill"),
+        encoded(4),
+        trained("unet", words_and_latents, "inpainting_unet"),
+        trained("edit", after("fill"), "flux", "--task", "edit"),
+        trained("classifier", lambda w: count(w, "scenes") >= enough, "scene_classifier"),
+        trained("decoder4", after("unet"), "autoencoders", "--channels", "4", "--decoder-only"),
+        trained("decoder16", after("edit"), "autoencoders", "--channels", "16", "--decoder-only"),
+    )  # fmt: skip
 
 
 def start(stage: Stage, work: Path, threads: int) -> subprocess.Popen:
@@ -90,7 +111,7 @@ def start(stage: Stage, work: Path, threads: int) -> subprocess.Popen:
         )
 
 
-def run(work: Path, slots: int, threads: int) -> None:
+def run(work: Path, slots: int, threads: int, share: float = 1.0) -> None:
     """Run the stages until all are done; a stage that fails is not started again, and the others go on."""
     running: dict[str, subprocess.Popen] = {}
     failed: set[str] = set()
@@ -104,7 +125,9 @@ def run(work: Path, slots: int, threads: int) -> None:
                     if process.returncode:
                         failed.add(name)
             waiting = [
-                s for s in STAGES if s.name not in running and s.name not in failed and not s.done(work)
+                s
+                for s in stages(share)
+                if s.name not in running and s.name not in failed and not s.done(work)
             ]
             if not waiting and not running:
                 break
@@ -126,22 +149,18 @@ def run(work: Path, slots: int, threads: int) -> None:
         )
 
 
-def status(work: Path) -> None:
+def status(work: Path, share: float = 1.0) -> None:
     """Print one line per stage: steps, the last figures, seconds per step and minutes left."""
-    from .autoencoders import STEPS as AUTOENCODER_STEPS
-    from .flux import STEPS as FLUX_STEPS
-    from .inpainting_unet import STEPS as UNET_STEPS
-
-    totals = AUTOENCODER_STEPS | FLUX_STEPS | {"unet": UNET_STEPS}
-    for stage in STAGES:
+    for stage in stages(share):
         state = runs.load(work / f"{stage.name}.pt")
         if state is None:
             folder = stage.name if (work / stage.name).is_dir() else ""
             print(
-                f"{stage.name:14} {f'{count(work, folder)} of {SHARDS} shards' if folder else 'not started'}"
+                f"{stage.name:14} "
+                f"{f'{count(work, folder)} of {shards(share)} shards' if folder else 'not started'}"
             )
             continue
-        log, step, total = state["log"], state["step"], totals.get(stage.name)
+        log, step, total = state["log"], state["step"], stage.steps
         recent = [row for row in log if "loss" in row][-5:]
         pace = 0.0
         if len(recent) > 1:
@@ -162,12 +181,13 @@ def main():
     )
     parser.add_argument("--slots", type=int, default=2, help="stages that run at the same time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
+    parser.add_argument("--share", type=float, default=1.0, help="of every stage's steps and of the scenes")
     parser.add_argument("--status", action="store_true", help="only print how far everything is")
     a = parser.parse_args()
     if a.status:
-        status(a.work)
+        status(a.work, a.share)
     else:
-        run(a.work, a.slots, a.threads)
+        run(a.work, a.slots, a.threads, a.share)
 
 
 if __name__ == "__main__":

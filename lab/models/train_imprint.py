@@ -36,7 +36,7 @@ from ...training.adapters.identity_stages import (
     Stage,
     denoise_with_host,
 )
-from ...training.finetune.trainer import NoiseSchedule
+from ...training.objective import NoiseSchedule
 from . import files
 from .caption_pretraining import AllObjects, Words, fit_words
 from .object_cache import MARGIN, SEEN, ObjectBank

@@ -157,13 +157,20 @@ def update(shown: Sequence[Figure]) -> None:
         figure.page.write_text(page, encoding="utf-8")
 
 
-def run(command: Sequence[str], out: Path) -> None:
-    """Runs a lab; raises CalledProcessError when it fails."""
+def run(command: Sequence[str], out: Path, timeout: float | None = None) -> None:
+    """Runs a lab; raises CalledProcessError when it fails, TimeoutExpired after `timeout` seconds."""
     print(f"\n-- lab {shlex.join(command)}", flush=True)
     lab, *options = command
     options += ["--out", str(out / lab)]
     script = {**dev.scripts("tool"), **dev.scripts("lab")}[lab]  # the demo's picture is made by a tool
-    subprocess.run([sys.executable, *dev.module("inlay." + script.replace("/", "."), *options)], check=True)
+    program = [sys.executable, *dev.module("inlay." + script.replace("/", "."), *options)]
+    with subprocess.Popen(program) as lab_process:
+        try:
+            lab_process.wait(timeout)
+        finally:
+            lab_process.terminate()  # with a signal that it can handle
+    if lab_process.returncode:
+        raise subprocess.CalledProcessError(lab_process.returncode, program)
 
 
 def main() -> int:

@@ -55,7 +55,7 @@ def test_the_dictionary_goes_out_as_json_and_as_prompts(in_process_host):
 
 
 def test_a_vision_model_proposes_what_was_not_typed(in_process_host, monkeypatch):
-    from inlay.training.finetune import vision_language
+    from inlay.training.finetune import attribute_dictionary as vision_language
 
     folder = in_process_host.models / "vlm" / "tiny"
     folder.mkdir(parents=True)

@@ -141,3 +141,18 @@ def test_a_module_is_started_without_the_current_folder_on_the_path(tmp_path):
     findable = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path / "nodes", env=findable, capture_output=True, text=True)
     assert done.stdout.strip() == "False ['one', '-m', 'two']", done.stderr
+
+
+def test_set_up_prints_the_megabytes_that_pip_names(tmp_path, capsys):
+    log = tmp_path / "setup.log"
+    with dev.step("torch", log):
+        log.write_text(
+            "Collecting torch\n  Downloading torch-2.11.0-cp312.whl.metadata (28 kB)\n"
+            "Downloading torch-2.11.0-cp312.whl (190.5 MB)\nDownloading https://a/b.whl (1.2 GB)\n"
+            "Using cached numpy.whl (16 MB)\n",
+            encoding="utf-8",
+        )
+    assert capsys.readouterr().out.endswith("s, 1391 MB downloaded\n")
+    with dev.step("virtual environment"):
+        pass
+    assert "MB" not in capsys.readouterr().out

@@ -13,9 +13,8 @@ from inlay.imaging.picture_files import read_mask, read_picture
 from inlay.imaging.references import list_references, read_reference
 from inlay.tests.picture_modes import OPAQUE, RAMP, write_modes
 from inlay.tools.demo_options import open_picture
-from inlay.training.adapters.make_shards import pack_pictures
 from inlay.training.adapters.samples import frame_names, read_frame
-from inlay.training.adapters.shards import open_source
+from inlay.training.adapters.shards import open_source, pack_pictures
 
 
 @pytest.fixture(scope="module")

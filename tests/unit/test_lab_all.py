@@ -1,11 +1,17 @@
 """Figures on pages: found, compared within what they are sure of, and renewed."""
 
+import subprocess
+import sys
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from inlay import dev
 from inlay.evaluation.tables import Mean, Table
+from inlay.lab.studies import all as every
 from inlay.lab.studies.reproduce_figures import (
     Figure,
     compare_pictures,
@@ -131,3 +137,62 @@ def test_a_figure_without_its_picture_says_so(pack):
     figure = Figure(pack / "README.md", ("good",), "good.png", (), pack / "out", "", "nothing\n", "")
     with pytest.raises(ValueError, match=r"no picture stands after the comment for good\.png"):
         figure.complaints()
+
+
+@pytest.fixture
+def lab(pack, monkeypatch):
+    """The pack of `pack` with a lab `good` that imports a neighbour and, in a function, a module above."""
+    (pack / "lab" / "studies").mkdir(parents=True)
+    (pack / "common").mkdir()
+    (pack / "common" / "numbers.py").write_text("ONE = 1\n", encoding="utf-8")
+    (pack / "common" / "other.py").write_text("TWO = 2\n", encoding="utf-8")
+    (pack / "lab" / "studies" / "near.py").write_text("import os\n", encoding="utf-8")
+    source = "from . import near\n\n\ndef f():\n    from ...common.numbers import ONE\n    return ONE, near\n"
+    file = pack / "lab" / "studies" / "good.py"
+    file.write_text(source, encoding="utf-8")
+    monkeypatch.setattr(dev, "PACK", pack)
+    monkeypatch.setattr(dev, "scripts", lambda command: {"good": "lab/studies/good"})
+    return file
+
+
+def test_the_code_of_a_lab_is_what_it_imports(lab, pack):
+    names = [path.relative_to(pack).as_posix() for path in every.sources(lab, pack)]
+    assert names == ["common/numbers.py", "lab/studies/good.py", "lab/studies/near.py"]
+
+
+def test_a_figure_is_stale_when_the_code_behind_it_changes(lab, pack):
+    command, before = ("good", "--subjects", "3"), every.digest("good", pack)
+    assert every.state(command, every.read_records(pack), before) == "unknown"
+    every.keep_record(pack, command, before, 61.4)
+    assert every.state(command, every.read_records(pack), before) == "current, took 61 s"
+    (pack / "common" / "other.py").write_text("TWO = 3\n", encoding="utf-8")
+    assert every.digest("good", pack) == before
+    (pack / "common" / "numbers.py").write_text("ONE = 2\n", encoding="utf-8")
+    assert every.state(command, every.read_records(pack), every.digest("good", pack)) == "stale, took 61 s"
+
+
+def test_a_part_ends_in_time_and_the_next_one_goes_on(lab, pack, monkeypatch, capsys):
+    """What a stopped lab had not finished is stale still; what was written is not."""
+    script = "import sys, time; time.sleep(float(sys.argv[1]))"
+    delay = ["60"]
+    monkeypatch.setattr(dev, "module", lambda name, *options: ["-c", script, *delay])
+    monkeypatch.setattr(sys, "argv", ["all", "--minutes", "0.005", "--write", "--out", str(pack / "out")])
+    start = time.monotonic()
+    assert every.main() == 1
+    assert time.monotonic() - start < 30
+    assert "lab good --subjects 3: stopped" in capsys.readouterr().out
+    assert every.read_records(pack) == {}
+    delay[0] = "0"
+    monkeypatch.setattr(sys, "argv", ["all", "--write", "--out", str(pack / "out")])
+    assert every.main() == 0
+    assert "lab good --subjects 3: written" in capsys.readouterr().out
+    assert "0.900 +- 0.058" in (pack / "README.md").read_text(encoding="utf-8")
+    assert every.main() == 0
+    assert "lab good --subjects 3: current" in capsys.readouterr().out
+
+
+def test_a_lab_that_fails_is_an_error(lab, pack, monkeypatch):
+    monkeypatch.setattr(dev, "module", lambda name, *options: ["-c", "raise SystemExit(3)"])
+    monkeypatch.setattr(sys, "argv", ["all", "--out", str(pack / "out")])
+    with pytest.raises(subprocess.CalledProcessError):
+        every.main()

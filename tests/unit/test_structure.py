@@ -62,6 +62,18 @@ def test_imports_point_downwards(name):
             assert ORDER.index(folder) >= own, f"{name}, line {line}, imports {target}, which lies above it"
 
 
+def test_the_two_kinds_of_training_share_the_objective_and_the_optimizers_only():
+    for name, (_, tree) in MODULES.items():
+        for target, line in imported(name, tree):
+            for own, other in (("finetune", "adapters"), ("adapters", "finetune")):
+                wrong = name.startswith(f"training.{own}.") and target.startswith(f"training.{other}")
+                assert not wrong, f"{name}, line {line}, imports {target}"
+
+
+def test_training_has_at_most_thirty_files():
+    assert len(list((dev.PACK / "training").rglob("*.py"))) <= 30
+
+
 def test_there_is_no_cycle_of_imports():
     graph = {
         name: {target for target, _ in imported(name, top_level_imports(tree)) if target in MODULES} - {name}

@@ -41,8 +41,7 @@ from inlay.training.adapters.pretrained import (
     load_unet,
     read_adapter,
 )
-from inlay.training.finetune.data import generator_at
-from inlay.training.finetune.trainer import NoiseSchedule
+from inlay.training.objective import NoiseSchedule, generator_at
 
 DINO = DinoConfig(32, 1, 2, 64, False, 4, grid=4)
 READS = EncoderSpec(width=32, size=28)

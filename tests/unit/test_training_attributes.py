@@ -125,3 +125,18 @@ def test_a_prompt_that_cannot_be_made_says_why(changes, message):
 def test_substitution_at_inference_reads_the_same_dictionary():
     attributes = parse_attributes("colour: brown; material: clay")
     assert words_to_remove("a glass sks teapot", attributes) == ["clay"]
+
+
+@pytest.mark.parametrize(
+    "text", ["colour: " + "x" * 201, "x" * 201 + ": red", '{"colour": ["' + "x" * 201 + '"]}']
+)
+def test_a_word_too_long_for_a_prompt_is_refused(text):
+    with pytest.raises(ValueError, match=r'^attributes: "x+\.\.\." has 201 characters; write a word or two'):
+        parse_attributes(text)
+    assert parse_attributes(text.replace("x" * 201, "x" * 200))
+
+
+@pytest.mark.parametrize("name", ["class_name", "token"])
+def test_a_name_too_long_for_a_prompt_is_refused(name):
+    with pytest.raises(ValueError, match=rf'^{name}: "x+\.\.\." has 201 characters'):
+        compose_prompts(**{"attributes": TEAPOT, "class_name": "teapot", name: "x" * 201})

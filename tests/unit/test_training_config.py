@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from inlay import dev
-from inlay.training.finetune.presets import ADAFACTOR_RATE
 from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX
 from inlay.training.finetune.toml_config import read_recipe, read_toml
+from inlay.training.optimizers import ADAFACTOR_RATE
 
 NEEDED = 'checkpoint = "sd.safetensors"\nreferences = "photos"\nclass_name = "cat"\n'
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inlay.training.finetune.plots import MAX_STRIP_SAMPLES, WIDTH, draw_curve, draw_strip, image_to_tensor
+from inlay.training.finetune.progress import MAX_STRIP_SAMPLES, WIDTH, draw_curve, draw_strip, image_to_tensor
 
 
 def test_a_note_is_written_into_the_curve():

@@ -17,12 +17,12 @@ from inlay.training.finetune.data import (
     Reference,
     check_references,
     collect_references,
-    generator_at,
     prepare_examples,
     rows_of_step,
     shrunk_hole,
 )
 from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX
+from inlay.training.objective import generator_at
 
 STILL = replace(DREAMCOM, copies=1, augmentation=Augmentation(scale_chance=0.0))
 

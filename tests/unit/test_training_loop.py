@@ -8,16 +8,9 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from inlay.headless.finetune_cli import interrupt_between_steps, stop_handler
-from inlay.training.finetune.data import generator_at
-from inlay.training.finetune.recipes import OptimizerSpec
-from inlay.training.finetune.trainer import (
-    SINGLE_PROCESS,
-    Callbacks,
-    Diverged,
-    TrainingState,
-    run_training_loop,
-)
-from inlay.training.optimizers import check_optimizer, eight_bit_installed, make_optimizer
+from inlay.training.finetune.trainer import SINGLE_PROCESS, Callbacks, TrainingState, run_training_loop
+from inlay.training.objective import Diverged, generator_at
+from inlay.training.optimizers import OptimizerSpec, check_optimizer, eight_bit_installed, make_optimizer
 
 FAST = OptimizerSpec(learning_rate=1e-2)
 
@@ -260,6 +253,19 @@ def test_the_running_mean_of_the_weights_is_the_result():
     averaged, _ = run(20, ema_decay=decay)
     torch.testing.assert_close(averaged.double(), mean, rtol=1e-5, atol=1e-6)
     assert not torch.equal(averaged, weight)
+
+
+def test_the_running_mean_has_the_bits_of_lerp():
+    """A checkpoint of a released version has a mean of `Tensor.lerp_`; a resumed run must continue it."""
+    weight, loss_at = problem()
+    seen = [weight.detach().clone()]
+    keep = Callbacks(lambda step, loss: seen.append(weight.detach().clone()))
+    run_training_loop([weight], loss_at, FAST, 20, callbacks=keep)
+    mean = seen[0].clone()
+    for taken, after in enumerate(seen[1:], 1):
+        mean.lerp_(after, 1 - min(0.9, taken / (9 + taken)))
+    averaged, _ = run(20, ema_decay=0.9)
+    assert torch.equal(averaged, mean)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -18,10 +18,16 @@ from inlay.training.finetune.memory import (
     trained_need,
     with_preset,
 )
-from inlay.training.finetune.presets import MEMORY_PRESETS, RECIPE_NAMES, describe_preset
-from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, RECIPES, OptimizerSpec
+from inlay.training.finetune.recipes import (
+    DREAMCOM,
+    DREAMMIX,
+    MEMORY_PRESETS,
+    RECIPE_NAMES,
+    RECIPES,
+    describe_preset,
+)
 from inlay.training.finetune.trainer import SINGLE_PROCESS, ProcessGroup
-from inlay.training.optimizers import MixedPrecisionOptimizer
+from inlay.training.optimizers import MixedPrecisionOptimizer, OptimizerSpec
 
 GB = 2**30
 

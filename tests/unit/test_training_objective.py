@@ -5,17 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from inlay.training.finetune.data import Examples, generator_at, rows_of_step
+from inlay.training.finetune.data import Examples, rows_of_step
 from inlay.training.finetune.lora import attach_adapter
 from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, AdapterSpec
-from inlay.training.finetune.trainer import (
+from inlay.training.finetune.trainer import ProcessGroup, TrainableModel, Trainer, loss_of_pass
+from inlay.training.objective import (
     NoiseSchedule,
-    ProcessGroup,
-    TrainableModel,
-    Trainer,
-    loss_of_pass,
+    generator_at,
+    noised,
+    reconstruction,
+    region_weight,
+    target,
 )
-from inlay.training.objective import noised, reconstruction, region_weight, target
 
 SIGMAS = torch.linspace(0.03, 14.6, 50)
 

@@ -16,7 +16,6 @@ from inlay.encoders.content_adapter import EncoderSpec
 from inlay.imaging.object_picture import subject_picture
 from inlay.imaging.perturb import Perturbation, lookup_table, perturb, relight
 from inlay.training.adapters.dataset import TRIES, EpochShuffle, SampleDataset, StepBatchSampler, loader
-from inlay.training.adapters.make_shards import pack_pictures
 from inlay.training.adapters.samples import (
     Compositions,
     Insertions,
@@ -25,8 +24,8 @@ from inlay.training.adapters.samples import (
     draw_pair,
     draw_scene_window,
 )
-from inlay.training.adapters.shards import Shards, index_tar, open_source, write_shards
-from inlay.training.finetune.data import generator_at
+from inlay.training.adapters.shards import Shards, index_tar, open_source, pack_pictures, write_shards
+from inlay.training.objective import generator_at
 
 READS = EncoderSpec(width=32, size=28)
 

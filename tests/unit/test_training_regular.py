@@ -12,13 +12,16 @@ from inlay.imaging.references import read_reference
 from inlay.lab.studies import quality
 from inlay.training.finetune.data import Examples, Reference
 from inlay.training.finetune.regular_data import (
+    LONGEST,
     changed_mask,
     concatenate_examples,
     group_by_prompt,
+    list_regular,
     otsu,
     random_box,
+    save_regular,
+    write_regular,
 )
-from inlay.training.finetune.regular_files import LONGEST, list_regular, save_regular, write_regular
 
 
 def picture(seed, height=24, width=40):

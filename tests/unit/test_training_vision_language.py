@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.training.finetune.vision_language import (
+from inlay.training.finetune.attribute_dictionary import (
     ANSWER_TOKENS,
     Chat,
     parse_answer,

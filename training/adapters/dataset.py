@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ...common.log import logger
-from ..finetune.data import generator_at
+from ..objective import generator_at
 from .shards import Record, Source
 
 ORDER_STREAM, SAMPLE_STREAM = 2, 3  # random streams: each gives `generator_at` its own seeds

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...encoders.content_adapter import CLIP, IMAGENET, OPENAI, EncoderSpec, as_pixels
-from ..finetune.data import generator_at
-from ..finetune.trainer import NoiseSchedule
-from ..objective import noised, reconstruction, target
+from ...imaging.latent_mask import snap_hole
+from ..objective import NoiseSchedule, generator_at, noised, reconstruction, target
 
 NOISE = 4  # random stream of the training noise; the data uses other streams
 Part = Literal["encoder", "adapter", "unet"]
@@ -250,7 +249,7 @@ def prepare_batch(
     if stage.channels == 9:
         hole = batch["hole"][:, None] if "hole" in batch else torch.ones_like(pictures[:, None, :, :, 0])
         grey = (pictures - 0.5) * (1 - hole[:, 0, ..., None]) + 0.5
-        small = nn.functional.interpolate(hole, shape[1:], mode="nearest")
+        small = snap_hole(hole[:, 0], shape[1:])[:, None]
         inputs["beside"] = torch.cat([small, vae.mode(grey, scaled=True)], 1)
     if stage.channels == 8:
         inputs["beside"] = vae.mode(batch["source"], scaled=False) * keep_image.to(pictures).view(-1, 1, 1, 1)

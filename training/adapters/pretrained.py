@@ -16,7 +16,7 @@ from ...encoders import checkpoint_layouts as layouts
 from ...encoders import dinov2
 from ...encoders.content_adapter import CLIP, AdapterConfig, EncoderSpec
 from ...encoders.embedding_optimizer import OptimizerConfig
-from ..finetune.trainer import NoiseSchedule
+from ..objective import NoiseSchedule
 from .identity_stages import widen_input_convolution
 
 NOISE_LEVELS, BETA_START, BETA_END = 1000, 0.00085, 0.012  # Stable Diffusion: sqrt(beta) is linear in t

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...common.atomic_io import atomic_replace, atomic_write
 from ...common.log import logger
+from ...common.text_files import read_json
 
 KEPT_CHECKPOINTS = 2  # newest checkpoints of a run that stay on disk
 CONFIG_FILE = "run.json"
@@ -90,7 +91,11 @@ def check_resumable(run: RunConfig) -> None:
             " steps, or another --out."
         )
     file = run.folder / CONFIG_FILE
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    before = read_json(file, "--out") if file.is_file() else {}
+    if not isinstance(before, dict):
+        raise ValueError(
+            f"--out: {file} holds no options of a run; delete that folder, or give another --out."
+        )
     for option, value in run.resume_config.items():
         if option in before and before[option] != value:
             raise ValueError(

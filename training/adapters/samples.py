@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...common.picture_suffixes import SUFFIXES
 from ...encoders.content_adapter import EncoderSpec
 from ...imaging import picture_files
 from ...imaging.boxes import Box, bounding_box
@@ -120,7 +121,7 @@ def frame_names(record: Record) -> list[str]:
 
 
 def _is_picture(field: str) -> bool:
-    return f".{field.rpartition('.')[2]}" in picture_files.SUFFIXES
+    return f".{field.rpartition('.')[2]}" in SUFFIXES
 
 
 def read_frame(record: Record, name: str) -> tuple[Tensor, Tensor]:

@@ -1,20 +1,29 @@
-"""Read and write training records: WebDataset shards or a Hugging Face datasets folder, both by number.
+"""Read, write and make training records: WebDataset shards or a Hugging Face datasets folder, all by number.
 
 A record is a dict of named fields: {"000.jpg": bytes, "000.mask.png": bytes}. In a shard (a tar file) the
 adjacent files `cat7.000.jpg` and `cat7.000.mask.png` are the record `cat7`, which is WebDataset's rule. Only
 the file offsets of a few shards are kept in memory, so memory does not grow with the number of records.
+`pack_pictures` makes shards from a folder of images.
 """
 
 import io
 import json
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from PIL import Image
+
 from ...common.atomic_io import atomic_write
+from ...common.log import logger
+from ...common.picture_suffixes import SUFFIXES
+from ...common.text_files import read_json
+from ...imaging.picture_files import BITS_16, open_picture_file, picture_array
+from ...imaging.references import list_references, natural_order
 
 INDEX = "inlay-shards.json"  # number of records of each shard in the folder
 OPEN_SHARDS = 4  # open files, to bound memory
@@ -114,7 +123,12 @@ def index_tar(shard: Path) -> list[FieldOffsets]:
 def _counts(folder: Path, paths: list[Path]) -> list[int]:
     """Return the number of records of each shard: from the index file, or by counting."""
     index = folder / INDEX
-    recorded = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    try:
+        recorded = read_json(index, "--data") if index.is_file() else {}
+        recorded = dict(recorded)
+    except (ValueError, TypeError) as error:
+        logger.warning(f"Inlay: {index} is damaged ({error}); the records are counted again.")
+        recorded = {}
     sizes = [recorded.get(f"{path.name} {path.stat().st_size}") for path in paths]
     return [len(index_tar(path)) if size is None else size for path, size in zip(paths, sizes, strict=True)]
 
@@ -231,3 +245,65 @@ def _bytes(picture: dict | None, column: str) -> bytes:
     if picture is None or picture["path"] is None:
         raise ValueError(f"--data: a record holds no picture in its column '{column}'; add or remove it.")
     return Path(picture["path"]).read_bytes()
+
+
+STORED = {".png", ".jpg", ".jpeg", ".webp"}  # stored unchanged; other formats become PNG
+
+
+def pack_pictures(folder: Path, shards: Path, per_shard: int = 1000) -> int:
+    """Write the objects of a folder as shards.
+
+    A subfolder is one object; its images are the views in natural order. Images in the folder itself are one
+    object each and come after those. Masks are files beside them (cat_mask.png, cat-mask.png) or the alpha
+    channel. A subfolder with images named source, target and object is a triplet.
+
+    Returns:
+        The number of records.
+
+    Raises:
+        ValueError: if there are no images, or if the target folder has shards already.
+    """
+    return write_shards(_records(folder), shards, per_shard)
+
+
+def _records(folder: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    objects = sorted((path for path in visible if path.is_dir()), key=natural_order)
+    loose = any(path.is_file() and path.suffix.lower() in SUFFIXES for path in visible)
+    number = 0
+    for number, path in enumerate(objects, 1):
+        yield f"{number - 1:08d}", _triplet(path) or _views(list_references(path))
+    if loose or not objects:
+        for index, pair in enumerate(list_references(folder), number):
+            yield f"{index:08d}", _views([pair])
+
+
+def _triplet(folder: Path) -> dict[str, bytes] | None:
+    pictures = {path.stem: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+    if not {"source", "target"} <= pictures.keys():
+        return None
+    return {f"{name}{file.suffix.lower()}": file.read_bytes() for name, file in sorted(pictures.items())}
+
+
+def _views(pairs: list[tuple[Path, Path | None]]) -> dict[str, bytes]:
+    fields = {}
+    for number, (picture, mask) in enumerate(pairs):
+        kind, name = picture.suffix.lower(), f"{number:03d}"
+        if kind in STORED:
+            fields[f"{name}{kind}"] = picture.read_bytes()
+        else:
+            fields[f"{name}.png"] = _as_png(picture)
+        if mask is not None:
+            fields[f"{name}.mask.png"] = mask.read_bytes() if mask.suffix.lower() == ".png" else _as_png(mask)
+    return fields
+
+
+def _as_png(path: Path) -> bytes:
+    """The picture as PNG, turned as the camera was held; more than 8 bits are kept as 16."""
+    picture = open_picture_file(path, "--pictures")
+    if picture.mode not in ("L", "RGB", "RGBA"):
+        grey = picture_array(picture)[..., 0]
+        picture = Image.fromarray((grey * BITS_16).round().astype(np.uint16))
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    return data.getvalue()

@@ -13,16 +13,28 @@ Kinds are free; `AttributeSubstitutionEncode` knows the values of colour, materi
 and size, and finds by them what a prompt contradicts. Words of the kinds accessory, part, clothing and
 feature follow the class name with "with", all others stand before it; a word that begins with a preposition
 ("made of clay") follows as it is.
+
+`propose_attributes` asks a local vision-language model. Any image-to-text chat model that transformers opens
+from a folder will do (Qwen-VL, SmolVLM, LLaVA ...); nothing is downloaded, and only safetensors are read.
+DreamMix used GPT-4o and did not release its prompt; the question and the vote are ours.
 """
 
 import json
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
 from ...common.text_files import parse_json, read_text
+from .subject import check_words
 
 Attributes = Mapping[str, Sequence[str]]  # kind -> words
 
@@ -78,6 +90,8 @@ def _checked(found: Iterable[tuple[str, object]]) -> dict[str, list[str]]:
             raise ValueError(
                 f'attributes: the words of "{kind}" are no list of words; write for example ["brown"].'
             )
+        for word in (kind, *words):
+            check_words("attributes", " ".join(word.split()))
         known = attributes.setdefault(" ".join(kind.split()).lower(), [])
         known += [word for word in (" ".join(word.split()) for word in words) if word and word not in known]
     return {kind: list(dict.fromkeys(words)) for kind, words in attributes.items() if kind and words}
@@ -101,6 +115,8 @@ def compose_prompts(
         raise ValueError("attributes: there are none; write for example colour: brown; material: clay.")
     if not class_name.strip():
         raise ValueError("class_name: it is empty; say in a word or two what the subject is, such as teapot.")
+    check_words("class_name", class_name.strip())
+    check_words("token", token.strip())
     if SUBJECT not in template:
         raise ValueError(f"template: it has no {SUBJECT}; write for example a photo of a {SUBJECT}.")
     draw = random.Random(seed)
@@ -144,3 +160,102 @@ def _fill(template: str, subject: str) -> str:
     if subject[0].lower() in "aeiou":
         template = re.sub(article, r"\1n", template)
     return template.replace(SUBJECT, subject)
+
+
+QUESTION = (
+    "Describe how the {class_name} in this picture looks, as JSON from kinds of attributes to lists of words,"
+    ' for example {{"colour": ["brown"], "material": ["clay"], "texture": ["smooth"], "pattern": ["striped"],'
+    ' "shape": ["round"], "accessory": ["a lid"]}}. Only kinds that can be seen, one or two words each.'
+    " Answer with the JSON alone."
+)
+ANSWER_TOKENS = 256
+# One "kind: words" of an answer that is no JSON, with or without the marks of a list.
+LINE = re.compile(
+    r"^[\s>*+-]*(?:\d+[.)])?\s*([^\W\d_][^:{}\[\]\"\n]{0,24}?)[\s*]*:[\s*]*(\S[^{}\[\]\"\n]*)$", re.MULTILINE
+)
+
+
+def propose_attributes(
+    images: Sequence[Tensor], class_name: str, folder: Path, device: torch.device, dtype: torch.dtype
+) -> dict[str, list[str]]:
+    """What the model in `folder` says in at least half of the pictures (H,W,3) in [0,1], each asked alone.
+
+    Raises ValueError when the folder holds no such model or no answer can be read.
+    """
+    chat = Chat(folder, device, dtype)
+    return vote([parse_answer(chat.ask(image, QUESTION.format(class_name=class_name))) for image in images])
+
+
+class Chat:
+    """One open model; `ask` is deterministic."""
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
+        from transformers import AutoModelForImageTextToText, AutoProcessor  # seconds to import
+
+        try:
+            self.processor: Any = AutoProcessor.from_pretrained(str(folder), local_files_only=True)
+            model: Any = AutoModelForImageTextToText.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"vision_model: '{folder.name}' does not open as a vision-language model"
+                f" ({str(error).splitlines()[0]}); put a whole transformers folder there."
+            ) from error
+        self.model = model.to(device).eval()
+
+    @torch.inference_mode()
+    def ask(self, image: Tensor, question: str) -> str:
+        """The answer to a question about an image (H,W,3) in [0,1]."""
+        array = (image[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
+        content = [
+            {"type": "image", "image": Image.fromarray(np.ascontiguousarray(array))},
+            {"type": "text", "text": question},
+        ]
+        inputs = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self.model.device, self.model.dtype)
+        said = self.model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+        answer = said[:, inputs["input_ids"].shape[1] :]
+        return self.processor.batch_decode(answer, skip_special_tokens=True)[0].strip()
+
+
+def parse_answer(answer: str) -> dict[str, list[str]]:
+    """The dictionary in an answer: the JSON in it, else its lines of the form "kind: words".
+
+    Raises ValueError, with the answer's beginning, when there is neither.
+    """
+    begin, end = answer.find("{"), answer.rfind("}")
+    if -1 < begin < end:
+        try:
+            return _lower(parse_attributes(answer[begin : end + 1]))
+        except ValueError:
+            pass  # prose in braces, or JSON cut off: its lines may still say it
+    found = parse_attributes("\n".join(f"{kind}: {words}" for kind, words in LINE.findall(answer)))
+    if not found:
+        raise ValueError(
+            f"vision_model: its answer names no attributes ('{' '.join(answer.split())[:80]}'); type them"
+            " yourself."
+        )
+    return _lower(found)
+
+
+def _lower(attributes: Attributes) -> dict[str, list[str]]:
+    return {kind: [word.strip(" .*").lower() for word in words] for kind, words in attributes.items()}
+
+
+def vote(proposals: Iterable[Attributes]) -> dict[str, list[str]]:
+    """The words that at least half of the proposals name, most named first."""
+    proposals = list(proposals)
+    counts = Counter(
+        (kind, word) for proposal in proposals for kind, words in proposal.items() for word in words
+    )
+    agreed: dict[str, list[str]] = {}
+    for (kind, word), count in counts.most_common():
+        if 2 * count >= len(proposals):
+            agreed.setdefault(kind, []).append(word)
+    return agreed

@@ -17,6 +17,7 @@ from ...imaging.boxes import bounding_box
 from ...imaging.inputs import as_images_each, as_masks_each
 from ...imaging.latent_mask import snap_hole
 from ...imaging.masks import box_mask, check_mask
+from ..objective import generator_at
 from .recipes import Recipe
 
 LATENT_PIXEL = 8  # pixels to a latent pixel, in every VAE of the UNet families
@@ -123,6 +124,10 @@ class Examples:
     # Standard deviations of latent and masked (N,4,h,w) where each step draws them; else both are the means.
     deviation: Tensor | None = None
     masked_deviation: Tensor | None = None
+    # (N or 1,), which of the encoded texts; transformers read it, and their `context` is empty (1,0,0).
+    caption: Tensor | None = None
+    photo: Tensor | None = None  # (N,), which reference picture an example was made from
+    pixel_mask: Tensor | None = None  # (N,1,H,W) in bytes, the hole in pixels, which FLUX.1 Fill reads
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -147,7 +152,8 @@ class Examples:
         """
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         length = math.lcm(self.context.shape[1], other.context.shape[1])
-        pairs["context"] = tuple(c.repeat(1, length // c.shape[1], 1) for c in pairs["context"])
+        if length:
+            pairs["context"] = tuple(c.repeat(1, length // c.shape[1], 1) for c in pairs["context"])
         return Examples(**{name: torch.cat(pair) for name, pair in pairs.items() if pair[0] is not None})
 
     def drawn(self, generator: torch.Generator) -> "Examples":
@@ -188,11 +194,13 @@ def prepare_examples(
     views = _views(references, recipe, size, copies, torch.Generator().manual_seed(seed))
     groups = iter(lambda: list(islice(views, ENCODED_AT_ONCE // 2)), [])  # drawn as they are encoded
     parts = zip(*(_encoded(group, encode) for group in groups), strict=True)
-    latent, mask, masked, valid = (torch.cat(part) for part in parts)
+    latent, mask, masked, valid, pixels = (torch.cat(part) for part in parts)
+    photo = torch.arange(len(references)).repeat_interleave(copies)
+    rest = {"photo": photo, "pixel_mask": pixels if recipe.hole_condition == "channels" else None}
     if not recipe.sample_posterior:
-        return Examples(latent, mask, masked, valid, context, pooled)
+        return Examples(latent, mask, masked, valid, context, pooled, **rest)
     (latent, deviation), (masked, other) = latent.chunk(2, dim=1), masked.chunk(2, dim=1)
-    return Examples(latent, mask, masked, valid, context, pooled, deviation, other)
+    return Examples(latent, mask, masked, valid, context, pooled, deviation, other, **rest)
 
 
 TrainingView = tuple[Tensor, Tensor, Tensor]  # picture (1,3,S,S) in [-1,1], hole and valid (1,1,S,S)
@@ -211,13 +219,13 @@ def _views(
 
 
 def _encoded(group: Sequence[TrainingView], encode: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-    """Return latent, mask, masked and valid of a few views, as `Examples` holds them."""
+    """Return latent, mask, masked, valid and pixel_mask of a few views, as `Examples` holds them."""
     view, hole, valid = (torch.cat(parts) for parts in zip(*group, strict=True))
     pictures = torch.cat([view, view * (1 - hole)])  # a hole is grey: 0 in [-1, 1]
     latent, masked = encode((pictures.movedim(1, -1) + 1) / 2).chunk(2)
     grid = latent.shape[-2:]
     # A latent pixel is valid only where all the pixels under it show the picture.
-    return latent, shrunk_hole(hole, grid), masked, -F.adaptive_max_pool2d(-valid, grid)
+    return latent, shrunk_hole(hole, grid), masked, -F.adaptive_max_pool2d(-valid, grid), hole.byte()
 
 
 def shrunk_hole(hole: Tensor, grid: torch.Size | tuple[int, int]) -> Tensor:
@@ -234,10 +242,3 @@ def rows_of_step(count: int, batch: int, step: int, seed: int) -> Tensor:
     epochs = {place // count for place in places}
     orders = {epoch: torch.randperm(count, generator=generator_at(seed, epoch, 1)) for epoch in epochs}
     return torch.stack([orders[place // count][place % count] for place in places])
-
-
-def generator_at(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Return a generator that depends on the seed, the step and the stream (0 noise, 1 order) alone."""
-    # Odd multipliers spread neighbouring steps over the whole range (Steele et al. 2014, SplitMix64).
-    mixed = seed + step * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9
-    return torch.Generator().manual_seed(mixed & (2**63 - 1))

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ...common.log import logger
 from ...conditioning.family import family
-from ...host import models
+from ...host.families import is_transformer, require_family, settings_of
 from ...host.signals import DelayedTermination
 from ..optimizers import eight_bit_installed
 from .checks import check_previous
 from .data import Examples
-from .distributed import split_batch
+from .generation import Preview, make_preview_scene
 from .lora import exported_shapes
 from .lora_formats import lora_metadata, lora_names
 from .memory import with_preset
@@ -30,15 +30,13 @@ from .pipeline import (
     released_fingerprints,
     train_lora,
 )
-from .plots import draw_strip
-from .presets import MEMORY_PRESETS
-from .preview import Preview, make_preview_scene
-from .recipes import Recipe
+from .progress import draw_strip
+from .recipes import MEMORY_PRESETS, Recipe
 from .spec import FinetuneSpec, spec_from_toml
 from .store import Store, content_key, fingerprint, released_key
 from .subject import Subject
 from .toml_config import Config
-from .trainer import QUIET, SINGLE_PROCESS, Callbacks, ProcessGroup, TrainingState
+from .trainer import QUIET, SINGLE_PROCESS, Callbacks, ProcessGroup, TrainingState, split_batch
 
 SAVE_EVERY = 100  # steps between checkpoints; an interrupt or an error saves one too
 # Bytes for each trained number: the LoRA, and two checkpoints while one replaces the other.
@@ -80,7 +78,7 @@ def stored_names(pipeline: Pipeline, spec: FinetuneSpec, texts: dict[str, Encode
     base = pipeline_fingerprint(pipeline, texts) + previous
     key = content_key(concepts, spec.recipe, spec.size, spec.seed, base)
     names = [Store.name(spec.class_name, spec.recipe, key)]
-    if pipeline.inpaint_patch is None:
+    if pipeline.inpaint_patch is None and not is_transformer(pipeline.model):
         for released in released_fingerprints(pipeline):
             key = released_key(concepts, spec.recipe, spec.size, spec.seed, released + previous)
             if key:
@@ -121,9 +119,14 @@ def finetune_subject(
 
 
 def finetune_from_config(
-    config: Config, group: ProcessGroup, on_step: Callable[[int, float], None]
+    config: Config,
+    group: ProcessGroup,
+    on_step: Callable[[int, float], None],
+    on_plan: Callable[[int], None] = lambda steps: None,
 ) -> tuple[Subject, Path]:
     """Return the subject that a config describes and where its LoRA is; train it where there is none.
+
+    `on_plan(steps)` is called before the training with its number of steps.
 
     Raises:
         ValueError: in the user's words.
@@ -134,6 +137,7 @@ def finetune_from_config(
         eight_bit = eight_bit_installed() and not config.optimiser_named
         recipe = split_batch(with_preset(config.recipe, preset, eight_bit), group.size)
         pipeline, spec = spec_from_toml(config, recipe)
+        on_plan(spec.recipe.steps)
         options = RunOptions(
             checkpointing=preset.checkpointing,
             save_every=config.save_every,
@@ -185,6 +189,7 @@ def _train(
         checkpointing=options.checkpointing,
         after_step=preview,
         group=group,
+        texts=[text.values for text in texts.values() if text.values is not None],
     )
     strip = draw_strip(preview.pictures) if preview and preview.pictures else None
     return FinetuneResult(_subject(pipeline, spec, names[0], losses), lora, strip)
@@ -204,6 +209,9 @@ def _preview(
         spec.recipe.masked_cross_attention,
         pipeline.inpaint_patch,
     )
+    if is_transformer(pipeline.model):
+        row, settings = require_family(pipeline.model), settings_of(pipeline.model)
+        scene = scene._replace(family=row, settings=settings, condition=spec.recipe.hole_condition)
     return Preview(scene, options.preview_every, spec.recipe.steps, options.callbacks.on_preview)
 
 
@@ -221,8 +229,8 @@ def _with_attributes(store: Store | None, name: str, subject: Subject, spec: Fin
 
 
 def _bytes_to_store(pipeline: Pipeline, recipe: Recipe) -> int:
-    unet = models.unet_of(pipeline.model)
-    shapes = exported_shapes(unet, recipe.adapter, lora_names(pipeline.model)).values()  # pyright: ignore
+    network = pipeline.model.model.diffusion_model
+    shapes = exported_shapes(network, recipe.adapter, lora_names(pipeline.model)).values()
     return BYTES_PER_TRAINED_NUMBER * sum(torch.Size(shape).numel() for shape in shapes)
 
 

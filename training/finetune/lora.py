@@ -1,9 +1,19 @@
-"""What is trained: a PEFT adapter or the weights themselves, and the tensors that carry it elsewhere."""
+"""What is trained, a PEFT adapter or the weights themselves, and the LoRA files of other programs.
 
-from collections.abc import Callable
+Files have kohya's keys, which the host and diffusers read too. diffusers writes
+`unet.<path>.lora.down.weight` (DreamMix's file), PEFT and newer diffusers `unet.<path>.lora_A.weight`, and
+diffusers before 0.22 wrote `<path>.processor.to_k_lora.down.weight`; of these the host reads only the last.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .recipes import AdapterSpec
@@ -20,7 +30,7 @@ class LoraAdapter:
         config = LoraConfig(
             r=spec.rank,
             lora_alpha=spec.rank if spec.alpha is None else spec.alpha,  # type: ignore[arg-type]
-            target_modules=list(spec.targets),
+            target_modules=spec.pattern or list(spec.targets),
             init_lora_weights="gaussian" if spec.init == "gaussian" else True,
             use_dora=spec.dora,
             use_rslora=spec.rslora,
@@ -102,13 +112,10 @@ def attach_adapter(
 
 def lora_layers(unet: nn.Module, spec: AdapterSpec) -> dict[str, nn.Linear]:
     """Return the layers a LoRA goes on, by path. Raises ValueError for none, or for one that is too small."""
-    layers: dict[str, Any] = {
-        path: layer
-        for path, layer in unet.named_modules()
-        if any(path == end or path.endswith(f".{end}") for end in spec.targets)
-    }
+    layers: dict[str, Any] = {path: layer for path, layer in unet.named_modules() if is_target(path, spec)}
     if not layers:
-        raise ValueError(f"The model has no layers called {', '.join(spec.targets)} to put a LoRA on.")
+        named = spec.pattern or ", ".join(spec.targets)
+        raise ValueError(f"The model has no layers called {named} to put a LoRA on.")
     smallest = min(min(layer.in_features, layer.out_features) for layer in layers.values())
     if spec.rank > smallest:
         raise ValueError(
@@ -116,6 +123,13 @@ def lora_layers(unet: nn.Module, spec: AdapterSpec) -> dict[str, nn.Linear]:
             f" choose {smallest} or less."
         )
     return layers
+
+
+def is_target(path: str, spec: AdapterSpec) -> bool:
+    """Return whether a LoRA of `spec` goes on the layer at a module path."""
+    if spec.pattern:
+        return re.fullmatch(spec.pattern, path) is not None
+    return any(path == end or path.endswith(f".{end}") for end in spec.targets)
 
 
 def exported_shapes(unet: nn.Module, spec: AdapterSpec, name: Name) -> dict[str, tuple[int, ...]]:
@@ -140,3 +154,76 @@ def _difference(path: str, name: Name) -> str:
 
 def _stored(weight: Tensor) -> Tensor:
     return weight.detach().float().cpu().contiguous()
+
+
+PARTS = {
+    "lora_A": "lora_down.weight",
+    "lora_B": "lora_up.weight",
+    "lora.down": "lora_down.weight",
+    "lora.up": "lora_up.weight",
+    "lora_linear_layer.down": "lora_down.weight",
+    "lora_linear_layer.up": "lora_up.weight",
+    "lora_magnitude_vector": "dora_scale",
+}
+PART_PATTERN = "|".join(map(re.escape, PARTS))
+DIFFUSERS_KEY = re.compile(
+    rf"(?:unet\.)?((?:down|mid|up)_blocks?\..+?)[._]({PART_PATTERN})(?:\.default)?(?:\.weight)?"
+)
+
+
+def read_lora_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a LoRA file, with diffusers' names turned into kohya's, and its metadata.
+
+    Raises ValueError when it is no safetensors file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"lora_name: {path.name} is no safetensors file or damaged; download it again."
+        ) from error
+    return as_kohya(tensors, _settings(metadata.get("lora_adapter_metadata", "{}"))), metadata
+
+
+def _settings(text: str) -> dict:
+    """PEFT's settings; none where another program wrote something else under their name."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def peft_config(path: Path) -> dict:
+    """Return PEFT's settings in a LoRA file, as newer diffusers write them; empty where there are none."""
+    with safe_open(path, "pt") as file:
+        return _settings((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+
+
+def as_kohya(tensors: Mapping[str, Tensor], config: Mapping) -> dict[str, Tensor]:
+    """The tensors under kohya's keys; names that are not diffusers' stay as they are.
+
+    `config`: PEFT's settings as newer diffusers write them into the file, "unet.lora_alpha" and so on;
+    without them the scale alpha / rank is 1, as diffusers has it.
+    """
+    renamed = {}
+    for key, tensor in tensors.items():
+        match = DIFFUSERS_KEY.fullmatch(key)
+        if not match:
+            renamed[key] = tensor
+            continue
+        path = re.sub(r"to_out$", "to_out.0", match[1].replace(".processor", ""))
+        name, part = "lora_unet_" + path.replace(".", "_"), PARTS[match[2]]
+        renamed[f"{name}.{part}"] = tensor[:, None] if part == "dora_scale" and tensor.ndim == 1 else tensor
+        if part == "lora_down.weight" and config.get("unet.lora_alpha") is not None:
+            renamed[f"{name}.alpha"] = torch.tensor(_alpha(path, tensor.shape[0], config))
+    return renamed
+
+
+def _alpha(path: str, rank: int, config: Mapping) -> float:
+    """kohya's scale is alpha / rank; rank-stabilised LoRA's is alpha / sqrt(rank)."""
+    own = config.get("unet.alpha_pattern") or {}
+    alpha = next((a for end, a in own.items() if f".{path}".endswith(f".{end}")), config["unet.lora_alpha"])
+    return float(alpha) * (math.sqrt(rank) if config.get("unet.use_rslora") else 1.0)

@@ -1,14 +1,14 @@
-"""The published recipes as data: a user picks one and changes what they like.
+"""The published recipes as data, and the memory presets: a user picks one of each and changes what they like.
 
-Every number carries its source. Where a paper and its released code differ the paper is the default; what the
-code does is named in the comment. Lines marked "ours" are choices neither states.
+Every number carries its source. Where a paper and its released code differ, the paper is the default; the
+comment gives the number of the code. Lines marked "ours" are choices that neither states.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ...imaging.augment import Augmentation
-from .presets import ADAFACTOR_RATE, OptimizerKind
+from ..optimizers import ADAFACTOR_RATE, OptimizerKind, OptimizerSpec
 
 # Of the network's arithmetic. "model": the host's choice; "half": 16 bits of whatever kind suits the device.
 Precision = Literal["model", "half", "fp32", "bf16", "fp16"]
@@ -25,18 +25,9 @@ class AdapterSpec:
     init: Literal["gaussian", "kaiming"] = "kaiming"  # of A; B starts at zero
     dora: bool = False  # DoRA: magnitude and direction apart (Liu et al. 2024)
     rslora: bool = False  # scale alpha / sqrt(rank) (Kalajdzievski 2023)
-
-
-@dataclass(frozen=True)
-class OptimizerSpec:
-    """Constant learning rate, no warm-up. Adafactor's rate is relative to the size of each weight."""
-
-    learning_rate: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)  # DreamCom and DreamMix, released code
-    weight_decay: float = 1e-2
-    eps: float = 1e-8  # DreamCom, released code
-    clip_norm: float = 1.0  # DreamCom, released code
-    kind: OptimizerKind = "AdamW"  # betas and eps are AdamW's
+    # Which layers of a transformer, in words: its family's row has their paths.
+    layers: Literal["attention", "attention and feed-forward"] = "attention and feed-forward"
+    pattern: str = ""  # regular expression of module paths, which is then used instead of `targets`
 
 
 @dataclass(frozen=True)
@@ -66,6 +57,12 @@ class Recipe:
     sample_posterior: bool = (
         False  # draw latents from the VAE's distribution, as released codes do; else its mean
     )
+    # How a transformer learns where the hole is: mask channels, the picture with a grey hole as a reference
+    # latent, or from the weights of the loss alone. "auto", None: as the model's family has it.
+    hole_condition: Literal["auto", "channels", "reference", "loss"] = "auto"
+    timesteps: Literal["auto", "logit-normal", "uniform"] = "auto"
+    shift: float | None = None  # of the noise levels; 0: by the number of image tokens
+    guidance: float | None = None  # of the guidance embedding in training
 
     def with_choices(
         self,
@@ -137,3 +134,33 @@ DREAMMIX = Recipe(
 )
 
 RECIPES = {recipe.name: recipe for recipe in (DREAMCOM, DREAMCOM_FULL, DREAMMIX)}
+RECIPE_NAMES = tuple(RECIPES)
+
+
+class MemoryPreset(NamedTuple):
+    """What a preset turns on; the effective batch stays the recipe's."""
+
+    half: bool  # 16-bit arithmetic instead of the model's own
+    checkpointing: bool
+    at_once: int  # pictures in one pass, at most; the rest is accumulated. 0: the whole batch
+    eight_bit: bool  # AdamW's moments in 8 bits, where bitsandbytes is installed
+
+
+# For a graphics card of that size. The estimate for DreamCom's LoRA on SDXL at 1024 px: 15.8, 10.5, 7.0 and
+# 5.5 GB with 2, 1, 4 and 1 pictures at once; the rest of the card is for the driver, the desktop and the VAE.
+MEMORY_PRESETS = {
+    "recipe": MemoryPreset(half=False, checkpointing=False, at_once=0, eight_bit=False),
+    "24 GB": MemoryPreset(half=True, checkpointing=False, at_once=2, eight_bit=False),
+    "16 GB": MemoryPreset(half=True, checkpointing=False, at_once=1, eight_bit=False),
+    "12 GB": MemoryPreset(half=True, checkpointing=True, at_once=4, eight_bit=True),
+    "8 GB": MemoryPreset(half=True, checkpointing=True, at_once=1, eight_bit=True),
+}
+
+
+def describe_preset(preset: MemoryPreset) -> str:
+    """What a preset turns on, in words."""
+    parts = ["16-bit"] * preset.half + ["gradient checkpointing"] * preset.checkpointing
+    if preset.at_once:
+        parts.append(f"{preset.at_once} of a batch at a time")
+    parts += ["8-bit AdamW if bitsandbytes is installed"] * preset.eight_bit
+    return ", ".join(parts) or "nothing turned on"

@@ -1,16 +1,32 @@
-"""Regular data (DreamMix, sec. 3.3): pictures of the subject's kind, each with its own prompt and mask."""
+"""Regular data (DreamMix, sec. 3.3): images of the subject's kind, each with its own prompt and mask.
 
+`generation.py` makes them. As files they have the layout of DreamMix's released code, one folder for each
+prompt:
+
+    regular_teapot/a_sks_brown_teapot/1234-image.png
+    regular_teapot/a_sks_brown_teapot/1234-mask.png
+
+A prompt too long for the name of a folder is in `prompt.txt` inside a folder of a shorter name.
+"""
+
+import hashlib
+import re
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
+from PIL import Image
 from torch import Tensor
 
+from ...common.atomic_io import atomic_write
 from ...imaging.boxes import Box
-from ...imaging.masks import fill_box
-from .data import Concept, Examples, Reference, generator_at
+from ...imaging.masks import check_mask, fill_box
+from ..objective import generator_at
+from .data import Concept, Examples, Reference
 
 BOX_SIDES = (0.55, 0.85)  # ours: of the picture's sides, so that the subject is large and its place varies
 STRONG = 0.2  # ours: colours that changed more than this count alike, so that pale parts are not lost
@@ -57,6 +73,8 @@ def changed_mask(image: Tensor, background: Tensor, hole: Tensor) -> Tensor:
     changed more than Otsu's threshold, smoothed; of these the largest connected part, its own holes filled.
     Where that is next to nothing or nearly all of the hole, the hole itself: no outline was found.
     """
+    from scipy import ndimage  # slow to import
+
     change = ((image - background).abs().amax(-1) / STRONG).clamp(max=1)
     reach = 2 * (min(change.shape) // 128) + 1
     change = F.avg_pool2d(change[None], reach, 1, reach // 2, count_include_pad=False)[0]
@@ -78,3 +96,144 @@ def otsu(values: Tensor) -> float:
     below, mass = counts.cumsum(0), (counts * levels.to(counts)).cumsum(0)
     apart = (mass[-1] * below - mass * below[-1]).square() / (below * (below[-1] - below)).clamp(min=1)
     return float((apart.argmax() + 1) / 256)
+
+
+IMAGE = re.compile(r"(.+)-image\.png")
+UNFIT = re.compile(r'[<>:"/\\|?*_\x00-\x1f]|^\s|[\s.]$')  # in a folder's name, on one system or another
+LONGEST = 120  # bytes of a folder's name: some systems allow 255, some 260 for a whole path
+PROMPT_FILE = "prompt.txt"
+
+
+class RegularFile(NamedTuple):
+    """One regular picture's files, and its prompt."""
+
+    prompt: str
+    image: Path
+    mask: Path
+
+
+def list_regular(folder: Path) -> list[RegularFile]:
+    """Return everything in a `regular_<category>` folder, by prompt and name.
+
+    Raises ValueError when there is nothing, or a picture without its mask.
+    """
+    found = []
+    for path in sorted(folder.glob("*/*-image.png")):
+        match = IMAGE.fullmatch(path.name)
+        mask = path.with_name(f"{match[1]}-mask.png") if match else path
+        if not mask.is_file():
+            raise ValueError(f"regular data: '{path.parent.name}/{path.name}' has no mask; add {mask.name}.")
+        found.append(RegularFile(_prompt_of(path.parent), path, mask))
+    if not found:
+        raise ValueError(
+            f"regular data: '{folder.name}' holds no <prompt>/<seed>-image.png; choose a folder in"
+            " DreamMix's layout."
+        )
+    return found
+
+
+def _prompt_of(folder: Path) -> str:
+    file = folder / PROMPT_FILE
+    if file.is_file():
+        return file.read_text(encoding="utf-8-sig", errors="replace").strip()
+    return folder.name.replace("_", " ")
+
+
+def save_regular(
+    folder: Path, references: Sequence[tuple[Tensor, Tensor]], prompts: Sequence[str]
+) -> list[Path]:
+    """Write pictures (H, W, 3) in [0, 1] with their masks (H, W), one prompt for all or one for each.
+
+    Files are named by content: what is there already is not written again, and nothing is replaced.
+
+    Raises:
+        ValueError: before anything is written, for what could not be read again; for a folder that cannot be
+            written.
+    """
+    if len(prompts) not in (1, len(references)):
+        raise ValueError(
+            f"prompts: there are {len(prompts)} for {len(references)} pictures; give one for all or each."
+        )
+    for prompt in prompts:
+        check_prompt(prompt)
+    for number, (image, mask) in enumerate(references, 1):
+        check_mask(image[None], mask[None], f"masks: mask {number}")
+        if not (mask > 0.5).any():
+            raise ValueError(f"masks: mask {number} is empty; leave out its picture, or mask the thing.")
+    paths = []
+    try:
+        for number, (image, mask) in enumerate(references):
+            prompt = prompts[number % len(prompts)]
+            name = _content_name(folder / folder_name(prompt), image, mask)
+            paths.append(write_regular(folder, prompt, name, image, mask))
+    except OSError as error:
+        raise ValueError(
+            f"category: {folder} could not be written ({error.strerror or error}); make it a folder with room"
+            " that ComfyUI may write to, and queue again."
+        ) from error
+    return paths
+
+
+def _content_name(place: Path, image: Tensor, mask: Tensor) -> str:
+    """Return a name that no other picture and no other mask of the same picture has in this folder."""
+    content = image[..., :3].cpu().contiguous().numpy().tobytes()
+    short = str(zlib.crc32(image.cpu().contiguous().numpy().tobytes()))
+    if _holds(place / f"{short}-image.png", image[..., :3], place / f"{short}-mask.png", mask):
+        return short
+    return hashlib.sha256(content + _bytes(mask.gt(0.5).float()).tobytes()).hexdigest()[:16]
+
+
+def _holds(image_file: Path, image: Tensor, mask_file: Path, mask: Tensor) -> bool:
+    """Return whether the files hold this picture and mask, or are not there."""
+    for path, pixels in ((image_file, image), (mask_file, mask.gt(0.5).float())):
+        if path.is_file():
+            try:
+                with Image.open(path) as opened:
+                    there = np.asarray(opened)
+            except OSError:
+                return False
+            if not np.array_equal(there, _bytes(pixels)):
+                return False
+    return True
+
+
+def write_regular(folder: Path, prompt: str, name: str, image: Tensor, mask: Tensor) -> Path:
+    """Write a picture (H, W, 3) in [0, 1] and its mask (H, W) as `<folder>/<prompt>/<name>-image.png`.
+
+    The mask comes first, so a picture that is there is complete. Raises ValueError for a prompt that cannot
+    be a folder's name.
+    """
+    check_prompt(prompt)
+    place = folder / folder_name(prompt)
+    place.mkdir(parents=True, exist_ok=True)
+    if place.name != prompt.replace(" ", "_"):
+        atomic_write(place / PROMPT_FILE, lambda path: path.write_text(prompt, encoding="utf-8"))
+    _save(mask.gt(0.5).float(), place / f"{name}-mask.png")
+    _save(image[..., :3], place / f"{name}-image.png")
+    return place / f"{name}-image.png"
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise ValueError for a prompt that would not come back from a folder's name."""
+    if not prompt or UNFIT.search(prompt):
+        shown = prompt if len(prompt) <= LONGEST else f"{prompt[:LONGEST]}..."
+        raise ValueError(
+            f"prompts: '{shown}' cannot be a folder's name; use letters, digits, spaces, commas and hyphens."
+        )
+
+
+def folder_name(prompt: str) -> str:
+    """Return the name of a prompt's folder; a long one is cut and ends with a hash."""
+    name = prompt.replace(" ", "_")
+    if len(name.encode()) <= LONGEST:
+        return name
+    start = name.encode()[: LONGEST - 17].decode(errors="ignore").rstrip("_. ")
+    return f"{start}-{hashlib.sha256(prompt.encode()).hexdigest()[:16]}"
+
+
+def _bytes(pixels: Tensor) -> np.ndarray:
+    return pixels.clamp(0, 1).mul(255).round().byte().cpu().numpy()
+
+
+def _save(pixels: Tensor, path: Path) -> None:
+    atomic_write(path, lambda partial: Image.fromarray(_bytes(pixels)).save(partial, "PNG"))

@@ -8,20 +8,21 @@ from typing import NamedTuple
 import folder_paths
 from torch import Tensor
 
+from ...common.log import logger
 from ...host import models
 from ...imaging.references import list_references, read_reference
 from .attribute_dictionary import Attributes
 from .checks import check_trainable_model, crop_size
 from .data import Concept, Reference, check_references, collect_references
-from .foreign_loras import as_kohya, peft_config
+from .lora import as_kohya, peft_config
 from .lora_formats import with_own_names
 from .pipeline import Pipeline
 from .recipes import Recipe
-from .regular_data import group_by_prompt
-from .regular_files import list_regular
+from .regular_data import group_by_prompt, list_regular
 from .store import read_lora
-from .subject import Subject, is_subject
+from .subject import Subject, check_words, is_subject
 from .toml_config import Config
+from .transformers import distilled_note, resolved_recipe, with_family_numbers
 
 
 class WarmStart(NamedTuple):
@@ -56,6 +57,8 @@ def caption_of(recipe: Recipe, token: str, class_name: str) -> str:
         raise ValueError(
             "token: it is empty; give a rare word that will stand for the subject, for example sks."
         )
+    check_words("class_name", class_name)
+    check_words("token", token)
     return recipe.prompt.format(token=token, class_name=class_name)
 
 
@@ -80,10 +83,15 @@ def spec_from_node(
     """
     token, class_name = token.strip(), class_name.strip()
     caption = caption_of(recipe, token, class_name)
+    recipe = resolved_recipe(recipe, pipeline.model)
     check_trainable_model(pipeline.model, recipe, pipeline.inpaint_patch is not None)
     size = crop_size(pipeline.model, recipe)
     references = collect_references(images, masks)
     notes = check_references(references, size, masks is not None)
+    distilled = distilled_note(pipeline.model)
+    if distilled:
+        logger.warning(f"Inlay: {distilled}")
+        notes.append(distilled)
     regular = []
     if regular_images and recipe.beta:
         prompts = [prompt.strip() or f"a {class_name}" for prompt in regular_prompt]
@@ -115,7 +123,11 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
     token, class_name = config.token.strip(), config.class_name.strip()
     caption = caption_of(recipe, token, class_name)
     pipeline = open_checkpoint(config.checkpoint)
+    recipe = resolved_recipe(with_family_numbers(recipe, pipeline.model), pipeline.model)
     check_trainable_model(pipeline.model, recipe)
+    distilled = distilled_note(pipeline.model)
+    if distilled:
+        logger.warning(f"Inlay: {distilled}")
     size = crop_size(pipeline.model, recipe)
     concept = Concept(caption, read_references(config.references, size))
     regular = read_regular(config.regular, size) if config.regular and recipe.beta else []

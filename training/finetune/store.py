@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -24,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...common.atomic_io import atomic_write
+from ...common.atomic_io import atomic_write, check_writable
 from ...common.log import logger
 from .data import Concept
 from .memory import GIGABYTE
@@ -37,7 +36,9 @@ MEGABYTE = 2**20
 LONGEST_NAME = 64  # characters of a stored name before its hash; file systems allow 255 bytes in all
 KEPT_RESUMES = 20 * GIGABYTE  # of interrupted runs, in bytes; beyond it the oldest go
 RESUME_AGE = 24 * 3600  # seconds; a younger file may belong to a run of another process
-ADDED_FIELDS = ("sample_posterior",)  # of a recipe, since version 0.1.0
+# Fields of a recipe since version 0.1.0.
+ADDED_FIELDS = ("sample_posterior", "hole_condition", "timesteps", "shift", "guidance")
+ADDED_ADAPTER_FIELDS = ("layers", "pattern")
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -99,9 +100,10 @@ def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
 def released_key(concepts: Iterable[Concept], recipe: Recipe, size: int, seed: int, base: str) -> str | None:
     """Return the key that version 0.1.0 gave, or None for a recipe that it did not have."""
     facts, defaults = asdict(recipe), asdict(Recipe(recipe.name))
-    if any(facts[name] != defaults[name] for name in ADDED_FIELDS):
+    if any(facts.pop(name) != defaults[name] for name in ADDED_FIELDS):
         return None
-    facts = {name: value for name, value in facts.items() if name not in ADDED_FIELDS}
+    if any(facts["adapter"].pop(name) != defaults["adapter"][name] for name in ADDED_ADAPTER_FIELDS):
+        return None
     digest = hashlib.sha256(json.dumps([facts, size, seed, base, VERSION], sort_keys=True).encode())
     for concept in concepts:
         digest.update(json.dumps(concept.caption).encode())
@@ -241,9 +243,7 @@ class Store:
     def check_room(self, needed: int) -> None:
         """Raise ValueError for a folder that cannot be written, or a disk without `needed` bytes of room."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
+            check_writable(self.folder)
         except OSError as error:
             raise ValueError(
                 f"{self.folder}: the trained subject could not be stored there ({error.strerror or error});"

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 VERSION = 1
+LONGEST_WORDS = 200  # characters of a name of the subject; the text encoder's window holds about 300
 OWN_FIELDS = {"class_name", "lora", "recipe"}  # which other programs' notes on a LoRA do not have together
 
 
@@ -72,6 +73,15 @@ def _check_types(known: dict[str, Any]) -> None:
             )
         if not fits:
             raise TypeError(f"its {name} is {json.dumps(value)[:40]}")
+
+
+def check_words(name: str, words: str) -> None:
+    """Raises ValueError, naming the input, for a name of the subject that is no word or two."""
+    if len(words) > LONGEST_WORDS:
+        raise ValueError(
+            f'{name}: "{words[:20]}..." has {len(words)} characters; write a word or two, at most'
+            f" {LONGEST_WORDS} characters."
+        )
 
 
 def is_subject(text: str) -> bool:

@@ -1,22 +1,34 @@
-"""A finetuning as a TOML file: what to teach, to which model, by which recipe with which numbers changed."""
+"""A finetuning as a TOML file: the subject, the model, the recipe and the numbers of it that are changed."""
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from ...common.text_files import read_text
 from .attribute_dictionary import Attributes, parse_attributes
-from .presets import MEMORY_PRESETS
-from .recipes import RECIPES, Recipe
+from .recipes import MEMORY_PRESETS, RECIPES, Recipe
 
 try:
     import tomllib  # pyright: ignore[reportMissingImports]  (Python 3.10 has tomli instead)
 except ModuleNotFoundError:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
+# pydantic's types of error -> what the value should be.
+TYPE_WORDS = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dataclass_type": "a table",
+}
+TABLES = ("recipe", "attributes")  # keys with their own reader
 COUNTS = ("steps", "batch_size", "accumulation", "copies", "regular_copies")
 
 Changed = TypeVar("Changed")
@@ -43,7 +55,11 @@ class Config:
 
 
 def read_toml(path: Path) -> Config:
-    """The file's `Config`. Raises ValueError with one sentence that names the key and the mend."""
+    """Return the `Config` in a file.
+
+    Raises:
+        ValueError: one sentence that names the key and what to do.
+    """
     try:
         values = tomllib.loads(read_text(path))
     except OSError as error:
@@ -62,29 +78,32 @@ def _config(values: dict[str, Any], folder: Path) -> Config:
     for name in ("checkpoint", "references", "class_name"):
         if not values.get(name):
             raise ValueError(f"{name} is missing; workflows/finetune.toml shows all keys.")
-    known = Config("", folder, "", regular=folder, out=folder)  # an example of every key's type
-    for name in set(values) - {"recipe", "attributes"}:
-        check_type(name, values[name], getattr(known, name))
-    if values.get("memory", known.memory) not in MEMORY_PRESETS:
-        raise ValueError(
-            f'memory: there is no preset "{values["memory"]}"; choose {_choices(MEMORY_PRESETS)}.'
-        )
+    table, plain = values.get("recipe", {}), {k: v for k, v in values.items() if k not in TABLES}
+    config = validated(Config, plain, plain, "")
+    if config.memory not in MEMORY_PRESETS:
+        raise ValueError(f'memory: there is no preset "{config.memory}"; choose {_choices(MEMORY_PRESETS)}.')
     paths = {name: folder / values[name] for name in ("references", "regular", "out") if values.get(name)}
     local = {
         name: str(folder / values[name])
         for name in ("checkpoint", "previous")
         if values.get(name) and (folder / values[name]).is_file()
     }
-    attributes = parse_attributes(json.dumps(values.get("attributes", {})))
-    table = values.get("recipe", {})
-    parts = {"recipe": read_recipe(table), "attributes": attributes}
-    parts["optimiser_named"] = isinstance(table, Mapping) and "kind" in table.get("optimiser", {})
-    settings: dict[str, Any] = values | paths | local | parts
-    return Config(**settings)
+    return dataclasses.replace(
+        config,
+        recipe=read_recipe(table),
+        attributes=parse_attributes(json.dumps(values.get("attributes", {}))),
+        optimiser_named=isinstance(table, Mapping) and "kind" in table.get("optimiser", {}),
+        **paths,
+        **local,
+    )
 
 
 def read_recipe(table: Mapping[str, Any] | str) -> Recipe:
-    """The recipe that a name or a table describes: `base` names one, every other key changes a number."""
+    """Return the recipe that a name or a table describes: `base` names one, other keys change its numbers.
+
+    Raises:
+        ValueError: in the user's words.
+    """
     if not isinstance(table, (str, Mapping)):
         raise ValueError(f"recipe: {table!r} is neither a recipe's name nor a table of its numbers.")
     table = {"base": table} if isinstance(table, str) else dict(table)
@@ -99,7 +118,7 @@ def read_recipe(table: Mapping[str, Any] | str) -> Recipe:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raises ValueError, naming the key, for a number or a sentence that no training can be made of."""
+    """Raise ValueError, with the key's name, for a number or a prompt that cannot be trained with."""
     counts = {name: getattr(recipe, name) for name in COUNTS} | {"adapter.rank": recipe.adapter.rank}
     for name, count in counts.items():
         if count < 1:
@@ -118,50 +137,63 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def with_values(record: Changed, table: Mapping[str, Any], place: str) -> Changed:
-    """A dataclass with the table's values, tables within changing the dataclasses within.
+    """Return a dataclass with the values of a table; an inner table changes the inner dataclass.
 
-    Raises ValueError, naming `place` and key, for an unknown key or a value of another type.
+    Raises:
+        ValueError: for an unknown key or a value of another type; it names `place` and the key.
     """
-    check_names(table, [f.name for f in dataclasses.fields(record)], f"{place}.")  # pyright: ignore[reportArgumentType]
-    hints, values = get_type_hints(type(record)), {}
+    return validated(type(record), _merged(record, table, f"{place}."), table, f"{place}.")
+
+
+def _merged(record: Any, table: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return the values of a dataclass as nested tables, changed by those of `table`."""
+    values = dataclasses.asdict(record)
+    check_names(table, list(values), place)
     for name, value in table.items():
         old = getattr(record, name)
-        if dataclasses.is_dataclass(old) and isinstance(value, Mapping):
-            values[name] = with_values(old, value, f"{place}.{name}")
-        elif get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
-            raise ValueError(
-                f"{place}.{name}: there is no {value!r}; choose {_choices(get_args(hints[name]))}."
-            )
-        else:
-            values[name] = check_type(f"{place}.{name}", value, old)
-    return dataclasses.replace(record, **values)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        inner = dataclasses.is_dataclass(old) and isinstance(value, Mapping)
+        values[name] = _merged(old, value, f"{place}{name}.") if inner else value
+    return values
 
 
 def check_names(table: Mapping[str, Any], names: list[str], place: str) -> None:
+    """Raise ValueError for a key of the table that is not among the names; `place` stands before it."""
     for name in table:
         if name not in names:
             raise ValueError(f"{place}{name}: there is no such key; choose {_choices(names)}.")
 
 
-def check_type(name: str, value: Any, old: Any) -> Any:
-    """The value, whole numbers as fractions and lists as tuples where the old one is such."""
-    if isinstance(old, tuple) and isinstance(value, list):
-        return tuple(check_type(name, one, old[0] if old else "") for one in value)  # no targets yet
-    if isinstance(old, float | None) and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(old) and not (isinstance(old, Path) and isinstance(value, str)):
-        kinds = {
-            str: "text",
-            int: "a whole number",
-            float: "a number",
-            bool: "true or false",
-            tuple: "a list",
-        }
-        wanted = kinds.get(
-            type(old), "a number" if old is None else "text" if isinstance(old, Path) else "a table"
-        )
-        raise ValueError(f"{name}: {value!r} is not {wanted}.")
-    return value
+def validated(
+    kind: type[Changed], values: Mapping[str, Any], table: Mapping[str, Any], place: str
+) -> Changed:
+    """Return the dataclass that `values` describe; pydantic checks their types.
+
+    As JSON, because a list is then a tuple and a whole number a fraction where the dataclass has one, and
+    nothing else is converted. A date has no type that a key accepts.
+
+    Args:
+        kind: the dataclass.
+        values: one for each field, or for those without default.
+        table: the part of the values that the user wrote, for the message.
+        place: stands before the key in the message, such as "recipe.".
+
+    Raises:
+        ValueError: for the first value of a wrong type.
+    """
+    text = json.dumps(values, default=lambda date: {"date": str(date)})
+    try:
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+    value: Any = table
+    for key in first["loc"]:
+        if isinstance(value, Mapping) or (isinstance(key, int) and key < len(value)):
+            value = value[key]
+    name = place + ".".join(key for key in first["loc"] if isinstance(key, str))
+    if first["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        raise ValueError(f"{name}: there is no {value!r}; choose {_choices(choices)}.")
+    raise ValueError(f"{name}: {value!r} is not {TYPE_WORDS.get(first['type'], 'a list of that length')}.")
 
 
 def _choices(names) -> str:

@@ -115,10 +115,11 @@ def examples_of(width, count=2):
 def test_the_head_and_the_deltas_take_part_in_a_step(plain, patch):
     """Against float64 written from the equations: h_0 = conv(x) + head * [mask, masked], W + delta."""
     from inlay.host.models import load_fully, weights_of
-    from inlay.training.finetune.data import generator_at, rows_of_step
+    from inlay.training.finetune.data import rows_of_step
     from inlay.training.finetune.pipeline import Pipeline, trainable_model
     from inlay.training.finetune.recipes import DREAMMIX
     from inlay.training.finetune.trainer import loss_of_pass
+    from inlay.training.objective import generator_at
 
     recipe, rows = replace(DREAMMIX, accumulation=1), examples_of(768)
     with torch.inference_mode():
@@ -203,9 +204,10 @@ def autoencoder(in_process_host):
 
 def test_latents_are_drawn_from_the_vaes_distribution(autoencoder, parts, pictures):
     """A step's loss equals that of latents drawn in float64 from the moments that the encoder gives."""
-    from inlay.training.finetune.data import Concept, collect_references, generator_at, rows_of_step
+    from inlay.training.finetune.data import Concept, collect_references, rows_of_step
     from inlay.training.finetune.pipeline import Pipeline, encode_captions, encode_examples
     from inlay.training.finetune.recipes import DREAMCOM
+    from inlay.training.objective import generator_at
 
     pipeline = Pipeline(parts.model, parts.clip, autoencoder)
     concept, recipe = (

@@ -116,10 +116,11 @@ def test_the_node_teaches_it(wired, pictures, store_folder, run, weights):
 def test_the_loss_is_that_of_the_hosts_own_prediction(wired):
     """Of the clean latent: weighed by 1 / sigma^2 it is eq. 1, with v by (sigma^2 + 1) / sigma^2."""
     from inlay.host.models import model_around
-    from inlay.training.finetune.data import Examples, generator_at
+    from inlay.training.finetune.data import Examples
     from inlay.training.finetune.pipeline import trainable_model
     from inlay.training.finetune.recipes import RECIPES
     from inlay.training.finetune.trainer import loss_of_pass
+    from inlay.training.objective import generator_at
 
     recipe = RECIPES["DreamCom"].with_choices(rank=4)
     generator = torch.Generator().manual_seed(3)

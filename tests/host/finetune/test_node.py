@@ -231,7 +231,7 @@ def test_eight_bits_without_bitsandbytes_are_refused_before_any_work(
 
 def test_identical_references_are_warned_of_where_the_user_looks(pictures, store_folder, run, monkeypatch):
     from inlay.nodes import subject_finetune
-    from inlay.training.finetune import plots as curve
+    from inlay.training.finetune import progress as curve
 
     said = []
 

@@ -53,8 +53,8 @@ def test_a_sample_is_what_the_finished_model_would_paint(parts, pictures, store_
 
     from inlay.training.finetune.checks import crop_size
     from inlay.training.finetune.data import Concept, collect_references
+    from inlay.training.finetune.generation import make_preview_scene, paint_preview
     from inlay.training.finetune.pipeline import Pipeline, encode_captions, encode_examples
-    from inlay.training.finetune.preview import make_preview_scene, paint_preview
     from inlay.training.finetune.recipes import RECIPES
 
     model, _, _, subject, _ = run(*pictures, learning_rate=1e-2, preview_every=3)

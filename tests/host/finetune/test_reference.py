@@ -24,7 +24,8 @@ def dense_masks(unet, hole):
 
 def reference(trainee, recipe, subject, regular, seed, k):
     """Eq. 1, with tau of eq. 7 and beta of eq. 8, in alphas, one picture after the other."""
-    from inlay.training.finetune.data import generator_at, rows_of_step
+    from inlay.training.finetune.data import rows_of_step
+    from inlay.training.objective import generator_at
 
     drawn, batch = generator_at(seed, k), recipe.batch_size
     rows = [(subject, i) for i in rows_of_step(len(subject), batch, k, seed).tolist()]

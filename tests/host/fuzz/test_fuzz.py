@@ -334,10 +334,10 @@ TEXTS: dict[str, dict[str, list[str]]] = {
     },
     "SubjectFinetune": {
         "class_name": ["", " ", "x" * 4000],
-        "token": ["", " "],
-        "attributes": ["{", '{"a": ' * 3000, "colour", '{"colour": 5}'],
+        "token": ["", " ", "x" * 201],
+        "attributes": ["{", '{"a": ' * 3000, "colour", '{"colour": 5}', "colour: " + "x" * 201],
     },
-    "InlayLoadSubject": {"token": [""], "class_name": [""]},
+    "InlayLoadSubject": {"token": ["", "x" * 201], "class_name": ["", "x" * 201]},
 }
 MAY_WORK = {
     ("InlayAttributeDictionary", "attributes", "{}"),

@@ -251,7 +251,7 @@ def test_the_weight_of_an_error_favours_the_hole_and_makes_it_one_in_v(in_proces
     from inlay.lab.models.train_imprint import ENCODER_SPEC
     from inlay.lab.models.unet import alphas_cumprod, new_unet
     from inlay.training.adapters.identity_stages import COMPOSE
-    from inlay.training.finetune.trainer import NoiseSchedule
+    from inlay.training.objective import NoiseSchedule
 
     hole = torch.zeros(2, 1, 4, 4)
     hole[..., :2] = 1

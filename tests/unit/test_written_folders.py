@@ -1,0 +1,171 @@
+"""Result folders and regular data: two processes, kill -9, folders that cannot be written."""
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from inlay.common.atomic_io import atomic_write_folder, check_writable
+from inlay.headless.client import NodeOutput
+from inlay.headless.jobs import GraphJob
+from inlay.headless.results import load_result, save_result
+from inlay.imaging.references import read_reference
+from inlay.training.finetune.regular_data import list_regular, save_regular
+
+GRAPH = {"1": {"class_type": "SaveImage", "_meta": {"title": "Save"}, "inputs": {}}}
+WRITERS = {
+    "results": """
+from inlay.headless.client import NodeOutput
+from inlay.headless.jobs import GraphJob
+from inlay.headless.results import save_result
+
+graph = {"1": {"class_type": "SaveImage", "_meta": {"title": "Save"}, "inputs": {}}}
+job = GraphJob(graph, ("cat", "room"))
+def write(round):
+    files = [("a.png", bytes([number]) * 50_000), ("b.png", bytes([number]) * 50_000)]
+    save_result(job, {"1": NodeOutput(files=files)}, number, folder)
+""",
+    "regular": """
+import torch
+from inlay.training.finetune.regular_data import save_regular
+
+def write(round):
+    image = torch.full((64, 64, 3), (round % 4) / 8)
+    save_regular(folder, [(image, torch.ones(64, 64))], ["a cup"])
+""",
+}
+LOOP = """
+print("ready", flush=True)
+sys.stdin.readline()
+failures = 0
+for round in range(rounds):
+    try:
+        write(round)
+    except Exception as error:
+        print(repr(error), file=sys.stderr)
+        failures += 1
+print(failures, flush=True)
+"""
+HEAD = """
+import sys
+from pathlib import Path
+folder, rounds, number = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+"""
+
+
+def start(kind: str, folder: Path, rounds: int, number: int) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    code = HEAD + WRITERS[kind] + LOOP
+    command = [sys.executable, "-c", code, str(folder), str(rounds), str(number)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    writer = subprocess.Popen(command, env=environment, text=True, **pipes)
+    assert writer.stdout
+    assert writer.stdout.readline().strip() == "ready"
+    return writer
+
+
+def go(writer: subprocess.Popen) -> None:
+    assert writer.stdin
+    writer.stdin.write("go\n")
+    writer.stdin.flush()
+
+
+def check_whole(kind: str, folder: Path) -> None:
+    """What a reader finds is whole: the files of one writer, and pictures that open."""
+    if kind == "regular":
+        if any(folder.glob("*/*-image.png")):
+            for file in list_regular(folder):
+                read_reference(file.image, file.mask)
+        return
+    facts = load_result(GraphJob(GRAPH, ("cat", "room")), folder)
+    if facts is None:
+        return
+    try:
+        contents = {(folder / "cat" / "room" / name).read_bytes()[:1] for name in facts["files"]}
+    except FileNotFoundError:
+        return  # replaced between the two reads
+    assert len(contents) <= 2  # of one writer, or of two between the two reads
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_two_processes_write_one_folder(tmp_path, kind, rounds):
+    folder = tmp_path / "out"
+    writers = [start(kind, folder, rounds, number) for number in (1, 2)]
+    for writer in writers:
+        go(writer)
+    while any(writer.poll() is None for writer in writers):
+        check_whole(kind, folder)
+        time.sleep(0.02)
+    ends = [writer.communicate() for writer in writers]
+    assert [out.strip() for out, _ in ends] == ["0", "0"], ends
+    names = [path.name for path in folder.rglob("*") if path.name.endswith(".partial")]
+    assert names == []
+    if kind == "results":
+        facts = json.loads((folder / "cat" / "room" / "result.json").read_text(encoding="utf-8"))
+        contents = {(folder / "cat" / "room" / name).read_bytes() for name in facts["files"]}
+        assert len(contents) == 1
+        assert contents.pop()[0] == facts["seconds"]
+    else:
+        assert len(list_regular(folder)) == 4
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_kill_9_leaves_whole_folders_and_what_it_left_goes(tmp_path, kind):
+    rng, folder = random.Random(0), tmp_path / "out"
+    for _ in range(2):
+        writer = start(kind, folder, 100_000, 1)
+        go(writer)
+        time.sleep(rng.uniform(0.05, 0.3))
+        writer.kill()
+        writer.communicate()
+        check_whole(kind, folder)
+    writer = start(kind, folder, 4, 1)
+    go(writer)
+    out, errors = writer.communicate()
+    assert (out.strip(), errors) == ("0", "")
+    check_whole(kind, folder)
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    job = GraphJob(GRAPH, ("cat",))
+    for count in (2, 1):
+        files = [(f"{number}.png", b"x") for number in range(count)]
+        save_result(job, {"1": NodeOutput(files=files)}, 1.0, tmp_path)
+        assert len(list((tmp_path / "cat").iterdir())) == count + 1
+
+    def fail(partial: Path) -> None:
+        (partial / "half").write_bytes(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        atomic_write_folder(tmp_path / "cat", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["cat"]
+    assert load_result(job, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"key": 1}', "\u00e9"])
+def test_a_damaged_result_is_none(tmp_path, text):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "result.json").write_text(text, encoding="latin-1")
+    assert load_result(GraphJob(GRAPH, ("cat",)), tmp_path) is None
+    (tmp_path / "dog").write_bytes(b"")
+    assert load_result(GraphJob(GRAPH, ("dog",)), tmp_path) is None
+
+
+def test_regular_data_that_cannot_be_written_are_a_sentence(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^category: .*file could not be written \(.*\); make it a folder"):
+        save_regular(tmp_path / "file", [(torch.zeros(8, 8, 3), torch.ones(8, 8))], ["a cup"])
+    with pytest.raises(OSError):  # noqa: PT011 - its kind depends on the system
+        check_writable(tmp_path / "file")
+    check_writable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
