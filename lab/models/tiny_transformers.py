@@ -120,6 +120,8 @@ def tiny_transformer(family: str, dtype: torch.dtype = torch.float32, seed: int 
     config = getattr(comfy.supported_models, config_name)(dict(facts) | changes)
     config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "")
+    if hasattr(model.diffusion_model, "llm_adapter"):  # Anima's: of fixed size, and for other text alone
+        model.diffusion_model.llm_adapter = None
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         values = torch.randn(parameter.shape, generator=generator) * 0.08
