@@ -96,7 +96,7 @@ def headings(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
 def test_templates_are_named_as_their_files(page):
     text = (dev.PACK / page).read_text(encoding="utf-8")
-    named = set(re.findall(r"\*(Inlay \d - [^*]+)\*", text))
+    named = set(re.findall(r"\*(Inlay \d+ - [^*]+)\*", text))
     files = {path.stem for path in (dev.PACK / "workflows").glob("*.json")}
     assert named
     assert named <= files
