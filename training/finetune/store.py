@@ -38,8 +38,8 @@ KEPT_RESUMES = 20 * GIGABYTE  # of interrupted runs, in bytes; beyond it the old
 RESUME_AGE = 24 * 3600  # seconds; a younger file may belong to a run of another process
 # Fields of a recipe since version 0.1.0.
 ADDED_FIELDS = (
-    "sample_posterior", "regular_chance", "hole_condition", "timesteps", "shift", "guidance", "min_snr", "caption_dropout",
-    "preservation",
+    "sample_posterior", "regular_chance", "hole_condition", "timesteps", "shift", "guidance", "min_snr",
+    "caption_dropout", "preservation",
 )  # fmt: skip
 ADDED_OPTIMISER_FIELDS = ("schedule", "warmup")
 ADDED_ADAPTER_FIELDS = ("layers", "pattern")
