@@ -364,7 +364,7 @@ print(failures, flush=True)
 """
 
 
-@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.repeats)])
 def test_two_processes_save_one_name(tmp_path, rounds):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     writers = [
