@@ -9,11 +9,10 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from ..common.transformer_options import ROWS, VIEW, WINDOW
-from ..host.attention import APPLY_MODEL, optimized_attention
 from ..host.families import require_family, token_order
-from ..host.patches import ModelPatcher
+from ..host.patches import APPLY_MODEL, ModelPatcher, optimized_attention
 from ..imaging.latent_mask import snap_labels
+from ..imaging.views import ROWS, VIEW, WINDOW
 from .layers import unet_layers
 from .patch import CONDITIONAL, PLAN, Masking, choose_masking, row_masks, with_replacements
 from .regions import WHOLE_IMAGE, RegionPlan, halved, region_labels, text_period

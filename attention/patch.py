@@ -8,13 +8,13 @@ A replacement that was there before ours is called with full queries and keys; w
 plain attention. So what an image-prompt adapter adds to a cross-attention layer stays inside the box too.
 """
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..common.log import logger
 from .layers import LAYER_PRESETS, Layer, listed_layers, preset_layers, unet_layers
 from .masked import (
     Attend,
@@ -226,4 +226,4 @@ def _regions(plan_name: str, indices: frozenset[int], q: Tensor, extra_options: 
 def _say_once(plan: RegionPlan, block: tuple) -> None:
     if block not in plan.unmasked:
         plan.unmasked.add(block)
-        logging.warning("Masked attention: %s %s stays unmasked, another patch regroups its tokens.", *block)
+        logger.warning("Masked attention: %s %s stays unmasked, another patch regroups its tokens.", *block)

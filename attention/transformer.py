@@ -5,7 +5,6 @@ latents are all there. So nothing inside the network is patched: one override of
 around the one that is there, for the time of that call.
 """
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..common.log import logger
 from ..families.layout import IMAGE_KIND, REFERENCE, TEXT, GridSize, Span, TokenOrder, length_of
 from ..host.families import layout_of, patch_of
 from .blocks import TransformerBlock, choose_blocks, transformer_blocks
@@ -162,7 +162,7 @@ class StepTokens:
     def _warn(self, reason: str) -> None:
         if not self.warned:
             self.warned = True
-            logging.warning("Masked attention: this model stays unmasked, %s.", reason)
+            logger.warning("Masked attention: this model stays unmasked, %s.", reason)
 
     def _sequences(self, x: Tensor, context: Tensor, kwargs: dict, options: dict) -> Sequences | None:
         latents = list(kwargs.get("ref_latents") or ())

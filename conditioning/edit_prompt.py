@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..host.text_encoder import encode_prompt, reads_pictures
+from ..host.encoders import encode_prompt, reads_pictures
 from ..imaging.object_picture import ORIGINAL, object_box, subject_picture
 from ..imaging.views import resize_image
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.picture_suffixes import SUFFIXES
-from ..common.text_files import read_json, read_text
+from ..common.files import SUFFIXES, read_json, read_text
 from ..imaging.boxes import Box
 from ..imaging.references import list_references, natural_order
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..common.picture_suffixes import SUFFIXES
+from ..common.files import SUFFIXES
 from ..imaging.boxes import Box
 from ..imaging.masks import fill_box
+from ..imaging.object_picture import subject_crops
 from ..imaging.picture_files import read_mask, read_picture
 from ..imaging.references import read_reference
-from .crops import subject_crops
 from .encoders import ImageEncoder, TextImageEncoder
 from .metrics import background_lpips, background_ssim, text_similarity
 from .readers import Case, References, pictures

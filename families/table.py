@@ -228,6 +228,16 @@ def find_family(config: str, facts: Mapping[str, object]) -> Family | None:
     return None
 
 
+def name_of_stored(family: str) -> str:
+    """Return our own name of a family in a file. Version 0.1 stored the host's class name, such as "SD15"."""
+    return next((row.name for row in FAMILIES if family in row.configs), family)
+
+
+def label_of(family: str) -> str:
+    """Return the name that users know of one of our own names; other names stay as they are."""
+    return next((row.label for row in FAMILIES if row.name == family), family)
+
+
 def named(name: str) -> Family:
     """The row of one of our own names."""
     return next(row for row in FAMILIES if row.name == name)

@@ -11,8 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..common.picture_suffixes import SUFFIXES
-from ..common.text_files import read_json
+from ..common.files import SUFFIXES, read_json
 from .client import Client, Graph
 from .errors import HostError
 from .node_definitions import Definition, is_combo

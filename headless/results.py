@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..common.atomic_io import atomic_write, atomic_write_folder
+from ..common.files import atomic_write, atomic_write_folder
 from .client import Graph, PromptResult, title_of
 from .jobs import GraphJob, slug
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..common.text_files import parse_json, read_text
+from ..common.files import parse_json, read_text
 from .client import Graph, title_of
 from .errors import HostError, nearest
 from .node_definitions import Definition, combo_choices, inputs_of, is_combo, is_widget

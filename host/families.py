@@ -25,6 +25,12 @@ def family_of(model: ModelPatcher) -> Family | None:
     return find_family(config_name(model), getattr(model.model.model_config, "unet_config", {}))
 
 
+def family_name(model: ModelPatcher) -> str:
+    """Our own name of a MODEL's family, which is stored in files; the host's for a model without a row."""
+    row = family_of(model)
+    return config_name(model) if row is None else row.name
+
+
 def require_family(model: ModelPatcher) -> Family:
     """The row of a MODEL's family.
 

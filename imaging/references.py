@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..common.picture_suffixes import SUFFIXES
+from ..common.files import SUFFIXES
 from .masks import check_mask
 from .picture_files import (
     alpha_array,

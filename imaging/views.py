@@ -1,4 +1,11 @@
-"""Views: a part of a picture, and the size at which a model works on it."""
+"""Views: a part of a picture, and the size at which a model works on it; padding to a model's grid.
+
+A view has its keys in `transformer_options`, which the sampler sets and the attention reads:
+
+WINDOW: (top, left, bottom, right) of the view in fractions of the picture.
+ROWS: (indices of the sampled pictures, number of pictures in the batch).
+VIEW: the `View` that the latent shows, and the picture's (height, width).
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,8 +15,9 @@ import torch.nn.functional as F
 
 from .boxes import Box
 from .masks import resize_mask
-from .padding import padded_size
 
+WINDOW, ROWS, VIEW = "inlay_window", "inlay_rows", "inlay_view"
+Window = tuple[float, float, float, float]
 UNET_MULTIPLE = 64  # pixels per cell of a UNet's coarsest grid: 8 of the autoencoder times three halvings
 MAX_UPSCALE = 8  # a view enlarges no further; there is nothing left to see
 MAX_ELONGATION = 2  # times the side of a square of the same area: models paint no longer strips
@@ -126,3 +134,39 @@ def _fit_area(height: int, width: int, area: float, multiple: int) -> tuple[int,
     scale = min(scale, longest / max(height, width))
     rows, columns = (max(1, round(length * scale / multiple)) * multiple for length in (height, width))
     return rows, columns
+
+
+GRIDS = (8, 16, 32)  # pixels per latent cell of the known autoencoders
+
+
+def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """Return the smallest multiples of `multiple` that hold the image."""
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def pad_to_multiple(picture: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Pad an IMAGE (B, H, W, C) or MASK (B, H, W) to `padded_size` by repeating its last row and column.
+
+    A mask that touches the border is extended with it, so the hole does not end at the image's edge.
+    """
+    height, width = picture.shape[1:3]
+    rows, columns = (
+        torch.arange(padded, device=picture.device).clamp(max=length - 1)
+        for padded, length in zip(padded_size(height, width, multiple), (height, width), strict=True)
+    )
+    return picture[:, rows[:, None], columns]
+
+
+def crop_back(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Return the (B, height, width, ...) part of an image that was padded to one of the `GRIDS`.
+
+    Raises:
+        ValueError: for any other size; nothing is resized.
+    """
+    rows, columns = picture.shape[1:3]
+    if (rows, columns) not in {(height, width), *(padded_size(height, width, grid) for grid in GRIDS)}:
+        raise ValueError(
+            f"generated: it is {columns}x{rows} pixels but the original is {width}x{height};"
+            " connect the picture that was generated from this original, or resize it to that size first."
+        )
+    return picture[:, :height, :width]

@@ -29,7 +29,6 @@ from ..imaging.crop import (
 )
 from ..imaging.inputs import as_image, check_finite, optional_masks
 from ..imaging.masks import check_mask, check_not_empty, match_batch
-from ..imaging.padding import crop_back
 from ..imaging.paste import (
     AREAS,
     BLENDS,
@@ -44,6 +43,7 @@ from ..imaging.paste import (
     whole_pictures,
     with_masks,
 )
+from ..imaging.views import crop_back
 
 CropType = io.Custom("INLAY_CROP")
 AUTO_MATCH = "auto"

@@ -1,6 +1,5 @@
 """DisentangledInpaintSampler and its advanced twin: close-up first, then the whole picture (DreamMix 3.2)."""
 
-import logging
 import math
 
 import comfy.samplers
@@ -8,13 +7,14 @@ import torch
 from comfy_api.latest import io, ui
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
+from ..common.log import logger
 from ..conditioning.fooocus import InpaintPatch, patch_weights
 from ..host.families import family_of, working_side
 from ..host.vae import PictureVae
 from ..imaging.boxes import Box
 from ..imaging.inputs import as_image, as_masks
 from ..imaging.masks import check_mask
-from ..imaging.padding import pad_to_multiple
+from ..imaging.views import pad_to_multiple
 from ..sampling import view_sampler
 from ..sampling.batch import EACH, SEVERAL_MASKS, BatchPlan, count_steps, inpaint_batch, plan_batch
 from ..sampling.references import ViewReferences
@@ -332,7 +332,7 @@ def _no_mask_warning(empty: int, pictures: int) -> str | None:
 def _warn(text: str | None) -> dict:
     if text is None:
         return {}
-    logging.warning(text)
+    logger.warning(text)
     return ui.PreviewText(text).as_dict()
 
 

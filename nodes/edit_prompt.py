@@ -22,13 +22,12 @@ from ..conditioning.edit_prompt import (
     mark_hole,
     prepare_photo,
 )
-from ..host.conditions import constant
-from ..host.text_encoder import negative_reads_pictures, reference_method
+from ..host.encoders import constant, negative_reads_pictures, reference_method
 from ..host.vae import PictureVae
 from ..imaging.inputs import as_image, check_finite, optional_masks
 from ..imaging.masks import check_mask, check_not_empty
 from ..imaging.object_picture import BACKGROUND_COLOURS
-from ..imaging.padding import pad_to_multiple
+from ..imaging.views import pad_to_multiple
 from ..sampling.references import reference_kinds
 from .checks import check_wired
 from .masked_attention_patch import parse_photos

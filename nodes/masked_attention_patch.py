@@ -1,6 +1,5 @@
 """MaskedAttentionPatch: the prompt speaks only to the box, and the background's colours stay out of it."""
 
-import logging
 import re
 
 import torch
@@ -11,8 +10,8 @@ from ..attention.layers import LAYER_PRESETS, unet_layers
 from ..attention.masked import OPERATORS
 from ..attention.model_patch import mask_attention
 from ..attention.patch import APPLY_TO
-from ..attention.preview import token_preview
-from ..attention.regions import halved, region_labels
+from ..attention.regions import halved, region_labels, token_preview
+from ..common.log import logger
 from ..families.layout import grid_of
 from ..host.families import patch_of, token_order
 from ..imaging.inputs import as_masks
@@ -207,7 +206,7 @@ class MaskedAttentionPatch(io.ComfyNode):
         preview, lines = token_preview(labels, latent, grids)
         lines += notes
         report = "\n".join(lines)
-        logging.info("Masked attention:\n%s", report)
+        logger.info("Masked attention:\n%s", report)
         shown = {**ui.PreviewImage(preview, cls=cls).as_dict(), **ui.PreviewText(report).as_dict()}
         return io.NodeOutput(patched, preview, report, ui=shown)
 

@@ -8,7 +8,7 @@ from ..imaging.changes import TOLERANCE, change_mask
 from ..imaging.inputs import as_image, as_masks, check_finite, optional_masks
 from ..imaging.mask_levels import LEVEL_NAMES, MASK_LEVELS, level_preview, mask_level
 from ..imaging.masks import check_mask, check_not_empty, fill_box, match_batch
-from ..imaging.padding import crop_back
+from ..imaging.views import crop_back
 
 LIMIT = 16384
 PREVIEW_SIDE = 1024  # pixels, at most

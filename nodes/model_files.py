@@ -11,7 +11,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..common.text_files import read_json
+from ..common.files import read_json
 
 INLAY_FOLDER = "inlay"  # models/inlay: adapters, and folders as transformers writes them
 WEIGHT_SUFFIXES = ("*.safetensors", "pytorch_model*.bin")

@@ -12,7 +12,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..conditioning.family import working_side
+from ..host.families import working_side
 from ..imaging.inputs import as_images_each, check_finite
 from ..imaging.references import read_reference
 from ..sampling.view_sampler import check_inpaint_model

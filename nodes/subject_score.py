@@ -88,7 +88,7 @@ class InlaySubjectScore(io.ComfyNode):
 
 def embed(vision, pictures, whole: bool, name: str) -> torch.Tensor:
     """Unit-norm embeddings (N, D) of what references show inside their masks; `name` is for errors."""
-    from ..evaluation.crops import subject_crops
+    from ..imaging.object_picture import subject_crops
 
     crops = []
     for number, (image, mask) in enumerate(pictures, 1):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.transformer_options import Window
+from ..imaging.views import Window
 
 AREA_PIXEL = 8  # pixels of the picture in one step of an area that is not in percent
 RESIZERS = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")  # of the host's, those of torch

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..attention.transformer import REFERENCES, SCENE_REFERENCE, SUBJECT_REFERENCE
 from ..conditioning.edit_prompt import AS_DRAWN, EDIT, EditEntry, EditPrompt, correlation, mark_hole
 from ..families.table import Family
-from ..host.conditions import constant
+from ..host.encoders import constant
 from ..host.vae import PictureVae
 from ..imaging.views import resize_image
 

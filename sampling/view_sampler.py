@@ -11,17 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..common.transformer_options import ROWS, VIEW, WINDOW
-from ..conditioning.channel_order import IDENTITY
 from ..conditioning.edit_prompt import EDIT
-from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintPatch, block_patch
-from ..conditioning.inpaint import inpaint_pictures
 from ..families.table import BLEND, FLUX2_SCHEDULE, Settings
-from ..host.families import family_of, settings_of
-from ..host.model_patches import crop_picture_patches
-from ..host.patches import ModelPatcher
-from ..host.samplers import (
+from ..host.families import config_name, family_of, settings_of
+from ..host.patches import ModelPatcher, crop_picture_patches
+from ..host.sampling import (
     IP2P,
     CFGGuider,
     Flux,
@@ -35,10 +30,10 @@ from ..host.samplers import (
     shows_progress,
 )
 from ..host.vae import PictureVae
-from ..imaging.latent_mask import snap_hole, to_pixels
-from ..imaging.padding import pad_to_multiple
-from ..imaging.views import View, resize_image
+from ..imaging.latent_mask import inpaint_pictures, snap_hole, to_pixels
+from ..imaging.views import ROWS, VIEW, WINDOW, View, pad_to_multiple, resize_image
 from .crop_conditioning import CropRegion, crop_conditions, crop_part
+from .identity import IDENTITY
 from .references import ViewReferences
 from .stages import PaintedView
 
@@ -48,8 +43,8 @@ def check_inpaint_model(model: ModelPatcher) -> None:
     dimensions = model.model.latent_format.latent_dimensions
     if dimensions != 2 and family_of(model) is None:
         raise ValueError(
-            f"model: the latents of {family(model)} models have {dimensions} dimensions and not the 2 of a"
-            " picture, which this node does not know yet; load a model for pictures, such as SDXL, FLUX,"
+            f"model: the latents of {config_name(model)} models have {dimensions} dimensions and not the 2 of"
+            " a picture, which this node does not know yet; load a model for pictures, such as SDXL, FLUX,"
             " Qwen-Image or Z-Image."
         )
     if isinstance(model.model, IP2P):
@@ -117,7 +112,7 @@ def choose_settings(
     if chosen is None:
         if wanted:
             raise ValueError(
-                f"{wanted[0]}: Inlay has no automatic settings for {family(model)} models; choose"
+                f"{wanted[0]}: Inlay has no automatic settings for {config_name(model)} models; choose"
                 f" {', '.join(wanted)} yourself."
             )
         return Settings(sampler, scheduler, steps, cfg)

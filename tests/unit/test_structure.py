@@ -74,6 +74,23 @@ def test_training_has_at_most_thirty_files():
     assert len(list((dev.PACK / "training").rglob("*.py"))) <= 30
 
 
+def test_few_modules_are_short():
+    """Packages that have a docstring only do not count; the others are merged by theme."""
+    short = []
+    for name, (path, tree) in MODULES.items():
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines < 60 and (path.name != "__init__.py" or len(tree.body) > 1):
+            short.append(name)
+    assert len(short) <= 15, short
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_one_logger_is_used(name):
+    for node in ast.walk(MODULES[name][1]):
+        if isinstance(node, ast.Import) and name != "common.log":
+            assert "logging" not in {alias.name for alias in node.names}, f"{name}: use common.log.logger"
+
+
 def test_there_is_no_cycle_of_imports():
     graph = {
         name: {target for target, _ in imported(name, top_level_imports(tree)) if target in MODULES} - {name}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inlay.common.atomic_io import atomic_write_folder, check_writable
+from inlay.common.files import atomic_write_folder, check_writable
 from inlay.headless.client import NodeOutput
 from inlay.headless.jobs import GraphJob
 from inlay.headless.results import load_result, save_result

@@ -18,10 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ...common.atomic_io import atomic_write
+from ...common.files import SUFFIXES, atomic_write, read_json
 from ...common.log import logger
-from ...common.picture_suffixes import SUFFIXES
-from ...common.text_files import read_json
 from ...imaging.picture_files import BITS_16, open_picture_file, picture_array
 from ...imaging.references import list_references, natural_order
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...common.atomic_io import atomic_write
+from ...common.files import atomic_write
 from ...encoders import checkpoint_layouts as layouts
 from ...encoders.dinov2 import DinoV2
 from ..objective import Diverged

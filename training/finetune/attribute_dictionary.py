@@ -33,7 +33,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...common.text_files import parse_json, read_text
+from ...common.files import parse_json, read_text
 from .subject import check_words
 
 Attributes = Mapping[str, Sequence[str]]  # kind -> words

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ...attention.model_patch import mask_attention
 from ...conditioning.fooocus import InpaintPatch, block_patch
-from ...conditioning.inpaint import inpaint_pictures, snapped_hole
 from ...host import sampling
 from ...imaging.composite import paste_back
+from ...imaging.latent_mask import inpaint_pictures, snapped_hole
 from .data import LATENT_PIXEL, Examples
 from .regular_data import changed_mask, random_box
 

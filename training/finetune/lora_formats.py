@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ...conditioning.family import family
 from ...host import models
+from ...host.families import config_name
 from .recipes import Recipe
 from .subject import Subject
 
@@ -19,7 +19,7 @@ def lora_names(model) -> Callable[[str], str]:
     The host and diffusers read these as well. SD 1.5 and 2 files name diffusers' blocks, SDXL files name the
     original ones.
     """
-    if "SDXL" in family(model):
+    if "SDXL" in config_name(model):
         return lambda path: "lora_unet_" + path.replace(".", "_")
     known = models.diffusers_paths(model)
     return lambda path: "lora_unet_" + known.get(path, path).replace(".", "_")
@@ -56,7 +56,7 @@ def lora_metadata(model, subject: Subject, recipe: Recipe) -> dict[str, str]:
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(adapter.rank),
         "ss_network_alpha": str(adapter.rank if adapter.alpha is None else adapter.alpha),
-        "ss_base_model_version": {"SD15": "sd_v1", "SD20": "sd_v2"}.get(family(model), "sdxl_base_v1-0"),
+        "ss_base_model_version": {"SD15": "sd_v1", "SD20": "sd_v2"}.get(config_name(model), "sdxl_base_v1-0"),
         "ss_steps": str(subject.steps),
         "ss_learning_rate": str(recipe.optimiser.learning_rate),
         "modelspec.title": f"{subject.words} ({recipe.name})",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...attention.patch import region_options
 from ...conditioning.fooocus import InpaintPatch, block_patch, patch_weights
-from ...host import autoencoder, devices, models
+from ...host import devices, models, vae
 from .checks import check_parameters_fit, check_step_fits, diffusion_of, precision_of
 from .data import Concept, Examples, prepare_examples
 from .distributed import SINGLE_PROCESS, ProcessGroup
@@ -75,7 +75,7 @@ def _deciding_tensors(pipeline: Pipeline, texts: Mapping[str, EncodedText]) -> I
     yield f"sigmas {models.prediction_of(pipeline.model)}", models.noise_levels(pipeline.model)
     for key, weight in models.weights_of(pipeline.model):
         yield f"model.{key}", weight
-    for key, weight in autoencoder.encoder_weights(pipeline.vae):
+    for key, weight in vae.encoder_weights(pipeline.vae):
         yield f"vae.{key}", weight
     if pipeline.inpaint_patch is not None:
         yield "head", pipeline.inpaint_patch.head.get_parameter("head")
@@ -127,7 +127,7 @@ def encode_examples(
         devices.raise_if_interrupted()
         if not recipe.sample_posterior:
             return latent_in(pipeline.vae.encode(pictures))
-        mean, deviation = autoencoder.encode_distribution(pipeline.vae, pictures)
+        mean, deviation = vae.encode_distribution(pipeline.vae, pictures)
         scaled = latent_in(mean)
         return torch.cat([scaled, latent_in(mean + deviation) - scaled], dim=1)
 

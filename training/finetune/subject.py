@@ -1,8 +1,10 @@
 """The subject: what was learned, how, and where its weights are. It travels as INLAY_SUBJECT."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
+
+from ...families.table import name_of_stored
 
 VERSION = 1
 LONGEST_WORDS = 200  # characters of a name of the subject; the text encoder's window holds about 300
@@ -18,7 +20,7 @@ class Subject:
     caption: str  # the sentence it was learned with
     lora: str  # its weights as LoRA loaders list them, e.g. "inlay/cat-dreamcom-0f3a.safetensors"
     recipe: str
-    family: str  # the host's name of the model family, e.g. "SD15"
+    family: str  # our own name of the model family, e.g. "sd15"; see families/table.py
     steps: int
     seed: int
     rank: int
@@ -48,6 +50,7 @@ class Subject:
             subject = None if newer else cls(**known)
             if subject is not None:
                 _check_types(known)
+                subject = replace(subject, family=name_of_stored(subject.family))
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{name} is damaged: it cannot be read ({error}); delete it to train again."
