@@ -24,8 +24,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..training.adapters.run_checkpoints import InterruptFlag
-from ..training.finetune.distributed import ProcessGroup, any_rank_stopping, close_group, on_cpu, open_group
 from ..training.finetune.toml_config import read_toml
+from ..training.finetune.trainer import ProcessGroup, any_rank_stopping, close_group, on_cpu, open_group
 from .errors import DONE, FAILED, NO_HOST, STOPPED, WRONG, HostError
 from .server import open_host
 
@@ -60,10 +60,10 @@ def main(options: argparse.Namespace) -> int:
     first = group.number == 0
     start_time = time.monotonic()
     try:
-        with interrupt_between_steps(
-            progress_printer(config.recipe.steps) if first else lambda *_: None, group
-        ) as on_step:
-            subject, path = finetune_from_config(config, group, on_step)
+        plan: list[int] = []  # number of steps, which a model's family may decide
+        show = progress_printer(plan) if first else lambda *_: None
+        with interrupt_between_steps(show, group) as on_step:
+            subject, path = finetune_from_config(config, group, on_step, plan.append)
     except Diverged as error:
         return end(FAILED, str(error))
     except ValueError as error:
@@ -107,8 +107,8 @@ def interrupt_between_steps(
         yield on_step
 
 
-def progress_printer(steps: int) -> Callable[[int, float], None]:
-    """Return a function that shows step, loss and time left on stderr.
+def progress_printer(plan: list[int]) -> Callable[[int, float], None]:
+    """Return a function that shows step, loss and time left on stderr; `plan` ends with the number of steps.
 
     A terminal gets a bar; a file gets one line for every tenth of the run.
     """
@@ -116,6 +116,7 @@ def progress_printer(steps: int) -> Callable[[int, float], None]:
     began = time.monotonic()
 
     def show(step: int, loss: float) -> None:
+        steps = plan[-1]
         if not first:  # not known before, because a resumed run starts at a later step
             first.append((step - 1, tqdm(total=steps, initial=step - 1, unit="step", disable=not live)))
         before, bar = first[0]

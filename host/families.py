@@ -31,6 +31,12 @@ def family_name(model: ModelPatcher) -> str:
     return config_name(model) if row is None else row.name
 
 
+def is_transformer(model: ModelPatcher) -> bool:
+    """Whether a MODEL is a diffusion transformer of a family with a row."""
+    row = family_of(model)
+    return row is not None and row.transformer
+
+
 def require_family(model: ModelPatcher) -> Family:
     """The row of a MODEL's family.
 

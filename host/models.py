@@ -13,14 +13,15 @@ import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from comfy.model_patcher import ModelPatcher
-from comfy.model_sampling import EPS, V_PREDICTION, ModelSamplingDiscrete
+from comfy.model_sampling import CONST, EPS, V_PREDICTION, ModelSamplingDiscrete
 from torch import Tensor, nn
 
 # How the host undoes a prediction, and what the network therefore predicts. Subclasses that do it in
 # another way are none of these.
-PREDICTIONS: dict[object, Literal["epsilon", "v"]] = {
+PREDICTIONS: dict[object, Literal["epsilon", "v", "velocity"]] = {
     EPS.calculate_denoised: "epsilon",
     V_PREDICTION.calculate_denoised: "v",
+    CONST.calculate_denoised: "velocity",
 }
 
 
@@ -45,11 +46,18 @@ def concat_keys(model) -> tuple[str, ...]:
     return tuple(model.model.concat_keys)
 
 
-def prediction_of(model) -> Literal["epsilon", "v"] | None:
-    """Return what the network of a MODEL with a table of noise levels predicts, as it is wired; else None."""
-    sampling = type(model.get_model_object("model_sampling"))
-    tabled = sampling.timestep is ModelSamplingDiscrete.timestep
-    return PREDICTIONS.get(sampling.calculate_denoised) if tabled else None
+def prediction_of(model) -> Literal["epsilon", "v", "velocity"] | None:
+    """Return what the network of a MODEL predicts, as it is wired.
+
+    None where it is neither noise nor v with a table of noise levels, nor the velocity of flow matching.
+    """
+    sampling = model.get_model_object("model_sampling")
+    kind = type(sampling)
+    prediction = PREDICTIONS.get(kind.calculate_denoised)
+    if prediction == "velocity":
+        mixes = kind.noise_scaling is CONST.noise_scaling and getattr(sampling, "noise_scale", 1.0) == 1.0
+        return prediction if mixes else None
+    return prediction if kind.timestep is ModelSamplingDiscrete.timestep else None
 
 
 def noise_levels(model) -> Tensor:

@@ -1,6 +1,6 @@
 """Seams for sampling: whole pictures, a network in training, guiders, schedules, previews and progress."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.model_management
@@ -15,6 +15,8 @@ from comfy.samplers import CFGGuider, Sampler
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from node_helpers import conditioning_set_values
 from torch import Tensor
+
+from ..families.table import FLUX2_SCHEDULE
 
 __all__ = [
     "IP2P",
@@ -69,9 +71,15 @@ class ResidentGuider(comfy.samplers.CFGGuider):
             self.model_patcher.cleanup()
 
 
+def _sigmas(model: ModelPatcher, scheduler: str, steps: int, latent: Tensor) -> Tensor:
+    if scheduler == FLUX2_SCHEDULE:
+        return flux2_sigmas(steps, latent.shape[-2] * latent.shape[-1] * 16**2)  # 16 pixels to a latent pixel
+    return comfy.samplers.calculate_sigmas(model.model.model_sampling, scheduler, steps)
+
+
 def sample_resident(
     model: ModelPatcher, positive, negative, latent: Tensor, masked: Tensor, mask: Tensor, *, seed: int,
-    steps: int, cfg: float, sampler: str, scheduler: str,
+    steps: int, cfg: float, sampler: str, scheduler: str, values: Mapping[str, Any] | None = None,
 ) -> Tensor:  # fmt: skip
     """Return the latent of a filled hole, by a network that is on its device already.
 
@@ -80,9 +88,12 @@ def sample_resident(
         latent, masked: the picture's latent (1, C, h, w) and that of the picture with a grey hole, as the
             network sees them.
         mask: the hole (1, 1, h, w).
+        values: entries of the conditions; None: those of a UNet with mask channels.
     """
     base = model.model
-    hole = {"concat_latent_image": base.process_latent_out(masked), "concat_mask": mask}
+    hole = values
+    if hole is None:
+        hole = {"concat_latent_image": base.process_latent_out(masked), "concat_mask": mask}
     guider = ResidentGuider(model)
     guider.set_conds(*([[context, extra | hole] for context, extra in cond] for cond in (positive, negative)))
     guider.set_cfg(cfg)
@@ -90,7 +101,7 @@ def sample_resident(
         torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed)),
         base.process_latent_out(latent),
         comfy.samplers.sampler_object(sampler),
-        comfy.samplers.calculate_sigmas(base.model_sampling, scheduler, steps),
+        _sigmas(model, scheduler, steps, latent),
         denoise_mask=mask,
         disable_pbar=True,
         seed=seed,

@@ -44,7 +44,9 @@ class SubjectFinetune(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The inpainting model to teach (SD 1.5, 2, SDXL; 9 channels); it is not changed.",
+                    tooltip="The model to teach; it is not changed. An inpainting checkpoint of SD 1.5, 2 or"
+                    " SDXL (9 channels), FLUX.1 (Fill, Kontext, dev), FLUX.2, Qwen-Image (Edit), Z-Image,"
+                    " Krea 2 or Chroma.",
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
@@ -80,14 +82,16 @@ class SubjectFinetune(io.ComfyNode):
                     default=0,
                     min=0,
                     max=100000,
-                    tooltip="Training steps; 0 = the recipe's own (DreamCom 400, DreamMix 1000).",
+                    tooltip="Training steps; 0 = the recipe's own (DreamCom 400, DreamMix 1000), or 1000 on a"
+                    " transformer such as FLUX.",
                 ),
                 io.Int.Input(
                     "rank",
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="Rank of the LoRA; 0 = the recipe's own (DreamCom 16, DreamMix 4).",
+                    tooltip="Rank of the LoRA; 0 = the recipe's own (DreamCom 16, DreamMix 4), on a"
+                    " transformer its family's (16 or 32).",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -122,7 +126,7 @@ class SubjectFinetune(io.ComfyNode):
                     step=8,
                     advanced=True,
                     tooltip="Side of the square crops it trains on, in pixels; 0 = the model's own (SD 1.5"
-                    " 512, SD 2 512 or 768, SDXL 1024).",
+                    " 512, SD 2 512 or 768, the others 1024).",
                 ),
                 io.Image.Input(
                     "regular_images",
@@ -270,7 +274,7 @@ class SubjectFinetune(io.ComfyNode):
         patch = inpaint_patch[0] and InpaintPatch(*inpaint_patch[0])
         pipeline = Pipeline(model[0], clip[0], vae[0], patch)
         preset = MEMORY_PRESETS[memory[0]]
-        chosen = chosen_recipe(recipe[0], steps[0], settings, preset)
+        chosen = chosen_recipe(recipe[0], steps[0], settings, preset, model[0])
         spec, notes = spec_from_node(
             pipeline, chosen, token[0], class_name[0], images, masks, regular_images, regular_masks,
             regular_prompt, seed[0], previous[0], parse_attributes(settings["attributes"]),
@@ -299,13 +303,14 @@ class SubjectFinetune(io.ComfyNode):
         )
 
 
-def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset):
-    """The recipe of that name with the user's settings and the memory preset."""
+def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset, model):
+    """The recipe of that name with the model family's numbers, the user's settings and the memory preset."""
     from ..training.finetune.memory import with_preset
     from ..training.finetune.recipes import RECIPES
+    from ..training.finetune.transformers import with_family_numbers
     from ..training.optimizers import eight_bit_installed
 
-    chosen = RECIPES[name].with_choices(
+    chosen = with_family_numbers(RECIPES[name], model).with_choices(
         steps=steps,
         rank=settings["rank"],
         learning_rate=settings["learning_rate"],
@@ -340,7 +345,8 @@ class InlayTrainingOptions(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="Rank of the LoRA; 0 = the recipe's own (DreamCom 16, DreamMix 4).",
+                    tooltip="Rank of the LoRA; 0 = the recipe's own (DreamCom 16, DreamMix 4), on a"
+                    " transformer its family's (16 or 32).",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -366,7 +372,7 @@ class InlayTrainingOptions(io.ComfyNode):
                     max=4096,
                     step=8,
                     tooltip="Side of the square crops it trains on, in pixels; 0 = the model's own (SD 1.5"
-                    " 512, SD 2 512 or 768, SDXL 1024).",
+                    " 512, SD 2 512 or 768, the others 1024).",
                 ),
                 io.Combo.Input(
                     "precision",

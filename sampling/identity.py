@@ -19,8 +19,8 @@ condition is (object, picture), its second (0, picture), its negative (0, 0).
 
 from torch import Tensor
 
-from ..host.guiders import Guider_DualCFG, conditioning_set_values, dual_cfg_guider, is_pix2pix
 from ..host.patches import CONCAT_KEYS, SCALE_KNOWN_LATENT, ModelPatcher, with_object_patch
+from ..host.sampling import Guider_DualCFG, conditioning_set_values, dual_cfg_guider, is_pix2pix
 
 # background's latent, 1 - mask: ObjectStitch and Paint-by-Example; the host's own order is mask, background
 OBJECT_FIRST = ("masked_image", "mask_inverted")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..conditioning.edit_prompt import EDIT
 from ..conditioning.fooocus import InpaintPatch, block_patch
 from ..families.table import BLEND, FLUX2_SCHEDULE, Settings
-from ..host.families import config_name, family_of, settings_of
+from ..host.families import config_name, family_of, is_transformer, settings_of
 from ..host.patches import ModelPatcher, crop_picture_patches
 from ..host.sampling import (
     IP2P,
@@ -142,12 +142,6 @@ def view_multiple(model: ModelPatcher) -> int:
     """View sizes of a MODEL are multiples of so many pixels."""
     row = family_of(model)
     return 8 if row is None or not row.picture_grid else row.picture_grid
-
-
-def is_transformer(model: ModelPatcher) -> bool:
-    """Whether a MODEL is a diffusion transformer of one of the families."""
-    row = family_of(model)
-    return row is not None and row.transformer
 
 
 def cfg_guider(model: ModelPatcher, positive, negative, cfg: float) -> CFGGuider:

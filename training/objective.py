@@ -2,24 +2,32 @@
 
 A diffusion model in the host's terms is a table of noise levels sigma_t. A clean latent z_0 noised to level
 sigma reaches the network as z_t = (z_0 + sigma * noise) / sqrt(1 + sigma^2), which is the usual
-sqrt(a) z_0 + sqrt(1 - a) noise with a = 1 / (1 + sigma^2).
+sqrt(a) z_0 + sqrt(1 - a) noise with a = 1 / (1 + sigma^2). A flow matching model ("velocity") has noise
+levels in [0, 1] and reads z_t = (1 - sigma) z_0 + sigma * noise (Lipman et al. 2023; Liu et al. 2023).
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Prediction = Literal["epsilon", "v"]
+Prediction = Literal["epsilon", "v", "velocity"]
+FEW_TOKENS, MANY_TOKENS = 256, 4096  # where FLUX.1's shift is exp(0.5) and exp(1.15)
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A model's noise levels, sigmas (T,) from the smallest to the largest, and what its network predicts."""
+    """A model's noise levels, sigmas (T,) from the smallest to the largest, and what its network predicts.
+
+    With `draw(count, generator, tokens)`, levels are drawn by it and `sigmas` is not used.
+    """
 
     sigmas: Tensor
     prediction: Prediction
+    draw: Callable[[int, torch.Generator, int], Tensor] | None = None
 
 
 class Diverged(ValueError):
@@ -44,12 +52,43 @@ def noised(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 
 
 def target(clean: Tensor, noise: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
-    """What the network is asked for: the noise, or the velocity sqrt(a) noise - sqrt(1 - a) z_0
-    (Salimans & Ho 2022)."""
+    """What the network is asked for: the noise, the velocity sqrt(a) noise - sqrt(1 - a) z_0 of "v"
+    (Salimans & Ho 2022), or the velocity noise - z_0 of flow matching."""
     if prediction == "epsilon":
         return noise
+    if prediction == "velocity":
+        return noise - clean
     sigma = _per_row(sigma)
     return (noise - sigma * clean) / (1 + sigma**2).sqrt()
+
+
+def draw_sigmas(
+    count: int, generator: torch.Generator, shift: float, tokens: int, logit_normal: bool = True
+) -> Tensor:
+    """Draw noise levels (count,) in [0, 1] of a flow matching model, in float32.
+
+    sigma = s u / (1 + (s - 1) u), where u is the sigmoid of a normal number (logit-normal), or uniform (Esser
+    et al. 2024, section 3.1 and eq. 23). s is `shift`; 0: exp of a line in the number of image tokens, as
+    FLUX.1 samples.
+    """
+    if logit_normal:
+        u = torch.randn(count, generator=generator).sigmoid()
+    else:
+        u = torch.rand(count, generator=generator)
+    if not shift:
+        shift = math.exp(0.5 + (1.15 - 0.5) * (tokens - FEW_TOKENS) / (MANY_TOKENS - FEW_TOKENS))
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def min_snr_weight(sigma: Tensor, gamma: float, prediction: Prediction) -> Tensor:
+    """The weight (B,) of each row's error: min(SNR, gamma) / SNR, of v over SNR + 1 (Hang et al. 2023).
+
+    SNR = 1 / sigma^2. Flow matching models are not weighted.
+    """
+    if prediction == "velocity":
+        return torch.ones_like(sigma)
+    snr = sigma**-2.0
+    return snr.clamp(max=gamma) / (snr + 1 if prediction == "v" else snr)
 
 
 def region_weight(mask: Tensor, inside: float, outside: float, squared: bool = False) -> Tensor:

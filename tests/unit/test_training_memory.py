@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from inlay.training.finetune.distributed import SINGLE_PROCESS, ProcessGroup
 from inlay.training.finetune.memory import (
     ActivationTrace,
     MemoryNeed,
@@ -27,6 +26,7 @@ from inlay.training.finetune.recipes import (
     RECIPES,
     describe_preset,
 )
+from inlay.training.finetune.trainer import SINGLE_PROCESS, ProcessGroup
 from inlay.training.optimizers import MixedPrecisionOptimizer, OptimizerSpec
 
 GB = 2**30

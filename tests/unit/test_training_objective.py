@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from inlay.training.finetune.data import Examples, rows_of_step
-from inlay.training.finetune.distributed import ProcessGroup
 from inlay.training.finetune.lora import attach_adapter
 from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, AdapterSpec
-from inlay.training.finetune.trainer import TrainableModel, Trainer, loss_of_pass
+from inlay.training.finetune.trainer import ProcessGroup, TrainableModel, Trainer, loss_of_pass
 from inlay.training.objective import (
     NoiseSchedule,
     generator_at,

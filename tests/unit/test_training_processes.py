@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from inlay.headless.server import loopback_port
-from inlay.training.finetune.distributed import SINGLE_PROCESS, open_group, split_batch
 from inlay.training.finetune.recipes import DREAMMIX
+from inlay.training.finetune.trainer import SINGLE_PROCESS, open_group, split_batch
 
 TRAIN = """
 import sys
@@ -21,7 +21,7 @@ from torch import nn
 from inlay.training.finetune.lora import attach_adapter
 from inlay.training.finetune.data import Examples
 from inlay.training.finetune.trainer import NoiseSchedule, TrainableModel, Trainer
-from inlay.training.finetune.distributed import close_group, open_group
+from inlay.training.finetune.trainer import close_group, open_group
 from inlay.training.finetune.recipes import AdapterSpec, OptimizerSpec, Recipe
 
 class Net(nn.Module):
@@ -66,7 +66,7 @@ import signal
 import sys
 from pathlib import Path
 from inlay.headless.finetune_cli import interrupt_between_steps, stop_handler
-from inlay.training.finetune.distributed import close_group, open_group
+from inlay.training.finetune.trainer import close_group, open_group
 
 signal.signal(signal.SIGTERM, stop_handler)
 group, step = open_group(), 0

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from ...common.log import logger
 from ...families.table import label_of
 from ...host import devices, models
-from ...host.families import config_name, family_name, working_side
+from ...host.families import config_name, family_name, family_of, working_side
 from ..objective import NoiseSchedule
 from ..optimizers import check_optimizer, eight_bit_installed
 from .data import LATENT_PIXEL, Examples
-from .distributed import SINGLE_PROCESS, ProcessGroup
 from .lora import exported_shapes, lora_layers
 from .lora_formats import lora_names
 from .memory import GIGABYTE, ActivationTrace, MemoryNeed, check_fits, trace, trained_need, with_preset
 from .recipes import MEMORY_PRESETS, Recipe
 from .subject import Subject
-from .trainer import TrainableModel
+from .trainer import SINGLE_PROCESS, ProcessGroup, TrainableModel
+from .transformers import check_transformer
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Needed = Callable[[Recipe, torch.dtype, bool], MemoryNeed]  # with or without checkpointing
@@ -33,12 +33,37 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
 
     `inpaint_patch`: whether Fooocus' patch goes with the model.
     """
-    unet = models.unet_of(model)
-    if unet is None or models.prediction_of(model) is None:
+    unet, row = models.unet_of(model), family_of(model)
+    if row is not None and row.transformer:
+        check_transformer(model, row, recipe, inpaint_patch)
+        unet = model.model.diffusion_model
+    elif unet is None or models.prediction_of(model) not in ("epsilon", "v"):
         raise ValueError(
-            f"model: {config_name(model)} is no Stable Diffusion UNet; load an SD 1.5, SD 2 or SDXL"
-            " inpainting checkpoint."
+            f"model: {config_name(model)} is no Stable Diffusion UNet and no transformer that can be trained"
+            " here; load an SD 1.5, SD 2 or SDXL inpainting checkpoint, or a FLUX, Qwen-Image, Z-Image or"
+            " Krea 2 model."
         )
+    else:
+        _check_channels(model, recipe, inpaint_patch)
+    quantised = models.quantised_weights(unet)
+    if quantised:
+        raise ValueError(
+            f"model: its weights are quantised ({quantised}), which cannot be trained on yet; load the same"
+            " model with weights in fp16, bf16 or fp8 without scales."
+        )
+    if not models.can_load_fully(model):
+        raise ValueError(
+            "model: the node that loaded it gives no way to load a copy, which training needs; load it with"
+            " Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
+        )
+    if recipe.adapter.kind == "lora":
+        lora_layers(unet, recipe.adapter)
+        check_peft()
+    check_optimizer(recipe.optimiser)
+
+
+def _check_channels(model, recipe: Recipe, inpaint_patch: bool) -> None:
+    """Raise ValueError for a UNet whose input channels the recipe cannot train."""
     channels = models.input_channels(model)
     if channels != 4 and inpaint_patch:
         raise ValueError(
@@ -55,21 +80,6 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
             f"model: its UNet takes {channels} channels, which is no inpainting model; load an"
             " inpainting checkpoint (9 channels)."
         )
-    quantised = models.quantised_weights(unet)
-    if quantised:
-        raise ValueError(
-            f"model: its weights are quantised ({quantised}), which cannot be trained on yet; load the same"
-            " model with weights in fp16, bf16 or fp8 without scales."
-        )
-    if not models.can_load_fully(model):
-        raise ValueError(
-            "model: the node that loaded it gives no way to load a copy, which training needs; load it with"
-            " Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
-        )
-    if recipe.adapter.kind == "lora":
-        lora_layers(unet, recipe.adapter)
-        check_peft()
-    check_optimizer(recipe.optimiser)
 
 
 def check_peft() -> None:
@@ -104,8 +114,10 @@ def check_previous(model, recipe: Recipe, subject: Subject, lora: Mapping[str, T
 
 
 def crop_size(model, recipe: Recipe) -> int:
-    """Return the side of the crops: what the recipe asks for, a multiple that VAE and UNet take."""
-    step = LATENT_PIXEL * 2 ** (models.unet_levels(model) - 1)
+    """Return the side of the crops: what the recipe asks for, a multiple that VAE and network take."""
+    row = family_of(model)
+    step = row.picture_grid if row is not None else 0
+    step = step or LATENT_PIXEL * 2 ** (models.unet_levels(model) - 1)
     return max(step, round((recipe.resolution or working_side(model)) / step) * step)
 
 
@@ -188,7 +200,8 @@ def _with_presets(
 
 def measured(trainable: TrainableModel, examples: Examples, blocks: Sequence[nn.Module]) -> ActivationTrace:
     """Return what one picture's forward pass keeps, extrapolated from two passes on small grids."""
-    side = max(SMALL, 2 ** len(trainable.unet.channel_mult))  # pyright: ignore[reportArgumentType]
+    levels = getattr(trainable.unet, "channel_mult", ())
+    side = max(SMALL, 2 ** len(levels))  # pyright: ignore[reportArgumentType]
     small = trace(trainable.unet, blocks, lambda: _pass(trainable, examples, side))
     large = trace(trainable.unet, blocks, lambda: _pass(trainable, examples, 2 * side))
     pixels = examples.latent.shape[-2] * examples.latent.shape[-1]
@@ -197,6 +210,11 @@ def measured(trainable: TrainableModel, examples: Examples, blocks: Sequence[nn.
 
 def _pass(trainable: TrainableModel, examples: Examples, side: int) -> Tensor:
     first = examples.take(torch.zeros(1, dtype=torch.long))
+    if trainable.host_pass is not None:
+        grid = torch.zeros(1, examples.latent.shape[1], side, side)
+        row = replace(first, latent=grid, masked=grid, mask=torch.ones(1, 1, side, side), pixel_mask=None)
+        row = row.to(trainable.device)
+        return trainable.host_pass(row, row.latent, torch.full((1,), 0.5, device=trainable.device))
     grid, channels = (1, 4, side, side), 9 if trainable.inpainting else 4
     row = replace(first, mask=torch.ones(1, 1, side, side), masked=torch.zeros(grid))
     on_device = row.to(trainable.device)

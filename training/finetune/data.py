@@ -124,6 +124,10 @@ class Examples:
     # Standard deviations of latent and masked (N,4,h,w) where each step draws them; else both are the means.
     deviation: Tensor | None = None
     masked_deviation: Tensor | None = None
+    # (N or 1,), which of the encoded texts; transformers read it, and their `context` is empty (1,0,0).
+    caption: Tensor | None = None
+    photo: Tensor | None = None  # (N,), which reference picture an example was made from
+    pixel_mask: Tensor | None = None  # (N,1,H,W) in bytes, the hole in pixels, which FLUX.1 Fill reads
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -148,7 +152,8 @@ class Examples:
         """
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         length = math.lcm(self.context.shape[1], other.context.shape[1])
-        pairs["context"] = tuple(c.repeat(1, length // c.shape[1], 1) for c in pairs["context"])
+        if length:
+            pairs["context"] = tuple(c.repeat(1, length // c.shape[1], 1) for c in pairs["context"])
         return Examples(**{name: torch.cat(pair) for name, pair in pairs.items() if pair[0] is not None})
 
     def drawn(self, generator: torch.Generator) -> "Examples":
@@ -189,11 +194,13 @@ def prepare_examples(
     views = _views(references, recipe, size, copies, torch.Generator().manual_seed(seed))
     groups = iter(lambda: list(islice(views, ENCODED_AT_ONCE // 2)), [])  # drawn as they are encoded
     parts = zip(*(_encoded(group, encode) for group in groups), strict=True)
-    latent, mask, masked, valid = (torch.cat(part) for part in parts)
+    latent, mask, masked, valid, pixels = (torch.cat(part) for part in parts)
+    photo = torch.arange(len(references)).repeat_interleave(copies)
+    rest = {"photo": photo, "pixel_mask": pixels if recipe.hole_condition == "channels" else None}
     if not recipe.sample_posterior:
-        return Examples(latent, mask, masked, valid, context, pooled)
+        return Examples(latent, mask, masked, valid, context, pooled, **rest)
     (latent, deviation), (masked, other) = latent.chunk(2, dim=1), masked.chunk(2, dim=1)
-    return Examples(latent, mask, masked, valid, context, pooled, deviation, other)
+    return Examples(latent, mask, masked, valid, context, pooled, deviation, other, **rest)
 
 
 TrainingView = tuple[Tensor, Tensor, Tensor]  # picture (1,3,S,S) in [-1,1], hole and valid (1,1,S,S)
@@ -212,13 +219,13 @@ def _views(
 
 
 def _encoded(group: Sequence[TrainingView], encode: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-    """Return latent, mask, masked and valid of a few views, as `Examples` holds them."""
+    """Return latent, mask, masked, valid and pixel_mask of a few views, as `Examples` holds them."""
     view, hole, valid = (torch.cat(parts) for parts in zip(*group, strict=True))
     pictures = torch.cat([view, view * (1 - hole)])  # a hole is grey: 0 in [-1, 1]
     latent, masked = encode((pictures.movedim(1, -1) + 1) / 2).chunk(2)
     grid = latent.shape[-2:]
     # A latent pixel is valid only where all the pixels under it show the picture.
-    return latent, shrunk_hole(hole, grid), masked, -F.adaptive_max_pool2d(-valid, grid)
+    return latent, shrunk_hole(hole, grid), masked, -F.adaptive_max_pool2d(-valid, grid), hole.byte()
 
 
 def shrunk_hole(hole: Tensor, grid: torch.Size | tuple[int, int]) -> Tensor:

@@ -11,13 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from ...common.log import logger
-from ...host import models
 from ...host.devices import DelayedTermination
-from ...host.families import family_name
+from ...host.families import family_name, is_transformer, require_family, settings_of
 from ..optimizers import eight_bit_installed
 from .checks import check_previous
 from .data import Examples
-from .distributed import SINGLE_PROCESS, ProcessGroup, split_batch
 from .generation import Preview, make_preview_scene
 from .lora import exported_shapes
 from .lora_formats import lora_metadata, lora_names
@@ -37,7 +35,7 @@ from .spec import FinetuneSpec, spec_from_toml
 from .store import Store, content_key, fingerprint, released_key
 from .subject import Subject
 from .toml_config import Config
-from .trainer import QUIET, Callbacks, TrainingState
+from .trainer import QUIET, SINGLE_PROCESS, Callbacks, ProcessGroup, TrainingState, split_batch
 
 SAVE_EVERY = 100  # steps between checkpoints; an interrupt or an error saves one too
 # Bytes for each trained number: the LoRA, and two checkpoints while one replaces the other.
@@ -79,7 +77,7 @@ def stored_names(pipeline: Pipeline, spec: FinetuneSpec, texts: dict[str, Encode
     base = pipeline_fingerprint(pipeline, texts) + previous
     key = content_key(concepts, spec.recipe, spec.size, spec.seed, base)
     names = [Store.name(spec.class_name, spec.recipe, key)]
-    if pipeline.inpaint_patch is None:
+    if pipeline.inpaint_patch is None and not is_transformer(pipeline.model):
         for released in released_fingerprints(pipeline):
             key = released_key(concepts, spec.recipe, spec.size, spec.seed, released + previous)
             if key:
@@ -120,9 +118,14 @@ def finetune_subject(
 
 
 def finetune_from_config(
-    config: Config, group: ProcessGroup, on_step: Callable[[int, float], None]
+    config: Config,
+    group: ProcessGroup,
+    on_step: Callable[[int, float], None],
+    on_plan: Callable[[int], None] = lambda steps: None,
 ) -> tuple[Subject, Path]:
     """Return the subject that a config describes and where its LoRA is; train it where there is none.
+
+    `on_plan(steps)` is called before the training with its number of steps.
 
     Raises:
         ValueError: in the user's words.
@@ -133,6 +136,7 @@ def finetune_from_config(
         eight_bit = eight_bit_installed() and not config.optimiser_named
         recipe = split_batch(with_preset(config.recipe, preset, eight_bit), group.size)
         pipeline, spec = spec_from_toml(config, recipe)
+        on_plan(spec.recipe.steps)
         options = RunOptions(
             checkpointing=preset.checkpointing,
             save_every=config.save_every,
@@ -184,6 +188,7 @@ def _train(
         checkpointing=options.checkpointing,
         after_step=preview,
         group=group,
+        texts=[text.values for text in texts.values() if text.values is not None],
     )
     strip = draw_strip(preview.pictures) if preview and preview.pictures else None
     return FinetuneResult(_subject(pipeline, spec, names[0], losses), lora, strip)
@@ -203,6 +208,9 @@ def _preview(
         spec.recipe.masked_cross_attention,
         pipeline.inpaint_patch,
     )
+    if is_transformer(pipeline.model):
+        row, settings = require_family(pipeline.model), settings_of(pipeline.model)
+        scene = scene._replace(family=row, settings=settings, condition=spec.recipe.hole_condition)
     return Preview(scene, options.preview_every, spec.recipe.steps, options.callbacks.on_preview)
 
 
@@ -220,8 +228,8 @@ def _with_attributes(store: Store | None, name: str, subject: Subject, spec: Fin
 
 
 def _bytes_to_store(pipeline: Pipeline, recipe: Recipe) -> int:
-    unet = models.unet_of(pipeline.model)
-    shapes = exported_shapes(unet, recipe.adapter, lora_names(pipeline.model)).values()  # pyright: ignore
+    network = pipeline.model.model.diffusion_model
+    shapes = exported_shapes(network, recipe.adapter, lora_names(pipeline.model)).values()
     return BYTES_PER_TRAINED_NUMBER * sum(torch.Size(shape).numel() for shape in shapes)
 
 

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from ...attention.model_patch import mask_attention
 from ...conditioning.fooocus import InpaintPatch, block_patch
+from ...families.table import Family, Settings
 from ...host import sampling
+from ...host.vae import PictureVae
 from ...imaging.composite import paste_back
 from ...imaging.latent_mask import inpaint_pictures, snapped_hole
 from .data import LATENT_PIXEL, Examples
 from .regular_data import changed_mask, random_box
+from .transformers import hole_in_pixels, hole_values
 
 # Few steps that look finished; the sampler draws no random numbers.
 STEPS, CFG, SAMPLER, SCHEDULER = 12, 5.0, "dpmpp_2m", "karras"
@@ -34,6 +37,9 @@ class PreviewScene(NamedTuple):
     seed: int
     masked: bool  # words reach the hole only
     inpaint_patch: InpaintPatch | None = None
+    family: Family | None = None  # of a transformer, None for a UNet
+    condition: str = ""  # how the transformer learns where the hole is, as `Recipe.hole_condition`
+    settings: Settings | None = None  # of the transformer's sampler
 
 
 def make_preview_scene(
@@ -54,6 +60,8 @@ def make_preview_scene(
 @torch.inference_mode()
 def paint_preview(scene: PreviewScene, model) -> Tensor:
     """Return the hole filled by a MODEL as it is now: (H, W, 3) in bytes."""
+    if scene.family is not None:
+        return _as_bytes(_paint_transformer(scene, model), scene.vae)
     row = scene.row
     if scene.masked:
         model = mask_attention(model, [row.mask[:, 0]], self_layers="none")
@@ -65,7 +73,28 @@ def paint_preview(scene: PreviewScene, model) -> Tensor:
         model, scene.positive, scene.negative, row.latent, row.masked, row.mask,
         seed=scene.seed, steps=STEPS, cfg=CFG, sampler=SAMPLER, scheduler=SCHEDULER,
     )  # fmt: skip
-    picture = scene.vae.decode(latent)[0, ..., :3]
+    return _as_bytes(latent, scene.vae)
+
+
+def _paint_transformer(scene: PreviewScene, model) -> Tensor:
+    row, settings, family = scene.row, scene.settings, scene.family
+    assert family is not None
+    assert settings is not None
+    latent, masked, mask = row.latent, row.masked, row.mask
+    if family.time_axis:
+        latent, masked, mask = (part.unsqueeze(2) for part in (latent, masked, mask))
+    values = hole_values(scene.condition, family, model.model.process_latent_out(masked), hole_in_pixels(row))
+    if settings.guidance is not None:
+        values["guidance"] = settings.guidance
+    return sampling.sample_resident(
+        model, scene.positive, scene.negative, latent, masked, mask, seed=scene.seed,
+        steps=min(settings.steps, STEPS), cfg=settings.cfg, sampler=settings.sampler,
+        scheduler=settings.scheduler, values=values,
+    )  # fmt: skip
+
+
+def _as_bytes(latent: Tensor, vae) -> Tensor:
+    picture = PictureVae(vae).decode(latent)[0, ..., :3]
     return (picture.float().clamp(0, 1) * 255).round().byte().cpu().contiguous()
 
 

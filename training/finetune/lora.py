@@ -30,7 +30,7 @@ class LoraAdapter:
         config = LoraConfig(
             r=spec.rank,
             lora_alpha=spec.rank if spec.alpha is None else spec.alpha,  # type: ignore[arg-type]
-            target_modules=list(spec.targets),
+            target_modules=spec.pattern or list(spec.targets),
             init_lora_weights="gaussian" if spec.init == "gaussian" else True,
             use_dora=spec.dora,
             use_rslora=spec.rslora,
@@ -112,13 +112,10 @@ def attach_adapter(
 
 def lora_layers(unet: nn.Module, spec: AdapterSpec) -> dict[str, nn.Linear]:
     """Return the layers a LoRA goes on, by path. Raises ValueError for none, or for one that is too small."""
-    layers: dict[str, Any] = {
-        path: layer
-        for path, layer in unet.named_modules()
-        if any(path == end or path.endswith(f".{end}") for end in spec.targets)
-    }
+    layers: dict[str, Any] = {path: layer for path, layer in unet.named_modules() if is_target(path, spec)}
     if not layers:
-        raise ValueError(f"The model has no layers called {', '.join(spec.targets)} to put a LoRA on.")
+        named = spec.pattern or ", ".join(spec.targets)
+        raise ValueError(f"The model has no layers called {named} to put a LoRA on.")
     smallest = min(min(layer.in_features, layer.out_features) for layer in layers.values())
     if spec.rank > smallest:
         raise ValueError(
@@ -126,6 +123,13 @@ def lora_layers(unet: nn.Module, spec: AdapterSpec) -> dict[str, nn.Linear]:
             f" choose {smallest} or less."
         )
     return layers
+
+
+def is_target(path: str, spec: AdapterSpec) -> bool:
+    """Return whether a LoRA of `spec` goes on the layer at a module path."""
+    if spec.pattern:
+        return re.fullmatch(spec.pattern, path) is not None
+    return any(path == end or path.endswith(f".{end}") for end in spec.targets)
 
 
 def exported_shapes(unet: nn.Module, spec: AdapterSpec, name: Name) -> dict[str, tuple[int, ...]]:

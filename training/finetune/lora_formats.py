@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...host import models
-from ...host.families import config_name
+from ...host.families import config_name, family_of, is_transformer
 from .recipes import Recipe
 from .subject import Subject
 
@@ -17,8 +17,10 @@ def lora_names(model) -> Callable[[str], str]:
     """Return the function from a module's path in the UNet to the key that kohya's tools use.
 
     The host and diffusers read these as well. SD 1.5 and 2 files name diffusers' blocks, SDXL files name the
-    original ones.
+    original ones. Transformers' layers have the host's own names, which it reads for every family.
     """
+    if is_transformer(model):
+        return lambda path: f"diffusion_model.{path}"
     if "SDXL" in config_name(model):
         return lambda path: "lora_unet_" + path.replace(".", "_")
     known = models.diffusers_paths(model)
@@ -48,6 +50,14 @@ def _split(key: str) -> tuple[str, str]:
     return key.removesuffix(f".{part}"), part
 
 
+def base_model_version(model) -> str:
+    """Return how kohya's tools name the family of a MODEL; a transformer's is our own name."""
+    row = family_of(model)
+    if row is not None and row.transformer:
+        return row.name
+    return {"SD15": "sd_v1", "SD20": "sd_v2"}.get(config_name(model), "sdxl_base_v1-0")
+
+
 def lora_metadata(model, subject: Subject, recipe: Recipe) -> dict[str, str]:
     """Return what the LoRA's file holds beside its weights: the subject, and keys that LoRA managers read."""
     adapter = recipe.adapter
@@ -56,7 +66,7 @@ def lora_metadata(model, subject: Subject, recipe: Recipe) -> dict[str, str]:
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(adapter.rank),
         "ss_network_alpha": str(adapter.rank if adapter.alpha is None else adapter.alpha),
-        "ss_base_model_version": {"SD15": "sd_v1", "SD20": "sd_v2"}.get(config_name(model), "sdxl_base_v1-0"),
+        "ss_base_model_version": base_model_version(model),
         "ss_steps": str(subject.steps),
         "ss_learning_rate": str(recipe.optimiser.learning_rate),
         "modelspec.title": f"{subject.words} ({recipe.name})",

@@ -172,10 +172,23 @@ def check_fits(need: MemoryNeed, free: int, others: dict[str, MemoryNeed], other
     )
 
 
-def recompute(blocks: Iterable[nn.Module]) -> None:
-    """Make each block keep only what enters it (Chen et al. 2016). Gradients stay the same."""
+def recompute(blocks: Iterable[nn.Module], in_place: bool = False) -> None:
+    """Make each block keep only what enters it (Chen et al. 2016). Gradients stay the same.
+
+    `in_place`: the blocks change what enters them, so each pass gets a copy.
+    """
     for block in blocks:
-        block.forward = partial(_recomputed, block.forward)
+        forward = partial(_on_copies, block.forward) if in_place else block.forward
+        block.forward = partial(_recomputed, forward)
+
+
+def _on_copies(forward: Callable, *args, **kwargs):
+    copies = {name: _copy(value) for name, value in kwargs.items()}
+    return forward(*[_copy(value) for value in args], **copies)
+
+
+def _copy(value):
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _recomputed(forward: Callable, *args, **kwargs):

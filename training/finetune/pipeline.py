@@ -1,6 +1,7 @@
 """MODEL, CLIP and VAE of the host as a training needs them: what identifies them, examples, a network."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,17 +10,20 @@ from torch import Tensor
 
 from ...attention.patch import region_options
 from ...conditioning.fooocus import InpaintPatch, block_patch, patch_weights
-from ...host import devices, models, vae
+from ...host import devices, families, models
+from ...host.sampling import condition
+from ...host.training import blocks_of, text_values, training_switches
+from ...host.vae import PictureVae, encode_distribution, encoder_weights
 from .checks import check_parameters_fit, check_step_fits, diffusion_of, precision_of
 from .data import Concept, Examples, prepare_examples
-from .distributed import SINGLE_PROCESS, ProcessGroup
 from .lora import attach_adapter
 from .lora_formats import lora_names
 from .memory import recompute
 from .recipes import Recipe
 from .regular_data import concatenate_examples
 from .store import fingerprint, rounded_samples
-from .trainer import QUIET, Callbacks, TrainableModel, Trainer, TrainingState
+from .trainer import QUIET, SINGLE_PROCESS, Callbacks, ProcessGroup, TrainableModel, Trainer, TrainingState
+from .transformers import transformer_pass, transformer_schedule
 
 
 class Pipeline(NamedTuple):
@@ -41,10 +45,14 @@ class Pipeline(NamedTuple):
 
 
 class EncodedText(NamedTuple):
-    """A caption's context (1, L, D), and its label embedding (1, P) where the network has one (SDXL)."""
+    """A caption's context (1, L, D), and its label embedding (1, P) where the network has one (SDXL).
+
+    `values`: for a transformer, all keyword arguments of the host's `extra_conds`.
+    """
 
     context: Tensor
     label: Tensor | None
+    values: Mapping[str, Any] | None = None
 
 
 def encode_captions(pipeline: Pipeline, captions: Sequence[str], size: int) -> dict[str, EncodedText]:
@@ -52,6 +60,11 @@ def encode_captions(pipeline: Pipeline, captions: Sequence[str], size: int) -> d
     texts = {}
     for caption in dict.fromkeys(captions):
         clip = pipeline.clip
+        if families.is_transformer(pipeline.model):
+            values = text_values(condition(clip, caption))
+            pooled = values.get("pooled_output")
+            texts[caption] = EncodedText(values["cross_attn"], pooled, values)
+            continue
         context, pooled = clip.encode_from_tokens(clip.tokenize(caption), return_pooled=True)
         texts[caption] = EncodedText(
             context, models.label_embedding(pipeline.model, pooled, size, context.device)
@@ -75,7 +88,7 @@ def _deciding_tensors(pipeline: Pipeline, texts: Mapping[str, EncodedText]) -> I
     yield f"sigmas {models.prediction_of(pipeline.model)}", models.noise_levels(pipeline.model)
     for key, weight in models.weights_of(pipeline.model):
         yield f"model.{key}", weight
-    for key, weight in vae.encoder_weights(pipeline.vae):
+    for key, weight in encoder_weights(pipeline.vae):
         yield f"vae.{key}", weight
     if pipeline.inpaint_patch is not None:
         yield "head", pipeline.inpaint_patch.head.get_parameter("head")
@@ -116,22 +129,39 @@ def released_fingerprints(pipeline: Pipeline) -> list[str]:
 
 
 def encode_examples(
-    pipeline: Pipeline, concept: Concept, text: EncodedText, recipe: Recipe, size: int, seed: int
+    pipeline: Pipeline,
+    concept: Concept,
+    text: EncodedText,
+    recipe: Recipe,
+    size: int,
+    seed: int,
+    caption: int = 0,
 ) -> Examples:
-    """Return a concept as `Examples` of ordinary tensors on the CPU."""
+    """Return a concept as `Examples` of ordinary tensors on the CPU; `caption` is the number of its text."""
+
+    vae = PictureVae(pipeline.vae)
 
     def latent_in(latent: Tensor) -> Tensor:
-        return models.latent_in(pipeline.model, latent).float().cpu()
+        scaled = models.latent_in(pipeline.model, latent).float().cpu()
+        return scaled.squeeze(2) if scaled.ndim == 5 else scaled  # pictures: one frame
 
     def encode(pictures: Tensor) -> Tensor:
         devices.raise_if_interrupted()
         if not recipe.sample_posterior:
-            return latent_in(pipeline.vae.encode(pictures))
-        mean, deviation = vae.encode_distribution(pipeline.vae, pictures)
+            return latent_in(vae.encode(pictures))
+        if vae.film:
+            raise ValueError("recipe.sample_posterior: this VAE gives no distribution; leave it out.")
+        mean, deviation = encode_distribution(pipeline.vae, pictures)
         scaled = latent_in(mean)
         return torch.cat([scaled, latent_in(mean + deviation) - scaled], dim=1)
 
-    examples = prepare_examples(concept.references, recipe, size, encode, text.context, text.label, seed)
+    if text.values is None:
+        examples = prepare_examples(concept.references, recipe, size, encode, text.context, text.label, seed)
+    else:
+        examples = prepare_examples(
+            concept.references, recipe, size, encode, torch.zeros(1, 0, 0), None, seed
+        )
+        examples = replace(examples, caption=torch.tensor([caption]))
     with torch.inference_mode(False):
         return examples.cloned()
 
@@ -146,10 +176,16 @@ def encode_concepts(
 ) -> list[Examples]:
     """Return the subject's examples and, where `concepts` go on with regular pictures, all of theirs."""
     subject, *regular = concepts
-    examples = [encode_examples(pipeline, subject, texts[subject.caption], recipe, size, seed)]
+    numbers = {caption: number for number, caption in enumerate(texts)}
+
+    def encode(part: Concept, recipe: Recipe) -> Examples:
+        text, number = texts[part.caption], numbers[part.caption]
+        return encode_examples(pipeline, part, text, recipe, size, seed, number)
+
+    examples = [encode(subject, recipe)]
     if regular:
         fewer = replace(recipe, copies=recipe.regular_copies)
-        parts = [encode_examples(pipeline, part, texts[part.caption], fewer, size, seed) for part in regular]
+        parts = [encode(part, fewer) for part in regular]
         examples.append(concatenate_examples(parts))
     return examples
 
@@ -169,6 +205,7 @@ def train_lora(
     checkpointing: bool = False,
     after_step: Callable[[Any, int], None] | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
+    texts: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Finetune a pipeline's MODEL without changing it.
 
@@ -177,6 +214,7 @@ def train_lora(
         start: a LoRA to begin with, as `LoraAdapter.export` names it.
         checkpointing: gradient checkpointing.
         after_step: called as `after_step(model, step)` with a MODEL over the weights of that step.
+        texts: a transformer's captions as keyword arguments of the host's `extra_conds`.
 
     Returns:
         The LoRA's tensors, and the loss of every step.
@@ -188,15 +226,19 @@ def train_lora(
     check_parameters_fit(pipeline.model, recipe, dtype)
     callbacks.on_stage("loading the model")
     model = models.load_fully(pipeline.model)
-    with torch.inference_mode(False), torch.enable_grad():
-        trainable = trainable_model(model, recipe, dtype, seed, start, pipeline.inpaint_patch)
-        blocks = models.block_modules(trainable.unet)
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as switches:
+        trainable = trainable_model(model, recipe, dtype, seed, start, pipeline.inpaint_patch, texts)
+        if trainable.host_pass is not None:
+            switches.enter_context(training_switches(trainable.unet))
+            blocks = blocks_of(trainable.unet)
+        else:
+            blocks = models.block_modules(trainable.unet)
         callbacks.on_stage("measuring memory")
         check_step_fits(model, trainable, recipe, examples, blocks, checkpointing, group)
         devices.raise_if_interrupted()
         callbacks.on_stage("first step")
         if checkpointing:
-            recompute(blocks)
+            recompute(blocks, in_place=trainable.host_pass is not None)
         live = models.model_around(model, trainable.unet, dtype) if after_step else None
 
         def on_step(step: int, loss: float) -> None:
@@ -218,12 +260,27 @@ def trainable_model(
     seed: int,
     start: Mapping[str, Tensor] | None = None,
     inpaint_patch: InpaintPatch | None = None,
+    texts: Sequence[Mapping[str, Any]] = (),
 ) -> TrainableModel:
-    """Return the network of a MODEL that `models.load_fully` gave, with its adapter."""
+    """Return the network of a MODEL that `models.load_fully` gave, with its adapter.
+
+    `recipe` is a resolved one, and `texts` are a transformer's captions.
+    """
     unet = models.trainable_copy(model, dtype)
     adapter = attach_adapter(unet, recipe.adapter, dtype, seed)
     if start:
         adapter.load(dict(start), lora_names(model))
+    if families.is_transformer(model):
+        order = families.token_order(unet)
+        return TrainableModel(
+            unet,
+            transformer_schedule(model, recipe),
+            adapter,
+            dtype,
+            device=model.load_device,
+            host_pass=transformer_pass(model, unet, dtype, recipe, [ordinary(text) for text in texts]),
+            patch=1 if order is None else families.patch_of(unet, order),
+        )
     return TrainableModel(
         unet,
         diffusion_of(model),
@@ -233,6 +290,11 @@ def trainable_model(
         options=step_options(unet, recipe.masked_cross_attention, model.load_device, inpaint_patch),
         device=model.load_device,
     )
+
+
+def ordinary(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same values with copies of the tensors, which the host may have made in inference mode."""
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in values.items()}
 
 
 def step_options(

@@ -25,6 +25,9 @@ class AdapterSpec:
     init: Literal["gaussian", "kaiming"] = "kaiming"  # of A; B starts at zero
     dora: bool = False  # DoRA: magnitude and direction apart (Liu et al. 2024)
     rslora: bool = False  # scale alpha / sqrt(rank) (Kalajdzievski 2023)
+    # Which layers of a transformer, in words: its family's row has their paths.
+    layers: Literal["attention", "attention and feed-forward"] = "attention and feed-forward"
+    pattern: str = ""  # regular expression of module paths, which is then used instead of `targets`
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class Recipe:
     sample_posterior: bool = (
         False  # draw latents from the VAE's distribution, as released codes do; else its mean
     )
+    # How a transformer learns where the hole is: mask channels, the picture with a grey hole as a reference
+    # latent, or from the weights of the loss alone. "auto", None: as the model's family has it.
+    hole_condition: Literal["auto", "channels", "reference", "loss"] = "auto"
+    timesteps: Literal["auto", "logit-normal", "uniform"] = "auto"
+    shift: float | None = None  # of the noise levels; 0: by the number of image tokens
+    guidance: float | None = None  # of the guidance embedding in training
 
     def with_choices(
         self,

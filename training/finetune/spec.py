@@ -8,6 +8,7 @@ from typing import NamedTuple
 import folder_paths
 from torch import Tensor
 
+from ...common.log import logger
 from ...host import models
 from ...imaging.references import list_references, read_reference
 from .attribute_dictionary import Attributes
@@ -21,6 +22,7 @@ from .regular_data import group_by_prompt, list_regular
 from .store import read_lora
 from .subject import Subject, check_words, is_subject
 from .toml_config import Config
+from .transformers import distilled_note, resolved_recipe, with_family_numbers
 
 
 class WarmStart(NamedTuple):
@@ -81,10 +83,15 @@ def spec_from_node(
     """
     token, class_name = token.strip(), class_name.strip()
     caption = caption_of(recipe, token, class_name)
+    recipe = resolved_recipe(recipe, pipeline.model)
     check_trainable_model(pipeline.model, recipe, pipeline.inpaint_patch is not None)
     size = crop_size(pipeline.model, recipe)
     references = collect_references(images, masks)
     notes = check_references(references, size, masks is not None)
+    distilled = distilled_note(pipeline.model)
+    if distilled:
+        logger.warning(f"Inlay: {distilled}")
+        notes.append(distilled)
     regular = []
     if regular_images and recipe.beta:
         prompts = [prompt.strip() or f"a {class_name}" for prompt in regular_prompt]
@@ -116,7 +123,11 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
     token, class_name = config.token.strip(), config.class_name.strip()
     caption = caption_of(recipe, token, class_name)
     pipeline = open_checkpoint(config.checkpoint)
+    recipe = resolved_recipe(with_family_numbers(recipe, pipeline.model), pipeline.model)
     check_trainable_model(pipeline.model, recipe)
+    distilled = distilled_note(pipeline.model)
+    if distilled:
+        logger.warning(f"Inlay: {distilled}")
     size = crop_size(pipeline.model, recipe)
     concept = Concept(caption, read_references(config.references, size))
     regular = read_regular(config.regular, size) if config.regular and recipe.beta else []

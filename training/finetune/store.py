@@ -36,7 +36,9 @@ MEGABYTE = 2**20
 LONGEST_NAME = 64  # characters of a stored name before its hash; file systems allow 255 bytes in all
 KEPT_RESUMES = 20 * GIGABYTE  # of interrupted runs, in bytes; beyond it the oldest go
 RESUME_AGE = 24 * 3600  # seconds; a younger file may belong to a run of another process
-ADDED_FIELDS = ("sample_posterior",)  # of a recipe, since version 0.1.0
+# Fields of a recipe since version 0.1.0.
+ADDED_FIELDS = ("sample_posterior", "hole_condition", "timesteps", "shift", "guidance")
+ADDED_ADAPTER_FIELDS = ("layers", "pattern")
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -98,9 +100,10 @@ def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
 def released_key(concepts: Iterable[Concept], recipe: Recipe, size: int, seed: int, base: str) -> str | None:
     """Return the key that version 0.1.0 gave, or None for a recipe that it did not have."""
     facts, defaults = asdict(recipe), asdict(Recipe(recipe.name))
-    if any(facts[name] != defaults[name] for name in ADDED_FIELDS):
+    if any(facts.pop(name) != defaults[name] for name in ADDED_FIELDS):
         return None
-    facts = {name: value for name, value in facts.items() if name not in ADDED_FIELDS}
+    if any(facts["adapter"].pop(name) != defaults["adapter"][name] for name in ADDED_ADAPTER_FIELDS):
+        return None
     digest = hashlib.sha256(json.dumps([facts, size, seed, base, VERSION], sort_keys=True).encode())
     for concept in concepts:
         digest.update(json.dumps(concept.caption).encode())

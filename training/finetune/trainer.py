@@ -1,8 +1,9 @@
 """One finetuning on plain tensors: a trainable network, the loss of a pass, and the loop over the steps."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,28 @@ from ..objective import (
 )
 from ..optimizers import Average, MixedPrecisionOptimizer, OptimizerSpec, UnfitState
 from .data import Examples, rows_of_step
-from .distributed import SINGLE_PROCESS, ProcessGroup
 from .lora import FullAdapter, LoraAdapter
 from .recipes import Recipe
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """The processes that train one adapter together, each on its share of every batch."""
+
+    number: int = 0  # of this process
+    size: int = 1
+    average: Average | None = None  # the mean over all of them, in place
+
+    def share(self, rows: Tensor, batch: int) -> Tensor:
+        """Return this process' part of batches laid end to end; each must be a multiple of `size`."""
+        return rows.view(-1, batch)[:, self.number :: self.size].flatten()
+
+    def at_most(self, batch: int) -> int:
+        """Return how many pictures of such a batch a process holds at most."""
+        return -(-batch // self.size)
+
+
+SINGLE_PROCESS = ProcessGroup()
 
 
 @dataclass(frozen=True)
@@ -30,7 +50,9 @@ class TrainableModel:
     """A network to train: `unet(x, t, context=, y=, transformer_options=)`, its arithmetic and its adapter.
 
     `inpainting` networks read noisy latent, mask and masked latent (9 channels). `options` makes the
-    transformer_options of a step from its rows on the CPU.
+    transformer_options of a step from its rows on the CPU. A transformer is called through
+    `host_pass(rows, noise, sigma)`, which returns its prediction; `patch` is the side of one of its tokens in
+    latent pixels.
     """
 
     unet: nn.Module
@@ -40,6 +62,8 @@ class TrainableModel:
     device: torch.device
     inpainting: bool = True
     options: Callable[[Examples], dict] | None = None
+    host_pass: Callable[[Examples, Tensor, Tensor], Tensor] | None = None
+    patch: int = 1
 
 
 def loss_of_pass(
@@ -74,29 +98,51 @@ def per_sample_loss(
     generator: torch.Generator,
     share: Tensor | None = None,
 ) -> Tensor:
-    """Return the error (B,) of each row, or of those in `share`, at a noise level drawn uniformly."""
+    """Return the error (B,) of each row, or of those in `share`, at a noise level drawn for it."""
     # Drawn on the CPU and for all rows: the same numbers on every device and in every process.
-    t = torch.randint(len(trainable.diffusion.sigmas), (len(rows),), generator=generator)
+    t, sigma = _drawn_levels(trainable, rows, generator)
     noise = torch.randn(rows.latent.shape, generator=generator).to(rows.latent)
     rows = rows.drawn(generator)
     if share is not None:
-        rows, t, noise = rows.take(share), t[share], noise[share]
+        rows, t, sigma, noise = rows.take(share), t[share], sigma[share], noise[share]
     options = {} if trainable.options is None else trainable.options(rows)
     rows, noise = rows.to(trainable.device), noise.to(trainable.device)
-    sigma = trainable.diffusion.sigmas[t].to(rows.latent)
+    sigma = sigma.to(rows.latent)
+    predicted = _predict(trainable, rows, noise, t, sigma, options)
+    wanted = target(rows.latent, noise, sigma, trainable.diffusion.prediction)
+    weight = region_weight(rows.mask, recipe.weight_inside, recipe.weight_outside, recipe.weights_squared)
+    return reconstruction(predicted.to(wanted.dtype), wanted, rows.valid, weight)
+
+
+def _drawn_levels(
+    trainable: TrainableModel, rows: Examples, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return an index into the table of noise levels (B,), 0 where there is none, and the level (B,)."""
+    schedule = trainable.diffusion
+    if schedule.draw is None:
+        t = torch.randint(len(schedule.sigmas), (len(rows),), generator=generator)
+        return t, schedule.sigmas[t]
+    grid = [-(-side // trainable.patch) for side in rows.latent.shape[-2:]]
+    sigma = schedule.draw(len(rows), generator, grid[0] * grid[1])
+    return torch.zeros(len(rows), dtype=torch.long), sigma
+
+
+def _predict(
+    trainable: TrainableModel, rows: Examples, noise: Tensor, t: Tensor, sigma: Tensor, options: dict
+) -> Tensor:
+    """Return the network's prediction (B,C,h,w) for rows on its device."""
+    if trainable.host_pass is not None:
+        return trainable.host_pass(rows, noise, sigma)
     x = noised(rows.latent, noise, sigma)
     if trainable.inpainting:
         x = torch.cat([x, rows.mask, rows.masked], dim=1)
-    predicted = trainable.unet(
+    return trainable.unet(
         x.to(trainable.dtype),
         t.to(trainable.device, torch.float32),
         context=rows.context.to(trainable.dtype),
         y=None if rows.pooled is None else rows.pooled.to(trainable.dtype),
         transformer_options=options,
     )
-    wanted = target(rows.latent, noise, sigma, trainable.diffusion.prediction)
-    weight = region_weight(rows.mask, recipe.weight_inside, recipe.weight_outside, recipe.weights_squared)
-    return reconstruction(predicted.to(wanted.dtype), wanted, rows.valid, weight)
 
 
 @dataclass
@@ -250,3 +296,70 @@ def _gradients(
     if stepper.average:
         stepper.average([mean])
     return float(mean)
+
+
+# Several processes that train one adapter together, as `accelerate launch` or `torchrun` starts them
+
+
+def on_cpu() -> bool:
+    """Return whether the launcher was told not to use accelerators."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+
+
+def open_group() -> ProcessGroup:
+    """Return the group of processes that the launcher started; `SINGLE_PROCESS` without one.
+
+    Call it before the host is opened, which takes the accelerator that is the current one by then.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return SINGLE_PROCESS
+    from accelerate import PartialState  # comes with PEFT
+
+    state = PartialState(cpu=on_cpu())
+    return ProcessGroup(state.process_index, state.num_processes, average)
+
+
+def close_group(group: ProcessGroup) -> None:
+    """Wait for the others, so that none ends while the first is still saving."""
+    if group.size > 1:
+        from accelerate import PartialState
+
+        state = PartialState()
+        state.wait_for_everyone()
+        state.destroy_process_group()
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes, in place."""
+    from accelerate.utils import reduce
+
+    for tensor in tensors:
+        tensor.copy_(reduce(tensor, "mean"))  # pyright: ignore[reportArgumentType]
+
+
+def any_rank_stopping(group: ProcessGroup, told: bool) -> bool:
+    """Return whether any process was told to stop. All processes call it after the same step."""
+    if group.average is None:
+        return told
+    from accelerate import PartialState
+
+    share = torch.tensor(float(told), device=PartialState().device)
+    group.average([share])
+    return share.item() > 0
+
+
+def split_batch(recipe: Recipe, size: int) -> Recipe:
+    """Return the recipe with its pictures per step laid out so that `size` processes can share every batch.
+
+    Where batch_size is no multiple of `size`, passes that were accumulated become rows of one batch.
+    Raises ValueError when a step's pictures cannot be divided by `size`.
+    """
+    if recipe.batch_size % size == 0:
+        return recipe
+    pictures = recipe.batch_size * recipe.accumulation
+    if pictures % size:
+        raise ValueError(
+            f"batch_size: the {pictures} pictures of a step cannot be shared by {size} processes; choose a"
+            f" multiple of {size}."
+        )
+    return replace(recipe, batch_size=size, accumulation=pictures // size)

@@ -416,3 +416,46 @@ def test_vae_encode_distribution(parts):
         mean, deviation = vae.encode_distribution(parts.vae, pictures)
         assert torch.equal(mean, parts.vae.encode(pictures))
     assert not deviation.any()
+
+
+def test_training_training_switches(in_process_host):
+    """The host's flag for fused operations without gradients; LayerNorms keep their input unchanged."""
+    import comfy.model_management
+
+    from inlay.host import training
+
+    network, x = torch.nn.Sequential(torch.nn.LayerNorm(4)), torch.randn(2, 4, requires_grad=True)
+    before = comfy.model_management.in_training
+    with training.training_switches(network):
+        assert comfy.model_management.in_training
+        inner = x * 1
+        out = network(inner)
+        inner.add_(1)  # as some of the host's networks do
+        out.sum().backward()
+    assert comfy.model_management.in_training is before
+    assert not network[0]._forward_pre_hooks
+
+
+def test_training_blocks_of(in_process_host):
+    import comfy.ldm.flux.model as flux
+    from comfy.ops import disable_weight_init
+
+    from inlay.host import training
+
+    network = flux.Flux(
+        in_channels=16, out_channels=16, vec_in_dim=8, context_in_dim=8, hidden_size=64, mlp_ratio=2.0,
+        num_heads=2, depth=2, depth_single_blocks=3, axes_dim=[8, 12, 12], theta=100, patch_size=2,
+        qkv_bias=True, guidance_embed=False, operations=disable_weight_init, dtype=torch.float32,
+    )  # fmt: skip
+    assert training.blocks_of(network) == [*network.double_blocks, *network.single_blocks]
+    assert training.blocks_of(torch.nn.Linear(1, 1)) == []
+
+
+def test_training_text_values(parts):
+    from inlay.host import sampling, training
+
+    with torch.inference_mode():
+        conditioning = sampling.condition(parts.clip, "a cat", guidance=3.5)
+    values = training.text_values(conditioning)
+    assert values["cross_attn"].shape == (1, 77, 768)
+    assert values["guidance"] == 3.5

@@ -68,7 +68,7 @@ def test_a_preset_leaves_an_optimiser_that_was_chosen(pictures, run, monkeypatch
     from inlay.training import optimizers as optimisers
     from inlay.training.finetune import finetune_subject, spec
     from inlay.training.finetune import toml_config as config
-    from inlay.training.finetune.distributed import SINGLE_PROCESS
+    from inlay.training.finetune.trainer import SINGLE_PROCESS
 
     def told(recipe):
         raise InterruptedError(recipe.optimiser.kind)
@@ -174,9 +174,9 @@ def test_a_process_among_four_needs_room_for_its_share(unets):
     from inlay.host.models import block_modules
     from inlay.training.finetune.checks import check_step_fits, precision_of
     from inlay.training.finetune.data import Examples
-    from inlay.training.finetune.distributed import ProcessGroup
     from inlay.training.finetune.pipeline import trainable_model
     from inlay.training.finetune.recipes import DREAMCOM
+    from inlay.training.finetune.trainer import ProcessGroup
 
     model, recipe = next(iter(unets.values())), DREAMCOM.with_choices(batch_size=4)
     mask = torch.ones(1, 1, 8, 8)

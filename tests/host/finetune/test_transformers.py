@@ -1,0 +1,386 @@
+"""Train Subject on diffusion transformers of the host with random weights and a few blocks."""
+
+import math
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from inlay.lab.models.tiny_transformers import context_width, tiny_transformer, tiny_vae
+
+# Our family name -> the way in which its models learn where the hole is.
+TRAINED = {
+    "flux1-fill": "channels",
+    "flux1": "loss",
+    "flux2-dev": "reference",
+    "flux2-klein": "reference",
+    "qwen-image": "loss",
+    "qwen-image-edit-2511": "reference",
+    "z-image": "loss",
+    "krea2": "reference",
+    "chroma": "loss",
+}
+QUICK = ("flux1-fill", "flux2-klein", "qwen-image-edit-2511", "z-image")
+
+
+class RandomText:
+    """A text encoder that gives every caption random tokens of its own, as many as it has words and two."""
+
+    def __init__(self, family: str):
+        self.family, self.patcher, self.tokenizer = family, SimpleNamespace(patches={}), None
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, text: str) -> list:
+        seed = sum(ord(letter) * (place + 1) for place, letter in enumerate(text))
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.randn(1, len(text.split()) + 2, context_width(self.family), generator=generator)
+        pooled = {"pooled_output": torch.randn(1, 16, generator=generator)}
+        return [[tokens, pooled if self.family.startswith("flux1") else {}]]
+
+
+@pytest.fixture(scope="module")
+def opened(in_process_host):
+    """MODEL, CLIP and VAE of one of our family names, made once."""
+    made = {}
+
+    def open_family(name: str) -> SimpleNamespace:
+        if name not in made:
+            with torch.inference_mode():
+                made[name] = SimpleNamespace(
+                    model=tiny_transformer(name, seed=1), clip=RandomText(name), vae=tiny_vae(name)
+                )
+        return made[name]
+
+    return open_family
+
+
+@pytest.fixture
+def train(opened, run, pictures):
+    """Runs the node on a family and returns its outputs."""
+
+    def execute(name: str, **changes):
+        parts = opened(name)
+        wired = {
+            "model": parts.model,
+            "clip": parts.clip,
+            "vae": parts.vae,
+            "resolution": 64,
+            "batch_size": 1,
+        }
+        return run(*pictures, **(wired | {"preview_every": 2, "steps": 2} | changes))
+
+    return execute
+
+
+@pytest.fixture
+def answer():
+    """What a MODEL answers to one fixed noisy latent, patches applied as the sampler would."""
+    import comfy.model_management
+
+    from inlay.host.training import text_values
+    from inlay.lab.models.tiny_transformers import random_latent, random_prompt
+
+    def predict(name, model):
+        with torch.inference_mode():
+            x = random_latent(model, 4, 4)
+            values = text_values(random_prompt(name, 5))
+            comfy.model_management.load_models_gpu([model])
+            made = model.model.extra_conds(noise=x, device=x.device, **values)
+            conds = {
+                k: v.process_cond(batch_size=1, area=None, device=x.device).cond for k, v in made.items()
+            }
+            return model.model.apply_model(x, torch.tensor([0.6]), **conds).clone()
+
+    return predict
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_node_teaches_it(name, opened, train, store_folder, weights, answer):
+    import comfy.model_management
+
+    wired = opened(name).model
+    before, unpatched = weights(wired), answer(name, wired)
+    model, lora, loss, subject, _ = train(name)
+    assert all(torch.isfinite(torch.tensor(loss["loss"])))
+    assert len(loss["loss"]) == 2
+    # The host's loader finds a layer for every key, and the LoRA changes what the model answers.
+    assert len(model.patches) == len(lora) // 3 > 0
+    assert all(key.startswith("diffusion_model.") for key in lora)
+    assert any(tensor.any() for key, tensor in lora.items() if key.endswith("lora_up.weight"))
+    assert not torch.equal(answer(name, model), unpatched)
+    assert (store_folder.parent / subject.lora).with_suffix(".png").exists()  # the preview sampled it
+    assert torch.equal(answer(name, wired), unpatched)
+    assert all(torch.equal(weight, before[key]) for key, weight in wired.model.state_dict().items())
+    assert comfy.model_management.in_training is False
+
+
+# One step against an independent reference
+
+
+def trained_parts(opened, name, recipe, dtype, sampling=None, captions=("a photo of sks cat",)):
+    """A `TrainableModel` of a family, with its model and texts."""
+    from inlay.host.training import text_values
+    from inlay.training.finetune.pipeline import ordinary, trainable_model
+    from inlay.training.finetune.transformers import resolved_recipe
+
+    parts = opened(name)
+    model = parts.model.clone()
+    if sampling is not None:
+        model.add_object_patch("model_sampling", sampling)
+    recipe = resolved_recipe(recipe, model)
+    texts = [ordinary(text_values(parts.clip.encode_from_tokens_scheduled(caption))) for caption in captions]
+    trainable = trainable_model(model, recipe, dtype, 0, texts=texts)
+    generator = torch.Generator().manual_seed(8)
+    for path, layer in cast(
+        "Any", trainable.adapter
+    ).layers.items():  # B starts at 0, which hides A's gradient
+        del path
+        up = layer.lora_B["default"].weight
+        up.data = 0.05 * torch.randn(up.shape, generator=generator).to(dtype)
+    return trainable, recipe, texts
+
+
+def random_examples(trainable, count=3, captions=(0,), dtype=torch.float64):
+    from inlay.training.finetune.data import Examples
+
+    base = trainable.host_pass.host.base
+    generator = torch.Generator().manual_seed(3)
+    channels = base.latent_format.latent_channels
+    latent, masked = (torch.randn(count, channels, 8, 8, generator=generator, dtype=dtype) for _ in range(2))
+    mask = torch.zeros(count, 1, 8, 8, dtype=dtype)
+    mask[..., 2:6, 2:8] = 1
+    valid = torch.ones_like(mask)
+    valid[..., 7] = 0
+    context = torch.zeros(1, 0, 0)
+    return Examples(latent, mask, masked, valid, context, caption=torch.tensor(captions))
+
+
+def discrete(kind):
+    """The host's sampling of noise or v predictions, with SD's table of noise levels."""
+    import comfy.model_sampling
+
+    prediction = {"epsilon": comfy.model_sampling.EPS, "v": comfy.model_sampling.V_PREDICTION}[kind]
+    return type("Discrete", (comfy.model_sampling.ModelSamplingDiscrete, prediction), {})()
+
+
+def reference_loss(trainable, recipe, rows, generator, prediction, texts, patch):
+    """The loss from the equations in float64, with the network called directly."""
+    count = len(rows.latent)
+    if prediction == "velocity":
+        normal = torch.randn(count, generator=generator)
+        tokens = (8 // patch) ** 2
+        shift = recipe.shift or math.exp(0.5 + 0.65 * (tokens - 256) / 3840)
+        u = normal.sigmoid()
+        sigma = (shift * u / (1 + (shift - 1) * u)).double()
+    else:
+        sigmas = trainable.diffusion.sigmas
+        index = torch.randint(len(sigmas), (count,), generator=generator)
+        sigma = sigmas[index].double()
+    noise = torch.randn(rows.latent.shape, generator=generator).double()
+    s = sigma.view(-1, 1, 1, 1)
+    clean = rows.latent
+    if prediction == "velocity":
+        x, wanted = (1 - s) * clean + s * noise, noise - clean
+        time = trainable.host_pass.host.sampling.timestep(sigma).float()
+    else:
+        x = (clean + s * noise) / (1 + s * s) ** 0.5
+        wanted = noise if prediction == "epsilon" else (noise - s * clean) / (1 + s * s) ** 0.5
+        time = index.float()
+    rest = {}
+    context = texts[0]["cross_attn"].double().expand(count, -1, -1)
+    pooled = texts[0].get("pooled_output")
+    if pooled is not None:
+        rest["y"] = pooled.double().expand(count, -1)
+    if recipe.guidance is not None:
+        rest["guidance"] = torch.full((count,), recipe.guidance, dtype=torch.float64)
+    elif trainable.unet.params.guidance_embed is False:
+        rest["guidance"] = torch.full((count,), 3.5, dtype=torch.float64)
+    if recipe.hole_condition == "channels":
+        wide = rows.mask.repeat_interleave(8, -1).repeat_interleave(8, -2)
+        # pixel (8 i + a, 8 j + b) is channel 8 a + b of latent pixel (i, j)
+        channels = torch.stack([wide[:, 0, a::8, b::8] for a in range(8) for b in range(8)], dim=1)
+        x = torch.cat([x, rows.masked, channels], dim=1)
+    if recipe.hole_condition == "reference":
+        rest["ref_latents"] = [rows.masked]
+    if trainable.unet.params.txt_ids_dims == [3]:  # FLUX.2 pads its text to 512 tokens, on the left
+        context = torch.nn.functional.pad(context, (0, 0, 512 - context.shape[1], 0))
+    predicted = trainable.unet(x, time, context=context, transformer_options={}, **rest)
+    weight = recipe.weight_inside * rows.mask + recipe.weight_outside * (1 - rows.mask)
+    error = ((predicted - wanted) ** 2).mean(1, keepdim=True) * weight * rows.valid
+    return (error.sum((1, 2, 3)) / rows.valid.sum((1, 2, 3))).mean()
+
+
+@pytest.mark.parametrize("way", ["channels", "reference", "loss"])
+@pytest.mark.parametrize("prediction", ["velocity", "epsilon", "v"])
+def test_loss_and_gradients_are_those_of_the_equations(opened, prediction, way):
+    from inlay.host.training import training_switches
+    from inlay.training.finetune.recipes import RECIPES
+    from inlay.training.finetune.trainer import per_sample_loss
+
+    name = {"channels": "flux1-fill", "reference": "flux2-klein", "loss": "flux1"}[way]
+    recipe = RECIPES["DreamCom"].with_choices(rank=4)
+    with torch.inference_mode(False), torch.enable_grad():
+        sampling = None if prediction == "velocity" else discrete(prediction)
+        trainable, recipe, texts = trained_parts(opened, name, recipe, torch.float64, sampling)
+        assert recipe.hole_condition == way
+        assert trainable.diffusion.prediction == prediction
+        rows = random_examples(trainable).take(torch.arange(3))
+        with training_switches(trainable.unet):
+            loss = per_sample_loss(trainable, recipe, rows, torch.Generator().manual_seed(4)).mean()
+            found = torch.autograd.grad(loss, trainable.adapter.parameters)
+            again = torch.Generator().manual_seed(4)
+            reference = reference_loss(trainable, recipe, rows, again, prediction, texts, trainable.patch)
+            wanted = torch.autograd.grad(reference, trainable.adapter.parameters)
+    assert abs(float(loss - reference)) < 1e-6 * float(reference)
+    difference = sum(float(((a - b) ** 2).sum()) for a, b in zip(found, wanted, strict=True)) ** 0.5
+    assert difference < 1e-6 * sum(float((b**2).sum()) for b in wanted) ** 0.5
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients_are_the_finite_differences(name, opened):
+    from inlay.host.training import training_switches
+    from inlay.training.finetune.recipes import RECIPES
+    from inlay.training.finetune.trainer import per_sample_loss
+
+    recipe = RECIPES["DreamCom"].with_choices(rank=4)
+    with torch.inference_mode(False), torch.enable_grad():
+        trainable, recipe, _ = trained_parts(opened, name, recipe, torch.float64)
+        rows = random_examples(trainable, 2).take(torch.arange(2))
+        parameters = trainable.adapter.parameters
+        generator = torch.Generator().manual_seed(6)
+        directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+
+        def loss():
+            return per_sample_loss(trainable, recipe, rows, torch.Generator().manual_seed(4)).mean()
+
+        def moved(step):
+            with torch.no_grad():
+                for p, direction in zip(parameters, directions, strict=True):
+                    p += step * direction
+                value = float(loss())
+                for p, direction in zip(parameters, directions, strict=True):
+                    p -= step * direction
+            return value
+
+        with training_switches(trainable.unet):
+            gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+            slope = sum(
+                float((g * d).sum()) for g, d in zip(gradients, directions, strict=True) if g is not None
+            )
+            step = 1e-3  # the host gives predictions in float32
+            near, far = (moved(k * step) - moved(-k * step) for k in (1, 2))
+            measured = (8 * near - far) / (12 * step)  # of fourth order
+    assert slope == pytest.approx(measured, rel=1e-3, abs=1e-6)
+
+
+def test_captions_of_different_length_run_apart(opened):
+    """Text that is repeated or padded would change joint attention."""
+    from inlay.host.training import training_switches
+    from inlay.training.finetune.recipes import RECIPES
+    from inlay.training.finetune.trainer import per_sample_loss
+
+    captions = ("a photo of sks cat", "a cat", "a large picture of sks cat on a red chair")
+    with torch.inference_mode(False), torch.no_grad():
+        trainable, recipe, _ = trained_parts(
+            opened, "qwen-image", RECIPES["DreamCom"].with_choices(rank=4), torch.float64, None, captions
+        )
+        order = (0, 1, 0, 2)
+        rows = random_examples(trainable, 4, order).take(torch.arange(4))
+        with training_switches(trainable.unet):
+            together = per_sample_loss(trainable, recipe, rows, torch.Generator().manual_seed(4))
+            alone = torch.stack([
+                per_sample_loss(
+                    trainable, recipe, rows, torch.Generator().manual_seed(4), torch.tensor([number])
+                )[0]
+                for number in range(4)
+            ])  # fmt: skip
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_interrupt_and_a_failure_change_nothing_and_the_next_run_goes_on(
+    name, opened, train, store_folder, weights, monkeypatch
+):
+    import shutil
+
+    import comfy.model_management
+
+    from inlay.nodes import subject_finetune
+
+    wired = opened(name).model
+    before = weights(wired)
+    choices = {"steps": 4, "preview_every": 0, "gradient_checkpointing": "on"}
+    whole = train(name, **choices)
+    shutil.rmtree(store_folder)
+
+    class Stopping(subject_finetune.NodeProgress):
+        def __call__(self, step, loss):
+            assert comfy.model_management.in_training is True
+            if step == 1:
+                comfy.model_management.interrupt_current_processing()
+            if step == 3:
+                raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subject_finetune, "NodeProgress", Stopping)
+        for error in (comfy.model_management.InterruptProcessingException, MemoryError):
+            with pytest.raises(error):
+                train(name, **choices)
+            assert comfy.model_management.in_training is False
+            assert not wired.patches
+            state = wired.model.state_dict()
+            assert all(torch.equal(weight, before[key]) for key, weight in state.items())
+            assert [file.suffix for file in store_folder.iterdir()] == [".resume"]
+    resumed = train(name, **choices)
+    assert all(torch.equal(whole[1][key], resumed[1][key]) for key in whole[1])
+    assert whole[2] == resumed[2]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_checkpointing_changes_no_gradient(name, opened):
+    """Blocks add to their inputs in place; a block that is computed again must see what came in first."""
+    from inlay.host.training import blocks_of, training_switches
+    from inlay.training.finetune.memory import recompute
+    from inlay.training.finetune.recipes import RECIPES
+    from inlay.training.finetune.trainer import per_sample_loss
+
+    with torch.inference_mode(False), torch.enable_grad():
+        trainable, recipe, _ = trained_parts(
+            opened, name, RECIPES["DreamCom"].with_choices(rank=4), torch.float64
+        )
+        rows = random_examples(trainable, 2).take(torch.arange(2))
+        found = []
+        with training_switches(trainable.unet):
+            for _ in range(2):
+                loss = per_sample_loss(trainable, recipe, rows, torch.Generator().manual_seed(4)).mean()
+                parameters = trainable.adapter.parameters
+                found.append(torch.autograd.grad(loss, parameters, allow_unused=True))
+                recompute(blocks_of(trainable.unet), in_place=True)
+    for plain, again in zip(*found, strict=True):
+        assert (plain is None) == (again is None)
+        assert plain is None or torch.equal(plain, again)
+
+
+def test_a_distilled_model_is_named(opened, train, store_folder):
+    parts = opened("flux2-klein")
+    model = parts.model.clone()
+    model.cached_patcher_init = (None, ("models/diffusion_models/flux-2-klein-4b-fp8.safetensors",), 0)
+    import inlay.training.finetune.spec as spec
+
+    note = spec.distilled_note(model)
+    assert note.startswith("model: flux-2-klein-4b-fp8.safetensors is distilled to a few steps")
+    assert "train on FLUX.2 klein base" in note
+    model.cached_patcher_init = (None, ("flux-2-klein-base-4b.safetensors",), 0)
+    assert spec.distilled_note(model) == ""
+
+
+def test_what_cannot_be_trained_is_refused_in_a_sentence(opened, train, store_folder):
+    with pytest.raises(ValueError, match="model: Lumina 2 cannot be trained here: its training has not been"):
+        train("lumina2")
+    with pytest.raises(
+        ValueError, match=r"recipe: DreamCom .full UNet. trains every weight, which is made for"
+    ):
+        train("z-image", recipe="DreamCom (full UNet)")
