@@ -11,6 +11,7 @@ from pathlib import Path
 from ..common.files import SUFFIXES, read_json, read_text
 from ..imaging.boxes import Box
 from ..imaging.references import list_references, natural_order
+from . import BENCHMARKS
 
 References = tuple[tuple[Path, Path | None], ...]  # (picture, its mask's file or None)
 
@@ -230,14 +231,9 @@ def _folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-READERS: dict[str, Callable[[Path, Path | None], Iterator[Case]]] = {
-    "batch": batch_results,
-    "murecom": murecom,
-    "dreambooth": dreambooth,
-    "dreameditbench": dreameditbench,
-    "coco": coco,
-    "cocoee": cocoee,
-}
+READERS: dict[str, Callable[[Path, Path | None], Iterator[Case]]] = dict(
+    zip(BENCHMARKS, (batch_results, murecom, dreambooth, dreameditbench, coco, cocoee), strict=True)
+)
 
 
 def read_cases(benchmark: str, root: Path, subjects: Path | None = None) -> list[Case]:

@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from ..evaluation.readers import READERS, read_cases
+from ..evaluation import BENCHMARKS
 
 LPIPS = ("alex", "vgg", "squeeze")
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--benchmark",
-        choices=list(READERS),
+        choices=BENCHMARKS,
         default="batch",
         help="default: batch, the output of inlay run --each",
     )
@@ -62,6 +62,7 @@ def evaluate(options: argparse.Namespace):
     Raises:
         ValueError: with a sentence for the user.
     """
+    from ..evaluation.readers import read_cases  # imports torch, as all below does
     from ..evaluation.tables import Table
 
     data = options.data or options.results[0]

@@ -30,10 +30,6 @@ class NoiseSchedule:
     draw: Callable[[int, torch.Generator, int], Tensor] | None = None
 
 
-class Diverged(ValueError):
-    """The loss or its gradients are not finite."""
-
-
 def generator_at(seed: int, step: int, stream: int = 0) -> torch.Generator:
     """Return a generator that depends on the seed, the step and the stream (0 noise, 1 order) alone."""
     # Odd multipliers spread neighbouring steps over the whole range (Steele et al. 2014, SplitMix64).

@@ -20,6 +20,13 @@ MAY_IMPORT_COMFY = {"nodes", "host", "lab", "tools", "tests"}
 COMFY = {"comfy", "comfy_extras", "latent_preview", "node_helpers", "execution", "server"}
 # Entry points that every command line has.
 REPEATED_NAMES = {"main", "add_arguments"}
+# Folders whose functions import the pack's own modules: the host starts, and --help prints, without them.
+LATE_FOLDERS = {"nodes", "headless"}
+LATE_LIBRARIES = {
+    "PIL", "accelerate", "bitsandbytes", "datasets", "diffusers", "dreamsim", "peft", "pillow_heif", "psutil",
+    "scipy", "skimage", "torch", "torchmetrics", "torchvision", "transformers",
+    "comfy_extras", "server",  # modules of the host that are imported after the pack
+}  # fmt: skip
 LONGEST_FUNCTION = 60  # lines; schemas and their parts are exempt: they are tables
 
 
@@ -82,6 +89,23 @@ def test_few_modules_are_short():
         if lines < 60 and (path.name != "__init__.py" or len(tree.body) > 1):
             short.append(name)
     assert len(short) <= 15, short
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_inside_functions_are_from_a_short_list(name):
+    """Libraries that are heavy or optional; of our own modules only what a command or a node needs late."""
+    for function in ast.walk(MODULES[name][1]):
+        if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        for target, line in imported(name, function):
+            assert name.partition(".")[0] in LATE_FOLDERS, f"{name}, line {line}, imports {target} late"
+        for node in ast.walk(function):
+            roots = set()
+            if isinstance(node, ast.Import):
+                roots = {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                roots = {node.module.partition(".")[0]}
+            assert roots <= LATE_LIBRARIES, f"{name}, line {getattr(node, 'lineno', 0)}, imports {roots}"
 
 
 @pytest.mark.parametrize("name", MODULES)
