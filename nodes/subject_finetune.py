@@ -1,5 +1,6 @@
 """SubjectFinetune: a few pictures of your subject in, a model that knows it out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,12 +9,15 @@ import torch
 from comfy_api.latest import io
 
 from ..conditioning.fooocus import InpaintPatch
-from ..training.finetune.recipes import MEMORY_PRESETS, RECIPE_NAMES, describe_preset
+from ..training.finetune.recipes import MEMORY_PRESETS, RECIPE_NAMES, LayerChoice, describe_preset
 from ..training.optimizers import ADAFACTOR_RATE, OptimizerKind
 from .checks import check_inpaint_patch, check_wired
 from .training_progress import NodeProgress, workflow_id
 
 PRESET = "preset"  # as the memory preset says
+# How a transformer learns where the hole is, and `Recipe.hole_condition`.
+HOLE_WAYS = {"mask channels": "channels", "reference": "reference", "loss alone": "loss"}
+RARE_NUMBERS = ("caption_dropout", "min_snr", "preservation")
 
 LoraType, LossType = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")
 SubjectType, OptionsType = io.Custom("INLAY_SUBJECT"), io.Custom("INLAY_TRAINING_OPTIONS")
@@ -229,6 +233,15 @@ class SubjectFinetune(io.ComfyNode):
                     tooltip="Fooocus' inpaint patch for a plain SDXL model, from Load Fooocus Inpaint:"
                     " DreamMix's own base. Wire the same patch into Inpaint Subject.",
                 ),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    optional=True,
+                    multiline=True,
+                    advanced=True,
+                    tooltip="What each picture shows, beside the subject: a list, one for each, or one for"
+                    " all. The recipe's own words are put before a caption that lacks the token.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The wired-in model with the LoRA applied."),
@@ -249,7 +262,7 @@ class SubjectFinetune(io.ComfyNode):
         seed, resolution=(0,), masks=None, regular_images=None, regular_masks=None, regular_prompt=("",),
         previous=(None,), preview_every=(0,), memory=("recipe",), precision=(PRESET,), optimiser=(PRESET,),
         gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",), options=(None,),
-        inpaint_patch=(None,),
+        inpaint_patch=(None,), captions=("",),
     ):  # fmt: skip
         settings = {
             "rank": rank[0], "learning_rate": learning_rate[0], "batch_size": batch_size[0],
@@ -277,7 +290,7 @@ class SubjectFinetune(io.ComfyNode):
         chosen = chosen_recipe(recipe[0], steps[0], settings, preset, model[0])
         spec, notes = spec_from_node(
             pipeline, chosen, token[0], class_name[0], images, masks, regular_images, regular_masks,
-            regular_prompt, seed[0], previous[0], parse_attributes(settings["attributes"]),
+            regular_prompt, seed[0], previous[0], parse_attributes(settings["attributes"]), captions,
         )  # fmt: skip
         workflow = workflow_id(cls.hidden.extra_pnginfo)
         progress = NodeProgress(chosen.steps, cls.hidden.unique_id, notes, workflow)
@@ -320,7 +333,30 @@ def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset, model
         precision=None if settings["precision"] == PRESET else settings["precision"],
         ema_decay=settings["ema_decay"],
     )
+    chosen = with_rare_choices(chosen, settings)
     return with_preset(chosen, preset, eight_bit_installed() and settings["optimiser"] == PRESET)
+
+
+def with_rare_choices(recipe, settings: dict[str, Any]):
+    """A recipe with the settings that only Training Options has; what is missing keeps the recipe's own."""
+    adapter, optimiser, changes = {}, {}, {}
+    if "hole" in settings:
+        changes["hole_condition"] = HOLE_WAYS[settings["hole"]]
+    if "layers" in settings:
+        adapter["layers"] = settings["layers"]
+    if "adapter" in settings:
+        adapter["dora"] = settings["adapter"] == "DoRA"
+    if "schedule" in settings:
+        optimiser["schedule"] = settings["schedule"]
+    if "warmup_steps" in settings:
+        optimiser["warmup"] = settings["warmup_steps"]
+    changes |= {name: settings[name] for name in RARE_NUMBERS if name in settings}
+    return replace(
+        recipe,
+        adapter=replace(recipe.adapter, **adapter),
+        optimiser=replace(recipe.optimiser, **optimiser),
+        **changes,
+    )
 
 
 class InlayTrainingOptions(io.ComfyNode):
@@ -411,6 +447,76 @@ class InlayTrainingOptions(io.ComfyNode):
                     tooltip="What the subject looks like, as Attribute Dictionary gives it or typed: colour:"
                     " brown; material: clay. It goes into the subject, for Edit Subject Prompt;"
                     " it changes no weight.",
+                ),
+                io.Combo.Input(
+                    "hole",
+                    options=[PRESET, *HOLE_WAYS],
+                    default=PRESET,
+                    optional=True,
+                    tooltip="How a transformer such as FLUX learns where the subject goes: mask channels"
+                    " (FLUX.1 Fill), the picture with a grey hole as a reference (edit models), or the loss"
+                    " alone. preset: as its model does. Other models: no effect.",
+                ),
+                io.Combo.Input(
+                    "layers",
+                    options=[PRESET, *get_args(LayerChoice)],
+                    default=PRESET,
+                    optional=True,
+                    tooltip="Which layers of a transformer get the LoRA; attention alone makes a smaller"
+                    " file. Other models: no effect.",
+                ),
+                io.Combo.Input(
+                    "adapter",
+                    options=[PRESET, "LoRA", "DoRA"],
+                    default=PRESET,
+                    optional=True,
+                    tooltip="DoRA trains the size of each weight row apart from its direction: slower, and"
+                    " often closer to training every weight.",
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=[PRESET, "constant", "cosine"],
+                    default=PRESET,
+                    optional=True,
+                    tooltip="The learning rate stays as it is, or falls to 0 as half a cosine.",
+                ),
+                io.Int.Input(
+                    "warmup_steps",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    optional=True,
+                    tooltip="Steps in which the learning rate rises from 0. 0 = as the recipe has it.",
+                ),
+                io.Float.Input(
+                    "caption_dropout",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Share of the pictures shown without a caption, which helps guidance: 0.05 is"
+                    " usual. 0 = as the recipe has it.",
+                ),
+                io.Float.Input(
+                    "min_snr",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.5,
+                    optional=True,
+                    tooltip="Weighs nearly clean pictures less (gamma of min-SNR; 5 is usual). SD models"
+                    " only. 0 = off.",
+                ),
+                io.Float.Input(
+                    "preservation",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="How strongly other things of the class are kept as the model knew them, without"
+                    " regular pictures; 1 is usual. A step takes two more passes. 0 = as the recipe has it.",
                 ),
             ],
             outputs=[OptionsType.Output(display_name="options", tooltip="For Train Subject.")],

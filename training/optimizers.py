@@ -1,5 +1,6 @@
 """Take optimiser steps with float32 masters, loss scaling, clipping and an average of the weights (EMA)."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +20,7 @@ NO_STATE = ("", "master", "mean", "sample")  # checkpoint keys that are not part
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """Constant learning rate, no warm-up. Adafactor's rate is relative to the size of each weight."""
+    """Adafactor's rate is relative to the size of each weight."""
 
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)  # DreamCom and DreamMix, released code
@@ -27,6 +28,20 @@ class OptimizerSpec:
     eps: float = 1e-8  # DreamCom, released code
     clip_norm: float = 1.0  # DreamCom, released code
     kind: OptimizerKind = "AdamW"  # betas and eps are AdamW's
+    schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate after the warm-up
+    warmup: int = 0  # steps in which the learning rate rises from 0 in a straight line
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """Return the learning rate of step `step`, counted from 0, of `steps`.
+
+        cosine: half a cosine from the full rate to 0 (Loshchilov & Hutter 2017, eq. 5, without restarts).
+        """
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / (self.warmup + 1)
+        if self.schedule == "constant":
+            return self.learning_rate
+        share = (step - self.warmup) / max(steps - self.warmup, 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def eight_bit_installed() -> bool:
@@ -143,6 +158,11 @@ class MixedPrecisionOptimizer:
         self.means = [m.detach().clone() for m in self.masters] if ema_decay else []
         self.average = average
         self.taken = 0
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the next steps."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`, scaled for float16."""

@@ -107,9 +107,14 @@ def windows_of(rng: np.random.Generator, batch: dict[str, Tensor], window: int) 
         for axis in (1, 0):
             cells = hole[0].any(axis).nonzero()
             side = hole.shape[-1 - axis]
-            middle = (int(cells[0]) + int(cells[-1]) + 1) // 2 if len(cells) else side // 2
-            wanted = middle - window // 2 + int(rng.integers(-2, 3))
-            start.append(int(np.clip(wanted, 0, side - window)) // 2 * 2)
+            first, last = (int(cells[0]), int(cells[-1])) if len(cells) else (side // 2, side // 2)
+            wanted = (first + last + 1) // 2 - window // 2 + int(rng.integers(-2, 3))
+            # the hole lies inside where it fits
+            lowest, highest = max(last + 1 - window, 0), min(first, side - window)
+            lowest, highest = -(-lowest // 2) * 2, highest // 2 * 2
+            if lowest > highest:
+                lowest, highest = 0, (side - window) // 2 * 2
+            start.append(int(np.clip(wanted // 2 * 2, lowest, highest)))
         for name, values in batch.items():
             k = 8 if name == "pixels" else 1
             top, left = (k * s for s in start)

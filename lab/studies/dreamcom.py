@@ -13,6 +13,7 @@ and dreamcom.png.
 import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,8 +80,8 @@ def held_out_subject(index: int, references: int, backgrounds: int) -> Subject:
     return Subject(thing, torch.stack([to_image(p) for p in pictures]), masks, tasks)
 
 
-def finetuned(painter: Painter, subject: Subject, recipe, seed: int):
-    """The painter's MODEL with the subject learned."""
+def finetuned(painter: Any, subject: Any, recipe, seed: int, size: int = SIZE):
+    """The MODEL of a painter (model, clip, vae) with a subject (thing, references, their masks) learned."""
     from ...host.models import apply_lora
     from ...training.finetune.data import Concept, Reference
     from ...training.finetune.pipeline import Pipeline, encode_captions, encode_concepts, train_lora
@@ -89,8 +90,8 @@ def finetuned(painter: Painter, subject: Subject, recipe, seed: int):
     caption = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
     pipeline = Pipeline(painter.model, painter.clip, painter.vae)
     with torch.inference_mode():
-        texts = encode_captions(pipeline, [caption], SIZE)
-        examples = encode_concepts(pipeline, [Concept(caption, references)], texts, recipe, SIZE, seed)
+        texts = encode_captions(pipeline, [caption], size)
+        examples = encode_concepts(pipeline, [Concept(caption, references)], texts, recipe, size, seed)
         lora, _ = train_lora(pipeline, examples, recipe, seed)
         return apply_lora(painter.model, lora)
 

@@ -70,13 +70,18 @@ def held_out_tasks(count: int) -> list[Task]:
         kind = scenes.CLASSES[index % len(scenes.CLASSES)]
         colour = colours[index // len(scenes.CLASSES) % len(colours)]
         scene = scenes.sample_scene(rng, subject=scenes.sample_thing(rng, kind=kind, colour=colour))
-        truth, empty = scenes.render(scene), scenes.render(replace(scene, subject=None))
-        reach = truth.reach()
-        assert reach
-        assert scene.subject
-        photo = as_image(scene_data.photo(rng, scene.subject))
-        tasks.append(Task(as_image(empty.image), Box(*reach), scene.subject, photo, as_image(truth.image)))
+        tasks.append(task_of(scene, rng))
     return tasks
+
+
+def task_of(scene: scenes.Scene, rng: np.random.Generator) -> Task:
+    """The task of painting a scene's subject into it; `rng` draws the photo."""
+    truth, empty = scenes.render(scene), scenes.render(replace(scene, subject=None))
+    reach = truth.reach()
+    assert reach
+    assert scene.subject
+    photo = as_image(scene_data.photo(rng, scene.subject))
+    return Task(as_image(empty.image), Box(*reach), scene.subject, photo, as_image(truth.image))
 
 
 def stacked(tasks: Sequence[Task], name: str) -> Tensor:
@@ -110,12 +115,22 @@ class Painter:
 
     @torch.inference_mode()
     def paint(
-        self, images: Tensor, holes: Tensor, prompts: Sequence[str], photos: Tensor, seed: int
+        self,
+        images: Tensor,
+        holes: Tensor,
+        prompts: Sequence[str],
+        photos: Tensor,
+        seed: int,
+        model: Any = None,
+        steps: int = 0,
     ) -> Tensor:
-        """Fill holes (B, H, W), 1 = hole, of images (B, H, W, 3) in [0, 1]; all else keeps its bits."""
+        """Fill holes (B, H, W), 1 = hole, of images (B, H, W, 3) in [0, 1]; all else keeps its bits.
+
+        `model` is a patched clone of the painter's own; steps 0 are those of SAMPLING.
+        """
         import comfy.sample
 
-        sampler, scheduler, steps, cfg = SAMPLING[self.kind]
+        sampler, scheduler, usual, cfg = SAMPLING[self.kind]
         image, masked, hole = inpaint_pictures(images, holes, 8)
         if self.kind == "edit":
             condition = {"reference_latents": [self.vae.encode(masked), self.vae.encode(photos)]}
@@ -125,9 +140,9 @@ class Painter:
         rows = torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(prompt)) for prompt in prompts])
         nothing = self.clip.encode_from_tokens(self.clip.tokenize(""))
         painted = comfy.sample.sample(
-            self.model, comfy.sample.prepare_noise(latent, seed), steps, cfg, sampler, scheduler,
-            [[rows, condition]], [[nothing, condition]], latent, noise_mask=hole[:, None], disable_pbar=True,
-            seed=seed,
+            model or self.model, comfy.sample.prepare_noise(latent, seed), steps or usual, cfg, sampler,
+            scheduler, [[rows, condition]], [[nothing, condition]], latent, noise_mask=hole[:, None],
+            disable_pbar=True, seed=seed,
         )  # fmt: skip
         decoded = self.vae.decode(painted)[:, : images.shape[1], : images.shape[2]]
         return paste_back(images, decoded.clamp(0, 1), holes)

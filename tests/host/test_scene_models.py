@@ -134,3 +134,20 @@ def test_shipped_parts_come_back_and_are_small(parts, tmp_path):
     for part, state in parts.items():
         assert {n: v.shape for n, v in loaded[part].items()} == {n: v.shape for n, v in state.items()}
     assert sum(path.stat().st_size for path in written) < 62 * 2**20
+
+
+def test_latents_are_made_standard_and_words_are_taken_from_the_earlier_world(in_process_host):
+    model = autoencoders.new_autoencoder(16, seed=3)
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    autoencoders.standardise(model, images)
+    with torch.no_grad():
+        latent = model.taesd_encoder(images)
+    assert latent.mean((0, 2, 3)).abs().max() < 1e-4
+    assert (latent.std((0, 2, 3)) - 1).abs().max() < 1e-4
+    encoder = text_encoder.TextEncoder()
+    before = encoder.words.detach().clone()
+    text_encoder.start_words(encoder)
+    changed = (encoder.words != before).any(1)
+    slots = encoder.slot[text_encoder.ids_of(["red mug", "teapot"])][:, 1:3]
+    assert changed[slots[0]].all()
+    assert not changed[slots[1][0]]  # a word that the earlier world did not have

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from inlay.lab import scenes
-from inlay.lab.models import captions, latents, runs, scene_data
+from inlay.lab.models import captions, flux, latents, runs, scene_data, train_all
 from inlay.lab.models.scene_data import EMPTY, UNCLEAR
 
 RED_MUG = {"kind": "mug", "colour": "red", "pattern": "striped", "accessory": "hat"}
@@ -148,3 +148,64 @@ def test_the_rate_rises_and_falls():
     assert rates[0] == pytest.approx(1 / 200, rel=0.05)
     assert max(rates) > 0.9
     assert rates[-1] == pytest.approx(0.02)
+
+
+def test_a_window_holds_its_hole_and_all_its_parts_show_the_same_place():
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        top, left = (int(v) for v in rng.integers(0, 9, 2))
+        hole = torch.zeros(1, 1, 16, 16)
+        hole[..., top : top + 7, left : left + 5] = 1
+        places = torch.arange(256.0).view(1, 1, 16, 16)
+        pixels = places.repeat_interleave(8, -1).repeat_interleave(8, -2)
+        cut = flux.windows_of(rng, {"hole": hole, "latent": places, "pixels": pixels}, 12)
+        assert cut["hole"].shape == cut["latent"].shape == (1, 1, 12, 12)
+        assert cut["hole"].sum() == hole.sum()
+        first = int(cut["latent"][0, 0, 0, 0])
+        assert first // 16 % 2 == first % 2 == 0  # whole tokens
+        assert torch.equal(cut["pixels"][..., ::8, ::8], cut["latent"])
+
+
+def test_a_window_of_a_picture_without_a_hole_is_in_the_picture():
+    rng = np.random.default_rng(6)
+    cut = flux.windows_of(rng, {"hole": torch.zeros(2, 1, 16, 16)}, 12)
+    assert cut["hole"].shape == (2, 1, 12, 12)
+
+
+def test_a_share_of_the_recipe_shortens_every_stage(tmp_path):
+    whole, half = train_all.stages(), train_all.stages(0.5)
+    assert [stage.name for stage in whole] == [stage.name for stage in half]
+    for long, short in zip(whole, half, strict=True):
+        assert short.steps == round(long.steps / 2)
+    assert train_all.shards(0.5) * 2 == train_all.shards(1.0)
+    assert not any(stage.done(tmp_path) for stage in whole)
+
+
+def test_stages_start_when_what_they_need_is_there(tmp_path):
+    def ready() -> set[str]:
+        return {s.name for s in train_all.stages(0.001) if s.ready(tmp_path) and not s.done(tmp_path)}
+
+    def shards_in(folder: str) -> None:
+        (tmp_path / folder).mkdir()
+        for index in range(train_all.shards(0.001)):
+            (tmp_path / folder / f"{index:05d}.safetensors").touch()
+
+    assert ready() == {"scenes", "autoencoder4"}
+    shards_in("scenes")
+    assert ready() == {"autoencoder4", "classifier"}
+    for name, then in {
+        "autoencoder4": {"autoencoder16", "latents4", "classifier"},
+        "autoencoder16": {"latents4", "latents16", "classifier"},
+        "classifier": {"latents4", "latents16"},
+    }.items():
+        (tmp_path / f"{name}.done").touch()
+        assert ready() == then
+    shards_in("latents16")
+    assert ready() == {"latents4", "fill"}
+    shards_in("latents4")
+    assert ready() == {"fill"}
+    (tmp_path / "text_encoder.pt").touch()
+    assert ready() == {"fill", "unet"}
+    (tmp_path / "fill.done").touch()
+    (tmp_path / "unet.done").touch()
+    assert ready() == {"edit", "decoder4"}

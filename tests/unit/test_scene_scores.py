@@ -10,7 +10,7 @@ from inlay.imaging.boxes import Box
 from inlay.lab import scenes
 from inlay.lab.models import scene_classifier
 from inlay.lab.scenes import shapes
-from inlay.lab.studies import scene_quality
+from inlay.lab.studies import scene_attention, scene_quality, scene_tint
 
 
 def task(truth: torch.Tensor, box: Box) -> scene_quality.Task:
@@ -98,3 +98,71 @@ def test_the_classifier_names_every_field():
             assert getattr(verdict, name) in names
     embedding = classifier(torch.rand(3, 3, 40, 40))
     assert torch.allclose(embedding.norm(dim=1), torch.ones(3), atol=1e-5)
+
+
+def test_a_twin_has_the_subject_s_looks_and_stands_clear_of_its_box():
+    both, alone = scene_attention.twin_scenes(0)
+    assert alone == replace(both, others=())
+    subject, [other] = both.subject, both.others
+    assert subject
+    assert (other.kind, other.colour, other.pattern) == (subject.kind, subject.colour, subject.pattern)
+    picture = scenes.render(both)
+    reach = picture.reach()
+    assert reach
+    inside = picture.masks[1][Box(*reach).slices]
+    assert inside.sum() < 0.01 * picture.masks[1].sum()
+
+
+def test_shading_is_the_relative_step_between_the_halves():
+    image, mask = torch.zeros(1, 8, 8, 3), torch.zeros(1, 8, 8)
+    mask[:, 2:6, 1:7] = 1
+    image[:, :, :4], image[:, :, 4:] = 0.2, 0.6
+    assert scene_attention.shading(image, mask).item() == pytest.approx(2 * 0.4 / 0.8)
+    assert scene_attention.shading(image.flip(2), mask).item() == pytest.approx(-1.0)
+    # what lies outside of the outline does not count
+    image[:, :, 7] = 1.0
+    assert scene_attention.shading(image, mask).item() == pytest.approx(1.0)
+
+
+def test_the_lamp_s_side_of_a_thing_is_the_brighter_one():
+    right = 0
+    for seed in range(12):
+        scene = scene_attention.lit_scene(seed)
+        picture = scenes.render(scene)
+        image = scene_quality.as_image(picture.image)[None]
+        side = scene_attention.shading(image, torch.from_numpy(picture.mask > 0.5).float()[None])
+        right += int((side.item() > 0) == (scene.room.lamp[0] > 0))
+    # chance would give 6; a trim or a dark part can outweigh the light
+    assert right >= 10
+
+
+def test_the_part_of_a_shift_along_a_tint():
+    shift = torch.tensor([[50.0, 3.0, 4.0], [0.0, 1.0, -1.0]])
+    tints = torch.tensor([[0.6, 0.8], [0.6, 0.8]])
+    assert scene_tint.along(shift, tints).tolist() == pytest.approx([5.0, -0.2])  # lightness does not count
+
+
+def test_the_colour_under_an_outline_is_its_median():
+    image, mask = torch.zeros(1, 6, 6, 3), torch.zeros(1, 6, 6)
+    mask[:, 1:4, 1:4] = 1
+    image[:, 1:4, 1:4] = 1.0
+    image[:, 1, 1] = torch.tensor([1.0, 0.0, 0.0])
+    assert scene_tint.lab_colour(image, mask)[0].tolist() == pytest.approx([100, 0, 0], abs=0.05)
+
+
+def test_a_subject_painted_truly_leaks_nothing_and_a_tinted_copy_does():
+    subject = scene_tint.tinted_subject(0, 1)
+    grey, tinted = (stacked_truth(tasks) for tasks in (subject.grey, subject.tinted))
+    assert not torch.equal(grey, tinted)
+    true = scene_tint.shifts(grey, tinted, subject)
+    leaked = torch.where(subject.outlines[..., None] > 0.5, 0.8 * tinted + 0.2 * wall_of(subject), tinted)
+    assert (scene_tint.shifts(grey, leaked, subject) - true).item() > 2
+
+
+def stacked_truth(tasks) -> torch.Tensor:
+    return scene_quality.stacked(tasks, "truth")
+
+
+def wall_of(subject: scene_tint.TintedSubject) -> torch.Tensor:
+    """The commonest colour of the tinted room."""
+    return subject.tinted[0].background.flatten(0, 1).median(0).values

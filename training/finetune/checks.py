@@ -56,6 +56,11 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
             "model: the node that loaded it gives no way to load a copy, which training needs; load it with"
             " Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
         )
+    if recipe.preservation and recipe.adapter.kind == "full":
+        raise ValueError(
+            f"preservation: it compares the model with and without a LoRA, and {recipe.name} trains every"
+            " weight; choose a recipe with a LoRA."
+        )
     if recipe.adapter.kind == "lora":
         lora_layers(unet, recipe.adapter)
         check_peft()
@@ -174,6 +179,7 @@ def check_step_fits(
 
     def need(recipe: Recipe, dtype: torch.dtype, checkpointing: bool) -> MemoryNeed:
         size, pictures = dtype.itemsize, len(examples) * group.at_most(recipe.batch_size)
+        pictures *= 2 if recipe.preservation else 1  # a second pass is kept as well
         parts = trained_need(shapes, size, recipe.optimiser, recipe.ema_decay > 0)
         kept = one.activations(checkpointing) * pictures * size / trainable.dtype.itemsize
         loaded = count * size if dtype == trainable.dtype else 0

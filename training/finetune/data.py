@@ -124,8 +124,9 @@ class Examples:
     # Standard deviations of latent and masked (N,4,h,w) where each step draws them; else both are the means.
     deviation: Tensor | None = None
     masked_deviation: Tensor | None = None
-    # (N or 1,), which of the encoded texts; transformers read it, and their `context` is empty (1,0,0).
+    # (N or 1,), which of the encoded texts; where it is given, `context` and `pooled` are not used.
     caption: Tensor | None = None
+    class_caption: Tensor | None = None  # (N or 1,), of the one with the class instead of the token
     photo: Tensor | None = None  # (N,), which reference picture an example was made from
     pixel_mask: Tensor | None = None  # (N,1,H,W) in bytes, the hole in pixels, which FLUX.1 Fill reads
 

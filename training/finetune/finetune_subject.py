@@ -1,5 +1,6 @@
 """One finetuning from a checked spec to what is stored: the node and the command line both call this."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,10 +75,11 @@ def stored_names(pipeline: Pipeline, spec: FinetuneSpec, texts: dict[str, Encode
     """Return the names this spec's result may be stored under: today's, then those of version 0.1.0."""
     concepts = [spec.concept, *spec.regular]
     previous = fingerprint(spec.previous.lora.items()) if spec.previous else ""
+    previous += json.dumps(list(spec.captions)) if spec.captions else ""
     base = pipeline_fingerprint(pipeline, texts) + previous
     key = content_key(concepts, spec.recipe, spec.size, spec.seed, base)
     names = [Store.name(spec.class_name, spec.recipe, key)]
-    if pipeline.inpaint_patch is None and not is_transformer(pipeline.model):
+    if pipeline.inpaint_patch is None and not spec.captions and not is_transformer(pipeline.model):
         for released in released_fingerprints(pipeline):
             key = released_key(concepts, spec.recipe, spec.size, spec.seed, released + previous)
             if key:
@@ -97,7 +99,7 @@ def finetune_subject(
         check_previous(pipeline.model, spec.recipe, *spec.previous)
     options.callbacks.on_stage("looking for a stored result")
     first, pipeline = options.group.number == 0, pipeline.with_deltas()
-    texts = encode_captions(pipeline, [c.caption for c in (spec.concept, *spec.regular)], spec.size)
+    texts = encode_captions(pipeline, spec.texts(), spec.size)
     names = stored_names(pipeline, spec, texts)
     for name in names:
         found = store.find(name)
@@ -161,7 +163,8 @@ def _train(
     concepts = [spec.concept, *spec.regular]
     count = sum(len(concept.references) for concept in concepts)
     options.callbacks.on_stage(f"encoding {count} photos")
-    examples = encode_concepts(pipeline, concepts, texts, recipe, spec.size, spec.seed)
+    own, of_class = spec.captions, spec.class_captions
+    examples = encode_concepts(pipeline, concepts, texts, recipe, spec.size, spec.seed, own, of_class)
     states = (store.find_state(name) for name in names)
     resume = next((state for state in states if state), None)
     preview = _preview(pipeline, spec, examples[0], options) if options.preview_every else None
@@ -188,7 +191,8 @@ def _train(
         checkpointing=options.checkpointing,
         after_step=preview,
         group=group,
-        texts=[text.values for text in texts.values() if text.values is not None],
+        texts=list(texts.values()),
+        blank=list(texts).index("") if "" in texts else 0,
     )
     strip = draw_strip(preview.pictures) if preview and preview.pictures else None
     return FinetuneResult(_subject(pipeline, spec, names[0], losses), lora, strip)

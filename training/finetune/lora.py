@@ -8,7 +8,8 @@ diffusers before 0.22 wrote `<path>.processor.to_k_lora.down.weight`; of these t
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ class LoraAdapter:
         self.parameters = [p for p in unet.parameters() if p.requires_grad]
         for p in self.parameters:
             p.data = p.data.to(dtype)
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Within the block the network predicts as without the adapter."""
+        for layer in self.layers.values():
+            layer._disable_adapters = True  # enable_adapters would also change what is trained
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer._disable_adapters = False
 
     def export(self, name: Name) -> dict[str, Tensor]:
         """Return the weights under kohya's keys, which the host and diffusers read too: down, up, alpha."""

@@ -135,9 +135,14 @@ def encode_examples(
     recipe: Recipe,
     size: int,
     seed: int,
-    caption: int = 0,
+    captions: Sequence[int] = (),
+    class_captions: Sequence[int] = (),
 ) -> Examples:
-    """Return a concept as `Examples` of ordinary tensors on the CPU; `caption` is the number of its text."""
+    """Return a concept as `Examples` of ordinary tensors on the CPU.
+
+    captions, class_captions: the number of each picture's text, and of the one with the class instead of the
+        token. Without them every example has `text`, which transformers cannot read.
+    """
 
     vae = PictureVae(pipeline.vae)
 
@@ -155,13 +160,16 @@ def encode_examples(
         scaled = latent_in(mean)
         return torch.cat([scaled, latent_in(mean + deviation) - scaled], dim=1)
 
-    if text.values is None:
-        examples = prepare_examples(concept.references, recipe, size, encode, text.context, text.label, seed)
-    else:
-        examples = prepare_examples(
-            concept.references, recipe, size, encode, torch.zeros(1, 0, 0), None, seed
+    examples = prepare_examples(concept.references, recipe, size, encode, text.context, text.label, seed)
+    if captions:
+        assert examples.photo is not None
+        examples = replace(
+            examples,
+            context=torch.zeros(1, 0, 0),
+            pooled=None,
+            caption=torch.tensor(captions)[examples.photo],
+            class_caption=torch.tensor(class_captions)[examples.photo] if class_captions else None,
         )
-        examples = replace(examples, caption=torch.tensor([caption]))
     with torch.inference_mode(False):
         return examples.cloned()
 
@@ -173,19 +181,30 @@ def encode_concepts(
     recipe: Recipe,
     size: int,
     seed: int,
+    captions: Sequence[str] = (),
+    class_captions: Sequence[str] = (),
 ) -> list[Examples]:
-    """Return the subject's examples and, where `concepts` go on with regular pictures, all of theirs."""
+    """Return the subject's examples and, where `concepts` go on with regular pictures, all of theirs.
+
+    Args:
+        captions: of each picture of the subject, where they have their own.
+        class_captions: the same with the class instead of the token, for output preservation.
+    """
     subject, *regular = concepts
     numbers = {caption: number for number, caption in enumerate(texts)}
+    numbered = captions or class_captions or recipe.caption_dropout or families.is_transformer(pipeline.model)
 
-    def encode(part: Concept, recipe: Recipe) -> Examples:
-        text, number = texts[part.caption], numbers[part.caption]
-        return encode_examples(pipeline, part, text, recipe, size, seed, number)
+    def encode(part: Concept, recipe: Recipe, own: Sequence[str], of_class: Sequence[str]) -> Examples:
+        chosen: list[int] = []
+        if numbered:
+            chosen = [numbers[caption] for caption in own or [part.caption] * len(part.references)]
+        others = [numbers[caption] for caption in of_class]
+        return encode_examples(pipeline, part, texts[part.caption], recipe, size, seed, chosen, others)
 
-    examples = [encode(subject, recipe)]
+    examples = [encode(subject, recipe, captions, class_captions)]
     if regular:
         fewer = replace(recipe, copies=recipe.regular_copies)
-        parts = [encode(part, fewer) for part in regular]
+        parts = [encode(part, fewer, (), ()) for part in regular]
         examples.append(concatenate_examples(parts))
     return examples
 
@@ -205,7 +224,8 @@ def train_lora(
     checkpointing: bool = False,
     after_step: Callable[[Any, int], None] | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
-    texts: Sequence[Mapping[str, Any]] = (),
+    texts: Sequence[EncodedText] = (),
+    blank: int = 0,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Finetune a pipeline's MODEL without changing it.
 
@@ -214,7 +234,7 @@ def train_lora(
         start: a LoRA to begin with, as `LoraAdapter.export` names it.
         checkpointing: gradient checkpointing.
         after_step: called as `after_step(model, step)` with a MODEL over the weights of that step.
-        texts: a transformer's captions as keyword arguments of the host's `extra_conds`.
+        texts: every caption by its number; blank: the number of the empty one.
 
     Returns:
         The LoRA's tensors, and the loss of every step.
@@ -227,7 +247,7 @@ def train_lora(
     callbacks.on_stage("loading the model")
     model = models.load_fully(pipeline.model)
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as switches:
-        trainable = trainable_model(model, recipe, dtype, seed, start, pipeline.inpaint_patch, texts)
+        trainable = trainable_model(model, recipe, dtype, seed, start, pipeline.inpaint_patch, texts, blank)
         if trainable.host_pass is not None:
             switches.enter_context(training_switches(trainable.unet))
             blocks = blocks_of(trainable.unet)
@@ -260,11 +280,12 @@ def trainable_model(
     seed: int,
     start: Mapping[str, Tensor] | None = None,
     inpaint_patch: InpaintPatch | None = None,
-    texts: Sequence[Mapping[str, Any]] = (),
+    texts: Sequence[EncodedText] = (),
+    blank: int = 0,
 ) -> TrainableModel:
     """Return the network of a MODEL that `models.load_fully` gave, with its adapter.
 
-    `recipe` is a resolved one, and `texts` are a transformer's captions.
+    `recipe` is a resolved one; `texts` are the captions by their numbers, `blank` is the empty one's.
     """
     unet = models.trainable_copy(model, dtype)
     adapter = attach_adapter(unet, recipe.adapter, dtype, seed)
@@ -278,8 +299,11 @@ def trainable_model(
             adapter,
             dtype,
             device=model.load_device,
-            host_pass=transformer_pass(model, unet, dtype, recipe, [ordinary(text) for text in texts]),
+            host_pass=transformer_pass(
+                model, unet, dtype, recipe, [ordinary(text.values or {}) for text in texts]
+            ),
             patch=1 if order is None else families.patch_of(unet, order),
+            blank=blank,
         )
     return TrainableModel(
         unet,
@@ -289,6 +313,8 @@ def trainable_model(
         inpainting=models.input_channels(model) == 9,
         options=step_options(unet, recipe.masked_cross_attention, model.load_device, inpaint_patch),
         device=model.load_device,
+        texts=[(text.context.clone(), None if text.label is None else text.label.clone()) for text in texts],
+        blank=blank,
     )
 
 

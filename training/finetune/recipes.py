@@ -14,6 +14,9 @@ from ..optimizers import ADAFACTOR_RATE, OptimizerKind, OptimizerSpec
 Precision = Literal["model", "half", "fp32", "bf16", "fp16"]
 
 
+LayerChoice = Literal["attention", "attention and feed-forward"]
+
+
 @dataclass(frozen=True)
 class AdapterSpec:
     """What is trained: a low-rank addition to some layers, or every weight (stored as a difference)."""
@@ -26,7 +29,7 @@ class AdapterSpec:
     dora: bool = False  # DoRA: magnitude and direction apart (Liu et al. 2024)
     rslora: bool = False  # scale alpha / sqrt(rank) (Kalajdzievski 2023)
     # Which layers of a transformer, in words: its family's row has their paths.
-    layers: Literal["attention", "attention and feed-forward"] = "attention and feed-forward"
+    layers: LayerChoice = "attention and feed-forward"
     pattern: str = ""  # regular expression of module paths, which is then used instead of `targets`
 
 
@@ -63,6 +66,11 @@ class Recipe:
     timesteps: Literal["auto", "logit-normal", "uniform"] = "auto"
     shift: float | None = None  # of the noise levels; 0: by the number of image tokens
     guidance: float | None = None  # of the guidance embedding in training
+    min_snr: float = 0.0  # gamma of the weights by the signal-to-noise ratio, for noise and v; 0: none
+    caption_dropout: float = 0.0  # share of the pictures that are shown with an empty caption
+    # Output preservation (ai-toolkit's "differential output preservation"): times the difference between the
+    # predictions with and without the LoRA for the caption without the token; 0: none.
+    preservation: float = 0.0
 
     def with_choices(
         self,
@@ -133,7 +141,13 @@ DREAMMIX = Recipe(
     inpainting_only=False,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (DREAMCOM, DREAMCOM_FULL, DREAMMIX)}
+PRESERVED = replace(
+    DREAMCOM,
+    name="DreamCom (output preservation)",
+    preservation=1.0,  # ai-toolkit's default multiplier
+)
+
+RECIPES = {recipe.name: recipe for recipe in (DREAMCOM, DREAMCOM_FULL, DREAMMIX, PRESERVED)}
 RECIPE_NAMES = tuple(RECIPES)
 
 

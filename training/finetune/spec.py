@@ -9,6 +9,7 @@ import folder_paths
 from torch import Tensor
 
 from ...common.log import logger
+from ...common.text_files import read_text
 from ...host import models
 from ...imaging.references import list_references, read_reference
 from .attribute_dictionary import Attributes
@@ -45,6 +46,51 @@ class FinetuneSpec:
     seed: int
     previous: WarmStart | None = None
     attributes: Attributes = field(default_factory=dict)  # what the subject looks like; changes no weight
+    captions: Sequence[str] = ()  # of each picture of the subject, where they have their own
+
+    @property
+    def class_captions(self) -> list[str]:
+        """The caption of each picture with the class instead of the token, for output preservation."""
+        if not self.recipe.preservation:
+            return []
+        captions = self.captions or [self.concept.caption] * len(self.concept.references)
+        return [without_token(caption, self.token, self.class_name) for caption in captions]
+
+    def texts(self) -> list[str]:
+        """Return every caption of the training once; the empty one is the last, where it is needed."""
+        captions = [self.concept.caption, *(part.caption for part in self.regular)]
+        captions += [*self.captions, *self.class_captions, *[""] * (self.recipe.caption_dropout > 0)]
+        return list(dict.fromkeys(captions))
+
+
+def without_token(caption: str, token: str, class_name: str) -> str:
+    """Return a caption in which the class stands for the token."""
+    for words in (f"{token} {class_name}", token):
+        caption = caption.replace(words, class_name)
+    return caption
+
+
+def own_captions(
+    recipe: Recipe, token: str, class_name: str, captions: Sequence[str], count: int
+) -> list[str]:
+    """Return the caption of each of `count` pictures; the recipe's prompt precedes one without token.
+
+    Raises:
+        ValueError: for another number of captions.
+    """
+    captions = [caption.strip() for caption in captions]
+    if not any(captions):
+        return []
+    if len(captions) not in (1, count):
+        raise ValueError(
+            f"captions: there are {len(captions)} for {count} pictures; give one for each picture, or one for"
+            " all of them."
+        )
+    captions = captions * count if len(captions) == 1 else captions
+    prompt = caption_of(recipe, token, class_name)
+    return [
+        caption if token in caption else f"{prompt}, {caption}" if caption else prompt for caption in captions
+    ]
 
 
 def caption_of(recipe: Recipe, token: str, class_name: str) -> str:
@@ -75,6 +121,7 @@ def spec_from_node(
     seed: int,
     previous: Subject | None,
     attributes: Attributes,
+    captions: Sequence[str] = (),
 ) -> tuple[FinetuneSpec, list[str]]:
     """Return the checked spec of what the node received, and the warnings to show.
 
@@ -93,6 +140,11 @@ def spec_from_node(
         logger.warning(f"Inlay: {distilled}")
         notes.append(distilled)
     regular = []
+    own = own_captions(recipe, token, class_name, captions, len(references))
+    if regular_images and recipe.preservation:
+        raise ValueError(
+            "regular_images: output preservation takes their place; leave them out, or choose another recipe."
+        )
     if regular_images and recipe.beta:
         prompts = [prompt.strip() or f"a {class_name}" for prompt in regular_prompt]
         others = collect_references(regular_images, regular_masks, "regular_")
@@ -109,7 +161,7 @@ def spec_from_node(
         start = read_previous(pipeline, previous, Path(path))
     concept = Concept(caption, references)
     return (
-        FinetuneSpec(token, class_name, recipe, concept, regular, size, seed, start, attributes),
+        FinetuneSpec(token, class_name, recipe, concept, regular, size, seed, start, attributes, own),
         notes,
     )
 
@@ -130,10 +182,14 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
         logger.warning(f"Inlay: {distilled}")
     size = crop_size(pipeline.model, recipe)
     concept = Concept(caption, read_references(config.references, size))
+    notes = read_captions(config.references)
+    own = own_captions(recipe, token, class_name, notes, len(concept.references))
+    if config.regular and recipe.preservation:
+        raise ValueError("regular: output preservation takes its place; leave one of them out.")
     regular = read_regular(config.regular, size) if config.regular and recipe.beta else []
     previous = open_previous(pipeline, config.previous) if config.previous else None
     spec = FinetuneSpec(
-        token, class_name, recipe, concept, regular, size, config.seed, previous, config.attributes
+        token, class_name, recipe, concept, regular, size, config.seed, previous, config.attributes, own
     )
     return pipeline, spec
 
@@ -157,6 +213,12 @@ def read_references(folder: Path, size: int) -> list[Reference]:
     references = [Reference(image[0], mask[0]) for image, mask in pairs]
     check_references(references, size, masked=False)
     return references
+
+
+def read_captions(folder: Path) -> list[str]:
+    """Return the text of `photo.txt` beside each picture `photo.jpg` of a folder, "" where there is none."""
+    files = [picture.with_suffix(".txt") for picture, _ in list_references(folder)]
+    return [read_text(file).strip() if file.is_file() else "" for file in files]
 
 
 def read_regular(folder: Path, size: int) -> list[Concept]:

@@ -37,7 +37,11 @@ LONGEST_NAME = 64  # characters of a stored name before its hash; file systems a
 KEPT_RESUMES = 20 * GIGABYTE  # of interrupted runs, in bytes; beyond it the oldest go
 RESUME_AGE = 24 * 3600  # seconds; a younger file may belong to a run of another process
 # Fields of a recipe since version 0.1.0.
-ADDED_FIELDS = ("sample_posterior", "hole_condition", "timesteps", "shift", "guidance")
+ADDED_FIELDS = (
+    "sample_posterior", "hole_condition", "timesteps", "shift", "guidance", "min_snr", "caption_dropout",
+    "preservation",
+)  # fmt: skip
+ADDED_OPTIMISER_FIELDS = ("schedule", "warmup")
 ADDED_ADAPTER_FIELDS = ("layers", "pattern")
 
 
@@ -102,8 +106,9 @@ def released_key(concepts: Iterable[Concept], recipe: Recipe, size: int, seed: i
     facts, defaults = asdict(recipe), asdict(Recipe(recipe.name))
     if any(facts.pop(name) != defaults[name] for name in ADDED_FIELDS):
         return None
-    if any(facts["adapter"].pop(name) != defaults["adapter"][name] for name in ADDED_ADAPTER_FIELDS):
-        return None
+    for part, names in (("adapter", ADDED_ADAPTER_FIELDS), ("optimiser", ADDED_OPTIMISER_FIELDS)):
+        if any(facts[part].pop(name) != defaults[part][name] for name in names):
+            return None
     digest = hashlib.sha256(json.dumps([facts, size, seed, base, VERSION], sort_keys=True).encode())
     for concept in concepts:
         digest.update(json.dumps(concept.caption).encode())

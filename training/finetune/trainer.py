@@ -13,6 +13,7 @@ from .. import Diverged
 from ..objective import (
     NoiseSchedule,
     generator_at,
+    min_snr_weight,
     noised,
     reconstruction,
     region_weight,
@@ -64,6 +65,8 @@ class TrainableModel:
     options: Callable[[Examples], dict] | None = None
     host_pass: Callable[[Examples, Tensor, Tensor], Tensor] | None = None
     patch: int = 1
+    texts: Sequence[tuple[Tensor, Tensor | None]] = ()  # context and pooled of every caption, for UNets
+    blank: int = 0  # which caption is empty
 
 
 def loss_of_pass(
@@ -102,7 +105,7 @@ def per_sample_loss(
     # Drawn on the CPU and for all rows: the same numbers on every device and in every process.
     t, sigma = _drawn_levels(trainable, rows, generator)
     noise = torch.randn(rows.latent.shape, generator=generator).to(rows.latent)
-    rows = rows.drawn(generator)
+    rows = _with_dropout(rows.drawn(generator), recipe.caption_dropout, trainable.blank, generator)
     if share is not None:
         rows, t, sigma, noise = rows.take(share), t[share], sigma[share], noise[share]
     options = {} if trainable.options is None else trainable.options(rows)
@@ -111,7 +114,53 @@ def per_sample_loss(
     predicted = _predict(trainable, rows, noise, t, sigma, options)
     wanted = target(rows.latent, noise, sigma, trainable.diffusion.prediction)
     weight = region_weight(rows.mask, recipe.weight_inside, recipe.weight_outside, recipe.weights_squared)
-    return reconstruction(predicted.to(wanted.dtype), wanted, rows.valid, weight)
+    errors = reconstruction(predicted.to(wanted.dtype), wanted, rows.valid, weight)
+    if recipe.min_snr:
+        errors = errors * min_snr_weight(sigma, recipe.min_snr, trainable.diffusion.prediction)
+    if recipe.preservation:
+        rows = replace(rows, caption=rows.class_caption)
+        errors = errors + recipe.preservation * _changed_prediction(trainable, rows, noise, t, sigma, options)
+    return errors
+
+
+def _with_dropout(rows: Examples, share: float, blank: int, generator: torch.Generator) -> Examples:
+    """Return rows of which a share, on average, has the empty caption."""
+    if not share or rows.caption is None:
+        return rows
+    dropped = torch.rand(len(rows), generator=generator) < share
+    captions = {
+        name: torch.where(dropped, blank, caption)
+        for name, caption in (("caption", rows.caption), ("class_caption", rows.class_caption))
+        if caption is not None
+    }
+    return replace(rows, **captions)
+
+
+def _changed_prediction(
+    trainable: TrainableModel, rows: Examples, noise: Tensor, t: Tensor, sigma: Tensor, options: dict
+) -> Tensor:
+    """Return the mean squared difference (B,) that the adapter makes to the prediction of each row."""
+    assert isinstance(trainable.adapter, LoraAdapter)
+    with torch.no_grad(), trainable.adapter.switched_off():
+        before = _predict(trainable, rows, noise, t, sigma, options).float()
+    after = _predict(trainable, rows, noise, t, sigma, options).float()
+    return (after - before).square().flatten(1).mean(1)
+
+
+def _text_of(trainable: TrainableModel, rows: Examples) -> tuple[Tensor, Tensor | None]:
+    """Return context (B,L,D) and label embedding of rows for a UNet.
+
+    Contexts of different length are repeated to the least common multiple: repeating every key does not
+    change the softmax of cross-attention.
+    """
+    if rows.caption is None:
+        return rows.context, rows.pooled
+    chosen = [trainable.texts[number] for number in rows.caption.tolist()]
+    length = math.lcm(*(context.shape[1] for context, _ in chosen))
+    contexts = [context.repeat(1, length // context.shape[1], 1) for context, _ in chosen]
+    labels = [label for _, label in chosen if label is not None]
+    pooled = torch.cat(labels).to(trainable.device) if labels else None
+    return torch.cat(contexts).to(trainable.device), pooled
 
 
 def _drawn_levels(
@@ -136,11 +185,12 @@ def _predict(
     x = noised(rows.latent, noise, sigma)
     if trainable.inpainting:
         x = torch.cat([x, rows.mask, rows.masked], dim=1)
+    context, pooled = _text_of(trainable, rows)
     return trainable.unet(
         x.to(trainable.dtype),
         t.to(trainable.device, torch.float32),
-        context=rows.context.to(trainable.dtype),
-        y=None if rows.pooled is None else rows.pooled.to(trainable.dtype),
+        context=context.to(trainable.dtype),
+        y=None if pooled is None else pooled.to(trainable.dtype),
         transformer_options=options,
     )
 
@@ -258,6 +308,8 @@ def run_training_loop(
     good = len(losses)
     try:
         for step in range(len(losses), steps):
+            if optimiser.warmup or optimiser.schedule != "constant":
+                stepper.set_rate(optimiser.rate_at(step, steps))
             loss = _gradients(stepper, loss_at, step * accumulation, accumulation)
             if not math.isfinite(loss) or not stepper.step():
                 raise Diverged(_diverged(step, optimiser, kept=on_save is not None))

@@ -123,7 +123,7 @@ def test_the_node_teaches_it(name, opened, train, store_folder, weights, answer)
 def trained_parts(opened, name, recipe, dtype, sampling=None, captions=("a photo of sks cat",)):
     """A `TrainableModel` of a family, with its model and texts."""
     from inlay.host.training import text_values
-    from inlay.training.finetune.pipeline import ordinary, trainable_model
+    from inlay.training.finetune.pipeline import EncodedText, ordinary, trainable_model
     from inlay.training.finetune.transformers import resolved_recipe
 
     parts = opened(name)
@@ -132,7 +132,8 @@ def trained_parts(opened, name, recipe, dtype, sampling=None, captions=("a photo
         model.add_object_patch("model_sampling", sampling)
     recipe = resolved_recipe(recipe, model)
     texts = [ordinary(text_values(parts.clip.encode_from_tokens_scheduled(caption))) for caption in captions]
-    trainable = trainable_model(model, recipe, dtype, 0, texts=texts)
+    encoded = [EncodedText(text["cross_attn"], None, text) for text in texts]
+    trainable = trainable_model(model, recipe, dtype, 0, texts=encoded)
     generator = torch.Generator().manual_seed(8)
     for path, layer in cast(
         "Any", trainable.adapter
@@ -384,3 +385,89 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(opened, train, store_fo
         ValueError, match=r"recipe: DreamCom .full UNet. trains every weight, which is made for"
     ):
         train("z-image", recipe="DreamCom (full UNet)")
+
+
+# Captions, output preservation, schedules
+
+
+def test_captions_of_the_photos_are_used_and_decide_the_result(opened, train, store_folder):
+    captions = ["on a red chair", "sks cat in the snow", ""]
+    choices = {"steps": 3, "preview_every": 0}
+    plain, own = train("z-image", **choices), train("z-image", **choices, captions=captions)
+    again = train("z-image", **choices, captions=captions)
+    assert own[2] == again[2] != plain[2]
+    assert len(list(store_folder.glob("*.safetensors"))) == 2  # found again, not trained again
+    with pytest.raises(ValueError, match=r"captions: there are 2 for 3 pictures; give one for each picture"):
+        train("z-image", **choices, captions=captions[:2])
+
+
+@pytest.mark.parametrize("dropped", [0.0, 1.0])
+def test_output_preservation_is_its_definition(opened, dropped):
+    """Its own passes, written out: the class caption with and without LoRA, at the noise of the step."""
+    from dataclasses import replace
+
+    from inlay.host.training import training_switches
+    from inlay.training.finetune.recipes import RECIPES
+    from inlay.training.finetune.trainer import per_sample_loss
+
+    captions = ("a photo of sks cat", "a photo of cat", "")
+    with torch.inference_mode(False), torch.enable_grad():
+        plain = RECIPES["DreamCom"].with_choices(rank=4)
+        trainable, plain, _ = trained_parts(opened, "z-image", plain, torch.float64, None, captions)
+        trainable = replace(trainable, blank=2)
+        kept = replace(plain, preservation=0.7, caption_dropout=dropped)
+        rows = replace(random_examples(trainable, 2), class_caption=torch.tensor([1])).take(torch.arange(2))
+        parameters = trainable.adapter.parameters
+
+        def loss(recipe, rows):
+            return per_sample_loss(trainable, recipe, rows, torch.Generator().manual_seed(4)).mean()
+
+        with training_switches(trainable.unet):
+            found = loss(kept, rows)
+            gradients = torch.autograd.grad(found, parameters)
+            drawn = torch.Generator().manual_seed(4)
+            sigma = trainable.diffusion.draw(2, drawn, 16).double()
+            noise = torch.randn(rows.latent.shape, generator=drawn).double()
+            caption = 2 if dropped else 1
+            shown = replace(rows, caption=torch.full((2,), caption))
+            after = trainable.host_pass(shown, noise, sigma)
+            ups = [layer.lora_B["default"].weight for layer in trainable.adapter.layers.values()]
+            values = [up.detach().clone() for up in ups]
+            for up in ups:
+                up.data.zero_()
+            before = trainable.host_pass(shown, noise, sigma).detach()
+            for up, value in zip(ups, values, strict=True):
+                up.data.copy_(value)
+            own = replace(rows, caption=torch.full((2,), 2)) if dropped else rows
+            wanted = loss(plain, own) + 0.7 * ((after - before) ** 2).mean()
+            references = torch.autograd.grad(wanted, parameters)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    for gradient, reference in zip(gradients, references, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-8)
+
+
+def test_options_of_every_kind_train_and_resume_what_they_should(opened, train, store_folder):
+    from inlay.nodes import InlayTrainingOptions
+
+    given = {
+        "hole": "loss alone", "layers": "attention", "adapter": "DoRA", "schedule": "cosine",
+        "warmup_steps": 2, "caption_dropout": 0.5, "min_snr": 5.0, "preservation": 1.0,
+    }  # fmt: skip
+    options = InlayTrainingOptions.execute(**given).result[0]
+    assert options == given
+    model, lora, loss, *_ = train("qwen-image-edit-2511", options=options, steps=3)
+    assert not any("mlp" in key for key in lora)
+    assert sum(key.endswith("dora_scale") for key in lora) == len(model.patches) > 0
+    assert all(torch.isfinite(torch.tensor(loss["loss"])))
+
+
+def test_a_unet_takes_captions_preservation_and_min_snr_as_well(pictures, store_folder, run):
+    choices = {"preservation": 1.0, "min_snr": 5.0, "caption_dropout": 0.5, "schedule": "cosine"}
+    captions = ["on a red chair", "sks cat in the snow, seen from far above", ""]
+    _, lora, loss, *_ = run(*pictures, options=choices, captions=captions)
+    again = run(*pictures, options=choices, captions=captions)
+    assert all(torch.equal(lora[key], again[1][key]) for key in lora)
+    assert all(torch.isfinite(torch.tensor(loss["loss"])))
+    assert loss != run(*pictures)[2]
+    with pytest.raises(ValueError, match="preservation: it compares the model with and without a LoRA"):
+        run(*pictures, options=choices, recipe="DreamCom (full UNet)")

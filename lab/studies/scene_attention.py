@@ -1,0 +1,225 @@
+"""What masked attention does in the world of `scenes` (DreamCom, sections 4.2 and 4.3, and its supplement).
+
+    python dev.py lab scene_attention --work DIR [--models FOLDER] [--only words light] [--scenes N] [--pilot]
+
+words: is the thing painted when the background holds one of its class, colour and pattern? Words everywhere
+       against words in the box only, each with and without that twin; the interaction is the claim. For the
+       UNet and for Fill.
+light: the UNet's box in a room with a lamp at one side, by masked self-attention layers: the seam at the
+       box's edge, and the error of the shading's direction.
+
+--pilot takes 20 scenes and prints the manipulation check: without a mask the thing must be missing beside
+its twin in 15 of 100 scenes, or there is no fault to mend. Writes a table (Markdown and JSON) and a picture
+for each.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...evaluation.tables import Table
+from .. import scenes
+from ..models import assemble
+from ..models.scene_classifier import NOTHING, SceneClassifier, trained_classifier
+from . import picture_grid
+from .attention import LAYERS, WORDS, Masking, change
+from .quality import write_table
+from .scene_quality import Painter, Task, edge_step, stacked, task_of
+
+BATCH, SHOWN, PILOT = 20, 8, 20
+COUNTS = {"words": 100, "light": 240}
+MISSING_CHECK = 0.15
+SEEDS = {"words": 41, "light": 42}
+
+
+def twin_scenes(seed: int, tries: int = 200) -> tuple[scenes.Scene, scenes.Scene]:
+    """A scene whose background holds a thing of the subject's looks clear of it, and the one without it."""
+    rng = np.random.default_rng([SEEDS["words"], seed])
+    for _ in range(tries):
+        scene = scenes.sample_scene(rng, scenes.sample_thing(rng), others=0, scale=(0.40, 0.50))
+        subject = scene.subject
+        assert subject
+        looks = {name: getattr(subject, name) for name in ("kind", "colour", "pattern")}
+        other = scenes.sample_thing(rng, **looks, accessory="none")
+        beside = scenes.sample_scene(rng, other, scene.room, others=0, scale=(0.36, 0.44)).subject
+        assert beside
+        both = replace(scene, others=(beside,))
+        picture = scenes.render(both)
+        reach = picture.reach()
+        if not reach or len(picture.masks) < 2:
+            continue
+        top, left, bottom, right = reach
+        whole = float(picture.masks[1].sum())
+        if whole > 200 and float(picture.masks[1][top:bottom, left:right].sum()) < 0.01 * whole:
+            return both, scene
+    raise RuntimeError(f"No scene with a twin was found within {tries} tries.")
+
+
+def photos(seed: int) -> np.random.Generator:
+    """What draws the photo of a task's subject."""
+    return np.random.default_rng([seed, 7])
+
+
+def lit_scene(seed: int) -> scenes.Scene:
+    """A plain thing with a lamp at one side."""
+    rng = np.random.default_rng([SEEDS["light"], seed])
+    thing = scenes.sample_thing(rng, pattern="plain", accessory="none", emblems=())
+    return scenes.sample_scene(rng, thing, others=0, scale=(0.44, 0.60))
+
+
+@dataclass
+class SceneBench:
+    """Paints tasks with a model of one kind, the attention masked in one way."""
+
+    painter: Painter
+    steps: int = 0  # 0: the usual number
+
+    def paint(self, tasks: Sequence[Task], masking: Masking) -> Tensor:
+        from ...attention.model_patch import mask_attention
+
+        painted = []
+        for start in range(0, len(tasks), BATCH):
+            part = tasks[start : start + BATCH]
+            images, holes, photos = (stacked(part, name) for name in ("background", "hole", "photo"))
+            prompts = [scenes.caption(task.thing) for task in part]
+            model = mask_attention(self.painter.model, [holes], **masking) if masking else None
+            painted.append(self.painter.paint(images, holes, prompts, photos, start, model, self.steps))
+        return torch.cat(painted).cpu()
+
+
+def shading(images: Tensor, masks: Tensor) -> Tensor:
+    """How much brighter the right half of the thing is than its left half, as a share of its brightness.
+
+    Args:
+        images: (B, H, W, 3) in [0, 1].
+        masks: (B, H, W), the thing's outline; its halves lie left and right of the outline's mean column.
+
+    Returns:
+        (B,): (mean of the right half - mean of the left half) / mean of both.
+    """
+    light = images @ images.new_tensor([0.2126, 0.7152, 0.0722])
+    columns = torch.arange(images.shape[2], dtype=images.dtype)
+    middle = (masks * columns).sum((1, 2)) / masks.sum((1, 2)).clamp(min=1)
+    right = masks * (columns > middle[:, None, None])
+    left = masks - right
+    halves = [(light * part).sum((1, 2)) / part.sum((1, 2)).clamp(min=1) for part in (left, right)]
+    return 2 * (halves[1] - halves[0]) / (halves[0] + halves[1]).clamp(min=1e-6)
+
+
+def words_study(bench: SceneBench, classifier: SceneClassifier, count: int) -> tuple[Table, Image.Image]:
+    """Is the thing there? With and without a twin, words everywhere or in the box only."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    shown: dict[str, Tensor] = {}
+    backgrounds: list[Task] = []
+    pairs = [twin_scenes(seed) for seed in range(count)]
+    for place, which in {"with a twin": 0, "without": 1}.items():
+        tasks = [task_of(pair[which], photos(SEEDS["words"])) for pair in pairs]
+        for way, masking in WORDS.items():
+            images = bench.paint(tasks, masking)
+            verdicts = classifier.describe(images.movedim(-1, 1), stacked(tasks, "hole"))
+            rows[f"{way}, {place}"] = {
+                "missing": [float(v.kind == NOTHING) for v in verdicts],
+                "right class": [float(v.kind == t.thing.kind) for v, t in zip(verdicts, tasks, strict=True)],
+            }
+            if which == 0:
+                shown[way] = images
+                backgrounds = tasks
+    everywhere, inside = WORDS
+    table = Table(f"Words in the box only, {bench.painter.kind}", rows)
+    gain = [
+        np.subtract(rows[f"{everywhere}, {place}"]["missing"], rows[f"{inside}, {place}"]["missing"])
+        for place in ("with a twin", "without")
+    ]
+    rows["interaction"] = {"missing": (gain[0] - gain[1]).tolist()}
+    check = float(np.mean(rows[f"{everywhere}, with a twin"]["missing"]))
+    notes = [
+        f"{count} scenes, seed {SEEDS['words']}. Missing: the classifier names nothing in the box.",
+        f"Manipulation check: missing beside a twin without a mask {check:.3f}, needed {MISSING_CHECK}.",
+        "Interaction: how many fewer are missing with the mask beside a twin, less the same without one.",
+        change(table, f"{inside}, with a twin", f"{everywhere}, with a twin", "missing"),
+        change(table, f"{inside}, with a twin", f"{everywhere}, with a twin", "right class"),
+    ]
+    return replace(table, notes=notes), grid_of(backgrounds, shown)
+
+
+def light_study(bench: SceneBench, count: int) -> tuple[Table, Image.Image]:
+    """Seam and direction of light by the self-attention layers that are masked."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    shown: dict[str, Tensor] = {}
+    lit = [lit_scene(seed) for seed in range(count)]
+    tasks = [task_of(scene, photos(SEEDS["light"])) for scene in lit]
+    masks = torch.stack([torch.from_numpy(scenes.render(scene).mask > 0.5).float() for scene in lit])
+    truth = stacked(tasks, "truth")
+    wanted, true_step = shading(truth, masks), edge_step(truth, tasks)
+    for way, masking in LAYERS.items():
+        images = bench.paint(tasks, masking)
+        got = shading(images, masks)
+        step = [mine - true for mine, true in zip(edge_step(images, tasks), true_step, strict=True)]
+        rows[way] = {
+            "step at the edge": step,
+            "error of the shading": (got - wanted).abs().tolist(),
+            "right side": (got.sign() == wanted.sign()).float().tolist(),
+        }
+        shown[way] = images
+    table, (nobody, *others) = Table("A lamp at one side, by self-attention layers masked", rows), LAYERS
+    notes = [
+        f"{count} scenes, seed {SEEDS['light']}. Step at the edge: in 1/255, less the true rendering's.",
+        "Shading: how much brighter the right half of the thing's true outline is than the left, as a share.",
+        f"Manipulation check: the true shading's mean size is {float(wanted.abs().mean()):.3f}.",
+    ]
+    notes += [change(table, way, nobody, measure) for way in others for measure in table.measures]
+    return replace(table, notes=notes), grid_of(tasks, shown)
+
+
+def grid_of(tasks: Sequence[Task], results: dict[str, Tensor], side: int = 144) -> Image.Image:
+    """The first scenes: the box | every way | the truth."""
+    cells = []
+    for index, task in enumerate(tasks[:SHOWN]):
+        panels = [picture_grid.shown(task.background, side, task.box)]
+        panels += [picture_grid.shown(images[index], side) for images in results.values()]
+        panels.append(picture_grid.shown(task.truth, side))
+        cells.append(picture_grid.Cell(panels, [scenes.caption(task.thing).removeprefix("a photo of ")]))
+    return picture_grid.grid(" | ".join(["the box", *results, "the truth"]), cells, 2)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of the trainings")
+    parser.add_argument("--models", type=Path, help="a models folder that `assemble` wrote")
+    parser.add_argument("--only", nargs="*", default=list(COUNTS), choices=list(COUNTS))
+    parser.add_argument("--kinds", nargs="*", default=["unet", "fill"], choices=["unet", "fill"])
+    parser.add_argument("--scenes", type=int, default=0, help="0: 100 for words, 240 for light")
+    parser.add_argument("--pilot", action="store_true", help=f"{PILOT} scenes")
+    parser.add_argument("--out", type=Path, help="default: DIR/attention")
+    a = parser.parse_args()
+    out, models = a.out or a.work / "attention", a.models or a.work / "models"
+    out.mkdir(parents=True, exist_ok=True)
+    if a.models is None:
+        assemble.assemble(assemble.trained_parts(a.work), models)
+    count = {name: PILOT if a.pilot else a.scenes or COUNTS[name] for name in COUNTS}
+    classifier: Any = trained_classifier(a.work) if "words" in a.only else None
+    studies: dict[str, Callable[[], tuple[Table, Image.Image]]] = {}
+    if "words" in a.only:
+        for kind in a.kinds:
+            studies[f"words_{kind}"] = lambda kind=kind: words_study(
+                SceneBench(Painter(kind, models)), classifier, count["words"]
+            )
+    if "light" in a.only and "unet" in a.kinds:
+        studies["light"] = lambda: light_study(SceneBench(Painter("unet", models)), count["light"])
+    for name, study in studies.items():
+        table, picture = study()
+        write_table(table, out, name)
+        picture.save(out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Does the room's colour leak into a finetuned subject, and does masked self-attention stop it?
+
+    python dev.py lab scene_tint --work DIR [--models FOLDER] [--subjects 20] [--scenes 4] [--pilot]
+
+DreamCom, section 4.3, in the world of `scenes`. A subject is learned from four photos with "a photo of sks
+mug", which does not name its colour. Then it is painted into the same scenes twice, once with a grey room and
+once with a tinted one, by the self-attention layers that are masked. Its colour is the median under its true
+outline. The shift from the grey room to the tinted one along the tint, less the shift of the true renderings,
+is the leak: positive where the subject takes on the room's colour. A unit of the table is a subject; one JSON
+file for each, so an interrupted run goes on. --pilot takes 4 subjects and prints the manipulation check:
+without a mask the leak must differ from zero by two standard errors. Writes tint.md, tint.json and tint.png.
+"""
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...evaluation.tables import Table
+from .. import scenes
+from ..models import assemble
+from . import picture_grid
+from .attention import LAYERS, change
+from .dreamcom import TOKEN, finetuned
+from .quality import write_table
+from .result_cache import cell, fingerprint, pictures_of
+from .scene_quality import HELD_OUT, Painter, Task, as_image, stacked, task_of
+
+LEAK, SHIFT = "leak along the tint", "shift along the tint"
+COLOURS = ("white", "yellow", "pink", "cyan")  # of subjects: light ones show a tint
+TINTS = ("red", "green", "blue", "purple")
+PILOT, PHOTOS = 4, 4
+
+
+@dataclass(frozen=True)
+class TintChoices:
+    """Everything that decides a subject's numbers; kept with them."""
+
+    steps: int
+    rank: int
+    learning_rate: float
+    batch_size: int
+    scenes: int
+    sampling_steps: int
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class TintedSubject:
+    """A thing, its photos with masks, and its tasks in grey and in tinted rooms (same scenes, same order)."""
+
+    thing: scenes.Thing
+    references: Tensor
+    reference_masks: Tensor
+    grey: list[Task]
+    tinted: list[Task]
+    outlines: Tensor  # (n, H, W)
+    tints: Tensor  # (n, 2): unit vectors in CIELAB's a and b
+
+
+def lab_colour(images: Tensor, masks: Tensor) -> Tensor:
+    """CIELAB (B, 3) of the median colour of images (B, H, W, 3) under masks (B, H, W)."""
+    from skimage.color import rgb2lab
+
+    colours = [image[mask > 0.5].median(0).values for image, mask in zip(images, masks, strict=True)]
+    return torch.from_numpy(rgb2lab(torch.stack(colours).double().numpy()))
+
+
+def along(shift: Tensor, tints: Tensor) -> Tensor:
+    """The part of shifts (B, 3) in CIELAB that goes along tints (B, 2), in units of CIELAB."""
+    return (shift[:, 1:] * tints).sum(1)
+
+
+def rooms_of(rng: np.random.Generator) -> tuple[scenes.Room, scenes.Room, Tensor]:
+    """A grey room, the same one tinted, and the tint's direction in CIELAB's a and b."""
+    from skimage.color import rgb2lab
+
+    room = scenes.sample_room(rng)
+    wall, floor = (float(np.mean(colour)) for colour in (room.wall, room.floor))
+    grey = replace(room, wall=(wall,) * 3, floor=(floor,) * 3, wall_style="plain")
+    tint = np.array(scenes.COLOURS[str(rng.choice(TINTS))])
+    steeped = (tuple(float(v) for v in 0.35 * level + 0.55 * tint) for level in (wall, floor))
+    tinted = replace(grey, **dict(zip(("wall", "floor"), steeped, strict=True)))
+    direction = torch.from_numpy(rgb2lab(tint))[1:]
+    return grey, tinted, direction / direction.norm()
+
+
+def tinted_subject(index: int, count: int) -> TintedSubject:
+    """Subject number `index` with `count` scenes."""
+    rng = np.random.default_rng([HELD_OUT, 11, index])
+    kind, colour = scenes.CLASSES[index % len(scenes.CLASSES)], COLOURS[index % len(COLOURS)]
+    thing = scenes.sample_thing(rng, kind=kind, colour=colour, pattern="plain", accessory="none")
+    alone = [scenes.sample_scene(rng, thing, others=0, scale=(0.62, 0.72)) for _ in range(PHOTOS)]
+    photos = [scenes.render(scene) for scene in alone]
+    grey, tinted, outlines, tints = [], [], [], []
+    for _ in range(count):
+        plain, steeped, direction = rooms_of(rng)
+        scene = scenes.sample_scene(rng, thing, plain, others=0, scale=(0.44, 0.60))
+        grey.append(task_of(scene, rng))
+        tinted.append(task_of(replace(scene, room=steeped), rng))
+        outlines.append(torch.from_numpy(scenes.render(scene).mask > 0.5).float())
+        tints.append(direction)
+    masks = torch.stack([torch.from_numpy(p.mask > 0.5).float() for p in photos])
+    references = torch.stack([as_image(p.image) for p in photos])
+    return TintedSubject(thing, references, masks, grey, tinted, torch.stack(outlines), torch.stack(tints))
+
+
+def shifts(grey: Tensor, tinted: Tensor, subject: TintedSubject) -> Tensor:
+    """How far the subject's colour moves along the tint from the grey rooms to the tinted ones, (n,)."""
+    moved = lab_colour(tinted, subject.outlines) - lab_colour(grey, subject.outlines)
+    return along(moved, subject.tints)
+
+
+def measure_subject(painter: Painter, index: int, choices: TintChoices, recipe) -> tuple[dict, dict]:
+    """Pictures and numbers of one subject, by the layers that are masked."""
+    from ...attention.model_patch import mask_attention
+
+    subject = tinted_subject(index, choices.scenes)
+    learned = SimpleNamespace(
+        thing=subject.thing, references=subject.references, reference_masks=subject.reference_masks
+    )
+    tuned: Any = finetuned(painter, learned, recipe, index, scenes.SIZE)
+    prompt = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
+    true = shifts(stacked(subject.grey, "truth"), stacked(subject.tinted, "truth"), subject)
+    pictures: dict[str, Tensor] = {"truth": stacked(subject.tinted, "truth")}
+    numbers: dict[str, dict[str, float]] = {}
+    for way, masking in LAYERS.items():
+        painted = []
+        for tasks in (subject.grey, subject.tinted):
+            images, holes, photos = (stacked(tasks, name) for name in ("background", "hole", "photo"))
+            model = mask_attention(tuned, [holes], **masking)
+            prompts = [prompt] * len(tasks)
+            painted.append(
+                painter.paint(images, holes, prompts, photos, index, model, choices.sampling_steps)
+            )
+        shift = shifts(painted[0].cpu(), painted[1].cpu(), subject)
+        numbers[way] = {LEAK: float((shift - true).mean()), SHIFT: float(shift.mean())}
+        pictures[way] = painted[1].cpu()
+    numbers["the truth"] = {SHIFT: float(true.mean())}
+    return pictures, numbers
+
+
+def tint_table(results: list[dict], choices: TintChoices) -> Table:
+    """Means over subjects, with the manipulation check."""
+    rows = {row: {m: [result[row][m] for result in results] for m in results[0][row]} for row in results[0]}
+    table, (nobody, *others) = Table("The colour of a finetuned subject in tinted rooms", rows), LAYERS
+    leak = np.array(rows[nobody][LEAK])
+    error = leak.std(ddof=1) / len(leak) ** 0.5 if len(leak) > 1 else float("nan")
+    notes = [
+        f"{len(results)} subjects x {choices.scenes} scenes, seed {HELD_OUT}; errors over subjects; units of"
+        f" CIELAB. {choices.steps} training steps, rank {choices.rank}, rate {choices.learning_rate:g}.",
+        f"Manipulation check: the leak without a mask is {leak.mean() / error:.1f} standard errors from 0.",
+    ]
+    notes += [change(table, way, nobody, LEAK) for way in others]
+    return replace(table, notes=notes)
+
+
+def tint_sheet(folder: Path, count: int, choices: TintChoices, side: int = 144):
+    """The first subjects, one scene each: a photo | the box | every way | the truth."""
+    cells = []
+    for index in range(count):
+        subject, pictures = tinted_subject(index, choices.scenes), pictures_of(folder / f"{index:03d}.json")
+        panels = [picture_grid.shown(subject.references[0], side)]
+        panels.append(picture_grid.shown(subject.tinted[0].background, side, subject.tinted[0].box))
+        panels += [picture_grid.shown(pictures[way][0], side) for way in (*LAYERS, "truth")]
+        words = scenes.caption(subject.thing).removeprefix("a photo of ")
+        cells.append(picture_grid.Cell(panels, [words]))
+    return picture_grid.grid(" | ".join(["a photo", "the box", *LAYERS, "the truth"]), cells, 1)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of the trainings")
+    parser.add_argument("--models", type=Path, help="a models folder that `assemble` wrote")
+    parser.add_argument("--subjects", type=int, default=20)
+    parser.add_argument("--scenes", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--sampling-steps", type=int, default=20)
+    parser.add_argument("--pilot", action="store_true", help=f"{PILOT} subjects")
+    parser.add_argument("--out", type=Path, help="default: DIR/tint")
+    a = parser.parse_args()
+    out, models = a.out or a.work / "tint", a.models or a.work / "models"
+    (out / "subjects").mkdir(parents=True, exist_ok=True)
+    if a.models is None:
+        assemble.assemble(assemble.trained_parts(a.work), models)
+    painter = Painter("unet", models)
+    from ...training.finetune.recipes import RECIPES
+
+    file = models / "checkpoints" / "inlay_tiny_scenes.safetensors"
+    choices = TintChoices(a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, fingerprint(file))
+    recipe = RECIPES["DreamCom"].with_choices(
+        steps=a.steps, rank=choices.rank, learning_rate=a.rate, batch_size=choices.batch_size,
+        resolution=scenes.SIZE,
+    )  # fmt: skip
+    count, folder = PILOT if a.pilot else a.subjects, out / "subjects"
+    results = [
+        cell(folder / f"{i:03d}.json", choices, lambda i=i: measure_subject(painter, i, choices, recipe))
+        for i in range(count)
+    ]
+    write_table(tint_table(results, choices), out, "tint")
+    tint_sheet(folder, min(8, count), choices).save(out / "tint.png")
+
+
+if __name__ == "__main__":
+    main()
