@@ -22,7 +22,7 @@ MOST_REPEATS = 12  # of a prompt, beside others of 3 and 4 times its length; the
 
 
 def region_labels(masks: Sequence[Tensor]) -> Tensor:
-    """Number the regions of K masks: (N,H,W) uint8, 0 = background, k = inside the k-th mask.
+    """Return the numbered regions of K masks: (N,H,W) uint8, 0 = background, k = inside the k-th mask.
 
     masks: K tensors (N,H,W) or (H,W) in [0,1], of one size, with batches of 1 or N. Where masks overlap, the
     first one wins. Raises ValueError for a mask of another rank, with NaN, with nothing above 0.5, or of a
@@ -89,14 +89,17 @@ def token_labels(
 
 
 def _nearest(count: int, size: int, start: float, end: float) -> Tensor:
-    """The pixels (of `size`) that `count` samples of the span from start to end (fractions) look at."""
+    """Return the pixels, of `size`, at which `count` samples of a span (start, end in fractions) look."""
     # The small term keeps exact positions from falling to the pixel before by rounding.
     samples = [int((start + (end - start) * i / count) * size + 1e-6) for i in range(count)]
     return torch.tensor(samples).clamp_(0, size - 1)
 
 
 def _centre(labels: Tensor, region: int, window: Window) -> tuple[float, float] | None:
-    """The centre of a region's pixels in the window, in fractions of the window; None where it has none."""
+    """Return the centre of a region's pixels in the window, in fractions of the window.
+
+    None where it has none.
+    """
     top, left, bottom, right = window
     height, width = labels.shape
     y0, x0 = int(top * height), int(left * width)
@@ -111,7 +114,7 @@ def _centre(labels: Tensor, region: int, window: Window) -> tuple[float, float] 
 
 
 def halved(size: Sequence[int], depths: int) -> list[Size]:
-    """The grids of a UNet from a latent's (height, width) down: the host's downsampling rounds up."""
+    """Return the grids of a UNet from a latent's (height, width) down: the host's downsampling rounds up."""
     grids = [(size[0], size[1])]
     while len(grids) < depths:
         grids.append(((grids[-1][0] + 1) // 2, (grids[-1][1] + 1) // 2))
@@ -146,7 +149,7 @@ class GridRegions(NamedTuple):
     periods: tuple[tuple[int, Tensor], ...]
 
     def present(self) -> list[int]:
-        """The regions (0 the background) that hold a token in any row."""
+        """Return the regions (0 the background) that hold a token in any row."""
         maps = [group.tokens for group in self.groups if group.tokens]
         return [k for k, _ in enumerate(maps[0]) if any(len(tokens[k]) for tokens in maps)] if maps else []
 
@@ -184,7 +187,7 @@ class RegionPlan:
         self.unmasked: set[tuple] = set()  # blocks that could not be masked, to say so once
 
     def at(self, latent: Size, grid: Size) -> GridRegions:
-        """The regions on a grid (height, width) of a latent (height, width)."""
+        """Return the regions on a grid (height, width) of a latent (height, width)."""
         for regions in self.grids:
             if regions.latent == latent and regions.grid == grid:
                 return regions
@@ -192,7 +195,10 @@ class RegionPlan:
         return self.grids[-1]
 
     def text_keys(self, length: int, period: int = 0) -> list[Tensor | None]:
-        """What each region sees of a text of `length` tokens, background (nothing) first; None for all."""
+        """Return what each region sees of a text of `length` tokens, background (nothing) first.
+
+        None for all.
+        """
         if (length, period) not in self.texts:
             regions = [text_positions(length, tokens, self.released, period) for tokens in self.text]
             self.texts[length, period] = [
@@ -225,7 +231,7 @@ class RegionPlan:
 def text_positions(
     length: int, tokens: Collection[int] | None = None, released: bool = False, period: int = 0
 ) -> list[int] | None:
-    """The positions of a text of `length` tokens that a subject sees, None for all of them.
+    """Return the positions of a text of `length` tokens that a subject sees, None for all of them.
 
     tokens: the subject's own, None for all. released: without token 0 (the start) and tokens 39-76 of every
     77, which DreamCom's published code hides from every query. period: the text begins anew after so many.

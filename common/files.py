@@ -147,7 +147,7 @@ def _fsync(path: Path) -> None:
 
 
 def read_text(path: Path, kind: str = "") -> str:
-    """A text file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+    """Return a text file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
 
     `kind`: an input or an option, which errors start with. Raises ValueError for another encoding.
     """
@@ -162,12 +162,12 @@ def read_text(path: Path, kind: str = "") -> str:
 
 
 def read_json(path: Path, kind: str = "") -> Any:
-    """What a JSON file holds. Raises ValueError, naming the file and the line, when it is none."""
+    """Return what a JSON file holds. Raises ValueError, naming the file and the line, when it is none."""
     return parse_json(read_text(path, kind), f"{_prefix(kind)}{path.name}")
 
 
 def parse_json(text: str, name: str) -> Any:
-    """What a JSON text holds; `name` stands for it in errors. Raises ValueError."""
+    """Return what a JSON text holds; `name` stands for it in errors. Raises ValueError."""
     try:
         return json.loads(text.removeprefix("\ufeff"))
     except json.JSONDecodeError as error:

@@ -115,7 +115,10 @@ class Family:
         return self.prediction == VELOCITY
 
     def settings_for(self, file_name: str) -> Settings:
-        """The sampler's settings for a model file: those of the first variant whose word is in its name."""
+        """Return the sampler's settings for a model file.
+
+        Those of the first variant whose word is in its name.
+        """
         name = file_name.lower()
         return next((settings for word, settings in self.variants if word in name), self.settings)
 
@@ -284,7 +287,7 @@ FAMILIES = (
 
 
 def find_family(config: str, facts: Mapping[str, object]) -> Family | None:
-    """The row of a host configuration (class name and `unet_config`), or None.
+    """Return the row of a host configuration (class name and `unet_config`), or None.
 
     The first row fits whose class name and facts agree; a missing fact counts as false.
     """
@@ -306,5 +309,5 @@ def label_of(family: str) -> str:
 
 
 def named(name: str) -> Family:
-    """The row of one of our own names."""
+    """Return the row of one of our own names."""
     return next(row for row in FAMILIES if row.name == name)

@@ -107,12 +107,15 @@ def negative_reads_pictures(clip) -> bool:
 
 
 def reference_method(clip) -> str:
-    """The reference method that the CONDITIONING must set, "" where the model has one: Krea 2 has none."""
+    """Return the reference method that the CONDITIONING must set, "" where the model has one.
+
+    Krea 2 has none.
+    """
     return "index_timestep_zero" if KREA in _tokenizers(clip) else ""
 
 
 def encode_prompt(clip, prompt: str, pictures: Sequence[Tensor] = ()) -> list:
-    """The CONDITIONING of a prompt; pictures (1, h, w, 3) are shown to encoders that read them."""
+    """Return the CONDITIONING of a prompt; pictures (1, h, w, 3) are shown to encoders that read them."""
     if not pictures or not reads_pictures(clip):
         return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
     if QWEN in _tokenizers(clip):
@@ -124,5 +127,8 @@ def encode_prompt(clip, prompt: str, pictures: Sequence[Tensor] = ()) -> list:
 
 
 def constant(value) -> comfy.conds.CONDConstant:
-    """A value that is handed to the network as it is; prompts with other values run in other batches."""
+    """Return a value that is handed to the network as it is.
+
+    Prompts with other values run in other batches.
+    """
     return comfy.conds.CONDConstant(value)

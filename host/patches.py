@@ -40,7 +40,7 @@ def with_object_patch(model: ModelPatcher, name: str, value) -> ModelPatcher:
 
 
 def misfitting_patches(patcher) -> list[str]:
-    """The weights of a MODEL or CLIP whose LoRA patches have other shapes; the host leaves those out.
+    """Return the weights of a MODEL or CLIP whose LoRA patches have other shapes; the host leaves those out.
 
     Looks at low-rank products and differences; other kinds of patches count as fitting.
     """
@@ -95,7 +95,7 @@ def crop_picture_patches(
 
 
 def _cropped(patch: Any, device: torch.device, crop, crop_mask, made: dict[int, Any]) -> Any:
-    """A patch of the part; the same one where a patch stands in two lists."""
+    """Return a patch of the part; the same one where a patch stands in two lists."""
     if type(patch).__name__ not in PICTURE_PATCHES:
         return patch
     if id(patch) not in made:

@@ -36,12 +36,12 @@ def snap_hole(hole: Tensor, grid: Sequence[int], cell: int = CELL) -> Tensor:
 
 
 def to_pixels(snapped: Tensor, height: int, width: int) -> Tensor:
-    """A snapped hole (B, h, w) at the picture's size, from which every resizing gives the same hole again."""
+    """Return a snapped hole (B, h, w) at the picture's size; any resizing of it gives the same hole."""
     return F.interpolate(snapped[:, None], (height, width), mode="nearest")[:, 0]
 
 
 def view_hole(mask: Tensor, view: View) -> Tensor:
-    """The hole (B, height, width) that is painted on a view, of the picture's mask (B, H, W)."""
+    """Return the hole (B, height, width) that is painted on a view, of the picture's mask (B, H, W)."""
     shown = view.mask(mask)
     return grow_mask(shown, view.grow) if view.grow else shown
 
@@ -68,7 +68,7 @@ UNET_CHANNELS = 4  # of the latents of SD 1.5, SD 2 and SDXL
 
 
 def snapped_hole(mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-    """The hole (B, H, W) as the latent's grid knows it, at the picture's size.
+    """Return the hole (B, H, W) as the latent's grid knows it, at the picture's size.
 
     mask (B, H, W), padded as the picture of the latent (B, C, h, w), or (B, C, 1, h, w), was.
     """
@@ -88,7 +88,7 @@ def grey_hole(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def inpaint_pictures(
     image: torch.Tensor, mask: torch.Tensor, grid: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the autoencoder and the UNet get to see, on the autoencoder's grid.
+    """Return what the autoencoder and the UNet get to see, on the autoencoder's grid.
 
     image (B, H, W, C >= 3) in [0, 1], mask (B, H, W); a batch of one stands for all of the other.
     Returns, padded to multiples of `grid`: image and masked image (B, H', W', 3), mask (B, H', W').

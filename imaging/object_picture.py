@@ -60,7 +60,7 @@ def subject_picture(
 
 
 def _middle(image: torch.Tensor) -> torch.Tensor:
-    """The square in the middle of a picture (1, H, W, C)."""
+    """Return the square in the middle of a picture (1, H, W, C)."""
     height, width = image.shape[1:3]
     return image[(slice(None), *Box(0, 0, height, width).square(min(height, width), height, width).slices)]
 

@@ -113,7 +113,7 @@ class Pasted:
     reports: tuple[PlaceReport, ...]
 
     def text(self) -> str:
-        """The report, one line of each crop."""
+        """Return the report, one line of each crop."""
         if len(self.reports) == 1:
             return self.reports[0].text()
         return "\n".join(f"{number}: {report.text()}" for number, report in enumerate(self.reports, 1))
@@ -125,7 +125,7 @@ class Pasted:
 
 
 def whole_pictures(original: torch.Tensor, mask: torch.Tensor | None) -> PaintingCrop:
-    """A crop that is the whole picture; original (B, H, W, C), mask (B, H, W) or None."""
+    """Return a crop that is the whole picture; original (B, H, W, C), mask (B, H, W) or None."""
     height, width = original.shape[1:3]
     box, places = Box(0, 0, height, width), []
     for index in range(len(original)):
@@ -138,7 +138,7 @@ def whole_pictures(original: torch.Tensor, mask: torch.Tensor | None) -> Paintin
 
 
 def with_masks(crop: PaintingCrop, mask: torch.Tensor) -> PaintingCrop:
-    """The crop with other masks (B, H, W) of the picture's size; one, or one for each picture."""
+    """Return the crop with other masks (B, H, W) of the picture's size; one, or one for each picture."""
     places = []
     for place in crop.places:
         own = mask[place.index if len(mask) > 1 else 0]
@@ -149,7 +149,9 @@ def with_masks(crop: PaintingCrop, mask: torch.Tensor) -> PaintingCrop:
 
 
 def match_painted(crop: PaintingCrop, painted: torch.Tensor) -> PaintingCrop:
-    """The crop with one place for each painted picture: several variants of one crop give several results.
+    """Return the crop with one place for each painted picture.
+
+    Several variants of one crop give several results.
 
     Raises ValueError if their numbers do not fit.
     """
@@ -278,7 +280,7 @@ def compare(crop: PaintingCrop, place: Place, painted: torch.Tensor, options: Pa
 
 
 def _without(work: Comparison, part: MaskPart, crop: PaintingCrop, place: Place) -> Comparison:
-    """The same work with the painted part as its mask."""
+    """Return the same work with the painted part as its mask."""
     height, width = work.known.shape
     known = _known(crop, replace(place, mask=part), height, width)
     return replace(work, known=known, masked=_resized_part(part, place.box, height, width))
@@ -358,7 +360,7 @@ def _known(crop: PaintingCrop, place: Place, height: int, width: int) -> torch.T
 
 
 def measure_colours(work: Comparison, options: PasteOptions) -> tuple[Correction | None, float, float]:
-    """The colour correction, and the colour difference at the rim before and after."""
+    """Return the colour correction, and the colour difference at the rim before and after."""
     from scipy.ndimage import distance_transform_edt
 
     height, width = fit_within(COLOUR_SIDE, *work.known.shape)
@@ -382,7 +384,7 @@ def measure_colours(work: Comparison, options: PasteOptions) -> tuple[Correction
 
 
 def recoloured(picture: torch.Tensor, correction: Correction | None) -> torch.Tensor:
-    """A whole crop (h, w, 3) in other colours."""
+    """Return a whole crop (h, w, 3) in other colours."""
     if correction is None:
         return picture
     height, width = picture.shape[:2]
@@ -408,7 +410,7 @@ def _rim_difference(original: torch.Tensor, painted: torch.Tensor, weight: torch
 def _changed_part(
     original: torch.Tensor, painted: torch.Tensor, box: Box, tolerance: float
 ) -> MaskPart | None:
-    """What the painted picture shows and the original does not, in the box at its own size."""
+    """Return what the painted picture shows and the original does not, in the box at its own size."""
     pair = original[None], painted[None]
     for largest in (False, True):
         try:
@@ -477,7 +479,10 @@ def _recoloured_part(
     mask: torch.Tensor,
     options: PasteOptions,
 ) -> torch.Tensor:
-    """The window (h, w, C) in other colours; without `follow` only outside the mask and near its rim."""
+    """Return the window (h, w, C) in other colours.
+
+    Without `follow` only outside the mask and near its rim.
+    """
     rows, columns = (
         (torch.arange(count, dtype=torch.float64) + 0.5 + start) * (2 / length) - 1
         for count, start, length in (
@@ -496,7 +501,7 @@ def _recoloured_part(
 
 
 def _in_gradient_domain(old: torch.Tensor, new: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """`new` (h, w, C) minus the membrane of its difference to `old`, which is known where not `inside`."""
+    """Return `new` (h, w, C) minus the membrane of its difference to `old`, known where not `inside`."""
     if inside.all():
         return new
     difference = (new - old).movedim(-1, 0).float()

@@ -87,8 +87,10 @@ def close_up(
 def surroundings(
     box: Box, height: int, width: int, side: int, area: float, edge: int = 0, multiple: int = 8
 ) -> View:
-    """The bounded window on which the close-up is harmonised: ROOM times as wide as the box, up to `side`;
-    of a box that needs more, twice as wide. Holds `edge` pixels around the box.
+    """Return the bounded window on which the close-up is harmonised.
+
+    It is WINDOW_FACTOR times as wide as the box, up to `side`; for a box that needs more, twice as wide as
+    the box. It holds `edge` pixels around the box.
 
     A window narrower than `side` is enlarged to it: at the picture's own size the autoencoder's cells are as
     large as the details that the close-up has painted. Others are shown as they are, or shrunk to `area`.
@@ -105,6 +107,7 @@ def surroundings(
 
 
 def whole_picture(height: int, width: int) -> View:
+    """Return the view that shows a whole picture at its own size."""
     return View(Box(0, 0, height, width), height, width)
 
 
@@ -116,6 +119,7 @@ def resize_image(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def smooth_resize(image: torch.Tensor, height: int, width: int, mode: str = "bicubic") -> torch.Tensor:
+    """Resize (B, C, H, W) without aliasing."""
     """(B, C, H, W) at another size without aliasing; in 32 bits at least, for CPUs cannot do it in 16."""
     real = image.to(torch.promote_types(image.dtype, torch.float32))
     return F.interpolate(real, (height, width), mode=mode, antialias=True).to(image)
@@ -128,7 +132,7 @@ def fit_within(longest: int, height: int, width: int) -> tuple[int, int]:
 
 
 def _fit_area(height: int, width: int, area: float, multiple: int) -> tuple[int, int]:
-    """The shape of about that area with sides that are multiples, closest to (height, width)'s shape."""
+    """Return sides that are multiples, of about that area and closest to the shape of (height, width)."""
     scale = math.sqrt(area / (height * width))
     longest = MAX_ELONGATION * math.sqrt(area)
     scale = min(scale, longest / max(height, width))

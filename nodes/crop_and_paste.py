@@ -306,7 +306,7 @@ class InlayCropForPainting(io.ComfyNode):
 
 
 def _checked_inputs(image, mask, context_mask):
-    """The picture and its masks in the engine's form. Raises ValueError for sizes that do not fit."""
+    """Return the picture and its masks in the engine's form. Raises ValueError for sizes that do not fit."""
     image, mask = as_image(image), optional_masks(mask)
     check_finite(image)
     context_mask = optional_masks(context_mask, "context_mask")

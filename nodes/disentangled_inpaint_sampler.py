@@ -29,7 +29,7 @@ InpaintPatchType = io.Custom("INPAINT_PATCH")
 
 
 def close_up_inputs() -> list[io.Input]:
-    """The inputs that both samplers share."""
+    """Return the inputs that both samplers share."""
     return [
         io.Float.Input(
             "close_up_share",
@@ -119,6 +119,7 @@ def close_up_inputs() -> list[io.Input]:
 
 
 def picture_inputs() -> list[io.Input]:
+    """Return the inputs for VAE, picture and mask."""
     return [
         io.Vae.Input("vae", tooltip="The VAE of the checkpoint."),
         io.Image.Input("image", tooltip="The picture the subject goes into, of any size."),
@@ -131,6 +132,7 @@ def picture_inputs() -> list[io.Input]:
 
 
 def sampler_outputs() -> list[io.Output]:
+    """Return the outputs of a node that paints in two stages."""
     return [
         io.Image.Output(display_name="image", tooltip="The finished picture, at the input's full size."),
         io.Image.Output(display_name="close_up", tooltip="The close-up before it is harmonised."),
@@ -238,7 +240,7 @@ def sample(
     context: float = CONTEXT, least_share: float = 0.0, grow: int = 8, window_area: float = 2.0,
     blend: str = EVERY_STEP, inpaint_patch=None,
 ) -> io.NodeOutput:  # fmt: skip
-    """What both samplers do once they have a guider and sigmas; `choices` as in `close_up_inputs`."""
+    """Return what both samplers do once they have a guider and sigmas; `choices` as in `close_up_inputs`."""
     model = guider.model_patcher
     view_sampler.check_inpaint_model(model)
     view_sampler.check_prompts(guider)
@@ -290,13 +292,13 @@ def sample(
 
 
 def check_sigmas(sigmas) -> None:
-    """Raises ValueError for what is no schedule."""
+    """Raise ValueError for what is no schedule."""
     if not isinstance(sigmas, torch.Tensor) or sigmas.ndim != 1 or not sigmas.isfinite().all():
         raise ValueError("sigmas: this is no schedule (a row of finite numbers); wire a scheduler.")
 
 
 def _nothing_to_paint(vae: PictureVae, image: torch.Tensor, options: InpaintOptions) -> io.NodeOutput:
-    """The image as it is; its middle stands in for close-up and latent."""
+    """Return the image as it is; its middle stands in for close-up and latent."""
     height, width = image.shape[1:3]
     rows, columns = Box(0, 0, height, width).square(options.side, height, width).slices
     middle = image[:, rows, columns, :3]
@@ -308,7 +310,7 @@ def _nothing_to_paint(vae: PictureVae, image: torch.Tensor, options: InpaintOpti
 def _empty_mask_warning(
     image: torch.Tensor, mask: torch.Tensor, jobs: list[BatchPlan], several: str
 ) -> str | None:
-    """What to say of masks, of which some are not empty."""
+    """Return what to say of masks, of which some are not empty."""
     if several == EACH or len(mask) == 1:
         return _no_mask_warning(len(image) - sum(len(job.rows) for job in jobs), len(image))
     empty = len(mask) - sum(map(len, jobs[0].turns))

@@ -172,7 +172,7 @@ class InlayEditPrompt(io.ComfyNode):
 
 
 def check_photos(photos: torch.Tensor, masks: torch.Tensor | None, easy: bool) -> None:
-    """Raises ValueError for too many photos, or masks that do not fit them."""
+    """Raise ValueError for too many photos, or masks that do not fit them."""
     most = 1 if easy else MOST_PHOTOS
     if len(photos) > most:
         limit = "the Easy-Insert preset takes one" if easy else f"{most} are the most"
@@ -186,7 +186,7 @@ def check_photos(photos: torch.Tensor, masks: torch.Tensor | None, easy: bool) -
 def scene_of(
     scene: torch.Tensor | None, mask: torch.Tensor | None, hole: str, grid: int
 ) -> torch.Tensor | None:
-    """The scene as the model sees it: its hole marked, padded to the VAE's grid."""
+    """Return the scene as the model sees it: its hole marked, padded to the VAE's grid."""
     if scene is None:
         return None
     scene = scene[:1, ..., :3]
@@ -197,7 +197,7 @@ def scene_of(
 def conditioning_of(
     edit: EditPrompt, scene: torch.Tensor | None, latent: torch.Tensor | None, method: str
 ) -> list:
-    """The CONDITIONING of an edit prompt, which the sampler can make again for a view."""
+    """Return the CONDITIONING of an edit prompt, which the sampler can make again for a view."""
     latents: Sequence[torch.Tensor] = [photo.latent for photo in edit.photos]
     kinds = [SUBJECT_REFERENCE] * len(latents)
     if latent is not None:

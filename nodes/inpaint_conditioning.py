@@ -106,7 +106,7 @@ class InlayInpaintConditioning(io.ComfyNode):
 
 
 def with_scene_first(conditioning: list, scene: torch.Tensor, method: str) -> list:
-    """The CONDITIONING with the scene's latent before its other reference latents."""
+    """Return the CONDITIONING with the scene's latent before its other reference latents."""
     return [
         [
             text,

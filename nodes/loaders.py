@@ -116,7 +116,7 @@ class InlayLoadSubject(io.ComfyNode):
 
 
 def check_fit(misfits: list[str], added: int, name: str, base: str) -> None:
-    """Raises ValueError when most of a LoRA's weights have other shapes than the model's; logs the others.
+    """Raise ValueError when most of a LoRA's weights have other shapes than the model's; logs the others.
 
     The host leaves such weights out while it samples, so the picture would be one without the subject.
     """
@@ -140,7 +140,7 @@ def _count(patcher) -> int:
 
 
 def _subject(path: Path, metadata: dict, name: str, token: str, class_name: str, base: str):
-    """The Subject that the JSON beside the file describes, or the file itself, or else the user."""
+    """Return the Subject that the JSON beside the file describes, or the file itself, or else the user."""
     from ..training.finetune.subject import Subject, check_words, is_subject
 
     check_words("token", token)
@@ -320,7 +320,7 @@ class InlayLoadPix2Pix(io.ComfyNode):
 
 
 def original_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A diffusers UNet's weights under the original names, by the host's table for its four-channel twin."""
+    """Return a diffusers UNet's weights under the original names, by the host's table for 4 channels."""
     config = comfy.model_detection.unet_config_from_diffusers_unet(state | {CONV_IN: state[CONV_IN][:, :4]})
     names = {} if config is None else comfy.utils.unet_to_diffusers(config)
     return {ours: state[theirs] for theirs, ours in names.items() if theirs in state}
@@ -389,7 +389,10 @@ def _is_delta(value: object) -> bool:
 
 
 def _read(name: str, input_name: str) -> dict:
-    """A file of models/inpaint; folder_paths keeps the name inside it, and the host reads tensors only."""
+    """Return a file of models/inpaint.
+
+    Folder_paths keeps the name inside it, and the host reads tensors only.
+    """
     path = folder_paths.get_full_path(INPAINT_FOLDER, name)
     if path is None:
         raise ValueError(f"{input_name}: there is no '{name}' in models/inpaint; download it there.")

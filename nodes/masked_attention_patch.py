@@ -212,7 +212,7 @@ class MaskedAttentionPatch(io.ComfyNode):
 
 
 def token_grids(model, size, chosen: str, bindings) -> tuple[tuple[int, int], list, list[str]]:
-    """The latent of a picture of that size, the grids of tokens of a MODEL, and lines for the report."""
+    """Return the latent of a picture of that size, a MODEL's grids of tokens, and lines for the report."""
     network = model.get_model_object("diffusion_model")
     order = token_order(network)
     ratio = LATENT_PIXELS if order is None else model.model.latent_format.spacial_downscale_ratio
@@ -235,7 +235,7 @@ def token_grids(model, size, chosen: str, bindings) -> tuple[tuple[int, int], li
 
 
 def parse_photos(text: str, name: str = "photos") -> list[tuple[int, float]]:
-    """ "1; 2: 0.8" -> [(1, 1.0), (2, 0.8)]: the box (0 for all) and the strength of every subject photo."""
+    """Return the box (0 for all) and the strength of every photo: "1; 2: 0.8" is [(1, 1.0), (2, 0.8)]."""
     try:
         entries = [part.split(":") for part in text.split(";") if part.strip()]
         bindings = [(int(entry[0]), float(entry[1]) if len(entry) == 2 else 1.0) for entry in entries]
@@ -250,7 +250,7 @@ def parse_photos(text: str, name: str = "photos") -> list[tuple[int, float]]:
 
 
 def parse_tokens(text: str, subjects: int) -> list[set[int]] | None:
-    """ "1-4; 6, 8" -> [{1,2,3,4}, {6,8}], one set of prompt tokens per subject; None for empty text."""
+    """Return one set of prompt tokens per subject, None for empty text: "1-4; 6, 8" is [{1,2,3,4}, {6,8}]."""
     if not text.strip():
         return None
     parts = [part.strip() for part in text.split(";") if part.strip()]
@@ -263,7 +263,7 @@ def parse_tokens(text: str, subjects: int) -> list[set[int]] | None:
 
 
 def _token_range(entry: str, text: str) -> range:
-    """ "6-9" -> 6, 7, 8, 9; "6" -> 6. Raises ValueError for anything else."""
+    """Return the tokens of "6-9" or of "6". Raises ValueError for anything else."""
     match = re.fullmatch(r"\s*([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?\s*", entry)
     if not match:
         raise ValueError(f'subject_tokens: "{text}" is no list of tokens; write for example "1-4; 6-9".')

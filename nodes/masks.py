@@ -79,7 +79,10 @@ class InlayBoxMask(io.ComfyNode):
 
 
 def _saved_picture(cls, image: torch.Tensor) -> dict:
-    """The picture for the box on the node, where the page cannot know it before: a file and its true size."""
+    """Return the picture for the box on the node, where the page cannot know it before.
+
+    A file and its true size.
+    """
     rows, columns = image.shape[1:3]
     step = -(-max(rows, columns) // PREVIEW_SIDE)
     [file] = ui.PreviewImage(image[:1, ::step, ::step, :3].float(), cls=cls).as_dict()["images"]

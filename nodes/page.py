@@ -28,7 +28,7 @@ def add_get_route(path: str, answer: Callable[[Mapping[str, str]], Awaitable[Any
 
 
 def data_url(image: Image.Image, side: int = PAGE_THUMBNAIL) -> str:
-    """A small JPEG, at most `side` pixels, as a page can show it."""
+    """Return a small JPEG, at most `side` pixels, as a page can show it."""
     small, file = image.convert("RGB"), io.BytesIO()
     small.thumbnail((side, side))
     small.save(file, "JPEG", quality=80)

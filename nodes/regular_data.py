@@ -131,7 +131,7 @@ def vision_language_models() -> dict[str, Path]:
 
 
 def propose_with_model(images: Sequence[Tensor], class_name: str, vision_model: str) -> dict[str, list[str]]:
-    """What the model says of the pictures (H, W, 3) in [0, 1]."""
+    """Return what the model says of the pictures (H, W, 3) in [0, 1]."""
     from ..training.finetune.attribute_dictionary import propose_attributes
 
     folder = vision_language_models().get(vision_model)
@@ -354,7 +354,7 @@ def regular_data_folders() -> dict[str, Path]:
 
 
 def _resolve(folder: str) -> Path:
-    """The named folder; only those that are listed are opened."""
+    """Return the named folder; only those that are listed are opened."""
     found = regular_data_folders().get(folder)
     if found is None:
         raise ValueError(f"folder: there is no {folder} in ComfyUI's input or output folder; save one there.")
@@ -407,7 +407,10 @@ class InlaySaveRegularData(io.ComfyNode):
 
 
 def _category_folder(category: str) -> Path:
-    """The folder of a category in ComfyUI's output folder; raises ValueError for no name of a folder."""
+    """Return the folder of a category in ComfyUI's output folder.
+
+    Raises ValueError for no name of a folder.
+    """
     category = category.strip()
     if not re.fullmatch(r"[\w -]+", category) or len(category.encode()) > LONGEST_CATEGORY:
         raise ValueError(

@@ -78,7 +78,7 @@ class NodeProgress:
             logger.info(f"Inlay finetune: {line}")
 
     def show(self, step: int, picture: Tensor) -> None:
-        """A sample (H,W,3) in bytes on the node, at that step."""
+        """Show a sample (H, W, 3) in bytes on the node, at that step."""
         self.time_left.sample_done(step)
         image = Image.fromarray(picture.numpy())
         preview = ("JPEG", image, latent_preview.MAX_PREVIEW_RESOLUTION)
@@ -106,6 +106,9 @@ class NodeProgress:
 
 
 def workflow_id(extra_pnginfo: dict | None) -> str:
-    """The id of the workflow that a page queued, from the host's hidden input; empty for other graphs."""
+    """Return the id of the workflow that a page queued, from the host's hidden input.
+
+    Empty for other graphs.
+    """
     workflow = (extra_pnginfo or {}).get("workflow") or {}
     return str(workflow.get("id") or "")

@@ -35,7 +35,7 @@ def as_conditioning(context: Tensor, identity: bool = False) -> list:
 
 
 def read_object_first(model: ModelPatcher) -> ModelPatcher:
-    """A clone of an inpainting MODEL that reads (noisy latent, background's latent, 1 - mask).
+    """Return a clone of an inpainting MODEL that reads (noisy latent, background's latent, 1 - mask).
 
     Raises ValueError for a model of other than 9 channels.
     """
@@ -53,7 +53,7 @@ BLENDINGS = (RENOISED, CLEAN)
 
 
 def clean_background(calculate_input, sigma: Tensor, latent: Tensor) -> Tensor:
-    """The x (B, C, ...) that reaches the network as `latent` itself, `calculate_input` being linear in x.
+    """Return the x (B, C, ...) that reaches the network as `latent` itself; `calculate_input` is linear in x.
 
     calculate_input(sigma, x) is the model's own scaling, x / sqrt(sigma^2 + 1) for UNets; sigma (B,).
     """
@@ -75,8 +75,11 @@ def blend_background(model: ModelPatcher, blending: str) -> ModelPatcher:
 
 
 def check_pix2pix_model(model: ModelPatcher, width: int) -> None:
-    """Raises ValueError for a model that does not read a source picture beside the noisy latent, or whose
-    context is of another width than what replaces its words."""
+    """Check that a model reads a source picture beside the noisy latent, and a context of that width.
+
+    Raises:
+        ValueError: if it does not.
+    """
     facts = model.model.model_config.unet_config
     if not is_pix2pix(model):
         channels = facts.get("in_channels")
@@ -92,14 +95,17 @@ def check_pix2pix_model(model: ModelPatcher, width: int) -> None:
 
 
 def with_source(conditioning: list, latent: Tensor) -> list:
-    """The CONDITIONING beside the source picture's latent (B, C, h, w), which the model reads unscaled."""
+    """Return the CONDITIONING with the source picture's latent (B, C, h, w), read unscaled."""
     return conditioning_set_values(conditioning, {"concat_latent_image": latent})
 
 
 def two_scale_guider(
     model: ModelPatcher, context: list, nothing: list, source: Tensor, object_scale: float, image_scale: float
 ) -> Guider_DualCFG:
-    """The GUIDER of the formula above; `context` and `nothing` are CONDITIONINGs of object and no object."""
+    """Return the GUIDER of the formula above.
+
+    `context` and `nothing` are CONDITIONINGs of object and no object.
+    """
     positive, without_object = with_source(context, source), with_source(nothing, source)
     without_both = with_source(nothing, source * 0)
     return dual_cfg_guider(model, positive, without_object, without_both, object_scale, image_scale)

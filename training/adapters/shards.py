@@ -297,7 +297,7 @@ def _views(pairs: list[tuple[Path, Path | None]]) -> dict[str, bytes]:
 
 
 def _as_png(path: Path) -> bytes:
-    """The picture as PNG, turned as the camera was held; more than 8 bits are kept as 16."""
+    """Return the picture as PNG, turned as the camera was held; more than 8 bits are kept as 16."""
     picture = open_picture_file(path, "--pictures")
     if picture.mode not in ("L", "RGB", "RGBA"):
         grey = picture_array(picture)[..., 0]

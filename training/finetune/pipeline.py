@@ -143,7 +143,6 @@ def encode_examples(
     captions, class_captions: the number of each picture's text, and of the one with the class instead of the
         token. Without them every example has `text`, which transformers cannot read.
     """
-
     vae = PictureVae(pipeline.vae)
 
     def latent_in(latent: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Subject:
 
     @classmethod
     def from_json(cls, text: str, name: str = "The subject's JSON file") -> "Subject":
-        """Raises ValueError, naming the file, when the text is no subject of this or an earlier version.
+        """Raise ValueError, naming the file, when the text is no subject of this or an earlier version.
 
         What other programs wrote into the file beside it is left out.
         """
@@ -61,7 +61,7 @@ class Subject:
 
 
 def _check_types(known: dict[str, Any]) -> None:
-    """Raises TypeError, naming the field, for a value of another type than `Subject` has."""
+    """Raise TypeError, naming the field, for a value of another type than `Subject` has."""
     for name, value in known.items():
         wanted = next(f.type for f in fields(Subject) if f.name == name)
         kind = {str: str, int: int}.get(wanted)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -79,7 +79,7 @@ def _check_types(known: dict[str, Any]) -> None:
 
 
 def check_words(name: str, words: str) -> None:
-    """Raises ValueError, naming the input, for a name of the subject that is no word or two."""
+    """Raise ValueError, naming the input, for a name of the subject that is no word or two."""
     if len(words) > LONGEST_WORDS:
         raise ValueError(
             f'{name}: "{words[:20]}..." has {len(words)} characters; write a word or two, at most'

@@ -445,7 +445,8 @@ def test_training_blocks_of(in_process_host):
     network = flux.Flux(
         in_channels=16, out_channels=16, vec_in_dim=8, context_in_dim=8, hidden_size=64, mlp_ratio=2.0,
         num_heads=2, depth=2, depth_single_blocks=3, axes_dim=[8, 12, 12], theta=100, patch_size=2,
-        qkv_bias=True, guidance_embed=False, operations=disable_weight_init, dtype=torch.float32,
+        qkv_bias=True, guidance_embed=False, txt_ids_dims=[], operations=disable_weight_init,
+        dtype=torch.float32,
     )  # fmt: skip
     assert training.blocks_of(network) == [*network.double_blocks, *network.single_blocks]
     assert training.blocks_of(torch.nn.Linear(1, 1)) == []
