@@ -8,8 +8,8 @@ from typing import NamedTuple
 import folder_paths
 from torch import Tensor
 
+from ...common.files import read_text
 from ...common.log import logger
-from ...common.text_files import read_text
 from ...host import models
 from ...imaging.references import list_references, read_reference
 from .attribute_dictionary import Attributes
