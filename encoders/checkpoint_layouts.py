@@ -13,14 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dinov2
+from . import ANYDOOR, AUTO_LAYOUT, INLAY_LAYOUT, OBJECT_STITCH, OPTIMIZER, PAINT, dinov2
 from .content_adapter import CLIP, AdapterConfig, ContentAdapter, EncoderSpec
 from .embedding_optimizer import EmbeddingOptimizer, OptimizerConfig, seeded_queries
 
-INLAY_LAYOUT, OBJECT_STITCH, PAINT, ANYDOOR = "Inlay", "ObjectStitch", "Paint-by-Example", "AnyDoor"
-OPTIMIZER = "Visually Guided (emb_opt.pt)"
-AUTO_LAYOUT = "by the file"
-CHOICES = (AUTO_LAYOUT, OBJECT_STITCH, PAINT)
 METADATA = "inlay.adapter"  # the key under which our files say what they hold, as JSON
 # the keys of EncoderSpec and its field `uncond` in that JSON, as version 0.1 wrote them
 SPEC_KEY, UNCOND_KEY = "reading", "nothing"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..common.log import logger
 from ..conditioning.fooocus import InpaintHead, InpaintPatch
-from ..encoders.checkpoint_layouts import AUTO_LAYOUT, CHOICES
+from ..encoders import AUTO_LAYOUT, CHOICES
 from ..families.table import label_of
 from ..host.families import family_name
 from ..host.patches import misfitting_patches

@@ -22,7 +22,6 @@ from ..training.finetune.attribute_dictionary import (
     parse_attributes,
     write_attributes,
 )
-from ..training.finetune.regular_data import list_regular
 from .checks import check_wired
 
 NO_MODEL = "none"
@@ -320,7 +319,7 @@ class InlayLoadRegularData(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, folder: str) -> bool | str:
         try:
-            list_regular(_resolve(folder))
+            _list_folder(folder)
         except ValueError as error:
             return str(error)
         return True
@@ -328,7 +327,7 @@ class InlayLoadRegularData(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str) -> str:
         digest = hashlib.sha256()
-        for file in list_regular(_resolve(folder)):
+        for file in _list_folder(folder):
             for path in (file.image, file.mask):
                 digest.update(f"{file.prompt}/{path.name}\0".encode())
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -336,10 +335,17 @@ class InlayLoadRegularData(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        files = list_regular(_resolve(folder))
+        files = _list_folder(folder)
         references = [read_reference(file.image, file.mask, "folder") for file in files]
         images, masks = ([pair[i] for pair in references] for i in (0, 1))
         return io.NodeOutput(images, masks, [file.prompt for file in files])
+
+
+def _list_folder(folder: str) -> list:
+    """Return the files of a regular_<category> folder. Raises ValueError when there are none."""
+    from ..training.finetune.regular_data import list_regular  # loaded when needed
+
+    return list_regular(_resolve(folder))
 
 
 def regular_data_folders() -> dict[str, Path]:
