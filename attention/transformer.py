@@ -189,7 +189,8 @@ class StepTokens:
             images = row_masks(labels.shape[0], x.shape[0] // len(chunks), chunks, self.apply_to)
             with torch.inference_mode(False):
                 latent = (x.shape[-2], x.shape[-1])
-                self.plans[key] = self._plan(spans, labels, latent, window, images, references, starts)
+                count = context.shape[1]
+                self.plans[key] = self._plan(spans, labels, latent, window, images, references, starts, count)
                 self.plans[key] = _moved(self.plans[key], x.device)
         return self.plans[key]
 
@@ -238,6 +239,7 @@ class StepTokens:
         images: Sequence[int | None],
         references: Sequence[ShownReference],
         starts: Sequence[int],
+        text: int,
     ) -> Sequences:
         grid = next(span.grid for span in spans if span.kind == IMAGE_KIND)
         tokens = self._token_labels(labels, grid, latent, window).flatten(1)
@@ -249,7 +251,7 @@ class StepTokens:
         main = (length_of(spans), length_of(spans))
         for (image, start), rows in alike.items():
             pick = None if len(rows) == len(images) else torch.tensor(rows)
-            for length, blocks in self._blocks(spans, tokens, image, references, start):
+            for length, blocks in self._blocks(spans, tokens, image, references, start, text):
                 if length in lengths and any(part.rows is pick for part in lengths[length]):
                     cross = [*(cross or ()), RowBlocks(pick, blocks)]  # as many text tokens as image tokens
                 else:
@@ -277,11 +279,10 @@ class StepTokens:
         right = left + (right - left) * padded[1] / latent[1]
         return token_labels(labels, padded, grid, (top, left, bottom, right))[0]
 
-    def _blocks(self, spans, tokens: Tensor, image: int | None, references, start: int):
+    def _blocks(self, spans, tokens: Tensor, image: int | None, references, start: int, text: int):
         """Yield ((queries, keys), blocks) of every kind of call; blocks are None for rows without a mask."""
         sees = self.masking.sees
         length = length_of(spans)
-        text = sum(span.count for span in spans if span.kind == TEXT)
         if not self.order.joint:
             text_span = [Span(TEXT, text)]
             if image is None:

@@ -204,6 +204,8 @@ def batch_results(root: Path, subjects: Path | None = None) -> Iterator[Case]:
     """
     for file in sorted(root.glob("**/result.json")):
         facts = read_json(file)
+        if not isinstance(facts, dict) or not facts.keys() >= {"graph", "settings"}:
+            raise ValueError(f"{file} is no result of inlay run; remove its folder.")
         nodes = [node["inputs"] for node in facts["graph"].values()]
         boxes = [node["inputs"] for node in facts["graph"].values() if node["class_type"] == "InlayBoxMask"]
         values = [setting.partition("=")[2] for setting in facts["settings"]]
@@ -258,7 +260,12 @@ def read_cases(benchmark: str, root: Path, subjects: Path | None = None) -> list
     for folder in filter(None, (root, subjects)):
         if not folder.is_dir():
             raise ValueError(f"There is no folder {folder}.")
-    cases = list(READERS[benchmark](root, subjects))
+    try:
+        cases = list(READERS[benchmark](root, subjects))
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{root}: a file of {benchmark} lacks a part ({error}); download or make it again."
+        ) from error
     if not cases:
         layout = (READERS[benchmark].__doc__ or "").partition("Layout: ")[2].split("Names:")[0].strip()
         raise ValueError(f"{root} holds no case of {benchmark}, whose layout is: {' '.join(layout.split())}")

@@ -73,7 +73,11 @@ def _text(path: Path) -> str:
 
 
 def _is_node(entry: Any) -> bool:
-    return isinstance(entry, dict) and "class_type" in entry and "inputs" in entry
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("class_type"), str)
+        and isinstance(entry.get("inputs"), dict)
+    )
 
 
 def as_graph(document: dict[str, Any], definitions: dict[str, Definition]) -> Graph:
@@ -84,7 +88,7 @@ def as_graph(document: dict[str, Any], definitions: dict[str, Definition]) -> Gr
     """
     graph = to_graph(document, definitions) if is_ui_form(document) else document
     for key, entry in graph.items():
-        kind = entry["class_type"]
+        kind = str(entry["class_type"])
         if kind not in definitions:
             raise HostError(f"The host has no node {kind} (node {key}): {nearest(kind, definitions)}")
     return graph

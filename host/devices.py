@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout  # another class before Python 3.11
 
 import comfy.model_management as management
 import torch
@@ -96,5 +97,5 @@ def in_main_thread(call: Callable[[], None]) -> bool:
     loop.call_soon_threadsafe(run)
     try:
         return done.result(WAIT)
-    except TimeoutError:
+    except FutureTimeout:
         return False if done.cancel() else done.result()

@@ -24,6 +24,8 @@ def as_masks(mask: Tensor | None, name: str = "mask") -> Tensor:
         mask = mask.reshape(-1, *mask.shape[-2:])
     if mask.dtype == torch.uint8 and mask.max() > 1:
         return mask.float() / 255
+    if mask.dtype == torch.bfloat16:
+        return mask.float()  # numpy does not take it
     return mask if mask.is_floating_point() else mask.float()
 
 

@@ -35,6 +35,20 @@ def resize_mask(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return F.adaptive_max_pool2d(binarize(mask)[:, None], (height, width))[:, 0]
 
 
+def touching(pixels: torch.Tensor, axis: int, count: int) -> torch.Tensor:
+    """Booleans (H, W) with `count` pixels along an axis: true where one touches a true one, as above.
+
+    It needs no numbers of 32 bits, so a large mask takes little memory.
+    """
+    length = pixels.shape[axis]
+    number = torch.arange(count, device=pixels.device)
+    first, end = number * length // count, ((number + 1) * length + count - 1) // count
+    result = pixels.index_select(axis, first)
+    for step in range(1, int((end - first).max())):
+        result |= pixels.index_select(axis, torch.minimum(first + step, end - 1))
+    return result
+
+
 def match_batch(**batches: torch.Tensor) -> list[torch.Tensor]:
     """Return the named tensors (b, ...), every batch of one expanded to the largest batch.
 
@@ -59,6 +73,11 @@ def check_mask(image: torch.Tensor, mask: torch.Tensor, name: str = "mask") -> N
             f"{name}: it is {columns}x{rows} pixels but the image is {width}x{height};"
             " draw the mask on that image or resize it to the same size."
         )
+    check_finite_mask(mask, name)
+
+
+def check_finite_mask(mask: torch.Tensor, name: str = "mask") -> None:
+    """Raise ValueError when a mask of any shape holds NaN or infinite values."""
     if not mask.sum(dtype=torch.float32).isfinite():  # one pass over a large mask, and no copy of it
         raise ValueError(f"{name}: it holds NaN or infinite values; make the mask again.")
 

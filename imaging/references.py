@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from ..common.files import SUFFIXES
-from .masks import check_mask
+from .inputs import check_finite
+from .masks import check_finite_mask, check_mask
 from .picture_files import (
     alpha_array,
     mask_array,
@@ -52,7 +53,13 @@ def skipped_files(folder: Path) -> list[tuple[str, str]]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    try:
+        return [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    except OSError as error:
+        raise ValueError(
+            f"references: the folder '{folder.name}' cannot be read ({error.strerror or error}); let ComfyUI"
+            " read it."
+        ) from error
 
 
 def _unreadable(file: Path) -> str | None:
@@ -112,6 +119,8 @@ def collect_wired(
     host's Load Image gives 64 x 64 zeros for a picture without transparency. Raises ValueError otherwise.
     """
     pictures = [picture[None] for batch in images for picture in batch]
+    for picture in pictures:
+        check_finite(picture, "images")
     if masks is None:
         return [(p[..., :3], p[..., 3] if p.shape[-1] == 4 else p.new_ones(p.shape[:3])) for p in pictures]
     shapes = [mask[None] for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])]
@@ -121,6 +130,7 @@ def collect_wired(
         )
     references = []
     for picture, mask in zip(pictures, shapes, strict=True):
+        check_finite_mask(mask, "masks")
         if is_whole_frame(mask):
             mask = mask.new_ones(picture.shape[:3])
         check_mask(picture, mask, "masks")

@@ -381,18 +381,20 @@ def _refined(level: _Level, start: np.ndarray, model: str) -> _Fit | None:
         if inside.sum() < max(MIN_POINTS // 4, MIN_OVERLAP * len(inside)):
             return None
         residual, jacobian = problem.residuals(parameters, model)
-        residual, jacobian = residual[inside], jacobian[inside]
+        if not inside.all():
+            residual, jacobian = residual[inside], jacobian[inside]
         scale = max(1.4826 * np.median(np.abs(residual)), 1e-5)
         weight = 1 / (1 + (residual / (2.385 * scale)) ** 2)
-        weighted = jacobian * weight[:, None]
-        normal = weighted.T @ jacobian
+        root = np.sqrt(weight)
+        jacobian *= root[:, None]  # in place: it is the largest array
+        normal = jacobian.T @ jacobian
         ridge = np.diag(normal).mean() * 1e-7
         prior = np.zeros(len(parameters))
         prior[k + 1 : k + 6] = prior[k + 7 :] = 1e-4 * weight.sum() * scale**2
         normal += np.diag(prior + ridge)
         if step == ITERATIONS:
             break
-        change = np.linalg.solve(normal, -weighted.T @ residual - prior * parameters)
+        change = np.linalg.solve(normal, -jacobian.T @ (root * residual) - prior * parameters)
         motion = problem.unit * np.abs(basis @ change[:k]).max(1)
         limit = 2.0 / max(motion.mean(), 2.0)  # pixels of a level in one step
         parameters = parameters + change * limit

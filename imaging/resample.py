@@ -12,7 +12,7 @@ import torch
 from .boxes import Box
 from .views import resize_image
 
-WARPED_PIXELS_AT_ONCE = 2**17  # pixels that are warped at once
+PIXELS_AT_ONCE = 2**16  # pixels that are calculated at once
 TAPS = (-1, 0, 1, 2)  # pixels that a cubic kernel reaches from the one before a position
 
 
@@ -27,12 +27,28 @@ def resample(picture: torch.Tensor, rows: tuple[float, float, int], columns: tup
     Returns:
         (B, rows, columns, C) in the picture's dtype; values may overshoot its range.
     """
+    step, start, count = rows
+    reach = 2 * max(1.0, abs(step)) + 1  # of the kernel, in pixels of the picture
+    sampled = picture.new_empty(len(picture), count, columns[2], picture.shape[3])
+    strip = max(1, PIXELS_AT_ONCE // max(columns[2], picture.shape[2]))
+    for top in range(0, count, strip):
+        bottom = min(top + strip, count)
+        ends = start + step * (top + 0.5), start + step * (bottom - 0.5)
+        first = min(max(0, math.floor(min(ends) - reach)), picture.shape[1] - 1)
+        last = max(min(picture.shape[1], math.ceil(max(ends) + reach)), first + 1)
+        part = (step, start + step * top - first, bottom - top)
+        sampled[:, top:bottom] = _strip(picture[:, first:last], part, columns)
+    return sampled
+
+
+def _strip(picture: torch.Tensor, rows: tuple[float, float, int], columns: tuple[float, float, int]):
+    """`resample` in one piece."""
     real = picture.to(torch.promote_types(picture.dtype, torch.float32))
     axes = [(1, rows), (2, columns)]
     axes.sort(key=lambda axis: axis[1][2] / picture.shape[axis[0]])  # the axis that shrinks most comes first
     for axis, grid in axes:
         real = _along(real, axis, *grid)
-    return real.to(picture.dtype)
+    return real
 
 
 def _along(picture: torch.Tensor, axis: int, step: float, start: float, count: int) -> torch.Tensor:
@@ -98,7 +114,7 @@ def warp_affine(picture: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     real = torch.promote_types(picture.dtype, torch.float32)
     flat = picture.reshape(batch, height * width, channels).to(real)
     moved = torch.empty_like(flat)
-    rows = max(1, WARPED_PIXELS_AT_ONCE // width)
+    rows = max(1, PIXELS_AT_ONCE // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         moved[:, top * width : bottom * width] = _warped(flat, matrix, (height, width), top, bottom)

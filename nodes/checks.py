@@ -1,5 +1,9 @@
 """Checks that every node makes of what is wired into it."""
 
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 
 MENDS = {
@@ -23,7 +27,9 @@ REQUIRED_ATTRIBUTES = {  # what each input is asked for; wildcard outputs of oth
     "sampler": "sample",
     "subject": "attributes",
     "previous": "lora",
+    "background_removal": "encode_image",
 }
+Execute = TypeVar("Execute", bound=Callable)
 CONDITIONINGS = {"positive", "negative"}
 
 
@@ -40,6 +46,24 @@ def check_wired(**inputs) -> None:
             raise ValueError(f"{name}: it is a {type(value).__name__}; {mend}.")
         if name in CONDITIONINGS and not (isinstance(value, list) and value and all(map(_is_prompt, value))):
             raise ValueError(f"{name}: it holds no prompt; wire CLIP Text Encode.")
+
+
+def refuse_empty_lists(execute: Execute) -> Execute:
+    """Make `execute` of a node with list inputs raise ValueError, naming it, for an empty list.
+
+    Nodes that filter lists may leave nothing; a list holds at least one value otherwise.
+    """
+
+    @functools.wraps(execute)
+    def checked(cls, *args, **inputs):
+        for name, values in inputs.items():
+            if isinstance(values, list) and not values and not name.endswith("masks"):  # these are counted
+                raise ValueError(
+                    f"{name}: the list that is wired in is empty; wire one with at least one entry."
+                )
+        return execute(cls, *args, **inputs)
+
+    return checked  # pyright: ignore[reportReturnType]
 
 
 def _is_prompt(entry: object) -> bool:

@@ -454,6 +454,8 @@ class InlayPasteBack(io.ComfyNode):
         area: str = MASK,
         blend: str = SOFT_EDGE,
     ) -> io.NodeOutput:
+        if crop is not None and not isinstance(crop, PaintingCrop):
+            raise ValueError(f"crop: it is a {type(crop).__name__}; wire Crop for Painting.")
         generated = as_image(generated, "generated")
         original = None if original is None else as_image(original, "original")
         mask = optional_masks(mask)

@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
 from ..common.log import logger
+from ..conditioning.compatibility import check_guider_fits, check_prompts_fit, check_vae_fits
 from ..conditioning.fooocus import InpaintPatch, patch_weights
 from ..host.families import family_of, working_side
 from ..host.vae import PictureVae
@@ -223,6 +224,7 @@ class DisentangledInpaintSampler(io.ComfyNode):
         cfg: float, sampler_name: str, scheduler: str, denoise: float = 1.0, **choices,
     ) -> io.NodeOutput:  # fmt: skip
         check_wired(model=model, positive=positive, negative=negative, vae=vae)
+        check_prompts_fit(model, positive=positive, negative=negative)
         chosen = view_sampler.choose_settings(model, sampler_name, scheduler, steps, cfg, AUTO)
         side = choices.get("close_up_size") or working_side(model)
         sigmas = view_sampler.sigmas_of(
@@ -244,6 +246,7 @@ def sample(
     model = guider.model_patcher
     view_sampler.check_inpaint_model(model)
     view_sampler.check_prompts(guider)
+    check_vae_fits(model, vae)
     image, mask = as_image(image), as_masks(mask)
     check_sigmas(sigmas)
     check_inpaint_patch(inpaint_patch)
@@ -372,4 +375,5 @@ class DisentangledInpaintSamplerAdvanced(io.ComfyNode):
         **choices,
     ) -> io.NodeOutput:
         check_wired(noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, vae=vae)
+        check_guider_fits(guider)
         return sample(guider, noise, sampler, sigmas, vae, image, mask, **choices)

@@ -187,6 +187,10 @@ class MaskedAttentionPatch(io.ComfyNode):
         mask = as_masks(mask)
         masks = list(mask) if mask_batch == PER_SUBJECT else [mask]
         bindings = parse_photos(photos)
+        if any(box > len(masks) for box, _ in bindings):
+            raise ValueError(
+                f'photos: "{photos}" names a box beyond the {len(masks)} of mask; write 0 for all boxes.'
+            )
         chosen = layers if self_attention == CUSTOM else self_attention
         patched = mask_attention(
             model,
@@ -234,12 +238,18 @@ def token_grids(model, size, chosen: str, bindings) -> tuple[tuple[int, int], li
     return latent, [grid_of(latent, patch_of(network, order))], notes
 
 
+MOST_BOXES, MOST_STRENGTH = 64, 100.0  # beyond them a number is a slip
+
+
 def parse_photos(text: str, name: str = "photos") -> list[tuple[int, float]]:
     """Return the box (0 for all) and the strength of every photo: "1; 2: 0.8" is [(1, 1.0), (2, 0.8)]."""
     try:
         entries = [part.split(":") for part in text.split(";") if part.strip()]
         bindings = [(int(entry[0]), float(entry[1]) if len(entry) == 2 else 1.0) for entry in entries]
-        valid = all(len(entry) <= 2 for entry in entries) and all(s >= 0 for _, s in bindings)
+        valid = all(len(entry) <= 2 for entry in entries) and all(
+            0 <= box <= MOST_BOXES and 0 <= strength <= MOST_STRENGTH for box, strength in bindings
+        )
+        valid = valid and (bool(entries) or not text.strip())
     except ValueError:
         valid, bindings = False, []
     if not valid:

@@ -19,6 +19,7 @@ from ..imaging.references import (
     skipped_files,
     thumbnail,
 )
+from .checks import check_wired, refuse_empty_lists
 from .page import add_get_route, data_url
 
 REFERENCES_ROUTE = "/inlay/references"
@@ -98,6 +99,7 @@ class InlayLoadReferences(io.ComfyNode):
         return digest.hexdigest()
 
     @classmethod
+    @refuse_empty_lists
     def execute(
         cls,
         folder: list[str],
@@ -106,6 +108,8 @@ class InlayLoadReferences(io.ComfyNode):
         masks: list[torch.Tensor] | None = None,
     ) -> io.NodeOutput:
         notes = []
+        if background_removal and background_removal[0] is not None:
+            check_wired(background_removal=background_removal[0])
         if images is not None:
             references = collect_wired(as_images_each(images), as_masks_each(masks))
             names = [f"picture {number}" for number in range(1, len(references) + 1)]

@@ -12,6 +12,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..conditioning.compatibility import check_clip_fits, check_vae_fits
 from ..host.families import working_side
 from ..imaging.inputs import as_images_each, check_finite
 from ..imaging.references import read_reference
@@ -22,7 +23,8 @@ from ..training.finetune.attribute_dictionary import (
     parse_attributes,
     write_attributes,
 )
-from .checks import check_wired
+from ..training.finetune.regular_data import list_regular
+from .checks import check_wired, refuse_empty_lists
 
 NO_MODEL = "none"
 ATTRIBUTE_KINDS = (
@@ -106,6 +108,7 @@ class InlayAttributeDictionary(io.ComfyNode):
         return True
 
     @classmethod
+    @refuse_empty_lists
     def execute(
         cls, class_name, attributes, token, count, seed, template, images=None, vision_model=(NO_MODEL,)
     ) -> io.NodeOutput:
@@ -240,6 +243,7 @@ class InlayRegularImages(io.ComfyNode):
         )
 
     @classmethod
+    @refuse_empty_lists
     def execute(
         cls, model, clip, vae, prompts, count, seed, steps, cfg, sampler_name, scheduler, background_prompt,
         size=(0,), backgrounds=None,
@@ -253,6 +257,8 @@ class InlayRegularImages(io.ComfyNode):
         wired = model[0], clip[0], vae[0]
         check_wired(model=model[0], clip=clip[0], vae=vae[0])
         check_inpaint_model(model[0])
+        check_vae_fits(model[0], vae[0])
+        check_clip_fits(model[0], clip[0])
         how = SamplingSettings(steps[0], cfg[0], sampler_name[0], scheduler[0])
         prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
         if not prompts:
@@ -343,8 +349,6 @@ class InlayLoadRegularData(io.ComfyNode):
 
 def _list_folder(folder: str) -> list:
     """Return the files of a regular_<category> folder. Raises ValueError when there are none."""
-    from ..training.finetune.regular_data import list_regular  # loaded when needed
-
     return list_regular(_resolve(folder))
 
 
@@ -400,6 +404,7 @@ class InlaySaveRegularData(io.ComfyNode):
         return True
 
     @classmethod
+    @refuse_empty_lists
     def execute(cls, images, masks, prompts, category) -> io.NodeOutput:
         from ..training.finetune.data import collect_references  # loaded when needed
         from ..training.finetune.regular_data import save_regular

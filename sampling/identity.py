@@ -8,6 +8,8 @@ In the terms of the figure, z_t = sqrt(a) z_0 + sqrt(1 - a) noise, the network's
     renoised    sqrt(a) z + sqrt(1 - a) noise      clean    z
 
 The host samples x = z_t / sqrt(a) = z_0 + sigma noise, a = 1 / (1 + sigma^2), so clean is x = z / sqrt(a).
+The host's noise is that of the start at every step; Fooocus, on which DreamMix's code builds, draws other
+noise for every step.
 
 Guidance by an object and by a picture, each with its own scale (Brooks et al. 2023, eq. 3):
 
@@ -17,6 +19,9 @@ The host's Dual CFG guider computes exactly this, from denoised latents, which a
 condition is (object, picture), its second (0, picture), its negative (0, 0).
 """
 
+import zlib
+
+import torch
 from torch import Tensor
 
 from ..host.patches import CONCAT_KEYS, SCALE_KNOWN_LATENT, ModelPatcher, with_object_patch
@@ -48,8 +53,8 @@ def read_object_first(model: ModelPatcher) -> ModelPatcher:
     return with_object_patch(model, CONCAT_KEYS, OBJECT_FIRST)
 
 
-CLEAN, RENOISED = "clean", "renoised"
-BLENDINGS = (RENOISED, CLEAN)
+CLEAN, RENOISED, FRESH = "clean", "renoised", "fresh noise"
+BLENDINGS = (RENOISED, CLEAN, FRESH)
 
 
 def clean_background(calculate_input, sigma: Tensor, latent: Tensor) -> Tensor:
@@ -59,6 +64,13 @@ def clean_background(calculate_input, sigma: Tensor, latent: Tensor) -> Tensor:
     """
     one = latent.new_ones((len(sigma),) + (1,) * (latent.ndim - 1))
     return latent / calculate_input(sigma, one)
+
+
+def noise_of_step(noise: Tensor, sigma: Tensor) -> Tensor:
+    """Return standard normal noise like `noise` (B, C, ...), which depends on it and on sigma (B,) alone."""
+    facts = torch.cat([noise.flatten()[:64].float().cpu(), sigma.flatten().float().cpu()])
+    generator = torch.Generator().manual_seed(zlib.crc32(facts.numpy().tobytes()))
+    return torch.randn(noise.shape, generator=generator).to(noise)
 
 
 def blend_background(model: ModelPatcher, blending: str) -> ModelPatcher:
@@ -71,7 +83,12 @@ def blend_background(model: ModelPatcher, blending: str) -> ModelPatcher:
     def clean(sigma: Tensor, latent_image: Tensor, **kwargs) -> Tensor:
         return clean_background(base.model_sampling.calculate_input, sigma, latent_image)
 
-    return with_object_patch(model, SCALE_KNOWN_LATENT, clean if blending == CLEAN else None)
+    def fresh(sigma: Tensor, noise: Tensor, latent_image: Tensor, **kwargs) -> Tensor:
+        own = getattr(type(base), SCALE_KNOWN_LATENT)
+        return own(base, sigma=sigma, noise=noise_of_step(noise, sigma), latent_image=latent_image, **kwargs)
+
+    patch = {CLEAN: clean, FRESH: fresh}.get(blending)
+    return with_object_patch(model, SCALE_KNOWN_LATENT, patch)
 
 
 def check_pix2pix_model(model: ModelPatcher, width: int) -> None:

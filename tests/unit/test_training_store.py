@@ -279,6 +279,17 @@ def test_samples_are_kept_beside_the_subject(tmp_path):
     assert store.find_strip("dog") is None
 
 
+def test_damaged_samples_are_left_out(tmp_path, caplog):
+    store = Store(tmp_path)
+    store.save("cat", SUBJECT, LORA, {}, Image.new("RGB", (30, 20), "#336699"))
+    whole = (tmp_path / "cat.png").read_bytes()
+    for damaged in (b"", b"no picture", whole[:60]):
+        (tmp_path / "cat.png").write_bytes(damaged)
+        assert store.find_strip("cat") is None
+        assert "cat.png is damaged" in caplog.text
+        caplog.clear()
+
+
 WRITER = """
 import sys
 from dataclasses import replace

@@ -118,9 +118,14 @@ class Preview:
         return {f"{SAMPLE}.{step}": picture for step, picture in self.pictures.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over the pictures of an interrupted run from its checkpoint."""
+        """Take over the pictures of an interrupted run from its checkpoint; anything else is left out."""
         kinds = ((name.partition("."), tensor) for name, tensor in tensors.items())
-        self.pictures = {int(step): tensor for (kind, _, step), tensor in kinds if kind == SAMPLE}
+        self.pictures = {
+            int(step): tensor
+            for (kind, _, step), tensor in kinds
+            if kind == SAMPLE and step.isdecimal() and tensor.dtype == torch.uint8
+            if tensor.ndim == 3 and tensor.shape[-1] == 3
+        }
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,12 @@ def read_lora_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(
             f"lora_name: {path.name} is no safetensors file or damaged; download it again."
         ) from error
-    return as_kohya(tensors, _settings(metadata.get("lora_adapter_metadata", "{}"))), metadata
+    try:
+        return as_kohya(tensors, _settings(metadata.get("lora_adapter_metadata", "{}"))), metadata
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"lora_name: {path.name} holds no weights or settings of a LoRA; download it again."
+        ) from error
 
 
 def _settings(text: str) -> dict:

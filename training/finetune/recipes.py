@@ -54,6 +54,9 @@ class Recipe:
     weight_outside: float = 1.0  # tau 2 of DreamMix eq. 7
     weights_squared: bool = False  # weigh prediction and target before squaring, as DreamMix's code does
     beta: float = 0.0  # share of the regular data's loss, DreamMix eq. 8
+    regular_chance: float = (
+        0.0  # probability of a pass on regular data instead of the subject (DreamMix's code)
+    )
     inpainting_only: bool = True
     precision: Precision = "model"
     ema_decay: float = 0.0  # of a running mean of the weights, which is then the result; 0: none
@@ -71,6 +74,11 @@ class Recipe:
     # Output preservation (ai-toolkit's "differential output preservation"): times the difference between the
     # predictions with and without the LoRA for the caption without the token; 0: none.
     preservation: float = 0.0
+
+    @property
+    def uses_regular(self) -> bool:
+        """Whether regular data take part in the training."""
+        return bool(self.beta or self.regular_chance)
 
     def with_choices(
         self,
@@ -141,13 +149,26 @@ DREAMMIX = Recipe(
     inpainting_only=False,
 )
 
+DREAMMIX_RELEASED = replace(  # what the code does where it differs from the paper
+    DREAMMIX,
+    name="DreamMix (released)",
+    adapter=replace(DREAMMIX.adapter, targets=("to_k", "to_v", "to_out.0")),
+    weight_outside=0.6,
+    weights_squared=True,
+    beta=0.0,
+    regular_chance=0.3,
+    sample_posterior=True,
+)
+
 PRESERVED = replace(
     DREAMCOM,
     name="DreamCom (output preservation)",
     preservation=1.0,  # ai-toolkit's default multiplier
 )
 
-RECIPES = {recipe.name: recipe for recipe in (DREAMCOM, DREAMCOM_FULL, DREAMMIX, PRESERVED)}
+RECIPES = {
+    recipe.name: recipe for recipe in (DREAMCOM, DREAMCOM_FULL, DREAMMIX, DREAMMIX_RELEASED, PRESERVED)
+}
 RECIPE_NAMES = tuple(RECIPES)
 
 
