@@ -92,7 +92,10 @@ def _keys(distance: torch.Tensor) -> torch.Tensor:
 
 
 def crop_resized(picture: torch.Tensor, box: Box, height: int, width: int) -> torch.Tensor:
-    """The part of (B, H, W, C) inside a box at another size, in [0, 1]; the box may reach over the border."""
+    """Return the part of (B, H, W, C) inside a box at another size, in [0, 1].
+
+    The box may reach over the border.
+    """
     if box == box.clamp(*picture.shape[1:3]):
         rows, columns = box.slices
         part = picture[:, rows, columns]
