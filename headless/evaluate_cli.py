@@ -13,8 +13,9 @@ import json
 import sys
 from pathlib import Path
 
-from ..common.atomic_io import atomic_write, check_writable
-from ..evaluation.readers import READERS, read_cases
+from ..common.files import atomic_write, check_writable
+from ..evaluation import BENCHMARKS
+from ..evaluation.readers import read_cases
 
 LPIPS = ("alex", "vgg", "squeeze")
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--benchmark",
-        choices=list(READERS),
+        choices=BENCHMARKS,
         default="batch",
         help="default: batch, the output of inlay run --each",
     )

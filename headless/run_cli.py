@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..common.atomic_io import check_writable
+from ..common.files import check_writable
 from .batch import Batch, Outcome
 from .client import Client, Graph, HostGone, Interrupted, NodeFailed
 from .errors import DONE, FAILED, NO_HOST, STOPPED, WRONG, HostError, nearest

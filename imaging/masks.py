@@ -12,7 +12,7 @@ def binarize(mask: torch.Tensor) -> torch.Tensor:
 
 
 def fill_box(box: Box, height: int, width: int) -> torch.Tensor:
-    """A mask (1, H, W) that is 1 inside the box; the box may reach over the border."""
+    """Return a mask (1, H, W) that is 1 inside the box; the box may reach over the border."""
     mask = torch.zeros(1, height, width)
     rows, columns = box.clamp(height, width).slices
     mask[:, rows, columns] = 1.0
@@ -50,7 +50,7 @@ def touching(pixels: torch.Tensor, axis: int, count: int) -> torch.Tensor:
 
 
 def match_batch(**batches: torch.Tensor) -> list[torch.Tensor]:
-    """The named tensors (b, ...), every batch of one expanded to the largest batch.
+    """Return the named tensors (b, ...), every batch of one expanded to the largest batch.
 
     Raises ValueError, naming the input, when a batch is neither one nor the largest.
     """
@@ -66,7 +66,7 @@ def match_batch(**batches: torch.Tensor) -> list[torch.Tensor]:
 
 
 def check_mask(image: torch.Tensor, mask: torch.Tensor, name: str = "mask") -> None:
-    """Raises ValueError unless `mask` (B, H, W) has the size of `image` (B, H, W, C) and holds numbers."""
+    """Raise ValueError unless `mask` (B, H, W) has the size of `image` (B, H, W, C) and holds numbers."""
     (height, width), (rows, columns) = image.shape[1:3], mask.shape[-2:]
     if (height, width) != (rows, columns):
         raise ValueError(
@@ -77,18 +77,18 @@ def check_mask(image: torch.Tensor, mask: torch.Tensor, name: str = "mask") -> N
 
 
 def check_finite_mask(mask: torch.Tensor, name: str = "mask") -> None:
-    """Raises ValueError when a mask of any shape holds NaN or infinite values."""
+    """Raise ValueError when a mask of any shape holds NaN or infinite values."""
     if not mask.sum(dtype=torch.float32).isfinite():  # one pass over a large mask, and no copy of it
         raise ValueError(f"{name}: it holds NaN or infinite values; make the mask again.")
 
 
 def check_not_empty(mask: torch.Tensor, name: str = "mask") -> None:
-    """Raises ValueError when a mask of the batch (B, H, W) has nothing above 0.5."""
+    """Raise ValueError when a mask of the batch (B, H, W) has nothing above 0.5."""
     if not (mask > 0.5).flatten(1).any(1).all():
         raise ValueError(f"{name}: it is empty (nothing above 0.5); paint where the subject goes.")
 
 
 def check_not_full(mask: torch.Tensor, name: str = "mask") -> None:
-    """Raises ValueError when a mask of the batch (B, H, W) is above 0.5 everywhere."""
+    """Raise ValueError when a mask of the batch (B, H, W) is above 0.5 everywhere."""
     if (mask > 0.5).flatten(1).all(1).any():
         raise ValueError(f"{name}: it covers the whole image; leave the background unpainted.")

@@ -25,7 +25,7 @@ AREAS = (MASK, CHANGED)
 SOFT_EDGE, GRADIENT = "soft edge", "gradient domain"
 BLENDS = (SOFT_EDGE, GRADIENT)
 
-WORK_AREA = 640 * 640  # pixels on which pictures are aligned
+WORK_AREA = 512 * 512  # pixels on which pictures are aligned
 COLOUR_SIDE = 256  # pixels of the longer side on which colours are measured
 COARSE_SIDE = 32  # pixels of the longer side on which a colour difference is told from noise
 GUARD = 1 / 100  # of the longer side: what a model changes around the mask
@@ -115,7 +115,7 @@ class Pasted:
     reports: tuple[PlaceReport, ...]
 
     def text(self) -> str:
-        """The report, one line of each crop."""
+        """Return the report, one line of each crop."""
         if len(self.reports) == 1:
             return self.reports[0].text()
         return "\n".join(f"{number}: {report.text()}" for number, report in enumerate(self.reports, 1))
@@ -127,7 +127,7 @@ class Pasted:
 
 
 def whole_pictures(original: torch.Tensor, mask: torch.Tensor | None) -> PaintingCrop:
-    """A crop that is the whole picture; original (B, H, W, C), mask (B, H, W) or None."""
+    """Return a crop that is the whole picture; original (B, H, W, C), mask (B, H, W) or None."""
     height, width = original.shape[1:3]
     box, places = Box(0, 0, height, width), []
     for index in range(len(original)):
@@ -140,7 +140,7 @@ def whole_pictures(original: torch.Tensor, mask: torch.Tensor | None) -> Paintin
 
 
 def with_masks(crop: PaintingCrop, mask: torch.Tensor) -> PaintingCrop:
-    """The crop with other masks (B, H, W) of the picture's size; one, or one for each picture."""
+    """Return the crop with other masks (B, H, W) of the picture's size; one, or one for each picture."""
     places = []
     for place in crop.places:
         own = mask[place.index if len(mask) > 1 else 0]
@@ -151,7 +151,9 @@ def with_masks(crop: PaintingCrop, mask: torch.Tensor) -> PaintingCrop:
 
 
 def match_painted(crop: PaintingCrop, painted: torch.Tensor) -> PaintingCrop:
-    """The crop with one place for each painted picture: several variants of one crop give several results.
+    """Return the crop with one place for each painted picture.
+
+    Several variants of one crop give several results.
 
     Raises ValueError if their numbers do not fit.
     """
@@ -293,7 +295,7 @@ def _original(crop: PaintingCrop, place: Place, height: int, width: int) -> torc
 
 
 def _without(work: Comparison, part: MaskPart, crop: PaintingCrop, place: Place) -> Comparison:
-    """The same work with the painted part as its mask."""
+    """Return the same work with the painted part as its mask."""
     masked = _resized_part(part, place.box, *work.known.shape)
     return replace(work, known=_known(crop, replace(place, mask=part), masked), masked=masked)
 
@@ -329,7 +331,7 @@ def sample_painted(painted: torch.Tensor, to_painted: np.ndarray, height: int, w
 def _straightened(
     painted: torch.Tensor, to_painted: np.ndarray, height: int, width: int
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """The picture without turn and slant, at its own size, and the matrix to its positions.
+    """Return the picture without turn and slant, at its own size, and the matrix to its positions.
 
     What is enlarged or shrunk afterwards is so along rows and columns.
     """
@@ -373,7 +375,7 @@ def _known(crop: PaintingCrop, place: Place, masked: torch.Tensor) -> torch.Tens
 
 
 def measure_colours(work: Comparison, options: PasteOptions) -> tuple[Correction | None, float, float]:
-    """The colour correction, and the colour difference at the rim before and after."""
+    """Return the colour correction, and the colour difference at the rim before and after."""
     from scipy.ndimage import distance_transform_edt
 
     height, width = fit_within(COLOUR_SIDE, *work.known.shape)
@@ -400,7 +402,7 @@ def measure_colours(work: Comparison, options: PasteOptions) -> tuple[Correction
 
 
 def recoloured(picture: torch.Tensor, correction: Correction | None) -> torch.Tensor:
-    """A whole crop (h, w, 3) in other colours."""
+    """Return a whole crop (h, w, 3) in other colours."""
     if correction is None:
         return picture
     (height, width), result = picture.shape[:2], torch.empty_like(picture)
@@ -431,7 +433,7 @@ def _rim_difference(original: torch.Tensor, painted: torch.Tensor, weight: torch
 def _changed_part(
     original: torch.Tensor, painted: torch.Tensor, box: Box, tolerance: float
 ) -> MaskPart | None:
-    """What the painted picture shows and the original does not, in the box at its own size."""
+    """Return what the painted picture shows and the original does not, in the box at its own size."""
     pair = original[None], painted[None]
     for largest in (False, True):
         try:
@@ -481,7 +483,7 @@ def _blend(
 
 
 def _from(to_painted: np.ndarray, down: float, right: float) -> np.ndarray:
-    """The matrix for positions that are counted from (down, right)."""
+    """Return the matrix for positions that are counted from (down, right)."""
     offset = np.eye(3)
     offset[:2, 2] = down, right
     return to_painted @ offset
@@ -514,7 +516,7 @@ def _recoloured_part(
     window: Box,
     share: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The window (h, w, C) of a box in other colours; share (h, w): how far, None for all the way."""
+    """Return the window (h, w, C) of a box in other colours; share (h, w): how far, None for all the way."""
     rows, columns = (
         (torch.arange(count, dtype=torch.float64) + 0.5 + start) * (2 / length) - 1
         for count, start, length in (
@@ -529,7 +531,7 @@ def _recoloured_part(
 
 
 def _in_gradient_domain(old: torch.Tensor, new: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """`new` (h, w, C) minus the membrane of its difference to `old`, which is known where not `inside`."""
+    """Return `new` (h, w, C) minus the membrane of its difference to `old`, known where not `inside`."""
     if inside.all():
         return new
     difference = (new - old).movedim(-1, 0).float()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..common.picture_suffixes import SUFFIXES
+from ..common.files import SUFFIXES
 from .inputs import check_finite
 from .masks import check_finite_mask, check_mask
 from .picture_files import (
@@ -113,7 +113,7 @@ def is_whole_frame(mask: torch.Tensor) -> bool:
 def collect_wired(
     images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Connected pictures (B, H, W, C) and masks of any rank as references like those of a folder.
+    """Return connected pictures (B, H, W, C) and masks of any rank as references like those of a folder.
 
     A fourth channel is the mask where no other is connected. A mask that tells nothing may have any size: the
     host's Load Image gives 64 x 64 zeros for a picture without transparency. Raises ValueError otherwise.
@@ -139,7 +139,7 @@ def collect_wired(
 
 
 def cut_out_subject(model: Any, image: torch.Tensor) -> torch.Tensor:
-    """The subject's MASK (1, H, W) in [0, 1] that a background-removal model finds in IMAGE (1, H, W, 3)."""
+    """Return the MASK (1, H, W) in [0, 1] that a background-removal model finds in an IMAGE (1, H, W, 3)."""
     found = model.encode_image(image)
     mask = torch.as_tensor(found).detach().float().cpu().reshape(-1, *found.shape[-2:])[:1]
     check_mask(image, mask, "background_removal")
@@ -147,14 +147,16 @@ def cut_out_subject(model: Any, image: torch.Tensor) -> torch.Tensor:
 
 
 def preview_cut_out(image: torch.Tensor, mask: torch.Tensor, side: int) -> torch.Tensor:
-    """A reference as a small IMAGE (1, h, w, 3), at most `side` pixels, dark outside of its mask."""
+    """Return a reference as a small IMAGE (1, h, w, 3), at most `side` pixels, dark outside of its mask."""
     step = max(1, max(image.shape[1:3]) // side)
     colours = darken_outside(image[0, ::step, ::step].cpu().numpy(), mask[0, ::step, ::step].cpu().numpy())
     return torch.from_numpy(colours)[None]
 
 
 def thumbnail(picture: Path, mask: Path | None, side: int) -> tuple[Image.Image, str]:
-    """A small RGB picture, dark outside of its mask, and what the mask is: "alpha", "file" or "" for none.
+    """Return a small RGB picture, dark outside of its mask, and what the mask is.
+
+    "alpha", "file" or "" for none.
 
     Raises ValueError for an unreadable file.
     """
@@ -174,7 +176,10 @@ def darken_outside(colours: np.ndarray, subject: np.ndarray) -> np.ndarray:
 
 
 def _open_small(file: Path, side: int) -> Image.Image:
-    """A picture, at most `side` pixels on its longer side; JPEGs are decoded at a fraction of their size."""
+    """Return a picture, at most `side` pixels on its longer side.
+
+    JPEGs are decoded at a fraction of their size.
+    """
     opened = open_picture_file(file, draft=(side, side))
     opened.thumbnail((side, side))
     return opened

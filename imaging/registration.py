@@ -77,7 +77,7 @@ class Alignment:
         return float(down), float(right)
 
     def resized(self, rows: float, columns: float) -> "Alignment":
-        """The same transformation where both pictures are larger by these factors."""
+        """Return the same transformation where both pictures are larger by these factors."""
         factor = np.diag([rows, columns])
         linear = factor @ self.matrix[:, :2] @ np.linalg.inv(factor)
         size = max(rows, columns)
@@ -88,7 +88,7 @@ class Alignment:
 
 
 def identity(reason: str) -> Alignment:
-    """The transformation that leaves a picture in place."""
+    """Return the transformation that leaves a picture in place."""
     return Alignment(np.eye(2, 3), reason)
 
 
@@ -337,7 +337,7 @@ def _search(level: _Level, model: str) -> list[np.ndarray]:
 
 
 def _detail(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The image without its smooth part, which is averaged over the weighted pixels only."""
+    """Return the image without its smooth part, which is averaged over the weighted pixels only."""
     from scipy.ndimage import gaussian_filter
 
     total = gaussian_filter(weight, 4.0, mode="nearest")
@@ -346,7 +346,7 @@ def _detail(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _scaled(image: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """The image at centre + scale * (x - centre), and 1 where that lies inside."""
+    """Return the image at centre + scale * (x - centre), and 1 where that lies inside."""
     from scipy.ndimage import map_coordinates
 
     height, width = image.shape
@@ -435,7 +435,7 @@ def _converted(geometry: np.ndarray, model: str) -> np.ndarray:
 
 
 def _finer(fit: _Fit, coarse: _Level, level: _Level) -> np.ndarray:
-    """The parameters on the next level: odd sizes move the centre, the unit is about twice as long."""
+    """Return the parameters on the next level: odd sizes move the centre, the unit is about twice as long."""
     start = fit.parameters.copy()
     start[:2] *= 2 * coarse.problem.unit / level.problem.unit
     return start

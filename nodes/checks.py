@@ -34,7 +34,7 @@ CONDITIONINGS = {"positive", "negative"}
 
 
 def check_wired(**inputs) -> None:
-    """Raises ValueError, naming the first input without a value or with one of another kind.
+    """Raise ValueError, naming the first input without a value or with one of another kind.
 
     Loaders give None for what a file lacks.
     """
@@ -67,12 +67,12 @@ def refuse_empty_lists(execute: Execute) -> Execute:
 
 
 def _is_prompt(entry: object) -> bool:
-    """A part of a CONDITIONING: embeddings and their settings."""
+    """Return a part of a CONDITIONING: embeddings and their settings."""
     return isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], dict)
 
 
 def check_inpaint_patch(patch) -> None:
-    """Raises ValueError for what is not Fooocus' patch."""
+    """Raise ValueError for what is not Fooocus' patch."""
     if patch is None:
         return
     pair = isinstance(patch, tuple | list) and len(patch) == 2

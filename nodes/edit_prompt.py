@@ -22,13 +22,12 @@ from ..conditioning.edit_prompt import (
     mark_hole,
     prepare_photo,
 )
-from ..host.conditions import constant
-from ..host.text_encoder import negative_reads_pictures, reference_method
+from ..host.encoders import constant, negative_reads_pictures, reference_method
 from ..host.vae import PictureVae
 from ..imaging.inputs import as_image, check_finite, optional_masks
 from ..imaging.masks import check_mask, check_not_empty
 from ..imaging.object_picture import BACKGROUND_COLOURS
-from ..imaging.padding import pad_to_multiple
+from ..imaging.views import pad_to_multiple
 from ..sampling.references import reference_kinds
 from .checks import check_wired
 from .masked_attention_patch import parse_photos
@@ -189,7 +188,7 @@ def photos_of(photos, masks) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
 
 
 def check_count(count: int, easy: bool) -> None:
-    """Raises ValueError for too many photos."""
+    """Raise ValueError for too many photos."""
     if count > (1 if easy else MOST_PHOTOS):
         limit = "the Easy-Insert preset takes one" if easy else f"{MOST_PHOTOS} are the most"
         raise ValueError(f"photos: there are {count}, but {limit}; choose the best.")
@@ -198,7 +197,7 @@ def check_count(count: int, easy: bool) -> None:
 def scene_of(
     scene: torch.Tensor | None, mask: torch.Tensor | None, hole: str, grid: int
 ) -> torch.Tensor | None:
-    """The scene as the model sees it: its hole marked, padded to the VAE's grid."""
+    """Return the scene as the model sees it: its hole marked, padded to the VAE's grid."""
     if scene is None:
         return None
     scene = scene[:1, ..., :3]
@@ -209,7 +208,7 @@ def scene_of(
 def conditioning_of(
     edit: EditPrompt, scene: torch.Tensor | None, latent: torch.Tensor | None, method: str
 ) -> list:
-    """The CONDITIONING of an edit prompt, which the sampler can make again for a view."""
+    """Return the CONDITIONING of an edit prompt, which the sampler can make again for a view."""
     latents: Sequence[torch.Tensor] = [photo.latent for photo in edit.photos]
     kinds = [SUBJECT_REFERENCE] * len(latents)
     if latent is not None:

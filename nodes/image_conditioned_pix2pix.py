@@ -3,11 +3,10 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..conditioning.channel_order import as_conditioning
 from ..conditioning.compatibility import check_vae_fits
 from ..imaging.inputs import as_image, check_finite
-from ..imaging.padding import pad_to_multiple
-from ..sampling.guidance import check_pix2pix_model, two_scale_guider, with_source
+from ..imaging.views import pad_to_multiple
+from ..sampling.identity import as_conditioning, check_pix2pix_model, two_scale_guider, with_source
 from .checks import check_wired
 from .identity_encoder_dinov2 import prepare_object_images
 from .loaders import AdapterType

@@ -4,16 +4,15 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 
-from ..conditioning.channel_order import read_object_first
 from ..conditioning.compatibility import check_vae_fits
 from ..conditioning.edit_prompt import GREY_HOLE, HOLES, mark_hole
-from ..conditioning.inpaint import UNET_CHANNELS, inpaint_pictures, snapped_hole
 from ..families.table import BLEND, FILL, NO_REFERENCES
 from ..host.families import require_family
 from ..host.vae import PictureVae
 from ..imaging.inputs import as_image, as_masks, check_finite
+from ..imaging.latent_mask import UNET_CHANNELS, inpaint_pictures, snapped_hole
 from ..imaging.masks import check_mask, check_not_empty, check_not_full
-from ..sampling.blending import BLENDINGS, RENOISED, blend_background
+from ..sampling.identity import BLENDINGS, RENOISED, blend_background, read_object_first
 from ..sampling.view_sampler import with_guidance
 from .checks import check_wired
 
@@ -110,7 +109,7 @@ class InlayInpaintConditioning(io.ComfyNode):
 
 
 def with_scene_first(conditioning: list, scene: torch.Tensor, method: str) -> list:
-    """The CONDITIONING with the scene's latent before its other reference latents."""
+    """Return the CONDITIONING with the scene's latent before its other reference latents."""
     return [
         [
             text,

@@ -13,7 +13,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..conditioning.compatibility import check_clip_fits, check_vae_fits
-from ..conditioning.family import working_side
+from ..host.families import working_side
 from ..imaging.inputs import as_images_each, check_finite
 from ..imaging.references import read_reference
 from ..sampling.view_sampler import check_inpaint_model
@@ -133,7 +133,7 @@ def vision_language_models() -> dict[str, Path]:
 
 
 def propose_with_model(images: Sequence[Tensor], class_name: str, vision_model: str) -> dict[str, list[str]]:
-    """What the model says of the pictures (H, W, 3) in [0, 1]."""
+    """Return what the model says of the pictures (H, W, 3) in [0, 1]."""
     from ..training.finetune.attribute_dictionary import propose_attributes
 
     folder = vision_language_models().get(vision_model)
@@ -325,7 +325,7 @@ class InlayLoadRegularData(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, folder: str) -> bool | str:
         try:
-            list_regular(_resolve(folder))
+            _list_folder(folder)
         except ValueError as error:
             return str(error)
         return True
@@ -333,7 +333,7 @@ class InlayLoadRegularData(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str) -> str:
         digest = hashlib.sha256()
-        for file in list_regular(_resolve(folder)):
+        for file in _list_folder(folder):
             for path in (file.image, file.mask):
                 digest.update(f"{file.prompt}/{path.name}\0".encode())
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -341,10 +341,15 @@ class InlayLoadRegularData(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        files = list_regular(_resolve(folder))
+        files = _list_folder(folder)
         references = [read_reference(file.image, file.mask, "folder") for file in files]
         images, masks = ([pair[i] for pair in references] for i in (0, 1))
         return io.NodeOutput(images, masks, [file.prompt for file in files])
+
+
+def _list_folder(folder: str) -> list:
+    """Return the files of a regular_<category> folder. Raises ValueError when there are none."""
+    return list_regular(_resolve(folder))
 
 
 def regular_data_folders() -> dict[str, Path]:
@@ -359,7 +364,7 @@ def regular_data_folders() -> dict[str, Path]:
 
 
 def _resolve(folder: str) -> Path:
-    """The named folder; only those that are listed are opened."""
+    """Return the named folder; only those that are listed are opened."""
     found = regular_data_folders().get(folder)
     if found is None:
         raise ValueError(f"folder: there is no {folder} in ComfyUI's input or output folder; save one there.")
@@ -413,7 +418,10 @@ class InlaySaveRegularData(io.ComfyNode):
 
 
 def _category_folder(category: str) -> Path:
-    """The folder of a category in ComfyUI's output folder; raises ValueError for no name of a folder."""
+    """Return the folder of a category in ComfyUI's output folder.
+
+    Raises ValueError for no name of a folder.
+    """
     category = category.strip()
     if not re.fullmatch(r"[\w -]+", category) or len(category.encode()) > LONGEST_CATEGORY:
         raise ValueError(

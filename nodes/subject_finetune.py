@@ -320,7 +320,7 @@ class SubjectFinetune(io.ComfyNode):
 
 
 def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset, model):
-    """The recipe of that name with the model family's numbers, the user's settings and the memory preset."""
+    """Return the recipe of that name with the family's numbers, the user's settings and the memory preset."""
     from ..training.finetune.memory import with_preset
     from ..training.finetune.recipes import RECIPES
     from ..training.finetune.transformers import with_family_numbers
@@ -341,7 +341,10 @@ def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset, model
 
 
 def with_rare_choices(recipe, settings: dict[str, Any]):
-    """A recipe with the settings that only Training Options has; what is missing keeps the recipe's own."""
+    """Return a recipe with the settings that only Training Options has.
+
+    What is missing keeps the recipe's own.
+    """
     adapter, optimiser, changes = {}, {}, {}
     if "hole" in settings:
         changes["hole_condition"] = HOLE_WAYS[settings["hole"]]

@@ -89,7 +89,7 @@ class InlaySubjectScore(io.ComfyNode):
 
 def embed(vision, pictures, whole: bool, name: str) -> torch.Tensor:
     """Unit-norm embeddings (N, D) of what references show inside their masks; `name` is for errors."""
-    from ..evaluation.crops import subject_crops
+    from ..imaging.object_picture import subject_crops
 
     crops = []
     for number, (image, mask) in enumerate(pictures, 1):
@@ -108,6 +108,7 @@ def embed(vision, pictures, whole: bool, name: str) -> torch.Tensor:
 
 
 def encoder_label(vision) -> str:
+    """Return the name of an image encoder, by its kind and size."""
     from ..encoders.image_context import ENCODER_KINDS, encoder_name
 
     kind = ENCODER_KINDS.get(vision.model_type, str(vision.model_type))
@@ -115,6 +116,6 @@ def encoder_label(vision) -> str:
 
 
 def repeat_masks(masks: list[torch.Tensor], images: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The masks, a single one repeated for every picture."""
+    """Return the masks, a single one repeated for every picture."""
     flat = [mask for batch in masks for mask in batch[:, None]]
     return flat * sum(map(len, images)) if len(flat) == 1 else flat

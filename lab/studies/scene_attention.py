@@ -28,8 +28,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...evaluation.crops import subject_crops
 from ...evaluation.tables import Table
+from ...imaging.object_picture import subject_crops
 from .. import scenes
 from ..models import assemble
 from ..models.scene_classifier import MARGIN, NOTHING, SIZE, SceneClassifier, trained_classifier

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...conditioning.inpaint import inpaint_pictures
 from ...evaluation.tables import Table
 from ...imaging.boxes import Box
 from ...imaging.composite import paste_back
+from ...imaging.latent_mask import inpaint_pictures
 from ...imaging.masks import fill_box
 from .. import scenes
 from ..models import assemble, autoencoders, scene_data

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ...attention.model_patch import mask_attention
 from ...conditioning.fooocus import InpaintPatch, block_patch
-from ...conditioning.inpaint import inpaint_pictures, snapped_hole
 from ...families.table import Family, Settings
 from ...host import sampling
 from ...host.vae import PictureVae
 from ...imaging.composite import paste_back
+from ...imaging.latent_mask import inpaint_pictures, snapped_hole
 from .data import LATENT_PIXEL, Examples
 from .regular_data import changed_mask, random_box
 from .transformers import hole_in_pixels, hole_values

@@ -184,7 +184,7 @@ DIFFUSERS_KEY = re.compile(
 
 
 def read_lora_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a LoRA file, with diffusers' names turned into kohya's, and its metadata.
+    """Return the tensors of a LoRA file, with diffusers' names turned into kohya's, and its metadata.
 
     Raises ValueError when it is no safetensors file.
     """
@@ -220,7 +220,7 @@ def peft_config(path: Path) -> dict:
 
 
 def as_kohya(tensors: Mapping[str, Tensor], config: Mapping) -> dict[str, Tensor]:
-    """The tensors under kohya's keys; names that are not diffusers' stay as they are.
+    """Return the tensors under kohya's keys; names that are not diffusers' stay as they are.
 
     `config`: PEFT's settings as newer diffusers write them into the file, "unet.lora_alpha" and so on;
     without them the scale alpha / rank is 1, as diffusers has it.

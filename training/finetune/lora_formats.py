@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ...conditioning.family import family
 from ...host import models
-from ...host.families import family_of, is_transformer
+from ...host.families import config_name, family_of, is_transformer
 from .recipes import Recipe
 from .subject import Subject
 
@@ -22,7 +21,7 @@ def lora_names(model) -> Callable[[str], str]:
     """
     if is_transformer(model):
         return lambda path: f"diffusion_model.{path}"
-    if "SDXL" in family(model):
+    if "SDXL" in config_name(model):
         return lambda path: "lora_unet_" + path.replace(".", "_")
     known = models.diffusers_paths(model)
     return lambda path: "lora_unet_" + known.get(path, path).replace(".", "_")
@@ -56,7 +55,7 @@ def base_model_version(model) -> str:
     row = family_of(model)
     if row is not None and row.transformer:
         return row.name
-    return {"SD15": "sd_v1", "SD20": "sd_v2"}.get(family(model), "sdxl_base_v1-0")
+    return {"SD15": "sd_v1", "SD20": "sd_v2"}.get(config_name(model), "sdxl_base_v1-0")
 
 
 def lora_metadata(model, subject: Subject, recipe: Recipe) -> dict[str, str]:

@@ -92,7 +92,7 @@ class Recipe:
         precision: Precision | None = None,
         ema_decay=0.0,
     ) -> "Recipe":
-        """This recipe with the user's choices; 0 and None keep the recipe's own."""
+        """Return this recipe with the user's choices; 0 and None keep the recipe's own."""
         alpha = self.adapter.alpha if self.adapter.alpha is None or not rank else float(rank)
         own_rate = ADAFACTOR_RATE if optimiser == "Adafactor" else self.optimiser.learning_rate
         return replace(
@@ -193,7 +193,7 @@ MEMORY_PRESETS = {
 
 
 def describe_preset(preset: MemoryPreset) -> str:
-    """What a preset turns on, in words."""
+    """Return what a preset turns on, in words."""
     parts = ["16-bit"] * preset.half + ["gradient checkpointing"] * preset.checkpointing
     if preset.at_once:
         parts.append(f"{preset.at_once} of a batch at a time")

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import folder_paths
 from torch import Tensor
 
+from ...common.files import read_text
 from ...common.log import logger
-from ...common.text_files import read_text
 from ...conditioning.compatibility import check_clip_fits, check_vae_fits
 from ...host import models
 from ...imaging.references import list_references, read_reference

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...common.atomic_io import atomic_write, check_writable
+from ...common.files import atomic_write, check_writable
 from ...common.log import logger
 from .data import Concept
 from .memory import GIGABYTE

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from ...common.text_files import read_text
+from ...common.files import read_text
 from .attribute_dictionary import Attributes, parse_attributes
 from .recipes import MEMORY_PRESETS, RECIPES, Recipe
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...common.log import logger
+from .. import Diverged
 from ..objective import (
-    Diverged,
     NoiseSchedule,
     generator_at,
     min_snr_weight,

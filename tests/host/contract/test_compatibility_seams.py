@@ -27,7 +27,13 @@ def test_compatibility_reads_pooled_text(parts):
     assert hasattr(parts[0].model.diffusion_model, "num_classes"), "UNetModel.num_classes moved"
 
 
-def test_compatibility_channels(parts):
+def test_compatibility_latent_channels_of(parts):
+    from inlay.host import compatibility
+
+    assert compatibility.latent_channels_of(parts[0]) == 4
+
+
+def test_compatibility_vae_channels(parts):
     from inlay.host import compatibility
 
     model, _, vae = parts

@@ -259,7 +259,7 @@ def test_inpaint_conditioning_is_as_before_without_a_model():
 
 
 def test_an_identity_encoder_on_an_edit_model_is_pointed_to_the_edit_prompt():
-    from inlay.conditioning.channel_order import as_conditioning
+    from inlay.sampling.identity import as_conditioning
 
     model, vae = tiny_transformer("flux1"), tiny_vae("flux1")
     identity = as_conditioning(torch.zeros(1, 16, 768), identity=True)

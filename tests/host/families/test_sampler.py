@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from inlay.families.table import FAMILIES, FILL, LATENTS_AND_TEXT, NO_REFERENCES, named
-from inlay.imaging.padding import pad_to_multiple
+from inlay.imaging.views import pad_to_multiple
 from inlay.lab.models.tiny_transformers import (
     TINY,
     random_latent,

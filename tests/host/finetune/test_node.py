@@ -24,7 +24,7 @@ def test_every_output_and_an_untouched_model(parts, pictures, store_folder, run,
     assert subject.caption == "a photo of sks cat"
     assert (store_folder.parent / subject.lora).is_file()
     stored = json.loads((store_folder.parent / subject.lora).with_suffix(".json").read_text(encoding="utf-8"))
-    assert stored["family"] == "SD15"
+    assert stored["family"] == "sd15"
 
 
 def test_the_same_inputs_train_once(parts, pictures, store_folder, monkeypatch, run, predict):
