@@ -4,7 +4,7 @@ WEB_DIRECTORY = "web"
 
 
 async def comfy_entrypoint():
-    """The host's door to the pack; nothing heavy is imported before a node runs."""
+    """Return the host's door to the pack; nothing heavy is imported before a node runs."""
     from .nodes import InlayExtension
 
     return InlayExtension()

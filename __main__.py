@@ -26,8 +26,10 @@ COMMANDS = {
 
 
 def be_a_package() -> None:
-    """Make this folder the package `inlay`, and keep it off the import path: there its nodes/ would stand
-    before the host's `nodes`."""
+    """Make this folder the package `inlay`, and keep it off the import path.
+
+    On the path its nodes/ would come before the host's `nodes`.
+    """
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != PACK_FOLDER]
     if NAME not in sys.modules:
         spec = spec_from_file_location(
@@ -40,6 +42,7 @@ def be_a_package() -> None:
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command that the arguments name; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m inlay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -271,13 +271,14 @@ def module(name: str, *arguments: str) -> list[str]:
 
 
 def check(python: Path, host: Path, arguments: list[str]) -> int:
-    """ruff, pyright and the tests, all of them, whatever the first ones say."""
+    """ruff, codespell, pyright and the tests, all of them, whatever the first ones say."""
     named = [argument for argument in arguments if Path(argument.split("::")[0]).exists()]
     # Without named tests the files are shared out to two processes, each with the cores' half of the threads.
     every = [str(PACK / "tests"), "-n", "2", "--dist", "loadfile", *arguments]
     tests = arguments if named else every
     parts = {
         "ruff": module("ruff", "check", str(PACK)),
+        "codespell": module("codespell_lib", "--toml", str(PACK / "pyproject.toml"), str(PACK)),
         "pyright": module("basedpyright", "-p", str(PACK), "--pythonpath", str(python)),
         "pytest": module("pytest", *tests),
     }
@@ -287,7 +288,10 @@ def check(python: Path, host: Path, arguments: list[str]) -> int:
         threads = {} if named else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2))}
         if subprocess.run([str(python), *command], env=environment(host) | threads).returncode:
             failed.append(name)
-    print("\n" + (f"FAILED: {', '.join(failed)}" if failed else "All good: ruff, pyright and the tests."))
+    print(
+        "\n"
+        + (f"FAILED: {', '.join(failed)}" if failed else "All good: ruff, codespell, pyright and the tests.")
+    )
     return 1 if failed else 0
 
 

@@ -21,7 +21,7 @@ class TransformerBlock(NamedTuple):
 
 
 def transformer_blocks(network: nn.Module, order: TokenOrder) -> list[TransformerBlock]:
-    """The blocks that attend over the joint sequence, in the order they run."""
+    """Return the blocks that attend over the joint sequence, in the order they run."""
     return [
         TransformerBlock(kind, number)
         for kind, attribute in order.blocks
@@ -30,7 +30,9 @@ def transformer_blocks(network: nn.Module, order: TokenOrder) -> list[Transforme
 
 
 def choose_blocks(blocks: Sequence[TransformerBlock], text: str) -> frozenset[int]:
-    """The positions of the blocks that a list names: "all", "double", "single 0-9, double", "first 50%".
+    """Return the positions of the blocks that a list names.
+
+    "all", "double", "single 0-9, double", "first 50%".
 
     Raises:
         ValueError: For an entry that matches no block.

@@ -96,7 +96,7 @@ def attend_in_blocks(
 
 
 def _mask_rows(mask: Tensor | None, queries: Tensor) -> Tensor | None:
-    """The rows of a mask for some queries; a mask of the keys alone has one row."""
+    """Return the rows of a mask for some queries; a mask of the keys alone has one row."""
     return mask if mask is None or mask.shape[-2] == 1 else mask.index_select(-2, queries)
 
 
@@ -110,7 +110,7 @@ def _weighted_values(v: Tensor, block: Block, strength: float, dim: int) -> Tens
 
 
 def _biased(mask: Tensor | None, weights: Tensor | None, like: Tensor) -> Tensor | None:
-    """The host's mask plus log W of the keys, as (1, 1, 1, keys) where there is no mask."""
+    """Return the host's mask plus log W of the keys, as (1, 1, 1, keys) where there is no mask."""
     if weights is None:
         return mask
     bias = weights.log().to(like)
@@ -157,7 +157,7 @@ class RegionOverride:
         return self._by_rows(attend, q, k, v, mask, rows, dim, out_dim)
 
     def _rows(self, q: Tensor, k: Tensor, dim: int, options: dict) -> list[RowBlocks] | None:
-        """The blocks of a call, None where it stays as it is."""
+        """Return the blocks of a call, None where it stays as it is."""
         sequences, lengths = self.sequences, (q.shape[dim], k.shape[dim])
         rows = sequences.by_length.get(lengths)
         if rows is None or q.shape[0] != sequences.rows:
@@ -196,6 +196,6 @@ class RegionOverride:
 
 
 def _batch_rows(mask: Tensor | None, pick: Tensor, batch: int) -> Tensor | None:
-    """A mask's rows of the batch; one mask for all stays."""
+    """Return a mask's rows of the batch; one mask for all stays."""
     batched = mask is not None and mask.ndim > 2 and mask.shape[0] == batch and batch > 1
     return mask.index_select(0, pick) if mask is not None and batched else mask

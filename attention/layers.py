@@ -29,7 +29,7 @@ class Layer(NamedTuple):
 
 
 def unet_layers(unet: nn.Module) -> list[Layer]:
-    """The attention layers of a host `UNetModel`, in the order they run.
+    """Return the attention layers of a host `UNetModel`, in the order they run.
 
     Raises ValueError, naming the class, for a network without the host's input, middle and output blocks, and
     for video UNets, whose second attention runs over time.
@@ -64,7 +64,7 @@ def _step(module: nn.Module) -> int:
 
 
 def preset_layers(layers: list[Layer], preset: str) -> set[Layer]:
-    """The layers that a preset masks in self-attention.
+    """Return the layers that a preset masks in self-attention.
 
     paper (DreamCom 4.3): every layer but the decoder's outer ones, which harmonise the picture.
     decoder_outer (supplement 1, c): only the decoder's outer layers. all, none: as they say.
@@ -94,7 +94,7 @@ ENTRY = re.compile(r"(input|middle|output)(?:\s+(\d+)(?:\s*-\s*(\d+)|\.(\d+))?)?
 
 
 def listed_layers(layers: list[Layer], text: str) -> set[Layer]:
-    """The layers that a free list names: "output 3-5, middle, input 4.1".
+    """Return the layers that a free list names: "output 3-5, middle, input 4.1".
 
     An entry is a side of the UNet ("output": all of it), a block ("output 3"), a range of blocks, or one
     transformer of a block ("input 4.1"). Raises ValueError for an entry that matches no attention layer.
@@ -132,7 +132,7 @@ def _matching(layers: list[Layer], entry: str):
 
 
 def describe_layers(layers: list[Layer]) -> str:
-    """ "input 1, 2, 4; middle 0; output 3, 4": the blocks that hold attention layers."""
+    """Return the blocks that hold attention layers, as "input 1, 2, 4; middle 0; output 3, 4"."""
     sides: dict[str, list[str]] = {}
     for layer in layers:
         numbers = sides.setdefault(layer.block, [])

@@ -67,7 +67,7 @@ def masked_attention(
 
 
 def _weighted(v: Tensor, keys: Tensor, strength: float) -> Tensor:
-    """The values, weighted by 1 - strength except at the keys."""
+    """Return the values, weighted by 1 - strength except at the keys."""
     weighted = torch.zeros_like(v) if strength == 1 else v * (1 - strength)
     return weighted.index_copy_(1, keys, v.index_select(1, keys))
 

@@ -9,11 +9,10 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from ..common.transformer_options import ROWS, VIEW, WINDOW
-from ..host.attention import APPLY_MODEL, optimized_attention
 from ..host.families import require_family, token_order
-from ..host.patches import ModelPatcher
+from ..host.patches import APPLY_MODEL, ModelPatcher, optimized_attention
 from ..imaging.latent_mask import snap_labels
+from ..imaging.views import ROWS, VIEW, WINDOW
 from .layers import unet_layers
 from .patch import CONDITIONAL, PLAN, Masking, choose_masking, row_masks, with_replacements
 from .regions import WHOLE_IMAGE, RegionPlan, halved, region_labels, text_period
@@ -37,7 +36,7 @@ def mask_attention(
     apply_to: str = "both",
     photos: Sequence[tuple[int, float]] = (),
 ) -> ModelPatcher:
-    """A clone of a MODEL that masks its attention while it samples.
+    """Return a clone of a MODEL that masks its attention while it samples.
 
     masks: one (N,H,W) per subject, N = 1 or the batch size. percent: start and end, in shares of the noise
     schedule. The other options as in `region_options`. A second call masks what the first one leaves: both
@@ -124,7 +123,7 @@ def in_range(percent: tuple[float, float], sampling, sigmas: Tensor) -> bool:
 
 
 def sampled_labels(labels: Tensor, options: dict) -> tuple[Tensor, tuple[int, ...]]:
-    """The masks of the pictures that are sampled, and which of the batch these are.
+    """Return the masks of the pictures that are sampled, and which of the batch these are.
 
     Where there is a mask for every picture, a sampler that paints some of them has those masks.
     """
@@ -135,7 +134,7 @@ def sampled_labels(labels: Tensor, options: dict) -> tuple[Tensor, tuple[int, ..
 
 
 def _free_plan(model: ModelPatcher) -> str:
-    """A place in transformer_options for the plan of one more patch on this model."""
+    """Return a place in transformer_options for the plan of one more patch on this model."""
     return f"{PLAN}.{len(model.get_wrappers(APPLY_MODEL, WRAPPER_KEY))}"
 
 
@@ -211,7 +210,7 @@ class StepRegions:
         return plan
 
     def _graph_name(self, plan: RegionPlan) -> str:
-        """A keyword (the UNet takes any) that makes a compiled UNet keep a graph per masking and token count.
+        """Return a keyword that makes a compiled UNet keep one graph per masking and token count.
 
         The host compiles with the guards on transformer_options left out, so a graph traced without a mask,
         or for another number of tokens, would be taken for this one.

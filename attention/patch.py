@@ -8,13 +8,13 @@ A replacement that was there before ours is called with full queries and keys; w
 plain attention. So what an image-prompt adapter adds to a cross-attention layer stays inside the box too.
 """
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..common.log import logger
 from .layers import LAYER_PRESETS, Layer, listed_layers, preset_layers, unet_layers
 from .masked import (
     Attend,
@@ -90,7 +90,7 @@ def region_options(
     device: torch.device | None = None,
     transformer_options: dict | None = None,
 ) -> dict:
-    """New `transformer_options` that mask a UNet's attention for one batch, without a ModelPatcher.
+    """Return new `transformer_options` that mask a UNet's attention for one batch, without a ModelPatcher.
 
     mask: (B,H,W) in [0,1] at image size, one per image or one for all; a sequence of them, one per subject.
     batch: images in the batch, where it is not the mask's. device: where the UNet runs, default the mask's.
@@ -127,7 +127,7 @@ def row_masks(masks: int, images: int, chunks: Sequence[int], apply_to: str = "b
 
 
 def with_replacements(options: dict, masking: Masking, attend: Callable[..., Tensor]) -> dict:
-    """A copy of transformer_options with our replacements, chained over those it has."""
+    """Return a copy of transformer_options with our replacements, chained over those it has."""
     replaced = dict(options.get("patches_replace", {}))
     for name, layers, make in (
         ("attn1", masking.self_layers, self_replacement),
@@ -166,7 +166,7 @@ class Replacement:
 
 
 def self_replacement(masking: Masking, indices: frozenset[int], attend, previous=None):
-    """The replacement of a block's self-attention; indices: which of its transformers are masked."""
+    """Return the replacement of a block's self-attention; indices: which of its transformers are masked."""
 
     def masked_self_attention(q, k, v, extra_options, **kwargs):
         call = _unmasked(attend, previous, extra_options, kwargs)
@@ -181,7 +181,7 @@ def self_replacement(masking: Masking, indices: frozenset[int], attend, previous
 
 
 def cross_replacement(masking: Masking, indices: frozenset[int], attend, previous=None):
-    """The replacement of a block's cross-attention; indices: which of its transformers are masked."""
+    """Return the replacement of a block's cross-attention; indices: which of its transformers are masked."""
 
     def masked_cross_attention(q, k, v, extra_options, **kwargs):
         call = _unmasked(attend, previous, extra_options, kwargs)
@@ -198,7 +198,7 @@ def cross_replacement(masking: Masking, indices: frozenset[int], attend, previou
 
 
 def _unmasked(attend, previous, extra_options: dict, kwargs: dict) -> Attend:
-    """What runs here without us: the replacement that was there, or the host's attention."""
+    """Return what runs here without us: the replacement that was there, or the host's attention."""
     if previous is not None:
         return lambda q, k, v: previous(q, k, v, extra_options, **kwargs)
     heads, precision = extra_options["n_heads"], extra_options["attn_precision"]
@@ -206,7 +206,7 @@ def _unmasked(attend, previous, extra_options: dict, kwargs: dict) -> Attend:
 
 
 def _regions(plan_name: str, indices: frozenset[int], q: Tensor, extra_options: dict) -> GridRegions | None:
-    """The regions on this layer's grid, or None where it is not masked.
+    """Return the regions on this layer's grid, or None where it is not masked.
 
     Patches that tile or merge tokens (HyperTile, ToMe) hand on queries that no longer lie on the layer's
     grid: such a layer stays unmasked.
@@ -226,4 +226,4 @@ def _regions(plan_name: str, indices: frozenset[int], q: Tensor, extra_options: 
 def _say_once(plan: RegionPlan, block: tuple) -> None:
     if block not in plan.unmasked:
         plan.unmasked.add(block)
-        logging.warning("Masked attention: %s %s stays unmasked, another patch regroups its tokens.", *block)
+        logger.warning("Masked attention: %s %s stays unmasked, another patch regroups its tokens.", *block)

@@ -35,14 +35,14 @@ PICTURE = (INSIDE, OUTSIDE_REGIONS, SCENE)
 
 
 def open_text(sees: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    """The table with text that acts everywhere: every role sees it, and it sees the whole picture."""
+    """Return the table with text that acts everywhere: every role sees it, and it sees the whole picture."""
     table = {role: dict(keys) | {TEXT: ANYONE} for role, keys in sees.items()}
     table[TEXT] |= dict.fromkeys(PICTURE, ANYONE)
     return table
 
 
 def open_picture(sees: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    """The table with a picture that is not separated: inside, outside and scene see one another."""
+    """Return the table with a picture that is not separated: inside, outside and scene see one another."""
     table = {role: dict(keys) for role, keys in sees.items()}
     for role in PICTURE:
         table[role] |= dict.fromkeys(PICTURE, ANYONE)
@@ -87,7 +87,7 @@ def token_groups(
     references: Sequence[ShownReference] = (),
     text_start: int = 0,
 ) -> list[Group]:
-    """The tokens of a sequence by role.
+    """Return the tokens of a sequence by role.
 
     Args:
         spans: of the sequence.
@@ -129,7 +129,7 @@ def _text_groups(tokens: Tensor, text: Sequence[Collection[int] | None], start: 
 
 
 def sight(query: Group, key: Group, sees: Mapping[str, Mapping[str, str]]) -> float:
-    """The weight with which a group sees another one; 0: not at all."""
+    """Return the weight with which a group sees another one; 0: not at all."""
     rule = sees[query.role].get(key.role)
     if rule is None or (rule == OWN and not query.regions <= key.regions):
         return 0.0

@@ -9,9 +9,10 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.transformer_options import Window
+from ..imaging.views import Window, fit_within
 
 Size = tuple[int, int]
 
@@ -21,7 +22,7 @@ MOST_REPEATS = 12  # of a prompt, beside others of 3 and 4 times its length; the
 
 
 def region_labels(masks: Sequence[Tensor]) -> Tensor:
-    """Number the regions of K masks: (N,H,W) uint8, 0 = background, k = inside the k-th mask.
+    """Return the numbered regions of K masks: (N,H,W) uint8, 0 = background, k = inside the k-th mask.
 
     masks: K tensors (N,H,W) or (H,W) in [0,1], of one size, with batches of 1 or N. Where masks overlap, the
     first one wins. Raises ValueError for a mask of another rank, with NaN, with nothing above 0.5, or of a
@@ -88,14 +89,17 @@ def token_labels(
 
 
 def _nearest(count: int, size: int, start: float, end: float) -> Tensor:
-    """The pixels (of `size`) that `count` samples of the span from start to end (fractions) look at."""
+    """Return the pixels, of `size`, at which `count` samples of a span (start, end in fractions) look."""
     # The small term keeps exact positions from falling to the pixel before by rounding.
     samples = [int((start + (end - start) * i / count) * size + 1e-6) for i in range(count)]
     return torch.tensor(samples).clamp_(0, size - 1)
 
 
 def _centre(labels: Tensor, region: int, window: Window) -> tuple[float, float] | None:
-    """The centre of a region's pixels in the window, in fractions of the window; None where it has none."""
+    """Return the centre of a region's pixels in the window, in fractions of the window.
+
+    None where it has none.
+    """
     top, left, bottom, right = window
     height, width = labels.shape
     y0, x0 = int(top * height), int(left * width)
@@ -110,7 +114,7 @@ def _centre(labels: Tensor, region: int, window: Window) -> tuple[float, float] 
 
 
 def halved(size: Sequence[int], depths: int) -> list[Size]:
-    """The grids of a UNet from a latent's (height, width) down: the host's downsampling rounds up."""
+    """Return the grids of a UNet from a latent's (height, width) down: the host's downsampling rounds up."""
     grids = [(size[0], size[1])]
     while len(grids) < depths:
         grids.append(((grids[-1][0] + 1) // 2, (grids[-1][1] + 1) // 2))
@@ -145,7 +149,7 @@ class GridRegions(NamedTuple):
     periods: tuple[tuple[int, Tensor], ...]
 
     def present(self) -> list[int]:
-        """The regions (0 the background) that hold a token in any row."""
+        """Return the regions (0 the background) that hold a token in any row."""
         maps = [group.tokens for group in self.groups if group.tokens]
         return [k for k, _ in enumerate(maps[0]) if any(len(tokens[k]) for tokens in maps)] if maps else []
 
@@ -183,7 +187,7 @@ class RegionPlan:
         self.unmasked: set[tuple] = set()  # blocks that could not be masked, to say so once
 
     def at(self, latent: Size, grid: Size) -> GridRegions:
-        """The regions on a grid (height, width) of a latent (height, width)."""
+        """Return the regions on a grid (height, width) of a latent (height, width)."""
         for regions in self.grids:
             if regions.latent == latent and regions.grid == grid:
                 return regions
@@ -191,7 +195,10 @@ class RegionPlan:
         return self.grids[-1]
 
     def text_keys(self, length: int, period: int = 0) -> list[Tensor | None]:
-        """What each region sees of a text of `length` tokens, background (nothing) first; None for all."""
+        """Return what each region sees of a text of `length` tokens, background (nothing) first.
+
+        None for all.
+        """
         if (length, period) not in self.texts:
             regions = [text_positions(length, tokens, self.released, period) for tokens in self.text]
             self.texts[length, period] = [
@@ -224,7 +231,7 @@ class RegionPlan:
 def text_positions(
     length: int, tokens: Collection[int] | None = None, released: bool = False, period: int = 0
 ) -> list[int] | None:
-    """The positions of a text of `length` tokens that a subject sees, None for all of them.
+    """Return the positions of a text of `length` tokens that a subject sees, None for all of them.
 
     tokens: the subject's own, None for all. released: without token 0 (the start) and tokens 39-76 of every
     77, which DreamCom's published code hides from every query. period: the text begins anew after so many.
@@ -248,3 +255,35 @@ def text_period(text: Tensor) -> int:
         if length % times == 0 and torch.equal(first.repeat(1, times, 1), text):
             return length // times
     return 0
+
+
+BACKGROUND = (0.12, 0.12, 0.14)
+REGION_COLOURS = ((0.92, 0.92, 0.88), (0.35, 0.70, 0.95), (0.45, 0.85, 0.50), (0.85, 0.55, 0.85))
+PREVIEW_LAYERS = 1024  # pixels of the longer side of a picture
+KEPT_COLOUR = (1.0, 0.55, 0.10)  # a token kept although the region is smaller than the grid resolves
+
+
+def token_preview(labels: Tensor, latent: Size, grids: list[Size]) -> tuple[Tensor, list[str]]:
+    """(grids*N,h,w,3) in [0,1], from the finest grid to the coarsest, and one line of text per grid.
+
+    labels: (N,H,W) of `regions.region_labels`. Tokens inside are light (one colour per subject), outside
+    dark; orange is a token kept for a region that would have vanished. The mask itself shows through. Masks
+    of more than SHOWN pixels are drawn smaller; tokens are counted in the masks themselves.
+    """
+    colours = torch.tensor(
+        [BACKGROUND, *(REGION_COLOURS[k % len(REGION_COLOURS)] for k in range(int(labels.max())))]
+    )
+    size = fit_within(PREVIEW_LAYERS, *labels.shape[1:])
+    faint = colours[F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0].long()]
+    pictures, lines = [], []
+    for grid in grids:
+        tokens, vanished = token_labels(labels, latent, grid)
+        picture = colours[tokens.long()]
+        for image, region in vanished:
+            picture[image, tokens[image] == region] = torch.tensor(KEPT_COLOUR)
+        tall = F.interpolate(picture.movedim(-1, 1), size, mode="nearest-exact").movedim(1, -1)
+        pictures.append(0.8 * tall + 0.2 * faint)
+        inside = (tokens > 0).flatten(1).sum(1).tolist()
+        line = f"{grid[1]}x{grid[0]} tokens: {', '.join(map(str, inside))} of {grid[0] * grid[1]} inside"
+        lines.append(line + ("; the mask vanishes here, its nearest token is kept" if vanished else ""))
+    return torch.cat(pictures), lines

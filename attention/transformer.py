@@ -5,7 +5,6 @@ latents are all there. So nothing inside the network is patched: one override of
 around the one that is there, for the time of that call.
 """
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..common.log import logger
 from ..families.layout import IMAGE_KIND, REFERENCE, TEXT, GridSize, Span, TokenOrder, length_of
 from ..host.families import layout_of, patch_of
 from .blocks import TransformerBlock, choose_blocks, transformer_blocks
@@ -52,7 +52,7 @@ def choose_joint_masking(
     operator: str,
     photos: Sequence[tuple[int, float]] = (),
 ) -> JointMasking | None:
-    """What to mask, from the inputs that UNets have too; None for nothing.
+    """Return what to mask, from the inputs that UNets have too; None for nothing.
 
     Text and picture share one softmax here. A strength of 0 opens that part: the text acts everywhere, or
     inside and outside see each other. blocks: "paper" or "all", "none" (as a picture_strength of 0), or a
@@ -162,7 +162,7 @@ class StepTokens:
     def _warn(self, reason: str) -> None:
         if not self.warned:
             self.warned = True
-            logging.warning("Masked attention: this model stays unmasked, %s.", reason)
+            logger.warning("Masked attention: this model stays unmasked, %s.", reason)
 
     def _sequences(self, x: Tensor, context: Tensor, kwargs: dict, options: dict) -> Sequences | None:
         latents = list(kwargs.get("ref_latents") or ())
@@ -189,7 +189,8 @@ class StepTokens:
             images = row_masks(labels.shape[0], x.shape[0] // len(chunks), chunks, self.apply_to)
             with torch.inference_mode(False):
                 latent = (x.shape[-2], x.shape[-1])
-                self.plans[key] = self._plan(spans, labels, latent, window, images, references, starts)
+                count = context.shape[1]
+                self.plans[key] = self._plan(spans, labels, latent, window, images, references, starts, count)
                 self.plans[key] = _moved(self.plans[key], x.device)
         return self.plans[key]
 
@@ -199,8 +200,10 @@ class StepTokens:
         return kwargs.get("ref_latents_method", default) is not None
 
     def _references(self, spans: Sequence[Span], shown: Sequence[tuple]) -> tuple[ShownReference, ...]:
-        """What every reference shows, as the CONDITIONING tells it, else by its size: as large as the picture
-        for a scene. Bindings of the node come before those of the CONDITIONING."""
+        """Return what every reference shows, by the CONDITIONING or else by its size.
+
+        A scene is as large as the picture. Bindings of the node come before those of the CONDITIONING.
+        """
         (image,) = (span for span in spans if span.kind == IMAGE_KIND)
         everywhere = frozenset(range(1, len(self.text) + 1))
         photos = list(self.masking.photos)
@@ -217,8 +220,11 @@ class StepTokens:
         return tuple(references)
 
     def _text_starts(self, context: Tensor) -> tuple[int, ...]:
-        """The position of every row's first prompt token: the host pads some families' text with zeros on the
-        left. Read only where regions see their own tokens."""
+        """Return the position of every row's first prompt token.
+
+        The host pads the text of some families with zeros on the left. Read only where regions see their own
+        tokens.
+        """
         if all(own is None for own in self.text):
             return (0,) * context.shape[0]
         empty = (context == 0).all(-1)
@@ -233,6 +239,7 @@ class StepTokens:
         images: Sequence[int | None],
         references: Sequence[ShownReference],
         starts: Sequence[int],
+        text: int,
     ) -> Sequences:
         grid = next(span.grid for span in spans if span.kind == IMAGE_KIND)
         tokens = self._token_labels(labels, grid, latent, window).flatten(1)
@@ -244,7 +251,7 @@ class StepTokens:
         main = (length_of(spans), length_of(spans))
         for (image, start), rows in alike.items():
             pick = None if len(rows) == len(images) else torch.tensor(rows)
-            for length, blocks in self._blocks(spans, tokens, image, references, start):
+            for length, blocks in self._blocks(spans, tokens, image, references, start, text):
                 if length in lengths and any(part.rows is pick for part in lengths[length]):
                     cross = [*(cross or ()), RowBlocks(pick, blocks)]  # as many text tokens as image tokens
                 else:
@@ -272,11 +279,10 @@ class StepTokens:
         right = left + (right - left) * padded[1] / latent[1]
         return token_labels(labels, padded, grid, (top, left, bottom, right))[0]
 
-    def _blocks(self, spans, tokens: Tensor, image: int | None, references, start: int):
-        """((queries, keys), blocks) of every kind of call; blocks are None for rows without a mask."""
+    def _blocks(self, spans, tokens: Tensor, image: int | None, references, start: int, text: int):
+        """Yield ((queries, keys), blocks) of every kind of call; blocks are None for rows without a mask."""
         sees = self.masking.sees
         length = length_of(spans)
-        text = sum(span.count for span in spans if span.kind == TEXT)
         if not self.order.joint:
             text_span = [Span(TEXT, text)]
             if image is None:
@@ -303,7 +309,7 @@ class StepTokens:
 
 
 def _moved(sequences: Sequences, device: torch.device) -> Sequences:
-    """The same with its index tensors on a device."""
+    """Return the same with its index tensors on a device."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -45,7 +45,7 @@ ALIASES = {"color": "colour", "colors": "colour"} | {f"{kind}s": kind for kind i
 def words_to_remove(
     prompt: str, attributes: Mapping[str, Sequence[str]], typed: str = "", names: Sequence[str] = ()
 ) -> list[str]:
-    """The subject's own words of every kind to which the prompt gives another value, then the typed ones.
+    """Return the subject's own words of the kinds to which the prompt gives another value, then typed ones.
 
     attributes: kind -> the subject's words, as in `Subject.attributes`; those that the prompt uses itself
     stay. typed: words between commas; one that names a kind ("material") means the subject's words of it.
@@ -65,7 +65,9 @@ def words_to_remove(
 
 
 def subject_words(prompt: str, names: Sequence[str]) -> list[str]:
-    """What a prompt says of the subject: the words before its name, and those of "made of", "is", "painted".
+    """Return what a prompt says of the subject.
+
+    The words before its name, and those of "made of", "is", "painted".
 
     "a small sks dog next to a red car" -> ["small"]. Empty where the prompt has none of the names.
     """
@@ -87,7 +89,7 @@ def subject_words(prompt: str, names: Sequence[str]) -> list[str]:
 
 
 def _before(parts: Sequence[str], start: int, known: set[str]) -> list[str]:
-    """The words of the noun phrase before its noun; a list of adjectives goes on over commas."""
+    """Return the words of the noun phrase before its noun; a list of adjectives goes on over commas."""
     words = []
     for i in range(start - 1, -1, -1):
         part = parts[i]
@@ -100,7 +102,10 @@ def _before(parts: Sequence[str], start: int, known: set[str]) -> list[str]:
 
 
 def _after(parts: Sequence[str], end: int, known: set[str]) -> list[str]:
-    """The words after "made of", "in" (a value at once), "is" or "painted", up to the next noun phrase."""
+    """Return the words after "made of", "in", "is" or "painted", up to the next noun phrase.
+
+    "in" counts only where a value follows at once.
+    """
     rest = [part for part in parts[end : end + 8] if part.isalpha() or part in ".;!?,"]
     if not rest:
         return []

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..host.text_encoder import encode_prompt, reads_pictures
+from ..host.encoders import encode_prompt, reads_pictures
 from ..imaging.object_picture import ORIGINAL, object_box, subject_picture
 from ..imaging.views import resize_image
 
@@ -70,7 +70,7 @@ class EditPrompt:
         return self.shows_pictures and reads_pictures(self.clip)
 
     def text(self, scene: Tensor | None) -> list:
-        """The CONDITIONING of the prompt with a scene (1, H, W, 3), whose hole is marked already."""
+        """Return the CONDITIONING of the prompt with a scene (1, H, W, 3), whose hole is marked already."""
         pictures = [] if scene is None else [scene]
         pictures += [photo.picture for photo in self.photos]
         shown = [_for_text_encoder(picture) for picture in pictures] if self.rereads else []
@@ -90,7 +90,7 @@ class EditEntry(NamedTuple):
 
 
 def mark_hole(scene: Tensor, mask: Tensor, hole: str) -> Tensor:
-    """The scene (B, H, W, 3) with its hole, mask (B, H, W) above 0.5, in grey or white, or as it is."""
+    """Return the scene (B, H, W, 3) with its hole, mask (B, H, W) > 0.5, in grey or white, or as it is."""
     if hole == AS_DRAWN:
         return scene
     inside = (mask > 0.5).to(scene)[..., None]
@@ -98,7 +98,7 @@ def mark_hole(scene: Tensor, mask: Tensor, hole: str) -> Tensor:
 
 
 def prepare_photo(image: Tensor, mask: Tensor | None, background: str, side: int = 0) -> Tensor:
-    """A photo as a reference picture.
+    """Return a photo as a reference picture.
 
     With a mask the subject is cut out, on a plain square; without one the whole photo is taken, in its own
     proportions. Photos are shrunk to MOST_PIXELS and never enlarged, unless `side` fixes the square's side.
@@ -131,7 +131,7 @@ def prepare_photo(image: Tensor, mask: Tensor | None, background: str, side: int
 
 
 def _for_text_encoder(picture: Tensor) -> Tensor:
-    """The picture at about the area that the text encoders are shown."""
+    """Return the picture at about the area that the text encoders are shown."""
     scale = math.sqrt(TEXT_ENCODER_PIXELS / (picture.shape[1] * picture.shape[2]))
     size = [max(28, round(length * scale)) for length in picture.shape[1:3]]
     return F.interpolate(picture.movedim(-1, 1), size, mode="area").movedim(1, -1)

@@ -19,6 +19,8 @@ KNOWN_HEADS: "weakref.WeakKeyDictionary[torch.nn.Module, uuid.UUID]" = weakref.W
 
 
 class InpaintPatch(NamedTuple):
+    """Fooocus' inpaint patch: the head, and weight -> (difference, minimum, maximum)."""
+
     head: torch.nn.Module
     deltas: dict[str, tuple[Tensor, Tensor, Tensor]]
 
@@ -55,12 +57,12 @@ class QuantizedDelta(WeightAdapterBase):
 
 
 def head_feature(head: Tensor, x: Tensor) -> Tensor:
-    """A 3x3 convolution (320, 5, 3, 3) without bias over x (B, 5, h, w), the border repeated."""
+    """Return a 3x3 convolution (320, 5, 3, 3) without bias over x (B, 5, h, w), the border repeated."""
     return F.conv2d(F.pad(x, (1, 1, 1, 1), "replicate"), head.to(x))
 
 
 def patch_weights(model: ModelPatcher, patch: InpaintPatch) -> ModelPatcher:
-    """A clone of the MODEL with the differences added to its weights.
+    """Return a clone of the MODEL with the differences added to its weights.
 
     Raises ValueError when the weights have other names or shapes: the patch is made for SDXL.
     """
@@ -83,13 +85,13 @@ def patch_weights(model: ModelPatcher, patch: InpaintPatch) -> ModelPatcher:
 
 
 def _identity(patch: InpaintPatch) -> str:
-    """A name of a loaded patch, the same as long as it is in memory."""
+    """Return a name of a loaded patch, the same as long as it is in memory."""
     head = KNOWN_HEADS.setdefault(patch.head, uuid.uuid4())
     return f"{head} {id(patch.deltas)} {len(patch.deltas)}"
 
 
 def block_patch(patch: InpaintPatch, mask: Tensor, masked: Tensor):
-    """The host's `input_block_patch` that adds the head's feature to the output of the first convolution.
+    """Return the host's `input_block_patch` that adds the head's feature to the first convolution's output.
 
     mask (B, 1, h, w) of zeros and ones; masked (B, 4, h, w), the masked picture's latent as UNets see it.
     The patch raises ValueError for a prompt with an area, which the host samples on a part of the latent.

@@ -35,7 +35,7 @@ def project_off(rows: Tensor, removed: Tensor, strength: float = 1.0, projection
 
 
 def span(rows: Tensor) -> Tensor:
-    """An orthonormal basis (r, D) of the rows' span (M, D); nearly dependent rows add nothing."""
+    """Return an orthonormal basis (r, D) of the rows' span (M, D); nearly dependent rows add nothing."""
     unit = torch.nn.functional.normalize(rows, dim=1)
     _, sizes, directions = torch.linalg.svd(unit, full_matrices=False)
     return directions[sizes > EXACT * sizes.max()]
@@ -64,7 +64,7 @@ def substitute(
     strength: float = 1.0,
     projection: str = JOINT,
 ) -> tuple[list, list[Removed]]:
-    """A copy of a CONDITIONING whose word rows are projected off the removal's, and what was taken from each.
+    """Return a copy of a CONDITIONING, its word rows projected off the removal's, and what each lost.
 
     Both come from one CLIP, so their entries (of a schedule) pair up. Rows `words` of an entry (1, L, D) are
     projected off rows `removed_words` of its partner, the pooled vector off the pooled one. Everything else

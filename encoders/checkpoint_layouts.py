@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dinov2
+from . import ANYDOOR, AUTO_LAYOUT, INLAY_LAYOUT, OBJECT_STITCH, OPTIMIZER, PAINT, dinov2
 from .content_adapter import CLIP, AdapterConfig, ContentAdapter, EncoderSpec
 from .embedding_optimizer import EmbeddingOptimizer, OptimizerConfig, seeded_queries
-from .published import ANYDOOR, AUTO_LAYOUT, INLAY_LAYOUT, OBJECT_STITCH, OPTIMIZER, PAINT
 
 METADATA = "inlay.adapter"  # the key under which our files say what they hold, as JSON
 # the keys of EncoderSpec and its field `uncond` in that JSON, as version 0.1 wrote them
@@ -38,7 +37,10 @@ class AdapterCheckpoint:
 def recognise_checkpoint(
     state: StateDict, metadata: Mapping[str, str], name: str, choice: str = AUTO_LAYOUT
 ) -> AdapterCheckpoint:
-    """What the file `name` holds. Raises ValueError that lists what was found and what would be accepted."""
+    """Return what the file `name` holds.
+
+    Raises ValueError that lists what was found and what would be accepted.
+    """
     if METADATA in metadata:
         return _inlay(state, json.loads(metadata[METADATA]))
     for layout, (keys, read) in LAYOUTS.items():
@@ -139,7 +141,7 @@ LAYOUTS: dict[str, tuple[frozenset[str], Callable[[StateDict, str], AdapterCheck
 
 
 def from_published(state: StateDict) -> tuple[dict[str, Tensor], dinov2.DinoConfig]:
-    """A DINOv2 in the published layout, in transformers', and its numbers."""
+    """Return a DINOv2 in the published layout, in transformers', and its numbers."""
     converted = dinov2.from_facebook(state)
     config = dinov2.read_dino_config(converted)
     return converted, config if config.registers else replace(config, offset=0.1)
@@ -148,7 +150,7 @@ def from_published(state: StateDict) -> tuple[dict[str, Tensor], dinov2.DinoConf
 def build_adapter(
     config: AdapterConfig | OptimizerConfig, dtype=None, device=None, operations: Any = torch.nn
 ):
-    """The module of a config, with fresh weights."""
+    """Return the module of a config, with fresh weights."""
     kind = ContentAdapter if isinstance(config, AdapterConfig) else EmbeddingOptimizer
     return kind(config, dtype, device, operations)  # type: ignore[arg-type]
 
@@ -156,7 +158,10 @@ def build_adapter(
 def describe_checkpoint(
     config: AdapterConfig | OptimizerConfig, dino: dinov2.DinoConfig | None = None
 ) -> str:
-    """The JSON that stands under `METADATA` in our files; `dino` where the file holds the encoder as well."""
+    """Return the JSON that stands under `METADATA` in our files.
+
+    `dino` where the file holds the encoder as well.
+    """
     kind = "content" if isinstance(config, AdapterConfig) else "optimizer"
     values = asdict(config)
     spec = values.pop("encoder_spec")
@@ -166,7 +171,7 @@ def describe_checkpoint(
 
 
 def read_adapter_config(facts: dict[str, Any]) -> AdapterConfig | OptimizerConfig:
-    """The inverse of `describe_preset`. Raises ValueError for facts of another version."""
+    """Return the inverse of `describe_preset`. Raises ValueError for facts of another version."""
     kinds = {"content": AdapterConfig, "optimizer": OptimizerConfig}
     try:
         rest = {key: value for key, value in facts.items() if key not in ("kind", "dino", SPEC_KEY)}
@@ -177,7 +182,7 @@ def read_adapter_config(facts: dict[str, Any]) -> AdapterConfig | OptimizerConfi
 
 
 def _under(state: StateDict, prefix: str, ours: str = "") -> dict[str, Tensor]:
-    """The tensors whose keys start with the prefix, which is exchanged for ours."""
+    """Return the tensors whose keys start with the prefix, which is exchanged for ours."""
     return {ours + key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
@@ -187,7 +192,7 @@ def _count(state: StateDict, prefix: str) -> int:
 
 
 def _summary(state: StateDict) -> str:
-    """The first parts of the keys and how many tensors stand under each, the most first."""
+    """Return the first parts of the keys and how many tensors stand under each, the most first."""
     groups: dict[str, int] = {}
     for key in state:
         group = ".".join(key.split(".")[:2])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.text_files import read_json
+from ..common.files import read_json
 
 CLASS_TOKEN_MODELS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 

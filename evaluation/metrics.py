@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .crops import subject_crops
+from ..imaging.object_picture import subject_crops
 from .encoders import ImageEncoder, TextImageEncoder
 
 LPIPS_BACKBONES = {"alex": "AlexNet_Weights", "vgg": "VGG16_Weights", "squeeze": "SqueezeNet1_1_Weights"}

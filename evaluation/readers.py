@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.picture_suffixes import SUFFIXES
-from ..common.text_files import read_json, read_text
+from ..common.files import SUFFIXES, read_json, read_text
 from ..imaging.boxes import Box
 from ..imaging.references import list_references, natural_order
+from . import BENCHMARKS
 
 References = tuple[tuple[Path, Path | None], ...]  # (picture, its mask's file or None)
 
@@ -39,7 +39,10 @@ class Case:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder that are no masks, in natural order; none where there is no such folder."""
+    """Return the pictures in a folder that are no masks, in natural order.
+
+    None where there is no such folder.
+    """
     if not folder.is_dir():
         return []
     found = (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
@@ -53,19 +56,21 @@ def masked_pictures(folder: Path) -> References:
 
 
 def _beside(picture: Path, *endings: str) -> Path | None:
-    """The first file NAME<ending>.png beside the picture NAME."""
+    """Return the first file NAME<ending>.png beside the picture NAME."""
     files = (picture.with_name(f"{picture.stem}{ending}.png") for ending in endings)
     return next((file for file in files if file.is_file() and file != picture), None)
 
 
 def words(folder_name: str) -> str:
-    """A folder's name as words: `Fire_hydrant` is a fire hydrant, `dog2` a dog."""
+    """Return a folder's name as words: `Fire_hydrant` is a fire hydrant, `dog2` a dog."""
     return re.sub(r"\d+$", "", folder_name).replace("_", " ").strip().lower()
 
 
 def murecom(root: Path, subjects: Path | None = None) -> Iterator[Case]:
-    """MureCom: `<Category>/bg/N.jpg` with `bbox.txt` (category, file, x1 y1 x2 y2) or `N_bbox.png`, and the
-    subjects `fg1`, `fg2`, `fg3` with masks (Lu et al. 2023). Names: Category/fgK/N.
+    """Yield MureCom's cases (Lu et al. 2023).
+
+    Layout: `<Category>/bg/N.jpg` with `bbox.txt` (category, file, x1 y1 x2 y2) or `N_bbox.png`, and the
+    subjects `fg1`, `fg2`, `fg3` with masks. Names: Category/fgK/N.
     """
     for category in _folders(root):
         holes = _bbox_txt(category / "bg" / "bbox.txt")
@@ -92,8 +97,10 @@ def _corners(numbers) -> Box:
 
 
 def dreambooth(root: Path, subjects: Path | None = None) -> Iterator[Case]:
-    """DreamBooth's 30 subjects times 25 prompts: `<subject>/NN.jpg` and `prompts_and_classes.txt`, in the
-    repository's `dataset` folder (Ruiz et al. 2023). Names: subject/prompt number.
+    """Yield DreamBooth's cases, 30 subjects times 25 prompts (Ruiz et al. 2023).
+
+    Layout: `<subject>/NN.jpg` and `prompts_and_classes.txt`, in the repository's `dataset` folder. Names:
+    subject/prompt number.
     """
     root = root / "dataset" if (root / "dataset").is_dir() else root
     facts = root / "prompts_and_classes.txt"
@@ -110,9 +117,11 @@ def dreambooth(root: Path, subjects: Path | None = None) -> Iterator[Case]:
 
 
 def dreameditbench(root: Path, subjects: Path | None = None) -> Iterator[Case]:
-    """DreamEditBench: `data/<subset>_source/<subject>/*.jpg`, subset replacement or addition, with the hole
-    as `NAME_mask.png` or `NAME_bbox.png` beside the picture; its subjects are DreamBooth's, in `subjects`.
-    Also the layout with `<subject>/bg/content.json` and `<subject>/fg`. Names: subset/subject/picture.
+    """Yield DreamEditBench's cases; its subjects are DreamBooth's, in `subjects`.
+
+    Layout: `data/<subset>_source/<subject>/*.jpg`, subset replacement or addition, with the hole as
+    `NAME_mask.png` or `NAME_bbox.png` beside the picture. Also the layout with
+    `<subject>/bg/content.json` and `<subject>/fg`. Names: subset/subject/picture.
     """
     known = subject_folders(subjects) if subjects else {}
     for source in sorted(root.glob("**/*_source")):
@@ -137,9 +146,11 @@ def dreameditbench(root: Path, subjects: Path | None = None) -> Iterator[Case]:
 
 
 def coco(root: Path, subjects: Path | None = None) -> Iterator[Case]:
-    """Subjects in turn on COCO's pictures, in the place of their largest object (DreamMix's benchmark is of
-    this kind; Yang et al. 2024): `annotations/instances_*.json` with the pictures in `*2017/`, small ones
-    left out; or a folder of pictures with `NAME_mask.png` beside them. Names: the picture.
+    """Yield subjects in turn on COCO's pictures, in the place of their largest object.
+
+    DreamMix's benchmark is of this kind (Yang et al. 2024). Layout: `annotations/instances_*.json` with the
+    pictures in `*2017/`, small ones left out; or a folder of pictures with `NAME_mask.png` beside them.
+    Names: the picture.
     """
     if subjects is None:
         raise ValueError("coco: it holds backgrounds alone; say where the subjects are with --subjects.")
@@ -173,8 +184,10 @@ def _coco_holes(root: Path) -> Iterator[tuple[Path, Box | Path]]:
 
 
 def cocoee(root: Path, subjects: Path | None = None) -> Iterator[Case]:
-    """COCOEE, Paint-by-Example's test bench: `GT_3500/ID_GT.png`, `Mask_bbox_3500/ID_mask.png` (white = hole)
-    and `Ref_3500/ID_ref.png` (Yang et al. 2023). Names: the ID.
+    """Yield the cases of COCOEE, Paint-by-Example's test bench (Yang et al. 2023).
+
+    Layout: `GT_3500/ID_GT.png`, `Mask_bbox_3500/ID_mask.png` (white = hole) and `Ref_3500/ID_ref.png`. Names:
+    the ID.
     """
     for background in pictures(root / "GT_3500"):
         key = background.stem.removesuffix("_GT")
@@ -184,9 +197,15 @@ def cocoee(root: Path, subjects: Path | None = None) -> Iterator[Case]:
 
 
 def batch_results(root: Path, subjects: Path | None = None) -> Iterator[Case]:
-    """What `python -m inlay run --each ...` left: every `result.json` says what its picture was made from."""
+    """Yield the results of `python -m inlay run --each ...`.
+
+    Layout: a folder for each result, whose `result.json` has the inputs that its picture was made from.
+    Names: the folder.
+    """
     for file in sorted(root.glob("**/result.json")):
         facts = read_json(file)
+        if not isinstance(facts, dict) or not facts.keys() >= {"graph", "settings"}:
+            raise ValueError(f"{file} is no result of inlay run; remove its folder.")
         nodes = [node["inputs"] for node in facts["graph"].values()]
         boxes = [node["inputs"] for node in facts["graph"].values() if node["class_type"] == "InlayBoxMask"]
         values = [setting.partition("=")[2] for setting in facts["settings"]]
@@ -206,12 +225,12 @@ def batch_results(root: Path, subjects: Path | None = None) -> Iterator[Case]:
 
 
 def _typed(nodes: Iterable[dict], name: str) -> Iterator[str]:
-    """What was typed into an input of that name, in any node; a wired input holds a list."""
+    """Return what was typed into an input of that name, in any node; a wired input holds a list."""
     return (node[name] for node in nodes if isinstance(node.get(name), str) and node[name])
 
 
 def _typed_box(node: dict) -> Box | None:
-    """The box of a Box Mask, unless a side of it comes by wire."""
+    """Return the box of a Box Mask, unless a side of it comes by wire."""
     x, y, width, height = (node[name] for name in ("x", "y", "width", "height"))
     typed = all(isinstance(side, int) for side in (x, y, width, height))
     return Box(y, x, y + height, x + width) if typed else None
@@ -231,14 +250,9 @@ def _folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-READERS: dict[str, Callable[[Path, Path | None], Iterator[Case]]] = {
-    "batch": batch_results,
-    "murecom": murecom,
-    "dreambooth": dreambooth,
-    "dreameditbench": dreameditbench,
-    "coco": coco,
-    "cocoee": cocoee,
-}
+READERS: dict[str, Callable[[Path, Path | None], Iterator[Case]]] = dict(
+    zip(BENCHMARKS, (batch_results, murecom, dreambooth, dreameditbench, coco, cocoee), strict=True)
+)
 
 
 def read_cases(benchmark: str, root: Path, subjects: Path | None = None) -> list[Case]:
@@ -246,8 +260,13 @@ def read_cases(benchmark: str, root: Path, subjects: Path | None = None) -> list
     for folder in filter(None, (root, subjects)):
         if not folder.is_dir():
             raise ValueError(f"There is no folder {folder}.")
-    cases = list(READERS[benchmark](root, subjects))
+    try:
+        cases = list(READERS[benchmark](root, subjects))
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{root}: a file of {benchmark} lacks a part ({error}); download or make it again."
+        ) from error
     if not cases:
-        layout = (READERS[benchmark].__doc__ or "").split("Names:")[0].strip()
+        layout = (READERS[benchmark].__doc__ or "").partition("Layout: ")[2].split("Names:")[0].strip()
         raise ValueError(f"{root} holds no case of {benchmark}, whose layout is: {' '.join(layout.split())}")
     return cases

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..common.picture_suffixes import SUFFIXES
+from ..common.files import SUFFIXES
 from ..imaging.boxes import Box
 from ..imaging.masks import fill_box
+from ..imaging.object_picture import subject_crops
 from ..imaging.picture_files import read_mask, read_picture
 from ..imaging.references import read_reference
-from .crops import subject_crops
 from .encoders import ImageEncoder, TextImageEncoder
 from .metrics import background_lpips, background_ssim, text_similarity
 from .readers import Case, References, pictures
@@ -102,7 +102,7 @@ def hole_of(case: Case, size: Sequence[int]) -> Tensor | None:
 
 
 def foreground_of(result: Path, size: Sequence[int]) -> Tensor | None:
-    """The subject's mask (1, H, W) in `<result>_mask.png` beside a result, or None without that file.
+    """Return the subject's mask (1, H, W) in `<result>_mask.png` beside a result, or None without that file.
 
     Raises ValueError when it is empty.
     """
@@ -126,7 +126,7 @@ def find_results(folder: Path, case: Case, stem: str | None = None) -> list[Path
 
 
 def mean_of(scores: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each measure over pictures of one case."""
+    """Return the mean of each measure over pictures of one case."""
     return {name: sum(each[name] for each in scores) / len(scores) for name in scores[0]}
 
 

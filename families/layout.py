@@ -103,7 +103,7 @@ def token_layout(
     references: Sequence[GridSize] = (),
     multiple: int = 0,
 ) -> list[Span]:
-    """The spans of the sequence.
+    """Return the spans of the sequence.
 
     Args:
         order: of the network's class.
@@ -130,5 +130,5 @@ def token_layout(
 
 
 def length_of(spans: Sequence[Span]) -> int:
-    """The number of tokens of a sequence."""
+    """Return the number of tokens of a sequence."""
     return sum(span.count for span in spans)

@@ -115,7 +115,10 @@ class Family:
         return self.prediction == VELOCITY
 
     def settings_for(self, file_name: str) -> Settings:
-        """The sampler's settings for a model file: those of the first variant whose word is in its name."""
+        """Return the sampler's settings for a model file.
+
+        Those of the first variant whose word is in its name.
+        """
         name = file_name.lower()
         return next((settings for word, settings in self.variants if word in name), self.settings)
 
@@ -284,7 +287,7 @@ FAMILIES = (
 
 
 def find_family(config: str, facts: Mapping[str, object]) -> Family | None:
-    """The row of a host configuration (class name and `unet_config`), or None.
+    """Return the row of a host configuration (class name and `unet_config`), or None.
 
     The first row fits whose class name and facts agree; a missing fact counts as false.
     """
@@ -295,6 +298,16 @@ def find_family(config: str, facts: Mapping[str, object]) -> Family | None:
     return None
 
 
+def name_of_stored(family: str) -> str:
+    """Return our own name of a family in a file. Version 0.1 stored the host's class name, such as "SD15"."""
+    return next((row.name for row in FAMILIES if family in row.configs), family)
+
+
+def label_of(family: str) -> str:
+    """Return the name that users know of one of our own names; other names stay as they are."""
+    return next((row.label for row in FAMILIES if row.name == family), family)
+
+
 def named(name: str) -> Family:
-    """The row of one of our own names."""
+    """Return the row of one of our own names."""
     return next(row for row in FAMILIES if row.name == name)

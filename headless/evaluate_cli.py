@@ -13,7 +13,9 @@ import json
 import sys
 from pathlib import Path
 
-from ..evaluation.readers import READERS, read_cases
+from ..common.files import atomic_write, check_writable
+from ..evaluation import BENCHMARKS
+from ..evaluation.readers import read_cases
 
 LPIPS = ("alex", "vgg", "squeeze")
 
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--benchmark",
-        choices=list(READERS),
+        choices=BENCHMARKS,
         default="batch",
         help="default: batch, the output of inlay run --each",
     )
@@ -149,21 +151,28 @@ def frechet(folder: Path, cases, options: argparse.Namespace, measures) -> tuple
 
 def write_tables(table, scores: dict, out: Path) -> None:
     """Write NAME.md and NAME.json; the JSON file also has the measures of every case."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     document = json.loads(table.to_json()) | {"cases": scores}
     # with_suffix would remove the end of a name such as scores-0.7
-    out.with_name(f"{out.name}.md").write_text(table.markdown(), encoding="utf-8")
-    out.with_name(f"{out.name}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    texts = {"md": table.markdown(), "json": json.dumps(document, indent=1)}
+    for suffix, text in texts.items():
+        file = out.with_name(f"{out.name}.{suffix}")
+        atomic_write(file, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
 
 
 def main(options: argparse.Namespace) -> int:
     """Run `python -m inlay evaluate`; return the exit code: 0, or 2 for wrong arguments or missing files."""
     try:
+        if options.out:
+            check_writable(options.out.parent)  # before anything is measured
         table, scores = evaluate(options)
         print(table.markdown())
         if options.out:
             write_tables(table, scores, options.out)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{where}it cannot be read or written ({error.strerror or error}).", file=sys.stderr)
+        return 2
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:

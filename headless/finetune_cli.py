@@ -20,14 +20,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from ..training import Diverged
 from ..training.adapters.run_checkpoints import InterruptFlag
-from ..training.finetune.toml_config import read_toml
-from ..training.finetune.trainer import ProcessGroup, any_rank_stopping, close_group, on_cpu, open_group
 from .errors import DONE, FAILED, NO_HOST, STOPPED, WRONG, HostError
 from .server import open_host
+
+if TYPE_CHECKING:
+    from ..training.finetune.trainer import ProcessGroup
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run `python -m inlay finetune`; return the exit code."""
+    from ..training.finetune.toml_config import read_toml  # these import torch, which --help does not need
+    from ..training.finetune.trainer import close_group, on_cpu, open_group
+
     signal.signal(signal.SIGTERM, stop_handler)
     try:
         config = read_toml(options.config)
@@ -52,7 +58,6 @@ def main(options: argparse.Namespace) -> int:
         open_host(options.comfyui, cpu=on_cpu())
         # imports the host, which is possible from here on
         from ..training.finetune.finetune_subject import finetune_from_config
-        from ..training.objective import Diverged
     except ValueError as error:
         return end(WRONG, str(error))
     except HostError as error:
@@ -85,12 +90,14 @@ def stop_handler(*_) -> None:
 
 @contextmanager
 def interrupt_between_steps(
-    show: Callable[[int, float], None], group: ProcessGroup
+    show: Callable[[int, float], None], group: "ProcessGroup"
 ) -> Iterator[Callable[[int, float], None]]:
     """Yield an `on_step` that shows a step and raises KeyboardInterrupt if a process was stopped during it.
 
     Before the end of the first step there is nothing to save, so a signal ends the process at once.
     """
+    from ..training.finetune.trainer import any_rank_stopping  # imports torch
+
     interrupt, entered = InterruptFlag(), False
 
     with ExitStack() as stack:

@@ -11,8 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..common.picture_suffixes import SUFFIXES
-from ..common.text_files import read_json
+from ..common.files import SUFFIXES, read_json
 from .client import Client, Graph
 from .errors import HostError
 from .node_definitions import Definition, is_combo
@@ -54,7 +53,7 @@ class GraphJob:
         return str(uuid.uuid5(uuid.NAMESPACE_OID, self.key))
 
     def set(self, setting: Setting, definitions: dict[str, Definition]) -> "GraphJob":
-        """This job with one more setting; a picture or folder of ours goes to the host with it.
+        """Return this job with one more setting; a picture or folder of ours goes to the host with it.
 
         Raises:
             HostError: when the graph has no such node or input, or the value is of another type.
@@ -79,7 +78,7 @@ def is_picture(path: Path) -> bool:
 
 
 def find_upload(setting: Setting, kind: Any, options: dict) -> Upload | None:
-    """The picture or folder of pictures on this machine that a setting names, for an input that takes one."""
+    """Return the picture or folder on this machine that a setting names, for an input that takes one."""
     path = Path(setting.value).expanduser()
     if options.get("image_upload") and path.is_file():
         name = f"{files_digest([path])[:12]}_{upload_name(path)}"
@@ -95,12 +94,15 @@ def find_upload(setting: Setting, kind: Any, options: dict) -> Upload | None:
 
 
 def upload_name(path: Path) -> str:
-    """The file's name without characters that an upload's header or some systems do not take."""
+    """Return the file's name without characters that an upload's header or some systems do not take."""
     return re.sub(r'["\\\\/:*?<>|\x00-\x1f]', "_", path.name)
 
 
 def input_name(upload: Upload) -> str:
-    """What the host's nodes call it: a picture by its path in the input folder, a folder by its own."""
+    """Return what the host's nodes call it.
+
+    A picture by its path in the input folder, a folder by its own.
+    """
     single = upload.subfolder == INPUT_FOLDER
     return f"{INPUT_FOLDER}/{upload.files[0][1]}" if single else upload.subfolder
 
@@ -122,7 +124,9 @@ class Choice:
 
 
 def expand_axis(setting: Setting, kind: Any, options: dict) -> list[Choice]:
-    """The choices of `--each NODE.input=...`: the pictures of a folder, the folders in a folder, or a list.
+    """Return the choices of `--each NODE.input=...`.
+
+    The pictures of a folder, the folders in a folder, or a list.
 
     `NAME.json` beside a picture or folder NAME may hold further settings, as {"NODE.input": value}.
 

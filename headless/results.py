@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..common.atomic_io import atomic_write, atomic_write_folder
+from ..common.files import atomic_write, atomic_write_folder
 from .client import Graph, PromptResult, title_of
 from .jobs import GraphJob, slug
 
@@ -60,7 +60,7 @@ def save_result(job: GraphJob, result: PromptResult, seconds: float, out: Path) 
 
 
 def relative_setting(setting: str, folder: Path) -> str:
-    """A setting whose value is a path of this machine, with the path as seen from the result's folder."""
+    """Return a setting whose value is a path of this machine, relative to the result's folder."""
     name, equals, value = setting.partition("=")
     if not value or not Path(value).is_absolute() or not Path(value).exists():
         return setting

@@ -22,6 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ..common.files import check_writable
 from .batch import Batch, Outcome
 from .client import Client, Graph, HostGone, Interrupted, NodeFailed
 from .errors import DONE, FAILED, NO_HOST, STOPPED, WRONG, HostError, nearest
@@ -183,6 +184,7 @@ def run_command(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         definitions = first_definitions(hosts)
         graph = as_graph(document, definitions)
         jobs = plan(graph, sets, each, definitions)
+        check_out(options.out)
         if options.benchmark:
             jobs = benchmark_jobs(options, graph, sets, definitions)
         elif not each:
@@ -190,6 +192,20 @@ def run_command(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         report = run_batch(jobs, hosts, options.out)
         code = {"finished": DONE, "failed": FAILED, "incomplete": NO_HOST}[report["status"]]
         return code, report
+
+
+def check_out(folder: Path) -> None:
+    """Check before the first job that results can be written.
+
+    Raises:
+        HostError: for a folder that cannot be written.
+    """
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise HostError(
+            f"--out: {folder} cannot be written ({error.strerror or error}); give another folder."
+        ) from error
 
 
 def print_result(report: dict[str, Any]) -> None:

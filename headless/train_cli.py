@@ -28,7 +28,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ..training.objective import Diverged
+from ..training import Diverged
 from .errors import DONE, FAILED, STOPPED, WRONG
 
 # Options that a resumed run must repeat; --steps may grow, and the others only change the speed.

@@ -28,9 +28,15 @@ def to_graph(document: dict[str, Any], definitions: dict[str, Definition]) -> Gr
     """Return the graph in API form.
 
     Raises:
-        HostError: if there is a node type that the host does not have.
+        HostError: if there is a node type that the host does not have, or if the file is damaged.
     """
-    return Converter(document, definitions).graph()
+    try:
+        return Converter(document, definitions).graph()
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
+        raise HostError(
+            "The workflow is damaged: a node or a link in it lacks a part; open it in ComfyUI and save it"
+            " again."
+        ) from error
 
 
 class Converter:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..common.text_files import parse_json, read_text
+from ..common.files import parse_json, read_text
 from .client import Graph, title_of
 from .errors import HostError, nearest
 from .node_definitions import Definition, combo_choices, inputs_of, is_combo, is_widget
@@ -26,7 +26,7 @@ class Setting:
 
     @classmethod
     def parse(cls, text: str) -> "Setting":
-        """Raises HostError for a text of another form."""
+        """Raise HostError for a text of another form."""
         where, equals, value = text.partition("=")
         node, dot, name = where.rpartition(".")
         if not (equals and dot and node and name):
@@ -38,7 +38,9 @@ class Setting:
 
 
 def read_workflow(path: Path) -> dict[str, Any]:
-    """What the file holds, in UI or API form: JSON, or a picture that ComfyUI saved with its graph inside.
+    """Return what the file holds, in UI or API form.
+
+    JSON, or a picture that ComfyUI saved with its graph inside.
 
     Raises:
         HostError: when there is no such file, or no workflow in it.
@@ -71,25 +73,29 @@ def _text(path: Path) -> str:
 
 
 def _is_node(entry: Any) -> bool:
-    return isinstance(entry, dict) and "class_type" in entry and "inputs" in entry
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("class_type"), str)
+        and isinstance(entry.get("inputs"), dict)
+    )
 
 
 def as_graph(document: dict[str, Any], definitions: dict[str, Definition]) -> Graph:
-    """The graph in API form, of node types that the host has.
+    """Return the graph in API form, of node types that the host has.
 
     Raises:
         HostError: that names the node types most like an unknown one.
     """
     graph = to_graph(document, definitions) if is_ui_form(document) else document
     for key, entry in graph.items():
-        kind = entry["class_type"]
+        kind = str(entry["class_type"])
         if kind not in definitions:
             raise HostError(f"The host has no node {kind} (node {key}): {nearest(kind, definitions)}")
     return graph
 
 
 def find_node(graph: Graph, name: str) -> str:
-    """The id of the node that the user calls `name`.
+    """Return the id of the node that the user calls `name`.
 
     Raises:
         HostError: when none or several are called so.
@@ -106,7 +112,10 @@ def find_node(graph: Graph, name: str) -> str:
 
 
 def resolve_setting(graph: Graph, setting: Setting, definitions: dict[str, Definition]) -> Setting:
-    """The setting with node and input told apart, where an input's own name has a dot: A.b.c is b.c of A."""
+    """Return the setting with node and input told apart, where an input's own name has a dot.
+
+    A.b.c is b.c of A.
+    """
     parts = f"{setting.node}.{setting.input}".split(".")
     named = {title_of(key, graph) for key in graph} | {entry["class_type"] for entry in graph.values()}
     for place in range(len(parts) - 1, 0, -1):
@@ -136,7 +145,7 @@ def find_input(graph: Graph, setting: Setting, definitions: dict[str, Definition
 
 
 def read_value(setting: Setting, kind: Any, options: dict) -> Any:
-    """The setting's text as a value of the input's type.
+    """Return the setting's text as a value of the input's type.
 
     Raises:
         HostError: when it cannot be one.
@@ -154,6 +163,6 @@ def read_value(setting: Setting, kind: Any, options: dict) -> Any:
 
 
 def with_value(graph: Graph, key: str, name: str, value: Any) -> Graph:
-    """A copy of `graph` with one input of one node set; a wire that fed it is gone."""
+    """Return a copy of `graph` with one input of one node set; a wire that fed it is gone."""
     entry = graph[key]
     return graph | {key: entry | {"inputs": entry["inputs"] | {name: value}}}

@@ -1,8 +1,10 @@
-"""Seams for image encoders and small networks: CLIP_VISION, devices, casting layers."""
+"""Seams for encoders and small networks: text encoders that read pictures, CLIP_VISION, devices, layers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.clip_vision
+import comfy.conds
 import comfy.model_management
 import comfy.ops
 import torch
@@ -13,12 +15,17 @@ from torch import Tensor, nn
 __all__ = [
     "ClipVisionModel",
     "casting_layers",
+    "constant",
+    "encode_prompt",
     "encoder_devices",
     "intermediate_device",
     "load_clip_vision",
     "load_on_device",
     "managed_module",
+    "negative_reads_pictures",
     "network_devices",
+    "reads_pictures",
+    "reference_method",
 ]
 
 
@@ -70,3 +77,58 @@ def load_clip_vision(state: dict[str, Tensor]) -> Any:
     if vision is not None and not has_projection and hasattr(vision.model, "visual_projection"):
         vision.model.visual_projection = nn.Identity()
     return vision
+
+
+# Tokenizer classes that take pictures beside the text. Only Qwen-Image numbers them in the prompt.
+QWEN, BOOGU = "QwenImageTokenizer", "BooguTokenizer"
+PICTURE_READERS = (QWEN, BOOGU)
+KREA = "Krea2Tokenizer"
+QWEN_TEMPLATE = (
+    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects,"
+    " background), then explain how the user's text instruction should alter or modify the image. Generate a"
+    " new image that meets the user's requirements while maintaining consistency with the original input"
+    " where appropriate.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)  # of the host's TextEncodeQwenImageEditPlus
+QWEN_PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
+
+
+def _tokenizers(clip) -> set[str]:
+    return {cls.__name__ for cls in type(clip.tokenizer).__mro__}
+
+
+def reads_pictures(clip) -> bool:
+    """Whether a CLIP's tokenizer takes pictures."""
+    return bool(_tokenizers(clip) & set(PICTURE_READERS))
+
+
+def negative_reads_pictures(clip) -> bool:
+    """Whether the negative prompt is shown them too: in Qwen-Image-Edit, not in Boogu."""
+    return QWEN in _tokenizers(clip)
+
+
+def reference_method(clip) -> str:
+    """Return the reference method that the CONDITIONING must set, "" where the model has one.
+
+    Krea 2 has none.
+    """
+    return "index_timestep_zero" if KREA in _tokenizers(clip) else ""
+
+
+def encode_prompt(clip, prompt: str, pictures: Sequence[Tensor] = ()) -> list:
+    """Return the CONDITIONING of a prompt; pictures (1, h, w, 3) are shown to encoders that read them."""
+    if not pictures or not reads_pictures(clip):
+        return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    if QWEN in _tokenizers(clip):
+        text = "".join(QWEN_PICTURE.format(number) for number in range(1, len(pictures) + 1)) + prompt
+        tokens = clip.tokenize(text, images=list(pictures), llama_template=QWEN_TEMPLATE)
+    else:
+        tokens = clip.tokenize(prompt, images=list(pictures))
+    return clip.encode_from_tokens_scheduled(tokens)
+
+
+def constant(value) -> comfy.conds.CONDConstant:
+    """Return a value that is handed to the network as it is.
+
+    Prompts with other values run in other batches.
+    """
+    return comfy.conds.CONDConstant(value)

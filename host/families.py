@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
 
 def config_name(model: ModelPatcher) -> str:
-    """The host's name for a MODEL's architecture, such as "SD15" or "Flux2"."""
+    """Return the host's name for a MODEL's architecture, such as "SD15" or "Flux2"."""
     return type(model.model.model_config).__name__
 
 
 def family_of(model: ModelPatcher) -> Family | None:
-    """The row of a MODEL's family, or None for a model without one."""
+    """Return the row of a MODEL's family, or None for a model without one."""
     return find_family(config_name(model), getattr(model.model.model_config, "unet_config", {}))
+
+
+def family_name(model: ModelPatcher) -> str:
+    """Our own name of a MODEL's family, which is stored in files; the host's for a model without a row."""
+    row = family_of(model)
+    return config_name(model) if row is None else row.name
 
 
 def is_transformer(model: ModelPatcher) -> bool:
@@ -32,7 +38,7 @@ def is_transformer(model: ModelPatcher) -> bool:
 
 
 def require_family(model: ModelPatcher) -> Family:
-    """The row of a MODEL's family.
+    """Return the row of a MODEL's family.
 
     Raises:
         ValueError: For a model without a row, with what works and what does not.
@@ -48,20 +54,23 @@ def require_family(model: ModelPatcher) -> Family:
 
 
 def file_name(model: ModelPatcher) -> str:
-    """The name of the file that a MODEL was loaded from, "" if the host keeps none."""
+    """Return the name of the file that a MODEL was loaded from, "" if the host keeps none."""
     source = getattr(model, "cached_patcher_init", None)
     paths = source[1] if source else ()
     return PurePath(paths[0]).name if paths and isinstance(paths[0], str) else ""
 
 
 def settings_of(model: ModelPatcher) -> Settings | None:
-    """The sampler settings for a MODEL, by its family and by words of its file name; None without a row."""
+    """Return the sampler settings for a MODEL, by its family and by words of its file name.
+
+    None without a row.
+    """
     row = family_of(model)
     return None if row is None else row.settings_for(file_name(model))
 
 
 def working_side(model: ModelPatcher) -> int:
-    """The side in pixels of the square pictures that a MODEL was trained on; 1024 without a row.
+    """Return the side in pixels of the square pictures that a MODEL was trained on; 1024 without a row.
 
     SD 2 models that predict v were trained on 768, the others on 512.
     """
@@ -72,7 +81,7 @@ def working_side(model: ModelPatcher) -> int:
 
 
 def token_order(network: torch.nn.Module) -> TokenOrder | None:
-    """The token order of a network, None for a UNet or an unknown class."""
+    """Return the token order of a network, None for a UNet or an unknown class."""
     return TOKEN_ORDERS.get(type(network).__name__)
 
 
@@ -85,7 +94,7 @@ def patch_of(network: torch.nn.Module, order: TokenOrder) -> int:
 def layout_of(
     network: torch.nn.Module, latent: Sequence[int], text: int, references: Sequence[Sequence[int]] = ()
 ) -> list[Span] | None:
-    """The spans of a network's attention sequence, None for a class without a known order.
+    """Return the spans of a network's attention sequence, None for a class without a known order.
 
     Args:
         network: the host's `diffusion_model`.

@@ -217,6 +217,8 @@ def latent_in(model, latent: Tensor) -> Tensor:
 
 
 class LoadedCheckpoint(NamedTuple):
+    """MODEL, CLIP and VAE of a checkpoint; None for a part that it lacks."""
+
     model: Any
     clip: Any
     vae: Any

@@ -1,20 +1,29 @@
-"""Seams for changes to a MODEL: the patcher, weight patches, object patches."""
+"""Seams for changes to a MODEL: its patcher, weight, object and picture patches, the attention function."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import comfy.ldm.modules.attention
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
+from torch import Tensor
 
 __all__ = [
+    "APPLY_MODEL",
     "CONCAT_KEYS",
     "SCALE_KNOWN_LATENT",
     "ModelPatcher",
     "WeightAdapterBase",
+    "crop_picture_patches",
     "misfitting_patches",
+    "optimized_attention",
     "with_object_patch",
 ]
+
 
 # Attributes of the host's BaseModel that an object patch replaces.
 CONCAT_KEYS = "concat_keys"  # which conditions the network reads beside the noisy latent, in their order
@@ -31,7 +40,7 @@ def with_object_patch(model: ModelPatcher, name: str, value) -> ModelPatcher:
 
 
 def misfitting_patches(patcher) -> list[str]:
-    """The weights of a MODEL or CLIP whose LoRA patches have other shapes; the host leaves those out.
+    """Return the weights of a MODEL or CLIP whose LoRA patches have other shapes; the host leaves those out.
 
     Looks at low-rank products and differences; other kinds of patches count as fitting.
     """
@@ -58,3 +67,50 @@ def _fits(patch: tuple, shape: torch.Size) -> bool:
     if isinstance(value, tuple) and len(value) == 2 and value[0] == "diff":
         return list(value[1][0].shape) == wanted
     return True
+
+
+PICTURE_PATCHES = ("ZImageControlPatch", "DiffSynthCnetPatch")  # of nodes_model_patch.py
+
+
+def crop_picture_patches(
+    options: dict,
+    model: ModelPatcher,
+    crop: Callable[[Tensor], Tensor],
+    crop_mask: Callable[[Tensor], Tensor],
+) -> None:
+    """Replace patches that hold a whole picture by patches of a part of it, in transformer_options.
+
+    Args:
+        options: transformer_options of this run alone; its lists of patches are replaced.
+        model: whose load device the new patches go to.
+        crop: IMAGE (B, H, W, C) -> the part.
+        crop_mask: a mask (..., H, W) -> the part.
+    """
+    made: dict[int, Any] = {}
+    for kind, patches in options.get("patches", {}).items():
+        if any(type(patch).__name__ in PICTURE_PATCHES for patch in patches):
+            options["patches"][kind] = [
+                _cropped(patch, model.load_device, crop, crop_mask, made) for patch in patches
+            ]
+
+
+def _cropped(patch: Any, device: torch.device, crop, crop_mask, made: dict[int, Any]) -> Any:
+    """Return a patch of the part; the same one where a patch stands in two lists."""
+    if type(patch).__name__ not in PICTURE_PATCHES:
+        return patch
+    if id(patch) not in made:
+        keywords = {} if patch.mask is None else {"mask": crop_mask(patch.mask)}
+        if getattr(patch, "inpaint_image", None) is not None:
+            keywords["inpaint_image"] = crop(patch.inpaint_image)
+        image = None if patch.image is None else crop(patch.image)
+        part = type(patch)(patch.model_patch, patch.vae, image, patch.strength, **keywords)
+        made[id(patch)] = part.to(device)
+    return made[id(patch)]
+
+
+APPLY_MODEL = WrappersMP.APPLY_MODEL  # wrappers around one call of the network
+
+
+def optimized_attention(*args, **kwargs):
+    """Call the attention backend that the host has chosen; looked up at every call, because it can change."""
+    return comfy.ldm.modules.attention.optimized_attention(*args, **kwargs)

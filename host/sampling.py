@@ -1,17 +1,44 @@
-"""Seams to the host's sampling: a whole picture, and a network in training sampled as it stands."""
+"""Seams for sampling: whole pictures, a network in training, guiders, schedules, previews and progress."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import comfy.model_management
 import comfy.sample
 import comfy.samplers
+import comfy.utils
+import latent_preview
 import torch
-from comfy.model_patcher import ModelPatcher
+from comfy.model_base import IP2P, Flux
+from comfy.model_patcher import ModelPatcher, create_model_options_clone
+from comfy.samplers import CFGGuider, Sampler
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from node_helpers import conditioning_set_values
 from torch import Tensor
 
 from ..families.table import FLUX2_SCHEDULE
-from .samplers import flux2_sigmas
+
+__all__ = [
+    "IP2P",
+    "CFGGuider",
+    "Flux",
+    "Guider_DualCFG",
+    "ResidentGuider",
+    "Sampler",
+    "condition",
+    "conditioning_set_values",
+    "create_model_options_clone",
+    "dual_cfg_guider",
+    "flux2_sigmas",
+    "intermediate_type",
+    "is_pix2pix",
+    "ksampler_sigmas",
+    "latent_previewer",
+    "progress_bar",
+    "sample_latent",
+    "sample_resident",
+    "shows_progress",
+]
 
 
 def sample_latent(
@@ -79,3 +106,54 @@ def sample_resident(
         disable_pbar=True,
         seed=seed,
     )
+
+
+def ksampler_sigmas(model: ModelPatcher, sampler: str, scheduler: str, steps: int, denoise: float) -> Tensor:
+    """Return the sigmas (steps + 1,) that the host's KSampler node runs."""
+    return comfy.samplers.KSampler(model, steps, model.load_device, sampler, scheduler, denoise).sigmas
+
+
+def flux2_sigmas(steps: int, pixels: int) -> Tensor:
+    """Return the sigmas (steps + 1,) of the host's Flux2Scheduler node for a picture of so many pixels."""
+    from comfy_extras.nodes_flux import get_schedule  # a module of nodes, which the host imports late
+
+    return torch.as_tensor(get_schedule(steps, pixels // 16**2))
+
+
+def latent_previewer(model: ModelPatcher) -> Any:
+    """Return the host's previewer of MODEL's latents, None where previews are off."""
+    return latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+
+def progress_bar(steps: int) -> Any:
+    """Return a progress bar of the node that runs."""
+    return comfy.utils.ProgressBar(steps)
+
+
+def shows_progress() -> bool:
+    """Whether the host prints progress bars in its terminal."""
+    return comfy.utils.PROGRESS_BAR_ENABLED
+
+
+def intermediate_type() -> tuple[torch.device, torch.dtype]:
+    """Return the device and the type of latents between nodes."""
+    return comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
+
+
+def is_pix2pix(model: ModelPatcher) -> bool:
+    """Whether MODEL is an InstructPix2Pix model: it reads a source picture's latent and no mask."""
+    return isinstance(model.model, IP2P)
+
+
+def dual_cfg_guider(
+    model: ModelPatcher, first: list, second: list, negative: list, first_scale: float, second_scale: float
+) -> Guider_DualCFG:
+    """Return the host's Dual CFG guider of three CONDITIONINGs.
+
+    Its prediction, on denoised latents, is
+    negative + second_scale (second - negative) + first_scale (first - second).
+    """
+    guider = Guider_DualCFG(model)
+    guider.set_conds(first, second, negative)
+    guider.set_cfg(first_scale, second_scale)
+    return guider

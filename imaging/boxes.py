@@ -33,7 +33,7 @@ class Box:
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
     def clamp(self, height: int, width: int) -> "Box":
-        """The part of the box inside a picture of that size; area 0 where they do not meet."""
+        """Return the part of the box inside a picture of that size; area 0 where they do not meet."""
         top, left = min(max(self.top, 0), height), min(max(self.left, 0), width)
         bottom, right = min(max(self.bottom, top), height), min(max(self.right, left), width)
         return Box(top, left, bottom, right)
@@ -42,7 +42,7 @@ class Box:
         return Box(self.top - margin, self.left - margin, self.bottom + margin, self.right + margin)
 
     def square(self, side: int, height: int, width: int) -> "Box":
-        """The square about the box's centre, moved into a picture of that size and cut where it is longer.
+        """Return the square about the box's centre, moved into a picture of that size and cut to it.
 
         It holds the box, which lies in the picture, when `side` is no shorter than the box.
         """
@@ -56,12 +56,12 @@ class Box:
         return Box(self.top + down, self.left + right, self.bottom + down, self.right + right)
 
     def scale(self, factor: float) -> "Box":
-        """The box on a grid `factor` times as fine, every edge rounded on its own."""
+        """Return the box on a grid `factor` times as fine, every edge rounded on its own."""
         return Box(*(round(edge * factor) for edge in (self.top, self.left, self.bottom, self.right)))
 
 
 def bounding_box(mask: torch.Tensor) -> Box:
-    """The smallest box that holds every masked pixel of `mask` (H, W), thresholded above 0.5.
+    """Return the smallest box that holds every masked pixel of `mask` (H, W), thresholded above 0.5.
 
     Raises ValueError when nothing is masked.
     """
@@ -82,7 +82,7 @@ def find_box(mask: torch.Tensor) -> Box | None:
 
 
 def enclosing_box(boxes: Sequence[Box]) -> Box:
-    """The smallest box that holds them all."""
+    """Return the smallest box that holds them all."""
     return Box(
         min(box.top for box in boxes),
         min(box.left for box in boxes),
@@ -92,7 +92,7 @@ def enclosing_box(boxes: Sequence[Box]) -> Box:
 
 
 def outline(image: torch.Tensor, box: Box, thickness: int) -> torch.Tensor:
-    """A copy of `image` (B, H, W, C) in [0, 1] with a red frame drawn just inside `box`."""
+    """Return a copy of `image` (B, H, W, C) in [0, 1] with a red frame drawn just inside `box`."""
     box = box.clamp(*image.shape[1:3])
     rows, columns = box.slices
     hollow = Box(box.top + thickness, box.left + thickness, box.bottom - thickness, box.right - thickness)

@@ -14,6 +14,7 @@ LAB, FIELD = "mean and deviation", "smooth field"
 METHODS = (LAB, FIELD)
 
 ROUNDS = 6  # of reweighting
+FITTED_AT_ONCE = 2**13  # pixels of one product in the fit of a field
 MIN_PIXELS = 60  # known pixels that a correction is measured on
 RATIO = (0.5, 2.0)  # of the deviations, and the slopes of the field: what is plausible
 D65_WHITE = (0.95047, 1.0, 1.08883)  # D65
@@ -189,22 +190,31 @@ def _fit_field(
     agrees = torch.ones_like(weight)
     prior = torch.full((13,), 1e-4, dtype=pixels.dtype, device=pixels.device)
     prior[0] = prior[6] = 1e-6
+    parts = [slice(i, i + FITTED_AT_ONCE) for i in range(0, len(pixels), FITTED_AT_ONCE)]
     for _ in range(ROUNDS):
         share = (weight * agrees / (weight * agrees).sum())[:, None]
-        residuals = []
+        squares = torch.zeros_like(weight)
         for channel in range(3):
-            value = pixels[:, channel, None]
-            basis = torch.cat([light * value, light, value**2], 1)
-            normal = basis.T @ (share * basis) + torch.diag(prior)
-            moment = basis.T @ (share * targets[:, channel, None])
-            moment[0] += prior[0]
-            parameters[:, channel] = torch.linalg.solve(normal, moment)[:, 0]
-            residuals.append(basis @ parameters[:, channel] - targets[:, channel])
-        agrees = _cauchy(torch.stack(residuals, -1).norm(dim=-1))
+            normal, moment = torch.diag(prior), prior * 0
+            moment[0] = prior[0]
+            for part in parts:
+                basis = _field_basis(light[part], pixels[part, channel])
+                normal += basis.T @ (share[part] * basis)
+                moment += basis.T @ (share[part, 0] * targets[part, channel])
+            parameters[:, channel] = torch.linalg.solve(normal, moment)
+            for part in parts:
+                fitted = _field_basis(light[part], pixels[part, channel]) @ parameters[:, channel]
+                squares[part] += (fitted - targets[part, channel]) ** 2
+        agrees = _cauchy(squares.sqrt())
     edges = torch.tensor([0.01, 0.99], dtype=pixels.dtype, device=pixels.device)
     step = max(1, len(pixels) // 50_000)
     lowest, highest = torch.quantile(pixels[::step], edges, dim=0)
     return FieldCorrection(parameters[:6], parameters[6:12], parameters[12], lowest, highest)
+
+
+def _field_basis(light: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """(N, 13): gain and offset at every position, and the curve."""
+    return torch.cat([light * value[:, None], light, value[:, None] ** 2], 1)
 
 
 def _cauchy(residual: torch.Tensor) -> torch.Tensor:

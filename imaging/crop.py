@@ -87,7 +87,7 @@ class Margins:
     right: int = 0
 
     def canvas(self, height: int, width: int) -> Box:
-        """The enlarged picture in the picture's own coordinates."""
+        """Return the enlarged picture in the picture's own coordinates."""
         return Box(-self.top, -self.left, height + self.bottom, width + self.right)
 
     def __bool__(self) -> bool:
@@ -102,7 +102,7 @@ class MaskPart:
     pixels: torch.Tensor
 
     def within(self, box: Box) -> torch.Tensor:
-        """The mask (h, w) of booleans inside another box."""
+        """Return the mask (h, w) of booleans inside another box."""
         result = self.pixels.new_zeros(box.height, box.width)
         shared = Box(
             max(box.top, self.box.top),
@@ -150,7 +150,7 @@ class PaintingCrop:
         return self.margins.canvas(*self.image.shape[1:3])
 
     def picture(self, index: int) -> torch.Tensor:
-        """(1, H, W, C)"""
+        """Return one picture (1, H, W, C)."""
         return self.image[index : index + 1] if len(self.image) > 1 else self.image[:1]
 
 
@@ -213,7 +213,7 @@ def plan_crops(
 
 
 def crop_pictures(crop: PaintingCrop, grey_beyond: bool = False) -> torch.Tensor:
-    """The crops (N, height, width, C) in [0, 1].
+    """Return the crops (N, height, width, C) in [0, 1].
 
     Beyond the border the picture's last pixels are repeated; with `grey_beyond` what is to be painted there
     is grey.
@@ -231,7 +231,10 @@ def crop_pictures(crop: PaintingCrop, grey_beyond: bool = False) -> torch.Tensor
 
 
 def crop_masks(crop: PaintingCrop, blur: float = 0.0) -> torch.Tensor:
-    """The masks (N, height, width): zeros and ones, or blurred outward over `blur` pixels of the crop."""
+    """Return the masks (N, height, width).
+
+    Zeros and ones, or blurred outward over `blur` pixels of the crop.
+    """
     masks = []
     for place in crop.places:
         if place.mask is None:
@@ -249,7 +252,7 @@ def crop_masks(crop: PaintingCrop, blur: float = 0.0) -> torch.Tensor:
 
 
 def clean_mask(mask: torch.Tensor, options: MaskOptions) -> MaskPart | None:
-    """A mask (H, W) after the options, in this order: threshold, invert, holes, specks, grow.
+    """Return a mask (H, W) after the options, in this order: threshold, invert, holes, specks, grow.
 
     Returns None if nothing is left. Only the box around the mask is worked on.
     """
@@ -295,7 +298,7 @@ def _filled(pixels: torch.Tensor, holes: bool, specks: int) -> torch.Tensor:
 
 
 def _patches(part: MaskPart) -> list[MaskPart]:
-    """Connected patches, the largest first.
+    """Return connected patches, the largest first.
 
     Raises ValueError if there are more than `MOST_CROPS`.
     """
@@ -316,7 +319,7 @@ def _patches(part: MaskPart) -> list[MaskPart]:
 
 
 def _with_margins(part: MaskPart | None, margins: Margins, height: int, width: int) -> MaskPart:
-    """The mask and everything beyond the border."""
+    """Return the mask and everything beyond the border."""
     canvas = margins.canvas(height, width)
     pixels = part.within(canvas) if part else torch.zeros(canvas.height, canvas.width, dtype=torch.bool)
     inner = Box(0, 0, height, width).shift(margins.top, margins.left)
@@ -327,7 +330,7 @@ def _with_margins(part: MaskPart | None, margins: Margins, height: int, width: i
 
 
 def _blurred(mask: torch.Tensor, width: float) -> torch.Tensor:
-    """The mask (B, H, W) grown by half of `width` and blurred, so that it falls from 1 at its edge to 0."""
+    """Return the mask (B, H, W) grown by half of `width` and blurred: it falls from 1 at its edge to 0."""
     sigma, grown = width / 4, (distance_to(mask, math.ceil(width / 2)) <= width / 2).to(mask)
     reach = max(1, math.ceil(3 * sigma))
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).to(mask) / sigma) ** 2)
@@ -340,7 +343,7 @@ def _blurred(mask: torch.Tensor, width: float) -> torch.Tensor:
 
 
 def _context(part: MaskPart, context: Box | None, options: SizeOptions) -> Box:
-    """The part of the picture that a crop has to hold."""
+    """Return the part of the picture that a crop has to hold."""
     box, factor = part.box, max(options.context, 1.0)
     down, right = (round((factor - 1) * length / 2) for length in (box.height, box.width))
     wide = Box(box.top - down, box.left - right, box.bottom + down, box.right + right)
@@ -376,7 +379,7 @@ def _target_size(boxes: Sequence[Box], canvas: Box, options: SizeOptions) -> tup
 
 
 def _fitted(box: Box, canvas: Box, size: tuple[int, int], options: SizeOptions) -> Box:
-    """The box grown to the shape of the crop, moved inside the canvas as far as it fits."""
+    """Return the box grown to the shape of the crop, moved inside the canvas as far as it fits."""
     box = _cut(box, canvas)
     scale = min(size[0] / box.height, size[1] / box.width, options.most)
     if options.size == ORIGINAL_SIZE:
@@ -399,7 +402,7 @@ def _cut(box: Box, canvas: Box) -> Box:
 
 
 def _moved(start: int, length: int, first: int, end: int) -> int:
-    """The start of an interval, moved into [first, end); about its middle if it is longer."""
+    """Return the start of an interval, moved into [first, end); about its middle if it is longer."""
     if length > end - first:
         return (first + end - length) // 2
     return min(max(start, first), end - length)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def as_masks(mask: Tensor | None, name: str = "mask") -> Tensor:
-    """A mask of any rank as (B, H, W), floating; a (B, H, W) tensor as it is.
+    """Return a mask of any rank as (B, H, W), floating; a (B, H, W) tensor as it is.
 
     Reads (H, W), (B, 1, H, W), (B, H, W, 1), batches of batches (..., H, W), booleans, bytes up to 255.
     Raises ValueError, naming the input, when there is none or it is no mask.
@@ -24,11 +24,13 @@ def as_masks(mask: Tensor | None, name: str = "mask") -> Tensor:
         mask = mask.reshape(-1, *mask.shape[-2:])
     if mask.dtype == torch.uint8 and mask.max() > 1:
         return mask.float() / 255
+    if mask.dtype == torch.bfloat16:
+        return mask.float()  # numpy does not take it
     return mask if mask.is_floating_point() else mask.float()
 
 
 def as_image(image: Tensor | None, name: str = "image") -> Tensor:
-    """A picture as (B, H, W, 3 or 4), floating; one that is so already as it is.
+    """Return a picture as (B, H, W, 3 or 4), floating; one that is so already as it is.
 
     Reads (H, W, C), one channel (grey) and two (grey and alpha). Raises ValueError, naming the input, when
     there is none or it is no picture.
@@ -53,7 +55,7 @@ def as_image(image: Tensor | None, name: str = "image") -> Tensor:
 
 
 def check_finite(image: Tensor, name: str = "image") -> None:
-    """Raises ValueError when a picture (B, H, W, C) holds NaN or infinite values."""
+    """Raise ValueError when a picture (B, H, W, C) holds NaN or infinite values."""
     if not image.sum(dtype=torch.float32).isfinite():  # one pass, and no copy
         raise ValueError(f"{name}: it holds NaN or infinite values; load the picture again.")
 

@@ -1,8 +1,8 @@
-"""The hole on the latent grid: one rule for training, the mask channel, the noise mask and attention.
+"""The hole on the latent grid, and the pictures behind the condition of a 9-channel inpainting UNet.
 
-A latent pixel lies in the hole where the first picture pixel under it does (nearest neighbour, as inpainting
-models are trained and as DreamCom masks attention). A hole that would vanish keeps every latent pixel that it
-touches.
+One rule for training, the mask channel, the noise mask and attention: a latent pixel lies in the hole where
+the first picture pixel under it does (nearest neighbour, as inpainting models are trained and as DreamCom
+masks attention). A hole that would vanish keeps every latent pixel that it touches.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .composite import distance_to
-from .masks import binarize
-from .padding import pad_to_multiple
-from .views import View
+from .masks import binarize, match_batch
+from .views import View, pad_to_multiple
 
 CELL = 8  # pixels of the picture to a latent pixel, in every VAE of the UNet families
 
@@ -37,12 +36,12 @@ def snap_hole(hole: Tensor, grid: Sequence[int], cell: int = CELL) -> Tensor:
 
 
 def to_pixels(snapped: Tensor, height: int, width: int) -> Tensor:
-    """A snapped hole (B, h, w) at the picture's size, from which every resizing gives the same hole again."""
+    """Return a snapped hole (B, h, w) at the picture's size; any resizing of it gives the same hole."""
     return F.interpolate(snapped[:, None], (height, width), mode="nearest")[:, 0]
 
 
 def view_hole(mask: Tensor, view: View) -> Tensor:
-    """The hole (B, height, width) that is painted on a view, of the picture's mask (B, H, W)."""
+    """Return the hole (B, height, width) that is painted on a view, of the picture's mask (B, H, W)."""
     shown = view.mask(mask)
     return grow_mask(shown, view.grow) if view.grow else shown
 
@@ -63,3 +62,37 @@ def snap_labels(labels: Tensor, grid: Sequence[int], view: View | None = None) -
         hole = mask if view is None else view_hole(mask, view)
         snapped[snap_hole(hole, grid) > 0] = region
     return snapped
+
+
+UNET_CHANNELS = 4  # of the latents of SD 1.5, SD 2 and SDXL
+
+
+def snapped_hole(mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    """Return the hole (B, H, W) as the latent's grid knows it, at the picture's size.
+
+    mask (B, H, W), padded as the picture of the latent (B, C, h, w), or (B, C, 1, h, w), was.
+    """
+    height, width = mask.shape[1:]
+    grid = latent.shape[-2], latent.shape[-1]
+    return to_pixels(snap_hole(mask, grid, height // grid[0]), height, width)
+
+
+def grey_hole(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """x * (1 - m) with x = 2 image - 1: the hole is 0 in [-1, 1], middle grey in [0, 1].
+
+    image (B, H, W, 3) in [0, 1], mask (B, H, W) of zeros and ones.
+    """
+    return (image - 0.5) * (1 - mask[..., None]) + 0.5
+
+
+def inpaint_pictures(
+    image: torch.Tensor, mask: torch.Tensor, grid: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what the autoencoder and the UNet get to see, on the autoencoder's grid.
+
+    image (B, H, W, C >= 3) in [0, 1], mask (B, H, W); a batch of one stands for all of the other.
+    Returns, padded to multiples of `grid`: image and masked image (B, H', W', 3), mask (B, H', W').
+    """
+    image, mask = match_batch(image=image[..., :3], mask=mask)
+    image, mask = pad_to_multiple(image, grid), pad_to_multiple(binarize(mask).to(image), grid)
+    return image, grey_hole(image, mask), mask

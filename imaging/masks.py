@@ -12,7 +12,7 @@ def binarize(mask: torch.Tensor) -> torch.Tensor:
 
 
 def fill_box(box: Box, height: int, width: int) -> torch.Tensor:
-    """A mask (1, H, W) that is 1 inside the box; the box may reach over the border."""
+    """Return a mask (1, H, W) that is 1 inside the box; the box may reach over the border."""
     mask = torch.zeros(1, height, width)
     rows, columns = box.clamp(height, width).slices
     mask[:, rows, columns] = 1.0
@@ -35,8 +35,22 @@ def resize_mask(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return F.adaptive_max_pool2d(binarize(mask)[:, None], (height, width))[:, 0]
 
 
+def touching(pixels: torch.Tensor, axis: int, count: int) -> torch.Tensor:
+    """Booleans (H, W) with `count` pixels along an axis: true where one touches a true one, as above.
+
+    It needs no numbers of 32 bits, so a large mask takes little memory.
+    """
+    length = pixels.shape[axis]
+    number = torch.arange(count, device=pixels.device)
+    first, end = number * length // count, ((number + 1) * length + count - 1) // count
+    result = pixels.index_select(axis, first)
+    for step in range(1, int((end - first).max())):
+        result |= pixels.index_select(axis, torch.minimum(first + step, end - 1))
+    return result
+
+
 def match_batch(**batches: torch.Tensor) -> list[torch.Tensor]:
-    """The named tensors (b, ...), every batch of one expanded to the largest batch.
+    """Return the named tensors (b, ...), every batch of one expanded to the largest batch.
 
     Raises ValueError, naming the input, when a batch is neither one nor the largest.
     """
@@ -52,24 +66,29 @@ def match_batch(**batches: torch.Tensor) -> list[torch.Tensor]:
 
 
 def check_mask(image: torch.Tensor, mask: torch.Tensor, name: str = "mask") -> None:
-    """Raises ValueError unless `mask` (B, H, W) has the size of `image` (B, H, W, C) and holds numbers."""
+    """Raise ValueError unless `mask` (B, H, W) has the size of `image` (B, H, W, C) and holds numbers."""
     (height, width), (rows, columns) = image.shape[1:3], mask.shape[-2:]
     if (height, width) != (rows, columns):
         raise ValueError(
             f"{name}: it is {columns}x{rows} pixels but the image is {width}x{height};"
             " draw the mask on that image or resize it to the same size."
         )
+    check_finite_mask(mask, name)
+
+
+def check_finite_mask(mask: torch.Tensor, name: str = "mask") -> None:
+    """Raise ValueError when a mask of any shape holds NaN or infinite values."""
     if not mask.sum(dtype=torch.float32).isfinite():  # one pass over a large mask, and no copy of it
         raise ValueError(f"{name}: it holds NaN or infinite values; make the mask again.")
 
 
 def check_not_empty(mask: torch.Tensor, name: str = "mask") -> None:
-    """Raises ValueError when a mask of the batch (B, H, W) has nothing above 0.5."""
+    """Raise ValueError when a mask of the batch (B, H, W) has nothing above 0.5."""
     if not (mask > 0.5).flatten(1).any(1).all():
         raise ValueError(f"{name}: it is empty (nothing above 0.5); paint where the subject goes.")
 
 
 def check_not_full(mask: torch.Tensor, name: str = "mask") -> None:
-    """Raises ValueError when a mask of the batch (B, H, W) is above 0.5 everywhere."""
+    """Raise ValueError when a mask of the batch (B, H, W) is above 0.5 everywhere."""
     if (mask > 0.5).flatten(1).all(1).any():
         raise ValueError(f"{name}: it covers the whole image; leave the background unpainted.")

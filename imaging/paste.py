@@ -1,5 +1,6 @@
 """Paste back: align a painted picture with the original, match its colours, keep what is outside the mask."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,12 +11,12 @@ import torch.nn.functional as F
 from .boxes import Box, find_box
 from .changes import TOLERANCE, change_mask
 from .colour_match import Correction, delta_e, fit_correction, normalised, rgb_to_lab
-from .composite import soft_edge
+from .composite import distance_to, soft_edge
 from .crop import Margins, MaskPart, PaintingCrop, Place, pixels_inside
-from .masks import resize_mask
+from .masks import resize_mask, touching
 from .membrane import membrane
 from .registration import Alignment, register
-from .resample import crop_resized, resample, warp_affine
+from .resample import resample, warp_affine
 from .views import fit_within, resize_image
 
 NONE = "none"
@@ -24,7 +25,7 @@ AREAS = (MASK, CHANGED)
 SOFT_EDGE, GRADIENT = "soft edge", "gradient domain"
 BLENDS = (SOFT_EDGE, GRADIENT)
 
-WORK_AREA = 768 * 768  # pixels on which pictures are aligned
+WORK_AREA = 512 * 512  # pixels on which pictures are aligned
 COLOUR_SIDE = 256  # pixels of the longer side on which colours are measured
 COARSE_SIDE = 32  # pixels of the longer side on which a colour difference is told from noise
 GUARD = 1 / 100  # of the longer side: what a model changes around the mask
@@ -35,8 +36,9 @@ LEAST_GAIN = (
 )
 FADE = 0.15  # of the mask's longer side: over which the correction ends inside a mask that does not follow
 LUMINANCE = (0.299, 0.587, 0.114)
-SHOWN_SIDE, SHOWN_MOST, SQUARES = 640, 8, 8  # of the check picture: pixels, crops, squares along a side
-PASTED_PIXELS_AT_ONCE = 2**18  # pixels that are pasted at once
+SHOWN_SIDE, SHOWN_MOST, SQUARES = 512, 8, 8  # of the check picture: pixels, crops, squares along a side
+PASTED_PIXELS_AT_ONCE = 2**16  # pixels that are pasted at once
+COLOURED_PIXELS_AT_ONCE = 2**15  # pixels whose colours are corrected at once
 ASPECT = 0.01  # relative difference of two shapes that counts as one
 
 
@@ -73,8 +75,8 @@ class PlaceReport:
         before: dE00 at the rim before the colours were matched; NaN if nothing could be compared.
         after: The same after.
         note: Why the place was left as it was, if it was.
-        check: (h, w, 3), checkerboards of original and painted picture before and after; None if none was
-            drawn.
+        check: (h, w, 3) of bytes, checkerboards of original and painted picture before and after; None if
+            none was drawn.
     """
 
     alignment: Alignment | None
@@ -113,7 +115,7 @@ class Pasted:
     reports: tuple[PlaceReport, ...]
 
     def text(self) -> str:
-        """The report, one line of each crop."""
+        """Return the report, one line of each crop."""
         if len(self.reports) == 1:
             return self.reports[0].text()
         return "\n".join(f"{number}: {report.text()}" for number, report in enumerate(self.reports, 1))
@@ -121,11 +123,11 @@ class Pasted:
     def check_picture(self) -> torch.Tensor:
         """(N, h, w, 3): the checkerboards, of the first places only; one black pixel if there are none."""
         shown = [report.check for report in self.reports if report.check is not None]
-        return torch.stack(shown) if shown else torch.zeros(1, 1, 1, 3)
+        return torch.stack(shown).float() / 255 if shown else torch.zeros(1, 1, 1, 3)
 
 
 def whole_pictures(original: torch.Tensor, mask: torch.Tensor | None) -> PaintingCrop:
-    """A crop that is the whole picture; original (B, H, W, C), mask (B, H, W) or None."""
+    """Return a crop that is the whole picture; original (B, H, W, C), mask (B, H, W) or None."""
     height, width = original.shape[1:3]
     box, places = Box(0, 0, height, width), []
     for index in range(len(original)):
@@ -138,7 +140,7 @@ def whole_pictures(original: torch.Tensor, mask: torch.Tensor | None) -> Paintin
 
 
 def with_masks(crop: PaintingCrop, mask: torch.Tensor) -> PaintingCrop:
-    """The crop with other masks (B, H, W) of the picture's size; one, or one for each picture."""
+    """Return the crop with other masks (B, H, W) of the picture's size; one, or one for each picture."""
     places = []
     for place in crop.places:
         own = mask[place.index if len(mask) > 1 else 0]
@@ -149,7 +151,9 @@ def with_masks(crop: PaintingCrop, mask: torch.Tensor) -> PaintingCrop:
 
 
 def match_painted(crop: PaintingCrop, painted: torch.Tensor) -> PaintingCrop:
-    """The crop with one place for each painted picture: several variants of one crop give several results.
+    """Return the crop with one place for each painted picture.
+
+    Several variants of one crop give several results.
 
     Raises ValueError if their numbers do not fit.
     """
@@ -176,12 +180,16 @@ def paste_paintings(crop: PaintingCrop, painted: torch.Tensor, options: PasteOpt
         Pictures of the size of the crop's canvas. Beyond the soft edge they have the bits of the original;
         what lies beyond the original's border and is not painted repeats its last pixels.
     """
-    result = _canvas(crop)
-    painted = painted.to(result)
-    reports = []
-    for place, picture in zip(crop.places, painted, strict=True):
-        reports.append(_paste(result, crop, place, picture[None], options, len(reports) < SHOWN_MOST))
-    return Pasted(result, tuple(reports))
+    painted = painted.to(crop.image)
+    found = [
+        _measure(crop, place, picture[None], options, number < SHOWN_MOST)
+        for number, (place, picture) in enumerate(zip(crop.places, painted, strict=True))
+    ]
+    result = _canvas(crop)  # not earlier: a large copy and the comparison's memory would add up
+    for place, picture, piece in zip(crop.places, painted, found, strict=True):
+        if piece.part is not None:
+            _blend(result, crop, place, piece.part, picture[None], piece, options)
+    return Pasted(result, tuple(piece.report for piece in found))
 
 
 def _canvas(crop: PaintingCrop) -> torch.Tensor:
@@ -199,45 +207,50 @@ class Comparison:
     """One place at the size at which it is compared."""
 
     original: torch.Tensor  # (h, w, 3)
-    before: torch.Tensor  # (h, w, 3), the painted picture as it came
     painted: torch.Tensor  # (h, w, 3), aligned
     known: torch.Tensor  # (h, w) of booleans
     masked: torch.Tensor  # (h, w) of booleans
-    to_painted: np.ndarray  # (3, 3), positions in the box at its own size -> in the painted picture
+    as_it_came: np.ndarray  # (3, 3), positions in the box at its own size -> in the painted picture
+    to_painted: np.ndarray  # the same with the alignment
     alignment: Alignment | None
 
 
-def _paste(
-    result: torch.Tensor,
-    crop: PaintingCrop,
-    place: Place,
-    painted: torch.Tensor,
-    options: PasteOptions,
-    draw: bool,
-) -> PlaceReport:
-    """Paste one picture (1, h, w, C) into `result` and report."""
+@dataclass(frozen=True)
+class Measured:
+    """How one place is pasted: what (None: nothing), from where in the painted picture, in which colours."""
+
+    report: PlaceReport
+    part: MaskPart | None = None
+    to_painted: np.ndarray = field(default_factory=lambda: np.eye(3))
+    correction: Correction | None = None
+
+
+def _measure(
+    crop: PaintingCrop, place: Place, painted: torch.Tensor, options: PasteOptions, draw: bool
+) -> Measured:
+    """Compare one painted picture (1, h, w, C) with the original."""
     nothing = PlaceReport(None, (0.0, 0.0), float("nan"), float("nan"), "nothing to paste: the mask is empty")
     if options.area == MASK and place.mask is None:
-        return nothing
+        return Measured(nothing)
     work = compare(crop, place, painted, options)
     correction, before, after = measure_colours(work, options)
-    corrected = recoloured(work.painted, correction)
     part = place.mask
     if options.area == CHANGED:
+        corrected = recoloured(work.painted, correction)
         part = _changed_part(work.original, corrected, place.box, options.tolerance)
         if part is None:
             note = "nothing to paste: the painted picture shows nothing new"
-            return replace(nothing, alignment=work.alignment, note=note)
+            return Measured(replace(nothing, alignment=work.alignment, note=note))
         if place.mask is None:  # measure the colours again, now that the painted part is known
             work = _without(work, part, crop, place)
             correction, before, after = measure_colours(work, options)
-            corrected = recoloured(work.painted, correction)
     assert part is not None
-    _blend(result, crop, place, part, painted, work, correction, options)
     middle = part.box.shift(-place.box.top, -place.box.left)
     centre = ((middle.top + middle.bottom) / 2, (middle.left + middle.right) / 2)
-    check = _check_picture(work, corrected) if draw else None
-    return PlaceReport(work.alignment, centre, before, after, check=check)
+    alignment, matrices, masked = work.alignment, (work.as_it_came, work.to_painted), work.masked
+    del work  # its pictures, before others are made
+    check = _check_picture(crop, place, painted, matrices, masked, correction) if draw else None
+    return Measured(PlaceReport(alignment, centre, before, after, check=check), part, matrices[1], correction)
 
 
 def compare(crop: PaintingCrop, place: Place, painted: torch.Tensor, options: PasteOptions) -> Comparison:
@@ -246,46 +259,49 @@ def compare(crop: PaintingCrop, place: Place, painted: torch.Tensor, options: Pa
     area = min(WORK_AREA, painted.shape[1] * painted.shape[2])
     factor = min(1.0, (area / box.area) ** 0.5)
     height, width = (max(1, round(length * factor)) for length in (box.height, box.width))
-    original = crop_resized(crop.picture(place.index)[..., :3], box, height, width)[0]
-    known = _known(crop, place, height, width)
     masked = torch.zeros(height, width, dtype=torch.bool)
     if place.mask is not None:
         masked = _resized_part(place.mask, box, height, width)
-    rows, columns = height / box.height, width / box.width
-    best = None
-    for to_painted in _frames((height, width), painted.shape[1:3]):
-        seen = sample_painted(painted[..., :3], to_painted, height, width)[0]
-        alignment = None
-        if options.align != NONE:
-            reference, moved = _luminance(original), _luminance(seen)
-            alignment = register(reference, moved, known.numpy(), options.align)
-        if best is None or (alignment and _better(alignment, best[2])):
-            best = (to_painted, seen, alignment)
-        if alignment is None:
-            break
-    assert best is not None
-    to_painted, seen, alignment = best
-    before = seen
+    known = _known(crop, place, masked)
+    frames = _frames((height, width), painted.shape[1:3])
+    to_painted, alignment = frames[0], None
+    if options.align != NONE:
+        reference = _luminance(_original(crop, place, height, width))
+        for frame in frames:
+            moved = _luminance(sample_painted(painted[..., :3], frame, height, width)[0])
+            found = register(reference, moved, known.numpy(), options.align)
+            if alignment is None or _better(found, alignment):
+                to_painted, alignment = frame, found
+        del reference, moved  # colours are sampled again: less memory, and luminances are quick
+    came = to_painted
     if alignment is not None and alignment.applies:
         to_painted = to_painted @ np.vstack([alignment.matrix, [0, 0, 1]])
-        seen = sample_painted(painted[..., :3], to_painted, height, width)[0]
         known = known & _shown(to_painted, height, width, painted.shape[1:3])
+    rows, columns = height / box.height, width / box.width
     if alignment is not None:
         alignment = alignment.resized(1 / rows, 1 / columns)
-    return Comparison(
-        original, before, seen, known, masked, to_painted @ np.diag([rows, columns, 1]), alignment
-    )
+    scale = np.diag([rows, columns, 1])
+    seen = sample_painted(painted[..., :3], to_painted, height, width)[0]
+    original = _original(crop, place, height, width)
+    return Comparison(original, seen, known, masked, came @ scale, to_painted @ scale, alignment)
+
+
+def _original(crop: PaintingCrop, place: Place, height: int, width: int) -> torch.Tensor:
+    """(height, width, 3): the original inside the place's box, at another size."""
+    box = place.box
+    rows = (box.height / height, float(box.top), height)
+    columns = (box.width / width, float(box.left), width)
+    return resample(crop.picture(place.index)[..., :3], rows, columns).clamp_(0, 1)[0]
 
 
 def _without(work: Comparison, part: MaskPart, crop: PaintingCrop, place: Place) -> Comparison:
-    """The same work with the painted part as its mask."""
-    height, width = work.known.shape
-    known = _known(crop, replace(place, mask=part), height, width)
-    return replace(work, known=known, masked=_resized_part(part, place.box, height, width))
+    """Return the same work with the painted part as its mask."""
+    masked = _resized_part(part, place.box, *work.known.shape)
+    return replace(work, known=_known(crop, replace(place, mask=part), masked), masked=masked)
 
 
-def _better(first: Alignment, second: Alignment | None) -> bool:
-    return second is None or np.nan_to_num(first.correlation) > np.nan_to_num(second.correlation)
+def _better(first: Alignment, second: Alignment) -> bool:
+    return np.nan_to_num(first.correlation) > np.nan_to_num(second.correlation)
 
 
 def _frames(size: Sequence[int], painted: Sequence[int]) -> list[np.ndarray]:
@@ -308,21 +324,27 @@ def sample_painted(painted: torch.Tensor, to_painted: np.ndarray, height: int, w
     if abs(to_painted[0, 1]) + abs(to_painted[1, 0]) < 1e-12:
         rows = (float(to_painted[0, 0]), float(to_painted[0, 2]), height)
         columns = (float(to_painted[1, 1]), float(to_painted[1, 2]), width)
-        if rows[1] == columns[1] == 0 and painted.shape[1:3] == (
-            round(rows[0] * height),
-            round(columns[0] * width),
-        ):
-            return resize_image(painted, height, width)
-        return resample(painted, rows, columns).clamp(0, 1)
-    # straighten it at its own size first, then shrink or enlarge along rows and columns
+        return resample(painted, rows, columns).clamp_(0, 1)
+    return resize_image(_straightened(painted, to_painted, height, width)[0], height, width)
+
+
+def _straightened(
+    painted: torch.Tensor, to_painted: np.ndarray, height: int, width: int
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Return the picture without turn and slant, at its own size, and the matrix to its positions.
+
+    What is enlarged or shrunk afterwards is so along rows and columns.
+    """
+    if abs(to_painted[0, 1]) + abs(to_painted[1, 0]) < 1e-12:
+        return painted, to_painted
     scale = np.diag([painted.shape[1] / height, painted.shape[2] / width, 1.0])
     straight = warp_affine(painted, torch.from_numpy((to_painted @ np.linalg.inv(scale))[:2]))
-    return resize_image(straight.clamp(0, 1), height, width)
+    return straight.clamp(0, 1), scale
 
 
 def _shown(to_painted: np.ndarray, height: int, width: int, size: Sequence[int]) -> torch.Tensor:
     """(height, width) of booleans: positions that lie inside the painted picture of that size."""
-    rows, columns = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
+    rows, columns = np.arange(height)[:, None] + 0.5, np.arange(width)[None] + 0.5
     inside = np.ones((height, width), bool)
     for axis, length in enumerate(size):
         position = to_painted[axis, 0] * rows + to_painted[axis, 1] * columns + to_painted[axis, 2]
@@ -336,34 +358,32 @@ def _luminance(image: torch.Tensor) -> np.ndarray:
 
 def _resized_part(part: MaskPart, box: Box, height: int, width: int) -> torch.Tensor:
     """(height, width) of booleans on the CPU: which pixels of the resized box touch the mask."""
-    window = part.within(box)[None].float()
-    return resize_mask(window, height, width)[0].cpu() > 0.5
+    return touching(touching(part.within(box), 0, height), 1, width).cpu()
 
 
-def _known(crop: PaintingCrop, place: Place, height: int, width: int) -> torch.Tensor:
-    """(height, width) of booleans on the CPU: pixels that the model should have left as they were."""
-    from scipy.ndimage import distance_transform_edt
-
+def _known(crop: PaintingCrop, place: Place, masked: torch.Tensor) -> torch.Tensor:
+    """(h, w) of booleans on the CPU: pixels that the model should have left as they were."""
+    height, width = masked.shape
     known = pixels_inside(place.box, Box(0, 0, *crop.image.shape[1:3]), height, width)
-    if place.mask is None:
-        return known
-    masked = _resized_part(place.mask, place.box, height, width)
     if not masked.any():
         return known
     guard = max(2.0, GUARD * max(height, width))
-    return known & torch.from_numpy(np.asarray(distance_transform_edt(~masked.numpy())) > guard)
+    return known & (distance_to(masked[None].float(), math.ceil(guard))[0] > guard)
 
 
 # -- colour -------------------------------------------------------------------------------
 
 
 def measure_colours(work: Comparison, options: PasteOptions) -> tuple[Correction | None, float, float]:
-    """The colour correction, and the colour difference at the rim before and after."""
+    """Return the colour correction, and the colour difference at the rim before and after."""
     from scipy.ndimage import distance_transform_edt
 
     height, width = fit_within(COLOUR_SIDE, *work.known.shape)
+    rows, columns = (
+        (length / size, 0.0, size) for length, size in zip(work.known.shape, (height, width), strict=True)
+    )
     original, painted = (
-        resize_image(image[None], height, width)[0].cpu() for image in (work.original, work.painted)
+        resample(image[None], rows, columns)[0].clamp_(0, 1).cpu() for image in (work.original, work.painted)
     )
     known = resize_mask((~work.known).float()[None], height, width)[0] < 0.5
     weight = known.double()
@@ -382,11 +402,16 @@ def measure_colours(work: Comparison, options: PasteOptions) -> tuple[Correction
 
 
 def recoloured(picture: torch.Tensor, correction: Correction | None) -> torch.Tensor:
-    """A whole crop (h, w, 3) in other colours."""
+    """Return a whole crop (h, w, 3) in other colours."""
     if correction is None:
         return picture
-    height, width = picture.shape[:2]
-    return correction.apply(picture, normalised(height), normalised(width))
+    (height, width), result = picture.shape[:2], torch.empty_like(picture)
+    rows, columns = normalised(height), normalised(width)
+    strip = max(1, COLOURED_PIXELS_AT_ONCE // width)
+    for top in range(0, height, strip):
+        part = slice(top, top + strip)
+        result[part] = correction.apply(picture[part], rows[part], columns)
+    return result
 
 
 def _rim_difference(original: torch.Tensor, painted: torch.Tensor, weight: torch.Tensor) -> float:
@@ -408,7 +433,7 @@ def _rim_difference(original: torch.Tensor, painted: torch.Tensor, weight: torch
 def _changed_part(
     original: torch.Tensor, painted: torch.Tensor, box: Box, tolerance: float
 ) -> MaskPart | None:
-    """What the painted picture shows and the original does not, in the box at its own size."""
+    """Return what the painted picture shows and the original does not, in the box at its own size."""
     pair = original[None], painted[None]
     for largest in (False, True):
         try:
@@ -428,8 +453,7 @@ def _blend(
     place: Place,
     part: MaskPart,
     painted: torch.Tensor,
-    work: Comparison,
-    correction: Correction | None,
+    found: Measured,
     options: PasteOptions,
 ) -> None:
     """Write the painted part into `result` where its soft edge is above 0."""
@@ -438,23 +462,39 @@ def _blend(
     if not window.area:
         return
     mask = part.within(window)
-    straight = abs(work.to_painted[0, 1]) + abs(work.to_painted[1, 0]) == 0
+    to_painted = _from(found.to_painted, window.top - box.top, window.left - box.left)
+    painted, to_painted = _straightened(painted, to_painted, window.height, window.width)
+    follows = None if options.follow or found.correction is None else _share_that_follows(mask)
     height = window.height
-    if straight and options.follow and options.blend != GRADIENT:  # the others need the whole window at once
+    if options.blend != GRADIENT:  # which needs the whole window at once
         height = max(1, PASTED_PIXELS_AT_ONCE // window.width)
     for top in range(window.top, window.bottom, height):
         strip = Box(top, window.left, min(top + height, window.bottom), window.right)
         inner = slice(strip.top - window.top, strip.bottom - window.top)
-        offset = np.eye(3)
-        offset[:2, 2] = [strip.top - box.top, strip.left - box.left]
-        new = sample_painted(painted, work.to_painted @ offset, strip.height, strip.width)[0]
-        if correction is not None:
-            new = _recoloured_part(new, correction, box, strip, mask[inner].to(result.device), options)
+        new = sample_painted(painted, _from(to_painted, inner.start, 0), strip.height, strip.width)[0]
+        if found.correction is not None:
+            share = None if follows is None else follows[inner].to(new)
+            new = _recoloured_part(new, found.correction, box, strip, share)
         around = slice(max(0, inner.start - options.feather), inner.stop + options.feather)
         alpha = soft_edge(mask[None, around].float(), options.feather)[0].to(result.device)
         alpha = alpha[inner.start - around.start :][: strip.height]
         rows, columns = strip.shift(crop.margins.top, crop.margins.left).slices
         _mix(result[place.index, rows, columns], new, alpha, options.blend == GRADIENT)
+
+
+def _from(to_painted: np.ndarray, down: float, right: float) -> np.ndarray:
+    """Return the matrix for positions that are counted from (down, right)."""
+    offset = np.eye(3)
+    offset[:2, 2] = down, right
+    return to_painted @ offset
+
+
+def _share_that_follows(mask: torch.Tensor) -> torch.Tensor:
+    """(h, w) of a mask (h, w): how far colours are corrected that do not follow, 1 at the rim, 0 inside."""
+    from scipy.ndimage import distance_transform_edt
+
+    inside = torch.from_numpy(np.asarray(distance_transform_edt(mask.cpu().numpy()))).float()
+    return (1 - inside / max(1.0, FADE * max(mask.shape))).clamp(0, 1)
 
 
 def _mix(old: torch.Tensor, new: torch.Tensor, alpha: torch.Tensor, gradients: bool) -> None:
@@ -474,10 +514,9 @@ def _recoloured_part(
     correction: Correction,
     box: Box,
     window: Box,
-    mask: torch.Tensor,
-    options: PasteOptions,
+    share: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The window (h, w, C) in other colours; without `follow` only outside the mask and near its rim."""
+    """Return the window (h, w, C) of a box in other colours; share (h, w): how far, None for all the way."""
     rows, columns = (
         (torch.arange(count, dtype=torch.float64) + 0.5 + start) * (2 / length) - 1
         for count, start, length in (
@@ -486,17 +525,13 @@ def _recoloured_part(
         )
     )
     colours = correction.apply(picture[..., :3], rows, columns)
-    if not options.follow:
-        from scipy.ndimage import distance_transform_edt
-
-        inside = torch.from_numpy(np.asarray(distance_transform_edt(mask.cpu().numpy())))
-        share = (1 - inside / max(1.0, FADE * max(window.height, window.width))).clamp(0, 1)
-        colours = torch.lerp(picture[..., :3], colours, share.to(picture.dtype).to(picture.device)[..., None])
+    if share is not None:
+        colours = torch.lerp(picture[..., :3], colours, share[..., None])
     return torch.cat([colours, picture[..., 3:]], -1)
 
 
 def _in_gradient_domain(old: torch.Tensor, new: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """`new` (h, w, C) minus the membrane of its difference to `old`, which is known where not `inside`."""
+    """Return `new` (h, w, C) minus the membrane of its difference to `old`, known where not `inside`."""
     if inside.all():
         return new
     difference = (new - old).movedim(-1, 0).float()
@@ -515,24 +550,36 @@ def _shared(first: Box, second: Box) -> Box:
 # -- check picture ------------------------------------------------------------------------
 
 
-def _check_picture(work: Comparison, corrected: torch.Tensor) -> torch.Tensor:
-    """(h, 2 w, 3): checkerboards of original and painted picture, as it came and as it was pasted.
+def _check_picture(
+    crop: PaintingCrop,
+    place: Place,
+    painted: torch.Tensor,
+    matrices: tuple[np.ndarray, np.ndarray],
+    masked: torch.Tensor,
+    correction: Correction | None,
+) -> torch.Tensor:
+    """(h, 2 w, 3) of bytes: checkerboards of original and painted picture, as it came and as it was pasted.
 
     The rim of the mask is drawn in red. Edges and colours go on from square to square where the two agree.
+    `matrices` are those of a `Comparison`, `masked` too.
     """
-    height, width = fit_within(SHOWN_SIDE, *work.known.shape)
-    pictures = [
-        resize_image(image[None], height, width)[0].cpu().float()
-        for image in (work.original, work.before, corrected)
-    ]
+    height, width = fit_within(SHOWN_SIDE, *masked.shape)
+    scale = np.diag([place.box.height / height, place.box.width / width, 1.0])
+    original = _original(crop, place, height, width).cpu().float()
     side = max(2, max(height, width) // SQUARES)
-    rows, columns = torch.arange(height) // side, torch.arange(width) // side
-    own = (rows[:, None] + columns[None]) % 2 == 0
-    masked = resize_mask(work.masked.float()[None], height, width)[None]
-    rim = (F.max_pool2d(masked, 3, 1, 1) - masked)[0, 0] > 0
-    boards = []
-    for picture in pictures[1:]:
-        board = torch.where(own[..., None] & (masked[0, 0] < 0.5)[..., None], pictures[0], picture)
-        board[rim] = torch.tensor([1.0, 0.1, 0.1])
-        boards.append(board)
-    return torch.cat(boards, 1)
+    down, right = torch.arange(height) // side, torch.arange(width) // side
+    own = (down[:, None] + right[None]) % 2 == 0
+    shown = resize_mask(masked.float()[None], height, width)[None]
+    rim = (F.max_pool2d(shown, 3, 1, 1) - shown)[0, 0] > 0
+    squares = (own & (shown[0, 0] < 0.5))[..., None]
+    boards = torch.empty(height, 2 * width, 3, dtype=torch.uint8)
+    rows, columns = normalised(height), normalised(width)
+    for matrix, colours, left in zip(matrices, (None, correction), (0, width), strict=True):
+        picture = sample_painted(painted[..., :3], matrix @ scale, height, width)[0].cpu().float()
+        for top in range(0, height, side):
+            part = slice(top, top + side)
+            new = picture[part] if colours is None else colours.apply(picture[part], rows[part], columns)
+            new = torch.where(squares[part], original[part], new)
+            boards[part, left : left + width] = (255 * new).round().byte()
+        boards[:, left : left + width][rim] = torch.tensor([255, 26, 26], dtype=torch.uint8)
+    return boards

@@ -28,7 +28,7 @@ def missing_decoder(file: Path) -> str | None:
 
 
 def read_picture(source: Path | bytes, kind: str = "references", name: str = "") -> torch.Tensor:
-    """The first frame of a picture (1, H, W, 3), or (1, H, W, 4) with transparency, in [0, 1].
+    """Return the first frame of a picture (1, H, W, 3), or (1, H, W, 4) with transparency, in [0, 1].
 
     The camera's orientation is applied. `kind` (an input or an option) and `name` (by default the file's own)
     are for errors. Raises ValueError for what is no readable picture.
@@ -37,14 +37,17 @@ def read_picture(source: Path | bytes, kind: str = "references", name: str = "")
 
 
 def read_mask(source: Path | bytes, kind: str = "references", name: str = "") -> torch.Tensor:
-    """The mask (1, H, W) in [0, 1] that a picture file shows, see `mask_array`. Raises as `read_picture`."""
+    """Return the mask (1, H, W) in [0, 1] that a picture file shows, see `mask_array`.
+
+    Raises as `read_picture`.
+    """
     return torch.from_numpy(mask_array(open_picture_file(source, kind, name)))[None]
 
 
 def open_picture_file(
     source: Path | bytes, kind: str = "references", name: str = "", draft: tuple[int, int] | None = None
 ) -> Image.Image:
-    """A picture, loaded, turned as the camera was held, in a mode that the functions below read.
+    """Return a picture, loaded, turned as the camera was held, in a mode that the functions below read.
 
     `draft`: a JPEG may be decoded at a fraction of its size, but no smaller. Raises as `read_picture`.
     """
@@ -97,7 +100,7 @@ def alpha_array(picture: Image.Image) -> np.ndarray | None:
 
 
 def to_8_bits(picture: Image.Image) -> Image.Image:
-    """The picture in RGB, 8 bits per channel, without its alpha; 16-bit and float ones are scaled."""
+    """Return the picture in RGB, 8 bits per channel, without its alpha; 16-bit and float ones are scaled."""
     if not _is_deep(picture):
         return picture.convert("RGB")
     return Image.fromarray((picture_array(picture) * 255).round().astype(np.uint8))
@@ -109,7 +112,7 @@ def _is_deep(picture: Image.Image) -> bool:
 
 
 def _to_array(picture: Image.Image) -> np.ndarray:
-    """A picture of one channel, or of 8 bits, as float32 in [0, 1]."""
+    """Return a picture of one channel, or of 8 bits, as float32 in [0, 1]."""
     values = np.array(picture)
     if not _is_deep(picture):
         return values.astype(np.float32) / 255

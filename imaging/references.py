@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..common.picture_suffixes import SUFFIXES
-from .masks import check_mask
+from ..common.files import SUFFIXES
+from .inputs import check_finite
+from .masks import check_finite_mask, check_mask
 from .picture_files import (
     alpha_array,
     mask_array,
@@ -52,7 +53,13 @@ def skipped_files(folder: Path) -> list[tuple[str, str]]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    try:
+        return [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    except OSError as error:
+        raise ValueError(
+            f"references: the folder '{folder.name}' cannot be read ({error.strerror or error}); let ComfyUI"
+            " read it."
+        ) from error
 
 
 def _unreadable(file: Path) -> str | None:
@@ -106,12 +113,14 @@ def is_whole_frame(mask: torch.Tensor) -> bool:
 def collect_wired(
     images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Connected pictures (B, H, W, C) and masks of any rank as references like those of a folder.
+    """Return connected pictures (B, H, W, C) and masks of any rank as references like those of a folder.
 
     A fourth channel is the mask where no other is connected. A mask that tells nothing may have any size: the
     host's Load Image gives 64 x 64 zeros for a picture without transparency. Raises ValueError otherwise.
     """
     pictures = [picture[None] for batch in images for picture in batch]
+    for picture in pictures:
+        check_finite(picture, "images")
     if masks is None:
         return [(p[..., :3], p[..., 3] if p.shape[-1] == 4 else p.new_ones(p.shape[:3])) for p in pictures]
     shapes = [mask[None] for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])]
@@ -121,6 +130,7 @@ def collect_wired(
         )
     references = []
     for picture, mask in zip(pictures, shapes, strict=True):
+        check_finite_mask(mask, "masks")
         if is_whole_frame(mask):
             mask = mask.new_ones(picture.shape[:3])
         check_mask(picture, mask, "masks")
@@ -129,7 +139,7 @@ def collect_wired(
 
 
 def cut_out_subject(model: Any, image: torch.Tensor) -> torch.Tensor:
-    """The subject's MASK (1, H, W) in [0, 1] that a background-removal model finds in IMAGE (1, H, W, 3)."""
+    """Return the MASK (1, H, W) in [0, 1] that a background-removal model finds in an IMAGE (1, H, W, 3)."""
     found = model.encode_image(image)
     mask = torch.as_tensor(found).detach().float().cpu().reshape(-1, *found.shape[-2:])[:1]
     check_mask(image, mask, "background_removal")
@@ -137,14 +147,16 @@ def cut_out_subject(model: Any, image: torch.Tensor) -> torch.Tensor:
 
 
 def preview_cut_out(image: torch.Tensor, mask: torch.Tensor, side: int) -> torch.Tensor:
-    """A reference as a small IMAGE (1, h, w, 3), at most `side` pixels, dark outside of its mask."""
+    """Return a reference as a small IMAGE (1, h, w, 3), at most `side` pixels, dark outside of its mask."""
     step = max(1, max(image.shape[1:3]) // side)
     colours = darken_outside(image[0, ::step, ::step].cpu().numpy(), mask[0, ::step, ::step].cpu().numpy())
     return torch.from_numpy(colours)[None]
 
 
 def thumbnail(picture: Path, mask: Path | None, side: int) -> tuple[Image.Image, str]:
-    """A small RGB picture, dark outside of its mask, and what the mask is: "alpha", "file" or "" for none.
+    """Return a small RGB picture, dark outside of its mask, and what the mask is.
+
+    "alpha", "file" or "" for none.
 
     Raises ValueError for an unreadable file.
     """
@@ -164,7 +176,10 @@ def darken_outside(colours: np.ndarray, subject: np.ndarray) -> np.ndarray:
 
 
 def _open_small(file: Path, side: int) -> Image.Image:
-    """A picture, at most `side` pixels on its longer side; JPEGs are decoded at a fraction of their size."""
+    """Return a picture, at most `side` pixels on its longer side.
+
+    JPEGs are decoded at a fraction of their size.
+    """
     opened = open_picture_file(file, draft=(side, side))
     opened.thumbnail((side, side))
     return opened

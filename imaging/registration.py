@@ -77,7 +77,7 @@ class Alignment:
         return float(down), float(right)
 
     def resized(self, rows: float, columns: float) -> "Alignment":
-        """The same transformation where both pictures are larger by these factors."""
+        """Return the same transformation where both pictures are larger by these factors."""
         factor = np.diag([rows, columns])
         linear = factor @ self.matrix[:, :2] @ np.linalg.inv(factor)
         size = max(rows, columns)
@@ -88,7 +88,7 @@ class Alignment:
 
 
 def identity(reason: str) -> Alignment:
-    """The transformation that leaves a picture in place."""
+    """Return the transformation that leaves a picture in place."""
     return Alignment(np.eye(2, 3), reason)
 
 
@@ -337,7 +337,7 @@ def _search(level: _Level, model: str) -> list[np.ndarray]:
 
 
 def _detail(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The image without its smooth part, which is averaged over the weighted pixels only."""
+    """Return the image without its smooth part, which is averaged over the weighted pixels only."""
     from scipy.ndimage import gaussian_filter
 
     total = gaussian_filter(weight, 4.0, mode="nearest")
@@ -346,7 +346,7 @@ def _detail(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _scaled(image: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """The image at centre + scale * (x - centre), and 1 where that lies inside."""
+    """Return the image at centre + scale * (x - centre), and 1 where that lies inside."""
     from scipy.ndimage import map_coordinates
 
     height, width = image.shape
@@ -381,18 +381,20 @@ def _refined(level: _Level, start: np.ndarray, model: str) -> _Fit | None:
         if inside.sum() < max(MIN_POINTS // 4, MIN_OVERLAP * len(inside)):
             return None
         residual, jacobian = problem.residuals(parameters, model)
-        residual, jacobian = residual[inside], jacobian[inside]
+        if not inside.all():
+            residual, jacobian = residual[inside], jacobian[inside]
         scale = max(1.4826 * np.median(np.abs(residual)), 1e-5)
         weight = 1 / (1 + (residual / (2.385 * scale)) ** 2)
-        weighted = jacobian * weight[:, None]
-        normal = weighted.T @ jacobian
+        root = np.sqrt(weight)
+        jacobian *= root[:, None]  # in place: it is the largest array
+        normal = jacobian.T @ jacobian
         ridge = np.diag(normal).mean() * 1e-7
         prior = np.zeros(len(parameters))
         prior[k + 1 : k + 6] = prior[k + 7 :] = 1e-4 * weight.sum() * scale**2
         normal += np.diag(prior + ridge)
         if step == ITERATIONS:
             break
-        change = np.linalg.solve(normal, -weighted.T @ residual - prior * parameters)
+        change = np.linalg.solve(normal, -jacobian.T @ (root * residual) - prior * parameters)
         motion = problem.unit * np.abs(basis @ change[:k]).max(1)
         limit = 2.0 / max(motion.mean(), 2.0)  # pixels of a level in one step
         parameters = parameters + change * limit
@@ -433,7 +435,7 @@ def _converted(geometry: np.ndarray, model: str) -> np.ndarray:
 
 
 def _finer(fit: _Fit, coarse: _Level, level: _Level) -> np.ndarray:
-    """The parameters on the next level: odd sizes move the centre, the unit is about twice as long."""
+    """Return the parameters on the next level: odd sizes move the centre, the unit is about twice as long."""
     start = fit.parameters.copy()
     start[:2] *= 2 * coarse.problem.unit / level.problem.unit
     return start

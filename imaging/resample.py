@@ -12,7 +12,7 @@ import torch
 from .boxes import Box
 from .views import resize_image
 
-WARPED_PIXELS_AT_ONCE = 2**17  # pixels that are warped at once
+PIXELS_AT_ONCE = 2**16  # pixels that are calculated at once
 TAPS = (-1, 0, 1, 2)  # pixels that a cubic kernel reaches from the one before a position
 
 
@@ -27,12 +27,36 @@ def resample(picture: torch.Tensor, rows: tuple[float, float, int], columns: tup
     Returns:
         (B, rows, columns, C) in the picture's dtype; values may overshoot its range.
     """
+    first, last = _reached(columns, picture.shape[2])
+    picture, columns = picture[:, :, first:last], (columns[0], columns[1] - first, columns[2])
+    step, start, count = rows
+    sampled = picture.new_empty(len(picture), count, columns[2], picture.shape[3])
+    strip = max(1, PIXELS_AT_ONCE // max(columns[2], picture.shape[2]))
+    for top in range(0, count, strip):
+        bottom = min(top + strip, count)
+        first, last = _reached((step, start + step * top, bottom - top), picture.shape[1])
+        part = (step, start + step * top - first, bottom - top)
+        sampled[:, top:bottom] = _strip(picture[:, first:last], part, columns)
+    return sampled
+
+
+def _reached(grid: tuple[float, float, int], length: int) -> tuple[int, int]:
+    """(first, last + 1) of `length` pixels that the kernel reaches from a grid, at least one."""
+    step, start, count = grid
+    reach = 2 * max(1.0, abs(step)) + 1
+    ends = start + step * 0.5, start + step * (count - 0.5)
+    first = min(max(0, math.floor(min(ends) - reach)), length - 1)
+    return first, max(min(length, math.ceil(max(ends) + reach)), first + 1)
+
+
+def _strip(picture: torch.Tensor, rows: tuple[float, float, int], columns: tuple[float, float, int]):
+    """`resample` in one piece."""
     real = picture.to(torch.promote_types(picture.dtype, torch.float32))
     axes = [(1, rows), (2, columns)]
     axes.sort(key=lambda axis: axis[1][2] / picture.shape[axis[0]])  # the axis that shrinks most comes first
     for axis, grid in axes:
         real = _along(real, axis, *grid)
-    return real.to(picture.dtype)
+    return real
 
 
 def _along(picture: torch.Tensor, axis: int, step: float, start: float, count: int) -> torch.Tensor:
@@ -68,7 +92,10 @@ def _keys(distance: torch.Tensor) -> torch.Tensor:
 
 
 def crop_resized(picture: torch.Tensor, box: Box, height: int, width: int) -> torch.Tensor:
-    """The part of (B, H, W, C) inside a box at another size, in [0, 1]; the box may reach over the border."""
+    """Return the part of (B, H, W, C) inside a box at another size, in [0, 1].
+
+    The box may reach over the border.
+    """
     if box == box.clamp(*picture.shape[1:3]):
         rows, columns = box.slices
         part = picture[:, rows, columns]
@@ -95,7 +122,7 @@ def warp_affine(picture: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     real = torch.promote_types(picture.dtype, torch.float32)
     flat = picture.reshape(batch, height * width, channels).to(real)
     moved = torch.empty_like(flat)
-    rows = max(1, WARPED_PIXELS_AT_ONCE // width)
+    rows = max(1, PIXELS_AT_ONCE // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         moved[:, top * width : bottom * width] = _warped(flat, matrix, (height, width), top, bottom)

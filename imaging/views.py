@@ -1,4 +1,11 @@
-"""Views: a part of a picture, and the size at which a model works on it."""
+"""Views: a part of a picture, and the size at which a model works on it; padding to a model's grid.
+
+A view has its keys in `transformer_options`, which the sampler sets and the attention reads:
+
+WINDOW: (top, left, bottom, right) of the view in fractions of the picture.
+ROWS: (indices of the sampled pictures, number of pictures in the batch).
+VIEW: the `View` that the latent shows, and the picture's (height, width).
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,8 +15,9 @@ import torch.nn.functional as F
 
 from .boxes import Box
 from .masks import resize_mask
-from .padding import padded_size
 
+WINDOW, ROWS, VIEW = "inlay_window", "inlay_rows", "inlay_view"
+Window = tuple[float, float, float, float]
 UNET_MULTIPLE = 64  # pixels per cell of a UNet's coarsest grid: 8 of the autoencoder times three halvings
 MAX_UPSCALE = 8  # a view enlarges no further; there is nothing left to see
 MAX_ELONGATION = 2  # times the side of a square of the same area: models paint no longer strips
@@ -79,8 +87,10 @@ def close_up(
 def surroundings(
     box: Box, height: int, width: int, side: int, area: float, edge: int = 0, multiple: int = 8
 ) -> View:
-    """The bounded window on which the close-up is harmonised: ROOM times as wide as the box, up to `side`;
-    of a box that needs more, twice as wide. Holds `edge` pixels around the box.
+    """Return the bounded window on which the close-up is harmonised.
+
+    It is WINDOW_FACTOR times as wide as the box, up to `side`; for a box that needs more, twice as wide as
+    the box. It holds `edge` pixels around the box.
 
     A window narrower than `side` is enlarged to it: at the picture's own size the autoencoder's cells are as
     large as the details that the close-up has painted. Others are shown as they are, or shrunk to `area`.
@@ -97,6 +107,7 @@ def surroundings(
 
 
 def whole_picture(height: int, width: int) -> View:
+    """Return the view that shows a whole picture at its own size."""
     return View(Box(0, 0, height, width), height, width)
 
 
@@ -108,6 +119,7 @@ def resize_image(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def smooth_resize(image: torch.Tensor, height: int, width: int, mode: str = "bicubic") -> torch.Tensor:
+    """Resize (B, C, H, W) without aliasing."""
     """(B, C, H, W) at another size without aliasing; in 32 bits at least, for CPUs cannot do it in 16."""
     real = image.to(torch.promote_types(image.dtype, torch.float32))
     return F.interpolate(real, (height, width), mode=mode, antialias=True).to(image)
@@ -120,9 +132,45 @@ def fit_within(longest: int, height: int, width: int) -> tuple[int, int]:
 
 
 def _fit_area(height: int, width: int, area: float, multiple: int) -> tuple[int, int]:
-    """The shape of about that area with sides that are multiples, closest to (height, width)'s shape."""
+    """Return sides that are multiples, of about that area and closest to the shape of (height, width)."""
     scale = math.sqrt(area / (height * width))
     longest = MAX_ELONGATION * math.sqrt(area)
     scale = min(scale, longest / max(height, width))
     rows, columns = (max(1, round(length * scale / multiple)) * multiple for length in (height, width))
     return rows, columns
+
+
+GRIDS = (8, 16, 32)  # pixels per latent cell of the known autoencoders
+
+
+def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """Return the smallest multiples of `multiple` that hold the image."""
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def pad_to_multiple(picture: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Pad an IMAGE (B, H, W, C) or MASK (B, H, W) to `padded_size` by repeating its last row and column.
+
+    A mask that touches the border is extended with it, so the hole does not end at the image's edge.
+    """
+    height, width = picture.shape[1:3]
+    rows, columns = (
+        torch.arange(padded, device=picture.device).clamp(max=length - 1)
+        for padded, length in zip(padded_size(height, width, multiple), (height, width), strict=True)
+    )
+    return picture[:, rows[:, None], columns]
+
+
+def crop_back(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Return the (B, height, width, ...) part of an image that was padded to one of the `GRIDS`.
+
+    Raises:
+        ValueError: for any other size; nothing is resized.
+    """
+    rows, columns = picture.shape[1:3]
+    if (rows, columns) not in {(height, width), *(padded_size(height, width, grid) for grid in GRIDS)}:
+        raise ValueError(
+            f"generated: it is {columns}x{rows} pixels but the original is {width}x{height};"
+            " connect the picture that was generated from this original, or resize it to that size first."
+        )
+    return picture[:, :height, :width]

@@ -6,7 +6,6 @@ from .attribute_substitution_encode import AttributeSubstitutionEncode
 from .crop_and_paste import InlayCropBack, InlayCropForPainting, InlayPasteBack
 from .disentangled_inpaint_sampler import DisentangledInpaintSampler, DisentangledInpaintSamplerAdvanced
 from .edit_prompt import InlayEditPrompt
-from .examples import install_examples
 from .identity_encoder_dinov2 import IdentityEncoderDINOv2
 from .image_conditioned_pix2pix import ImageConditionedPix2Pix
 from .inpaint_conditioning import (
@@ -23,6 +22,7 @@ from .loaders import (
 )
 from .masked_attention_patch import MaskedAttentionPatch
 from .masks import InlayBoxMask, InlayChangeMask, InlayMaskLevels
+from .page import install_examples
 from .references import InlayLoadReferences, add_reference_route
 from .regular_data import (
     InlayAttributeDictionary,

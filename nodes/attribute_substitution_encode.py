@@ -123,7 +123,7 @@ def _is_loaded(clip, name: str) -> bool:
 
 
 def _name(clip, token) -> str:
-    """A token in letters; an embedding has none."""
+    """Return a token in letters; an embedding has none."""
     if not isinstance(token, int):
         return "embedding"
     for part in vars(clip.tokenizer).values():

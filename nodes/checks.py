@@ -1,5 +1,9 @@
 """Checks that every node makes of what is wired into it."""
 
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 
 MENDS = {
@@ -23,12 +27,14 @@ REQUIRED_ATTRIBUTES = {  # what each input is asked for; wildcard outputs of oth
     "sampler": "sample",
     "subject": "attributes",
     "previous": "lora",
+    "background_removal": "encode_image",
 }
+Execute = TypeVar("Execute", bound=Callable)
 CONDITIONINGS = {"positive", "negative"}
 
 
 def check_wired(**inputs) -> None:
-    """Raises ValueError, naming the first input without a value or with one of another kind.
+    """Raise ValueError, naming the first input without a value or with one of another kind.
 
     Loaders give None for what a file lacks.
     """
@@ -42,13 +48,31 @@ def check_wired(**inputs) -> None:
             raise ValueError(f"{name}: it holds no prompt; wire CLIP Text Encode.")
 
 
+def refuse_empty_lists(execute: Execute) -> Execute:
+    """Make `execute` of a node with list inputs raise ValueError, naming it, for an empty list.
+
+    Nodes that filter lists may leave nothing; a list holds at least one value otherwise.
+    """
+
+    @functools.wraps(execute)
+    def checked(cls, *args, **inputs):
+        for name, values in inputs.items():
+            if isinstance(values, list) and not values and not name.endswith("masks"):  # these are counted
+                raise ValueError(
+                    f"{name}: the list that is wired in is empty; wire one with at least one entry."
+                )
+        return execute(cls, *args, **inputs)
+
+    return checked  # pyright: ignore[reportReturnType]
+
+
 def _is_prompt(entry: object) -> bool:
-    """A part of a CONDITIONING: embeddings and their settings."""
+    """Return a part of a CONDITIONING: embeddings and their settings."""
     return isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], dict)
 
 
 def check_inpaint_patch(patch) -> None:
-    """Raises ValueError for what is not Fooocus' patch."""
+    """Raise ValueError for what is not Fooocus' patch."""
     if patch is None:
         return
     pair = isinstance(patch, tuple | list) and len(patch) == 2

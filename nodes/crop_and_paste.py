@@ -29,7 +29,6 @@ from ..imaging.crop import (
 )
 from ..imaging.inputs import as_image, check_finite, optional_masks
 from ..imaging.masks import check_mask, check_not_empty, match_batch
-from ..imaging.padding import crop_back
 from ..imaging.paste import (
     AREAS,
     BLENDS,
@@ -44,6 +43,7 @@ from ..imaging.paste import (
     whole_pictures,
     with_masks,
 )
+from ..imaging.views import crop_back
 
 CropType = io.Custom("INLAY_CROP")
 AUTO_MATCH = "auto"
@@ -306,7 +306,7 @@ class InlayCropForPainting(io.ComfyNode):
 
 
 def _checked_inputs(image, mask, context_mask):
-    """The picture and its masks in the engine's form. Raises ValueError for sizes that do not fit."""
+    """Return the picture and its masks in the engine's form. Raises ValueError for sizes that do not fit."""
     image, mask = as_image(image), optional_masks(mask)
     check_finite(image)
     context_mask = optional_masks(context_mask, "context_mask")
@@ -454,6 +454,8 @@ class InlayPasteBack(io.ComfyNode):
         area: str = MASK,
         blend: str = SOFT_EDGE,
     ) -> io.NodeOutput:
+        if crop is not None and not isinstance(crop, PaintingCrop):
+            raise ValueError(f"crop: it is a {type(crop).__name__}; wire Crop for Painting.")
         generated = as_image(generated, "generated")
         original = None if original is None else as_image(original, "original")
         mask = optional_masks(mask)

@@ -1,6 +1,5 @@
 """DisentangledInpaintSampler and its advanced twin: close-up first, then the whole picture (DreamMix 3.2)."""
 
-import logging
 import math
 
 import comfy.samplers
@@ -8,13 +7,15 @@ import torch
 from comfy_api.latest import io, ui
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
+from ..common.log import logger
+from ..conditioning.compatibility import check_guider_fits, check_prompts_fit, check_vae_fits
 from ..conditioning.fooocus import InpaintPatch, patch_weights
 from ..host.families import family_of, working_side
 from ..host.vae import PictureVae
 from ..imaging.boxes import Box
 from ..imaging.inputs import as_image, as_masks
 from ..imaging.masks import check_mask
-from ..imaging.padding import pad_to_multiple
+from ..imaging.views import pad_to_multiple
 from ..sampling import view_sampler
 from ..sampling.batch import EACH, SEVERAL_MASKS, BatchPlan, count_steps, inpaint_batch, plan_batch
 from ..sampling.references import ViewReferences
@@ -29,7 +30,7 @@ InpaintPatchType = io.Custom("INPAINT_PATCH")
 
 
 def close_up_inputs() -> list[io.Input]:
-    """The inputs that both samplers share."""
+    """Return the inputs that both samplers share."""
     return [
         io.Float.Input(
             "close_up_share",
@@ -119,6 +120,7 @@ def close_up_inputs() -> list[io.Input]:
 
 
 def picture_inputs() -> list[io.Input]:
+    """Return the inputs for VAE, picture and mask."""
     return [
         io.Vae.Input("vae", tooltip="The VAE of the checkpoint."),
         io.Image.Input("image", tooltip="The picture the subject goes into, of any size."),
@@ -131,6 +133,7 @@ def picture_inputs() -> list[io.Input]:
 
 
 def sampler_outputs() -> list[io.Output]:
+    """Return the outputs of a node that paints in two stages."""
     return [
         io.Image.Output(display_name="image", tooltip="The finished picture, at the input's full size."),
         io.Image.Output(display_name="close_up", tooltip="The close-up before it is harmonised."),
@@ -221,6 +224,7 @@ class DisentangledInpaintSampler(io.ComfyNode):
         cfg: float, sampler_name: str, scheduler: str, denoise: float = 1.0, **choices,
     ) -> io.NodeOutput:  # fmt: skip
         check_wired(model=model, positive=positive, negative=negative, vae=vae)
+        check_prompts_fit(model, positive=positive, negative=negative)
         chosen = view_sampler.choose_settings(model, sampler_name, scheduler, steps, cfg, AUTO)
         side = choices.get("close_up_size") or working_side(model)
         sigmas = view_sampler.sigmas_of(
@@ -238,10 +242,11 @@ def sample(
     context: float = CONTEXT, least_share: float = 0.0, grow: int = 8, window_area: float = 2.0,
     blend: str = EVERY_STEP, inpaint_patch=None,
 ) -> io.NodeOutput:  # fmt: skip
-    """What both samplers do once they have a guider and sigmas; `choices` as in `close_up_inputs`."""
+    """Return what both samplers do once they have a guider and sigmas; `choices` as in `close_up_inputs`."""
     model = guider.model_patcher
     view_sampler.check_inpaint_model(model)
     view_sampler.check_prompts(guider)
+    check_vae_fits(model, vae)
     image, mask = as_image(image), as_masks(mask)
     check_sigmas(sigmas)
     check_inpaint_patch(inpaint_patch)
@@ -290,13 +295,13 @@ def sample(
 
 
 def check_sigmas(sigmas) -> None:
-    """Raises ValueError for what is no schedule."""
+    """Raise ValueError for what is no schedule."""
     if not isinstance(sigmas, torch.Tensor) or sigmas.ndim != 1 or not sigmas.isfinite().all():
         raise ValueError("sigmas: this is no schedule (a row of finite numbers); wire a scheduler.")
 
 
 def _nothing_to_paint(vae: PictureVae, image: torch.Tensor, options: InpaintOptions) -> io.NodeOutput:
-    """The image as it is; its middle stands in for close-up and latent."""
+    """Return the image as it is; its middle stands in for close-up and latent."""
     height, width = image.shape[1:3]
     rows, columns = Box(0, 0, height, width).square(options.side, height, width).slices
     middle = image[:, rows, columns, :3]
@@ -308,7 +313,7 @@ def _nothing_to_paint(vae: PictureVae, image: torch.Tensor, options: InpaintOpti
 def _empty_mask_warning(
     image: torch.Tensor, mask: torch.Tensor, jobs: list[BatchPlan], several: str
 ) -> str | None:
-    """What to say of masks, of which some are not empty."""
+    """Return what to say of masks, of which some are not empty."""
     if several == EACH or len(mask) == 1:
         return _no_mask_warning(len(image) - sum(len(job.rows) for job in jobs), len(image))
     empty = len(mask) - sum(map(len, jobs[0].turns))
@@ -332,7 +337,7 @@ def _no_mask_warning(empty: int, pictures: int) -> str | None:
 def _warn(text: str | None) -> dict:
     if text is None:
         return {}
-    logging.warning(text)
+    logger.warning(text)
     return ui.PreviewText(text).as_dict()
 
 
@@ -370,4 +375,5 @@ class DisentangledInpaintSamplerAdvanced(io.ComfyNode):
         **choices,
     ) -> io.NodeOutput:
         check_wired(noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, vae=vae)
+        check_guider_fits(guider)
         return sample(guider, noise, sampler, sigmas, vae, image, mask, **choices)

@@ -22,13 +22,12 @@ from ..conditioning.edit_prompt import (
     mark_hole,
     prepare_photo,
 )
-from ..host.conditions import constant
-from ..host.text_encoder import negative_reads_pictures, reference_method
+from ..host.encoders import constant, negative_reads_pictures, reference_method
 from ..host.vae import PictureVae
 from ..imaging.inputs import as_image, check_finite, optional_masks
 from ..imaging.masks import check_mask, check_not_empty
 from ..imaging.object_picture import BACKGROUND_COLOURS
-from ..imaging.padding import pad_to_multiple
+from ..imaging.views import pad_to_multiple
 from ..sampling.references import reference_kinds
 from .checks import check_wired
 from .masked_attention_patch import parse_photos
@@ -46,6 +45,7 @@ class InlayEditPrompt(io.ComfyNode):
             description="A prompt for edit models (FLUX.2 klein, Kontext, Qwen-Image-Edit, Krea 2, LongCat):"
             " the scene and one to ten photos of your subject become reference pictures. Works in any"
             " sampler; Disentangled Inpaint Sampler cuts the scene to each view.",
+            is_input_list=True,  # photos of whatever sizes belong to one prompt
             search_aliases=[
                 "reference latent",
                 "kontext",
@@ -65,7 +65,10 @@ class InlayEditPrompt(io.ComfyNode):
                     tooltip="What to do, such as: put the toy of image 2 into the grey area of image 1. The"
                     " scene is image 1, the photos follow. Empty with a preset: the preset's own prompt.",
                 ),
-                io.Image.Input("photos", tooltip="One to ten photos of what goes into the scene."),
+                io.Image.Input(
+                    "photos",
+                    tooltip="One to ten photos of what goes into the scene, as a batch or a list.",
+                ),
                 io.Mask.Input(
                     "photo_masks",
                     optional=True,
@@ -122,41 +125,36 @@ class InlayEditPrompt(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip, vae, prompt: str, photos: torch.Tensor, photo_masks: torch.Tensor | None = None,
-        scene: torch.Tensor | None = None, mask: torch.Tensor | None = None, hole: str = GREY_HOLE,
-        ground: str = "white", boxes: str = "", negative: str = "", preset: str = NO_PRESET,
+        cls, clip, vae, prompt, photos, photo_masks=None, scene=(None,), mask=(None,), hole=(GREY_HOLE,),
+        ground=("white",), boxes=("",), negative=("",), preset=(NO_PRESET,),
     ) -> io.NodeOutput:  # fmt: skip
+        clip, vae, scene, mask, boxes, negative = (
+            value[0] for value in (clip, vae, scene, mask, boxes, negative)
+        )
         check_wired(clip=clip, vae=vae)
-        photos = as_image(photos, "photos")
-        photo_masks, mask = optional_masks(photo_masks, "photo_masks"), optional_masks(mask)
-        scene = None if scene is None else as_image(scene, "scene")
-        for name, pictures in (("photos", photos), ("scene", scene)):
-            if pictures is not None:
-                check_finite(pictures, name)
-        easy = preset == EASY_INSERT
-        check_photos(photos, photo_masks, easy)
+        subjects = photos_of(photos, photo_masks)
+        mask, scene = optional_masks(mask), None if scene is None else as_image(scene, "scene")
+        if scene is not None:
+            check_finite(scene, "scene")
+        easy = preset[0] == EASY_INSERT
+        check_count(len(subjects), easy)
         bindings = parse_photos(boxes, "boxes")
-        if len(bindings) > len(photos):
+        if len(bindings) > len(subjects):
             raise ValueError(
-                f"boxes: it lists {len(bindings)} boxes for {len(photos)} photos; give one for each."
+                f"boxes: it lists {len(bindings)} boxes for {len(subjects)} photos; give one for each."
             )
         if mask is not None and scene is not None:
             check_mask(scene, mask)
             check_not_empty(mask)
+        prompt, hole, ground = prompt[0], hole[0], ground[0]
         if easy:
             prompt, hole, ground = prompt.strip() or EASY_INSERT_PROMPT, WHITE_HOLE, "white"
         pictures = PictureVae(vae)
         prepared = [
-            prepare_photo(
-                photos[i : i + 1],
-                None if photo_masks is None else photo_masks[i : i + 1],
-                ground,
-                EASY_INSERT_SIDE if easy else 0,
-            )
-            for i in range(len(photos))
+            prepare_photo(photo, own, ground, EASY_INSERT_SIDE if easy else 0) for photo, own in subjects
         ]
-        bound = [*bindings, *[(0, 1.0)] * (len(photos) - len(bindings))]
-        subjects = [
+        bound = [*bindings, *[(0, 1.0)] * (len(subjects) - len(bindings))]
+        shown_photos = [
             SubjectPhoto(picture, pictures.encode(picture), *binding)
             for picture, binding in zip(prepared, bound, strict=True)
         ]
@@ -164,30 +162,42 @@ class InlayEditPrompt(io.ComfyNode):
         latent = None if shown is None else pictures.encode(shown)
         context = EASY_INSERT_CONTEXT if easy else 0.0
         edits = (
-            EditPrompt(clip, prompt, subjects, hole, True, context),
-            EditPrompt(clip, negative, subjects, hole, negative_reads_pictures(clip), context),
+            EditPrompt(clip, prompt, shown_photos, hole, True, context),
+            EditPrompt(clip, negative, shown_photos, hole, negative_reads_pictures(clip), context),
         )
         return io.NodeOutput(
             *(conditioning_of(edit, shown, latent, reference_method(clip)) for edit in edits)
         )
 
 
-def check_photos(photos: torch.Tensor, masks: torch.Tensor | None, easy: bool) -> None:
-    """Raises ValueError for too many photos, or masks that do not fit them."""
-    most = 1 if easy else MOST_PHOTOS
-    if len(photos) > most:
-        limit = "the Easy-Insert preset takes one" if easy else f"{most} are the most"
-        raise ValueError(f"photos: there are {len(photos)}, but {limit}; choose the best.")
-    if masks is not None and len(masks) != len(photos):
+def photos_of(photos, masks) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Photos (1, H, W, C) of batches of any size, each with its mask (1, H, W), or None where none is given.
+
+    Raises ValueError for photos that are no pictures, and masks that do not fit them.
+    """
+    pictures = [photo[None] for batch in photos for photo in as_image(batch, "photos")]
+    for picture in pictures:
+        check_finite(picture, "photos")
+    given = [optional_masks(batch, "photo_masks") for batch in masks or ()]
+    shapes = [mask[None] for batch in given if batch is not None for mask in batch]
+    if shapes and len(shapes) != len(pictures):
         raise ValueError(
-            f"photo_masks: there are {len(masks)} masks for {len(photos)} photos; give one for each photo."
+            f"photo_masks: there are {len(shapes)} masks for {len(pictures)} photos; give one for each photo."
         )
+    return list(zip(pictures, shapes or [None] * len(pictures), strict=True))
+
+
+def check_count(count: int, easy: bool) -> None:
+    """Raise ValueError for too many photos."""
+    if count > (1 if easy else MOST_PHOTOS):
+        limit = "the Easy-Insert preset takes one" if easy else f"{MOST_PHOTOS} are the most"
+        raise ValueError(f"photos: there are {count}, but {limit}; choose the best.")
 
 
 def scene_of(
     scene: torch.Tensor | None, mask: torch.Tensor | None, hole: str, grid: int
 ) -> torch.Tensor | None:
-    """The scene as the model sees it: its hole marked, padded to the VAE's grid."""
+    """Return the scene as the model sees it: its hole marked, padded to the VAE's grid."""
     if scene is None:
         return None
     scene = scene[:1, ..., :3]
@@ -198,7 +208,7 @@ def scene_of(
 def conditioning_of(
     edit: EditPrompt, scene: torch.Tensor | None, latent: torch.Tensor | None, method: str
 ) -> list:
-    """The CONDITIONING of an edit prompt, which the sampler can make again for a view."""
+    """Return the CONDITIONING of an edit prompt, which the sampler can make again for a view."""
     latents: Sequence[torch.Tensor] = [photo.latent for photo in edit.photos]
     kinds = [SUBJECT_REFERENCE] * len(latents)
     if latent is not None:

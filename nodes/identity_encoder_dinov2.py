@@ -4,10 +4,10 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..conditioning.channel_order import as_conditioning
 from ..imaging.inputs import as_images_each, as_masks_each, check_finite
 from ..imaging.object_picture import BACKGROUND_COLOURS, ORIGINAL, subject_picture
-from .checks import check_wired
+from ..sampling.identity import as_conditioning
+from .checks import check_wired, refuse_empty_lists
 from .loaders import AdapterType
 
 AUTO_BACKGROUND = "as the adapter was trained"
@@ -102,6 +102,7 @@ class IdentityEncoderDINOv2(io.ComfyNode):
         )
 
     @classmethod
+    @refuse_empty_lists
     def execute(
         cls,
         encoder,

@@ -3,10 +3,10 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..conditioning.channel_order import as_conditioning
+from ..conditioning.compatibility import check_vae_fits
 from ..imaging.inputs import as_image, check_finite
-from ..imaging.padding import pad_to_multiple
-from ..sampling.guidance import check_pix2pix_model, two_scale_guider, with_source
+from ..imaging.views import pad_to_multiple
+from ..sampling.identity import as_conditioning, check_pix2pix_model, two_scale_guider, with_source
 from .checks import check_wired
 from .identity_encoder_dinov2 import prepare_object_images
 from .loaders import AdapterType
@@ -103,6 +103,7 @@ class ImageConditionedPix2Pix(io.ComfyNode):
 
         check_wired(model=model, vae=vae, clip_vision=clip_vision, embedding_optimizer=embedding_optimizer)
         check_pix2pix_model(model, embedding_optimizer.config.context)
+        check_vae_fits(model, vae)
         check_encoder(clip_vision, embedding_optimizer)
         image, object_image = as_image(image), as_image(object_image, "object_image")
         for name, pictures in (("image", image), ("object_image", object_image)):

@@ -4,15 +4,15 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 
-from ..conditioning.channel_order import read_object_first
+from ..conditioning.compatibility import check_vae_fits
 from ..conditioning.edit_prompt import GREY_HOLE, HOLES, mark_hole
-from ..conditioning.inpaint import UNET_CHANNELS, inpaint_pictures, snapped_hole
 from ..families.table import BLEND, FILL, NO_REFERENCES
 from ..host.families import require_family
 from ..host.vae import PictureVae
 from ..imaging.inputs import as_image, as_masks, check_finite
+from ..imaging.latent_mask import UNET_CHANNELS, inpaint_pictures, snapped_hole
 from ..imaging.masks import check_mask, check_not_empty, check_not_full
-from ..sampling.blending import BLENDINGS, RENOISED, blend_background
+from ..sampling.identity import BLENDINGS, RENOISED, blend_background, read_object_first
 from ..sampling.view_sampler import with_guidance
 from .checks import check_wired
 
@@ -87,6 +87,8 @@ class InlayInpaintConditioning(io.ComfyNode):
         check_not_empty(mask)
         check_not_full(mask)
         family, pictures = None if model is None else require_family(model), PictureVae(vae)
+        if model is not None:
+            check_vae_fits(model, vae)
         image, masked_image, mask = inpaint_pictures(image, mask, pictures.grid)
         known = pictures.encode(image)
         snapped = snapped_hole(mask, known)
@@ -107,7 +109,7 @@ class InlayInpaintConditioning(io.ComfyNode):
 
 
 def with_scene_first(conditioning: list, scene: torch.Tensor, method: str) -> list:
-    """The CONDITIONING with the scene's latent before its other reference latents."""
+    """Return the CONDITIONING with the scene's latent before its other reference latents."""
     return [
         [
             text,
@@ -163,6 +165,7 @@ class InlayObjectStitchConditioning(io.ComfyNode):
         cls, model, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, noise_mask: bool = True
     ) -> io.NodeOutput:
         check_wired(model=model)
+        check_vae_fits(model, vae)
         patched = read_object_first(model)
         made = InlayInpaintConditioning.execute(positive, negative, vae, image, mask, noise_mask)
         return io.NodeOutput(patched, *(made.result or ()))
@@ -186,7 +189,8 @@ class InlayBackgroundBlending(io.ComfyNode):
                     default=RENOISED,
                     tooltip="renoised: the background's latent, noised to the step's level, as models saw it"
                     " in training and as ComfyUI samples anyway; the default. clean: without noise at every"
-                    " step, as IMPRINT draws it; for models trained like that, others may blend worse.",
+                    " step, as IMPRINT draws it; for models trained like that, others may blend worse. fresh"
+                    " noise: renoised with other noise at each step, as Fooocus and DreamMix's code do.",
                 ),
             ],
             outputs=[

@@ -1,6 +1,5 @@
 """Nodes that load a subject, an adapter, an encoder, a UNet or an inpaint patch from a file."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +11,11 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..conditioning.family import family
+from ..common.log import logger
 from ..conditioning.fooocus import InpaintHead, InpaintPatch
-from ..encoders.published import AUTO_LAYOUT, CHOICES
-from ..host.families import is_transformer
+from ..encoders import AUTO_LAYOUT, CHOICES
+from ..families.table import label_of
+from ..host.families import family_name, is_transformer
 from ..host.patches import misfitting_patches
 from .checks import check_wired
 from .model_files import (
@@ -98,28 +98,29 @@ class InlayLoadSubject(io.ComfyNode):
             from ..training.finetune.lora_formats import with_host_names
 
             lora = with_host_names(model, lora, peft_config(path), lora_name)
-        subject = _subject(path, metadata, lora_name, token.strip(), class_name.strip(), family(model))
-        if subject.family != family(model):
+        subject = _subject(path, metadata, lora_name, token.strip(), class_name.strip(), family_name(model))
+        base = label_of(family_name(model))
+        if subject.family != family_name(model):
             raise ValueError(
-                f"lora_name: {subject.words} was trained for {subject.family} but the model is"
-                f" {family(model)}; load the model it was trained on."
+                f"lora_name: {subject.words} was trained for {label_of(subject.family)} but the model is"
+                f" {base}; load the model it was trained on."
             )
         check_finite_weights(lora, "lora_name", lora_name)
         with recognising("lora_name", lora_name, "LoRA"):
             patched, text = comfy.sd.load_lora_for_models(model, clip, lora, strength, strength)
         if strength and _count(patched) == _count(model) and (clip is None or _count(text) == _count(clip)):
             raise ValueError(
-                f"lora_name: no weight of {lora_name} belongs to this model ({family(model)}); load the model"
+                f"lora_name: no weight of {lora_name} belongs to this model ({base}); load the model"
                 " it was trained on."
             )
         if strength:
             misfits = [key for one in (patched, text) if one is not None for key in misfitting_patches(one)]
-            check_fit(misfits, _count(patched) - _count(model), lora_name, family(model))
+            check_fit(misfits, _count(patched) - _count(model), lora_name, base)
         return io.NodeOutput(patched, text, lora, subject)
 
 
 def check_fit(misfits: list[str], added: int, name: str, base: str) -> None:
-    """Raises ValueError when most of a LoRA's weights have other shapes than the model's; logs the others.
+    """Raise ValueError when most of a LoRA's weights have other shapes than the model's; logs the others.
 
     The host leaves such weights out while it samples, so the picture would be one without the subject.
     """
@@ -130,7 +131,7 @@ def check_fit(misfits: list[str], added: int, name: str, base: str) -> None:
             f"lora_name: {len(misfits)} of the {added} weights of {name} have other shapes than this model's"
             f" ({base}); load the model it was trained on."
         )
-    logging.getLogger("inlay").warning(
+    logger.warning(
         "Load Subject: %s weights of %s have other shapes than this model's and are left out.",
         len(misfits),
         name,
@@ -143,7 +144,7 @@ def _count(patcher) -> int:
 
 
 def _subject(path: Path, metadata: dict, name: str, token: str, class_name: str, base: str):
-    """The Subject that the JSON beside the file describes, or the file itself, or else the user."""
+    """Return the Subject that the JSON beside the file describes, or the file itself, or else the user."""
     from ..training.finetune.subject import Subject, check_words, is_subject
 
     check_words("token", token)
@@ -323,7 +324,7 @@ class InlayLoadPix2Pix(io.ComfyNode):
 
 
 def original_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A diffusers UNet's weights under the original names, by the host's table for its four-channel twin."""
+    """Return a diffusers UNet's weights under the original names, by the host's table for 4 channels."""
     config = comfy.model_detection.unet_config_from_diffusers_unet(state | {CONV_IN: state[CONV_IN][:, :4]})
     names = {} if config is None else comfy.utils.unet_to_diffusers(config)
     return {ours: state[theirs] for theirs, ours in names.items() if theirs in state}
@@ -392,7 +393,10 @@ def _is_delta(value: object) -> bool:
 
 
 def _read(name: str, input_name: str) -> dict:
-    """A file of models/inpaint; folder_paths keeps the name inside it, and the host reads tensors only."""
+    """Return a file of models/inpaint.
+
+    Folder_paths keeps the name inside it, and the host reads tensors only.
+    """
     path = folder_paths.get_full_path(INPAINT_FOLDER, name)
     if path is None:
         raise ValueError(f"{input_name}: there is no '{name}' in models/inpaint; download it there.")

@@ -1,6 +1,5 @@
 """MaskedAttentionPatch: the prompt speaks only to the box, and the background's colours stay out of it."""
 
-import logging
 import re
 
 import torch
@@ -11,8 +10,8 @@ from ..attention.layers import LAYER_PRESETS, unet_layers
 from ..attention.masked import OPERATORS
 from ..attention.model_patch import mask_attention
 from ..attention.patch import APPLY_TO
-from ..attention.preview import token_preview
-from ..attention.regions import halved, region_labels
+from ..attention.regions import halved, region_labels, token_preview
+from ..common.log import logger
 from ..families.layout import grid_of
 from ..host.families import patch_of, token_order
 from ..imaging.inputs import as_masks
@@ -188,6 +187,10 @@ class MaskedAttentionPatch(io.ComfyNode):
         mask = as_masks(mask)
         masks = list(mask) if mask_batch == PER_SUBJECT else [mask]
         bindings = parse_photos(photos)
+        if any(box > len(masks) for box, _ in bindings):
+            raise ValueError(
+                f'photos: "{photos}" names a box beyond the {len(masks)} of mask; write 0 for all boxes.'
+            )
         chosen = layers if self_attention == CUSTOM else self_attention
         patched = mask_attention(
             model,
@@ -207,13 +210,13 @@ class MaskedAttentionPatch(io.ComfyNode):
         preview, lines = token_preview(labels, latent, grids)
         lines += notes
         report = "\n".join(lines)
-        logging.info("Masked attention:\n%s", report)
+        logger.info("Masked attention:\n%s", report)
         shown = {**ui.PreviewImage(preview, cls=cls).as_dict(), **ui.PreviewText(report).as_dict()}
         return io.NodeOutput(patched, preview, report, ui=shown)
 
 
 def token_grids(model, size, chosen: str, bindings) -> tuple[tuple[int, int], list, list[str]]:
-    """The latent of a picture of that size, the grids of tokens of a MODEL, and lines for the report."""
+    """Return the latent of a picture of that size, a MODEL's grids of tokens, and lines for the report."""
     network = model.get_model_object("diffusion_model")
     order = token_order(network)
     ratio = LATENT_PIXELS if order is None else model.model.latent_format.spacial_downscale_ratio
@@ -235,12 +238,18 @@ def token_grids(model, size, chosen: str, bindings) -> tuple[tuple[int, int], li
     return latent, [grid_of(latent, patch_of(network, order))], notes
 
 
+MOST_BOXES, MOST_STRENGTH = 64, 100.0  # beyond them a number is a slip
+
+
 def parse_photos(text: str, name: str = "photos") -> list[tuple[int, float]]:
-    """ "1; 2: 0.8" -> [(1, 1.0), (2, 0.8)]: the box (0 for all) and the strength of every subject photo."""
+    """Return the box (0 for all) and the strength of every photo: "1; 2: 0.8" is [(1, 1.0), (2, 0.8)]."""
     try:
         entries = [part.split(":") for part in text.split(";") if part.strip()]
         bindings = [(int(entry[0]), float(entry[1]) if len(entry) == 2 else 1.0) for entry in entries]
-        valid = all(len(entry) <= 2 for entry in entries) and all(s >= 0 for _, s in bindings)
+        valid = all(len(entry) <= 2 for entry in entries) and all(
+            0 <= box <= MOST_BOXES and 0 <= strength <= MOST_STRENGTH for box, strength in bindings
+        )
+        valid = valid and (bool(entries) or not text.strip())
     except ValueError:
         valid, bindings = False, []
     if not valid:
@@ -251,7 +260,7 @@ def parse_photos(text: str, name: str = "photos") -> list[tuple[int, float]]:
 
 
 def parse_tokens(text: str, subjects: int) -> list[set[int]] | None:
-    """ "1-4; 6, 8" -> [{1,2,3,4}, {6,8}], one set of prompt tokens per subject; None for empty text."""
+    """Return one set of prompt tokens per subject, None for empty text: "1-4; 6, 8" is [{1,2,3,4}, {6,8}]."""
     if not text.strip():
         return None
     parts = [part.strip() for part in text.split(";") if part.strip()]
@@ -264,7 +273,7 @@ def parse_tokens(text: str, subjects: int) -> list[set[int]] | None:
 
 
 def _token_range(entry: str, text: str) -> range:
-    """ "6-9" -> 6, 7, 8, 9; "6" -> 6. Raises ValueError for anything else."""
+    """Return the tokens of "6-9" or of "6". Raises ValueError for anything else."""
     match = re.fullmatch(r"\s*([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?\s*", entry)
     if not match:
         raise ValueError(f'subject_tokens: "{text}" is no list of tokens; write for example "1-4; 6-9".')

@@ -8,7 +8,7 @@ from ..imaging.changes import TOLERANCE, change_mask
 from ..imaging.inputs import as_image, as_masks, check_finite, optional_masks
 from ..imaging.mask_levels import LEVEL_NAMES, MASK_LEVELS, level_preview, mask_level
 from ..imaging.masks import check_mask, check_not_empty, fill_box, match_batch
-from ..imaging.padding import crop_back
+from ..imaging.views import crop_back
 
 LIMIT = 16384
 PREVIEW_SIDE = 1024  # pixels, at most
@@ -79,7 +79,10 @@ class InlayBoxMask(io.ComfyNode):
 
 
 def _saved_picture(cls, image: torch.Tensor) -> dict:
-    """The picture for the box on the node, where the page cannot know it before: a file and its true size."""
+    """Return the picture for the box on the node, where the page cannot know it before.
+
+    A file and its true size.
+    """
     rows, columns = image.shape[1:3]
     step = -(-max(rows, columns) // PREVIEW_SIDE)
     [file] = ui.PreviewImage(image[:1, ::step, ::step, :3].float(), cls=cls).as_dict()["images"]

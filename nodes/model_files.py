@@ -11,20 +11,20 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..common.text_files import read_json
+from ..common.files import read_json
 
 INLAY_FOLDER = "inlay"  # models/inlay: adapters, and folders as transformers writes them
 WEIGHT_SUFFIXES = ("*.safetensors", "pytorch_model*.bin")
 
 
 def model_files(kind: str = INLAY_FOLDER) -> list[str]:
-    """The files of a kind of model, as the host lists them."""
+    """Return the files of a kind of model, as the host lists them."""
     _register()
     return folder_paths.get_filename_list(kind)
 
 
 def model_file(name: str, kind: str, input_name: str) -> str:
-    """The path behind a listed name. Raises ValueError when there is none."""
+    """Return the path behind a listed name. Raises ValueError when there is none."""
     _register()
     path = folder_paths.get_full_path(kind, name)
     if path is None:
@@ -33,7 +33,7 @@ def model_file(name: str, kind: str, input_name: str) -> str:
 
 
 def model_folders() -> dict[str, Path]:
-    """The folders of models/inlay that hold a config.json, by name."""
+    """Return the folders of models/inlay that hold a config.json, by name."""
     _register()
     bases = [Path(base) for base in folder_paths.get_folder_paths(INLAY_FOLDER)]
     found = [config.parent for base in bases if base.is_dir() for config in base.glob("*/config.json")]
@@ -41,7 +41,7 @@ def model_folders() -> dict[str, Path]:
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict]:
-    """The weights of a transformers folder, all its shards, and its config.json.
+    """Return the weights of a transformers folder, all its shards, and its config.json.
 
     Raises ValueError when it holds none.
     """
@@ -58,7 +58,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def read_file(path: str, input_name: str = "file") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file and its metadata; pickles are read as tensors only.
+    """Return the tensors of a file and its metadata; pickles are read as tensors only.
 
     Raises ValueError, naming the input and the file, when it cannot be read or holds no tensors.
     """
@@ -70,7 +70,7 @@ def read_file(path: str, input_name: str = "file") -> tuple[dict[str, Tensor], d
 
 
 def load_weights(path: str, input_name: str) -> tuple[dict, dict[str, str]]:
-    """The dictionary of a file of weights, and its metadata. Raises ValueError as `read_file`."""
+    """Return the dictionary of a file of weights, and its metadata. Raises ValueError as `read_file`."""
     name = Path(path).name
     try:
         state, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
@@ -110,7 +110,7 @@ def recognising(input_name: str, name: str, kind: str) -> Iterator[None]:
 
 
 def check_finite_weights(weights: dict[str, Tensor], input_name: str, name: str) -> None:
-    """Raises ValueError when a file's weights hold NaN or infinite values."""
+    """Raise ValueError when a file's weights hold NaN or infinite values."""
     for tensor in weights.values():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(

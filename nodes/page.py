@@ -1,13 +1,18 @@
-"""What nodes send to the page beside their outputs: routes and small pictures."""
+"""What the pack gives to the page: routes, small pictures, and the example pictures of the templates."""
 
 import base64
 import io
+import shutil
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 from aiohttp import web
 from PIL import Image
 from server import PromptServer
+
+from ..common.log import logger
 
 PAGE_THUMBNAIL = 128  # pixels of the longer side of a picture in a message
 
@@ -23,8 +28,29 @@ def add_get_route(path: str, answer: Callable[[Mapping[str, str]], Awaitable[Any
 
 
 def data_url(image: Image.Image, side: int = PAGE_THUMBNAIL) -> str:
-    """A small JPEG, at most `side` pixels, as a page can show it."""
+    """Return a small JPEG, at most `side` pixels, as a page can show it."""
     small, file = image.convert("RGB"), io.BytesIO()
     small.thumbnail((side, side))
     small.save(file, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "workflows" / "examples"
+
+
+def install_examples(source: Path = EXAMPLES) -> None:
+    """Copy the example pictures into ComfyUI's input folder, so that templates open with their pictures.
+
+    The page accepts files at the top of that folder only. What is there already is kept.
+    """
+    target = Path(folder_paths.get_input_directory())
+    try:
+        for file in source.rglob("*.png"):
+            copy = target / file.relative_to(source)
+            if not copy.exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                partial = copy.with_suffix(".partial")
+                shutil.copyfile(file, partial)
+                partial.replace(copy)
+    except OSError as error:
+        logger.warning(f"Inlay: the example pictures were not copied to input: {error}")

@@ -19,6 +19,7 @@ from ..imaging.references import (
     skipped_files,
     thumbnail,
 )
+from .checks import check_wired, refuse_empty_lists
 from .page import add_get_route, data_url
 
 REFERENCES_ROUTE = "/inlay/references"
@@ -98,6 +99,7 @@ class InlayLoadReferences(io.ComfyNode):
         return digest.hexdigest()
 
     @classmethod
+    @refuse_empty_lists
     def execute(
         cls,
         folder: list[str],
@@ -106,6 +108,8 @@ class InlayLoadReferences(io.ComfyNode):
         masks: list[torch.Tensor] | None = None,
     ) -> io.NodeOutput:
         notes = []
+        if background_removal and background_removal[0] is not None:
+            check_wired(background_removal=background_removal[0])
         if images is not None:
             references = collect_wired(as_images_each(images), as_masks_each(masks))
             names = [f"picture {number}" for number in range(1, len(references) + 1)]
@@ -143,7 +147,7 @@ class InlayLoadReferences(io.ComfyNode):
 
 
 def _saved(cls, image: torch.Tensor, mask: torch.Tensor, label: str) -> dict[str, str]:
-    """A thumbnail in the host's temporary folder, as its page asks for it."""
+    """Return a thumbnail in the host's temporary folder, as its page asks for it."""
     [file] = ui.PreviewImage(preview_cut_out(image, mask, PHOTO_SIDE), cls=cls).as_dict()["images"]
     return dict(file) | {"label": label}
 
@@ -158,7 +162,7 @@ def add_reference_route() -> None:
 
 
 def describe_folder(folder: str) -> dict:
-    """The pictures of a folder as small data URLs, the files left out, and what is wrong with it, as JSON."""
+    """Return a folder's pictures as small data URLs, the files left out and its error, as JSON."""
     try:
         path = _resolve(folder)
         files = list_references(path)
@@ -172,7 +176,10 @@ def describe_folder(folder: str) -> dict:
 
 
 def _resolve(folder: str) -> Path:
-    """The named folder inside the host's input folder; the name comes from a workflow and is not trusted."""
+    """Return the named folder inside the host's input folder.
+
+    The name comes from a workflow and is not trusted.
+    """
     root = Path(folder_paths.get_input_directory())
     path = root / folder
     if not _is_inside(folder) or not _is_folder(path):

@@ -12,7 +12,8 @@ import folder_paths
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..conditioning.family import working_side
+from ..conditioning.compatibility import check_clip_fits, check_vae_fits
+from ..host.families import working_side
 from ..imaging.inputs import as_images_each, check_finite
 from ..imaging.references import read_reference
 from ..sampling.view_sampler import check_inpaint_model
@@ -23,7 +24,7 @@ from ..training.finetune.attribute_dictionary import (
     write_attributes,
 )
 from ..training.finetune.regular_data import list_regular
-from .checks import check_wired
+from .checks import check_wired, refuse_empty_lists
 
 NO_MODEL = "none"
 ATTRIBUTE_KINDS = (
@@ -107,6 +108,7 @@ class InlayAttributeDictionary(io.ComfyNode):
         return True
 
     @classmethod
+    @refuse_empty_lists
     def execute(
         cls, class_name, attributes, token, count, seed, template, images=None, vision_model=(NO_MODEL,)
     ) -> io.NodeOutput:
@@ -131,7 +133,7 @@ def vision_language_models() -> dict[str, Path]:
 
 
 def propose_with_model(images: Sequence[Tensor], class_name: str, vision_model: str) -> dict[str, list[str]]:
-    """What the model says of the pictures (H, W, 3) in [0, 1]."""
+    """Return what the model says of the pictures (H, W, 3) in [0, 1]."""
     from ..training.finetune.attribute_dictionary import propose_attributes
 
     folder = vision_language_models().get(vision_model)
@@ -241,6 +243,7 @@ class InlayRegularImages(io.ComfyNode):
         )
 
     @classmethod
+    @refuse_empty_lists
     def execute(
         cls, model, clip, vae, prompts, count, seed, steps, cfg, sampler_name, scheduler, background_prompt,
         size=(0,), backgrounds=None,
@@ -254,6 +257,8 @@ class InlayRegularImages(io.ComfyNode):
         wired = model[0], clip[0], vae[0]
         check_wired(model=model[0], clip=clip[0], vae=vae[0])
         check_inpaint_model(model[0])
+        check_vae_fits(model[0], vae[0])
+        check_clip_fits(model[0], clip[0])
         how = SamplingSettings(steps[0], cfg[0], sampler_name[0], scheduler[0])
         prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
         if not prompts:
@@ -320,7 +325,7 @@ class InlayLoadRegularData(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, folder: str) -> bool | str:
         try:
-            list_regular(_resolve(folder))
+            _list_folder(folder)
         except ValueError as error:
             return str(error)
         return True
@@ -328,7 +333,7 @@ class InlayLoadRegularData(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str) -> str:
         digest = hashlib.sha256()
-        for file in list_regular(_resolve(folder)):
+        for file in _list_folder(folder):
             for path in (file.image, file.mask):
                 digest.update(f"{file.prompt}/{path.name}\0".encode())
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -336,10 +341,15 @@ class InlayLoadRegularData(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        files = list_regular(_resolve(folder))
+        files = _list_folder(folder)
         references = [read_reference(file.image, file.mask, "folder") for file in files]
         images, masks = ([pair[i] for pair in references] for i in (0, 1))
         return io.NodeOutput(images, masks, [file.prompt for file in files])
+
+
+def _list_folder(folder: str) -> list:
+    """Return the files of a regular_<category> folder. Raises ValueError when there are none."""
+    return list_regular(_resolve(folder))
 
 
 def regular_data_folders() -> dict[str, Path]:
@@ -354,7 +364,7 @@ def regular_data_folders() -> dict[str, Path]:
 
 
 def _resolve(folder: str) -> Path:
-    """The named folder; only those that are listed are opened."""
+    """Return the named folder; only those that are listed are opened."""
     found = regular_data_folders().get(folder)
     if found is None:
         raise ValueError(f"folder: there is no {folder} in ComfyUI's input or output folder; save one there.")
@@ -394,6 +404,7 @@ class InlaySaveRegularData(io.ComfyNode):
         return True
 
     @classmethod
+    @refuse_empty_lists
     def execute(cls, images, masks, prompts, category) -> io.NodeOutput:
         from ..training.finetune.data import collect_references  # loaded when needed
         from ..training.finetune.regular_data import save_regular
@@ -407,7 +418,10 @@ class InlaySaveRegularData(io.ComfyNode):
 
 
 def _category_folder(category: str) -> Path:
-    """The folder of a category in ComfyUI's output folder; raises ValueError for no name of a folder."""
+    """Return the folder of a category in ComfyUI's output folder.
+
+    Raises ValueError for no name of a folder.
+    """
     category = category.strip()
     if not re.fullmatch(r"[\w -]+", category) or len(category.encode()) > LONGEST_CATEGORY:
         raise ValueError(

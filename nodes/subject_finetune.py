@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..conditioning.fooocus import InpaintPatch
 from ..training.finetune.recipes import MEMORY_PRESETS, RECIPE_NAMES, LayerChoice, describe_preset
 from ..training.optimizers import ADAFACTOR_RATE, OptimizerKind
-from .checks import check_inpaint_patch, check_wired
+from .checks import check_inpaint_patch, check_wired, refuse_empty_lists
 from .training_progress import NodeProgress, workflow_id
 
 PRESET = "preset"  # as the memory preset says
@@ -79,7 +79,7 @@ class SubjectFinetune(io.ComfyNode):
                     "recipe",
                     options=list(RECIPE_NAMES),
                     tooltip="Whose training. DreamCom: box holes, words kept inside them. DreamMix: free-form"
-                    " holes, the subject weighed higher.",
+                    " holes, the subject weighed higher. DreamMix (released): what its code does.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -136,7 +136,7 @@ class SubjectFinetune(io.ComfyNode):
                     "regular_images",
                     optional=True,
                     tooltip="Other pictures of the class, which keep the model from forgetting what it knew"
-                    " (DreamMix eq. 8). Only recipes with a beta use them.",
+                    " (DreamMix eq. 8). DreamMix's recipes use them.",
                 ),
                 io.Mask.Input(
                     "regular_masks", optional=True, tooltip="One mask per regular picture, as for the images."
@@ -257,6 +257,7 @@ class SubjectFinetune(io.ComfyNode):
         )
 
     @classmethod
+    @refuse_empty_lists
     def execute(
         cls, model, clip, vae, images, class_name, token, recipe, steps, rank, learning_rate, batch_size,
         seed, resolution=(0,), masks=None, regular_images=None, regular_masks=None, regular_prompt=("",),
@@ -264,6 +265,8 @@ class SubjectFinetune(io.ComfyNode):
         gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",), options=(None,),
         inpaint_patch=(None,), captions=("",),
     ):  # fmt: skip
+        if options[0] is not None and not isinstance(options[0], dict):
+            raise ValueError(f"options: it is a {type(options[0]).__name__}; wire Training Options.")
         settings = {
             "rank": rank[0], "learning_rate": learning_rate[0], "batch_size": batch_size[0],
             "resolution": resolution[0], "precision": precision[0], "optimiser": optimiser[0],
@@ -317,7 +320,7 @@ class SubjectFinetune(io.ComfyNode):
 
 
 def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset, model):
-    """The recipe of that name with the model family's numbers, the user's settings and the memory preset."""
+    """Return the recipe of that name with the family's numbers, the user's settings and the memory preset."""
     from ..training.finetune.memory import with_preset
     from ..training.finetune.recipes import RECIPES
     from ..training.finetune.transformers import with_family_numbers
@@ -338,7 +341,10 @@ def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset, model
 
 
 def with_rare_choices(recipe, settings: dict[str, Any]):
-    """A recipe with the settings that only Training Options has; what is missing keeps the recipe's own."""
+    """Return a recipe with the settings that only Training Options has.
+
+    What is missing keeps the recipe's own.
+    """
     adapter, optimiser, changes = {}, {}, {}
     if "hole" in settings:
         changes["hole_condition"] = HOLE_WAYS[settings["hole"]]

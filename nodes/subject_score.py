@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..imaging.inputs import as_images_each, as_masks_each, check_finite
 from ..imaging.masks import check_mask
-from .checks import check_wired
+from .checks import check_wired, refuse_empty_lists
 
 PICTURES = {"masks": "images", "reference_masks": "references"}  # whose masks these are
 REGION_CHOICES = ["subject", "whole picture"]
@@ -63,6 +63,7 @@ class InlaySubjectScore(io.ComfyNode):
         )
 
     @classmethod
+    @refuse_empty_lists
     def execute(
         cls, clip_vision, images, references, masks=None, reference_masks=None, region=("subject",)
     ) -> io.NodeOutput:
@@ -88,7 +89,7 @@ class InlaySubjectScore(io.ComfyNode):
 
 def embed(vision, pictures, whole: bool, name: str) -> torch.Tensor:
     """Unit-norm embeddings (N, D) of what references show inside their masks; `name` is for errors."""
-    from ..evaluation.crops import subject_crops
+    from ..imaging.object_picture import subject_crops
 
     crops = []
     for number, (image, mask) in enumerate(pictures, 1):
@@ -107,6 +108,7 @@ def embed(vision, pictures, whole: bool, name: str) -> torch.Tensor:
 
 
 def encoder_label(vision) -> str:
+    """Return the name of an image encoder, by its kind and size."""
     from ..encoders.image_context import ENCODER_KINDS, encoder_name
 
     kind = ENCODER_KINDS.get(vision.model_type, str(vision.model_type))
@@ -114,6 +116,6 @@ def encoder_label(vision) -> str:
 
 
 def repeat_masks(masks: list[torch.Tensor], images: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The masks, a single one repeated for every picture."""
+    """Return the masks, a single one repeated for every picture."""
     flat = [mask for batch in masks for mask in batch[:, None]]
     return flat * sum(map(len, images)) if len(flat) == 1 else flat

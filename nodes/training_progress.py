@@ -1,6 +1,5 @@
 """What a user sees while something trains."""
 
-import logging
 import time
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
+from ..common.log import logger
 from ..training.finetune import progress as live
 from .page import add_get_route, data_url
 
@@ -57,7 +57,7 @@ class NodeProgress:
             self.run.stage = stage
             PromptServer.instance.send_progress_text("\n".join([stage, *self.notes]), self.node_id)
             self._send(self.run)
-        logging.info(f"Inlay finetune: {stage}")
+        logger.info(f"Inlay finetune: {stage}")
 
     def __call__(self, step: int, loss: float) -> None:
         now = time.monotonic()
@@ -75,10 +75,10 @@ class NodeProgress:
                 self._send(self.run)
                 self.sent = now
         if step % max(self.steps // 10, 1) == 0:
-            logging.info(f"Inlay finetune: {line}")
+            logger.info(f"Inlay finetune: {line}")
 
     def show(self, step: int, picture: Tensor) -> None:
-        """A sample (H,W,3) in bytes on the node, at that step."""
+        """Show a sample (H, W, 3) in bytes on the node, at that step."""
         self.time_left.sample_done(step)
         image = Image.fromarray(picture.numpy())
         preview = ("JPEG", image, latent_preview.MAX_PREVIEW_RESOLUTION)
@@ -89,7 +89,7 @@ class NodeProgress:
 
     def show_stored(self, name: str, losses: Sequence[float], strip: Image.Image | None) -> None:
         """Show the curve and samples of a training that was done before."""
-        logging.info(f"Inlay finetune: already learned, loaded {name}")
+        logger.info(f"Inlay finetune: already learned, loaded {name}")
         if not self.node_id:
             return
         self.run = live.begin_progress(self.node_id, len(losses), self.workflow)
@@ -106,6 +106,9 @@ class NodeProgress:
 
 
 def workflow_id(extra_pnginfo: dict | None) -> str:
-    """The id of the workflow that a page queued, from the host's hidden input; empty for other graphs."""
+    """Return the id of the workflow that a page queued, from the host's hidden input.
+
+    Empty for other graphs.
+    """
     workflow = (extra_pnginfo or {}).get("workflow") or {}
     return str(workflow.get("id") or "")

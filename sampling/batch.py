@@ -24,7 +24,7 @@ class BatchPlan(NamedTuple):
 
 
 def plan_batch(image: Tensor, mask: Tensor, several: str) -> tuple[Tensor, list[BatchPlan]]:
-    """The pictures (B, H, W, C) to return, and who is painted how; rows with empty masks have no job.
+    """Return the pictures (B, H, W, C) to return, and who is painted how; rows with empty masks have no job.
 
     EACH: image and mask are batches, one of which may be 1. IN_TURN, TOGETHER: every mask goes into every
     image. Raises ValueError when the batches do not fit.
@@ -41,12 +41,14 @@ def plan_batch(image: Tensor, mask: Tensor, several: str) -> tuple[Tensor, list[
 
 
 def count_steps(jobs: Sequence[BatchPlan], sigmas: Tensor, share: float) -> int:
-    """Steps of the sampler over all runs."""
+    """Return steps of the sampler over all runs."""
     local, rest = (max(len(part) - 1, 0) for part in split_schedule(sigmas, share))
     return sum(len(masks) * local + rest for job in jobs for masks in job.turns)
 
 
 class InpaintResult(NamedTuple):
+    """The finished pictures, the close-ups before they were harmonised, and the last latents."""
+
     image: Tensor  # (B, H, W, C)
     close_up: Tensor  # (N, h, w, 3), one for each mask and picture
     latent: dict  # the host's LATENT of the last runs
@@ -82,6 +84,6 @@ def _stack(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _stretched(part: Tensor, size: Sequence[int]) -> Tensor:
-    """A tensor (b, C, ..., h, w) at another (height, width)."""
+    """Return a tensor (b, C, ..., h, w) at another (height, width)."""
     flat = F.interpolate(part.reshape(part.shape[0], -1, *part.shape[-2:]), tuple(size), mode="bilinear")
     return flat.reshape(*part.shape[:-2], *size)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.transformer_options import Window
+from ..imaging.views import Window
 
 AREA_PIXEL = 8  # pixels of the picture in one step of an area that is not in percent
 RESIZERS = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")  # of the host's, those of torch
@@ -28,7 +28,9 @@ class CropRegion(NamedTuple):
 
 
 def crop_conditions(conditions: Mapping[str, Sequence[dict]], place: CropRegion) -> dict[str, list[dict]]:
-    """The conditions of a guider ("positive", "negative", ...) for a place; those that miss it are left out.
+    """Return the conditions of a guider ("positive", "negative", ...) for a place.
+
+    Those that miss it are left out.
 
     Raises ValueError where all of a kind miss it.
     """
@@ -77,7 +79,7 @@ def only_rows(batch: Tensor, rows: Sequence[int]) -> Tensor:
 
 
 def crop_area(area: Sequence, window: Window, height: int, width: int) -> tuple | None:
-    """The host's area (height, width, top, left) of a (height, width) picture, in percent of the window.
+    """Return the host's area (height, width, top, left) of a picture, in percent of the window.
 
     None where the two do not meet. An area that ends at the picture's border holds its padding too.
     """
@@ -94,7 +96,7 @@ def crop_area(area: Sequence, window: Window, height: int, width: int) -> tuple 
 
 
 def crop_box(box: tuple, place: CropRegion) -> tuple | None:
-    """A GLIGEN box (text, height, width, top, left) in the picture's latent pixels, in those of the place.
+    """Return a GLIGEN box (text, height, width, top, left) of the picture in latent pixels of the place.
 
     None where it lies outside.
     """
@@ -121,7 +123,10 @@ def _overlap(start: float, length: float, low: float, high: float) -> tuple[floa
 
 
 def crop_part(picture: Tensor, window: Window) -> Tensor:
-    """The window of a picture (..., h, w) of any size, to its pixel; past the border the last one repeats."""
+    """Return the window of a picture (..., h, w) of any size, to its pixel.
+
+    Past the border the last one repeats.
+    """
     (top, left, bottom, right), (height, width) = window, picture.shape[-2:]
     rows, columns = _pixels(top, bottom, height), _pixels(left, right, width)
     if rows.stop <= height and columns.stop <= width:
@@ -139,7 +144,7 @@ def _pixels(low: float, high: float, length: int) -> range:
 
 
 def _crop_control(control, place: CropRegion, controls: dict):
-    """A copy of a ControlNet, and of those chained before it, that looks at the window of its hint.
+    """Return a copy of a ControlNet, and of those chained before it, that looks at the window of its hint.
 
     One copy for each, so that the host still runs prompts that share a ControlNet in one batch.
     """
@@ -160,12 +165,18 @@ def _crop_control(control, place: CropRegion, controls: dict):
 
 
 def _resize_hint(hint: Tensor, size: tuple[int, int], algorithm: str) -> Tensor:
-    """A hint (B, C, h, w) at another size as the host makes it: some mark the hole with -1, others blur."""
+    """Return a hint (B, C, h, w) at another size as the host makes it.
+
+    Some mark the hole with -1, others blur.
+    """
     return F.interpolate(hint, size, mode=algorithm if algorithm in RESIZERS else RESIZERS[1])
 
 
 def _fitted(hint: Tensor, place: CropRegion) -> Tensor:
-    """The middle of a hint (B, C, h, w), in the picture's proportions: the part that the host looks at."""
+    """Return the middle of a hint (B, C, h, w), in the picture's proportions.
+
+    The part that the host looks at.
+    """
     (height, width), (rows, columns) = place.picture, hint.shape[-2:]
     top = max(0, round((rows - columns * height / width) / 2))
     left = max(0, round((columns - rows * width / height) / 2))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..attention.transformer import REFERENCES, SCENE_REFERENCE, SUBJECT_REFERENCE
 from ..conditioning.edit_prompt import AS_DRAWN, EDIT, EditEntry, EditPrompt, correlation, mark_hole
 from ..families.table import Family
-from ..host.conditions import constant
+from ..host.encoders import constant
 from ..host.vae import PictureVae
 from ..imaging.views import resize_image
 
@@ -34,7 +34,10 @@ class ViewReferences:
         self.scenes: dict[int, tuple[Tensor, bool]] = {}  # by identity of the latent, which is kept alive
 
     def for_view(self, conds: Sequence[dict], picture: Tensor, hole: Tensor) -> list[dict]:
-        """The conditions for a view: picture (B, h, w, 3) at the size of the canvas, hole (B, h, w)."""
+        """Return the conditions for a view.
+
+        Picture (B, h, w, 3) at the size of the canvas, hole (B, h, w).
+        """
         encoded: dict[str, Tensor] = {}
         return [self._condition(cond, picture, hole, encoded) for cond in conds]
 
@@ -63,7 +66,7 @@ class ViewReferences:
         return self._with_kinds(cond, kinds, entry)
 
     def _kind(self, latent: Tensor, entry: EditEntry | None) -> str:
-        """What a reference latent shows."""
+        """Return what a reference latent shows."""
         if entry is not None and latent is entry.scene:
             return SCENE_REFERENCE
         if entry is not None and any(latent is photo.latent for photo in entry.edit.photos):
@@ -87,7 +90,7 @@ class ViewReferences:
         return 16 if latent.shape[1] == 128 else self.vae.grid
 
     def _with_kinds(self, cond: dict, kinds: Sequence[str], entry: EditEntry | None) -> dict:
-        """The same with what its references show, for the attention."""
+        """Return the same with what its references show, for the attention."""
         shown = reference_kinds(kinds, None if entry is None else entry.edit)
         return cond | {"model_conds": dict(cond.get("model_conds", {})) | {REFERENCES: constant(shown)}}
 
@@ -106,7 +109,7 @@ def reference_kinds(kinds: Sequence[str], edit: EditPrompt | None) -> tuple[tupl
 
 
 def _reread(entry: EditEntry, scenes: Tensor) -> dict:
-    """The text of an entry for scenes (B, h, w, 3), one row per scene."""
+    """Return the text of an entry for scenes (B, h, w, 3), one row per scene."""
     rows = [entry.edit.text(scene[None])[entry.index] for scene in scenes]
     values = {key: value for key, value in rows[0][1].items() if key != "pooled_output"}
     pooled = [row[1].get("pooled_output") for row in rows]

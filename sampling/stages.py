@@ -117,7 +117,7 @@ def harmonise(
 
 
 def close_up_view(box: Box, height: int, width: int, options: InpaintOptions) -> View:
-    """The close-up of what lies at `box` of a (height, width) picture."""
+    """Return the close-up of what lies at `box` of a (height, width) picture."""
     view = close_up(
         box,
         height,
@@ -132,7 +132,7 @@ def close_up_view(box: Box, height: int, width: int, options: InpaintOptions) ->
 
 
 def window_view(box: Box, height: int, width: int, options: InpaintOptions) -> View:
-    """The window on which what lies at `box` is harmonised."""
+    """Return the window on which what lies at `box` is harmonised."""
     if not options.window:
         return whole_picture(height, width)
     area = options.window * options.side**2

@@ -11,17 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..common.transformer_options import ROWS, VIEW, WINDOW
-from ..conditioning.channel_order import IDENTITY
 from ..conditioning.edit_prompt import EDIT
-from ..conditioning.family import family
 from ..conditioning.fooocus import InpaintPatch, block_patch
-from ..conditioning.inpaint import inpaint_pictures
 from ..families.table import BLEND, FLUX2_SCHEDULE, Settings
-from ..host.families import family_of, is_transformer, settings_of
-from ..host.model_patches import crop_picture_patches
-from ..host.patches import ModelPatcher
-from ..host.samplers import (
+from ..host.families import config_name, family_of, is_transformer, settings_of
+from ..host.patches import ModelPatcher, crop_picture_patches
+from ..host.sampling import (
     IP2P,
     CFGGuider,
     Flux,
@@ -35,21 +30,21 @@ from ..host.samplers import (
     shows_progress,
 )
 from ..host.vae import PictureVae
-from ..imaging.latent_mask import snap_hole, to_pixels
-from ..imaging.padding import pad_to_multiple
-from ..imaging.views import View, resize_image
+from ..imaging.latent_mask import inpaint_pictures, snap_hole, to_pixels
+from ..imaging.views import ROWS, VIEW, WINDOW, View, pad_to_multiple, resize_image
 from .crop_conditioning import CropRegion, crop_conditions, crop_part
+from .identity import IDENTITY
 from .references import ViewReferences
 from .stages import PaintedView
 
 
 def check_inpaint_model(model: ModelPatcher) -> None:
-    """Raises ValueError for a model that takes no mask, or whose latents are no pictures (B, C, h, w)."""
+    """Raise ValueError for a model that takes no mask, or whose latents are no pictures (B, C, h, w)."""
     dimensions = model.model.latent_format.latent_dimensions
     if dimensions != 2 and family_of(model) is None:
         raise ValueError(
-            f"model: the latents of {family(model)} models have {dimensions} dimensions and not the 2 of a"
-            " picture, which this node does not know yet; load a model for pictures, such as SDXL, FLUX,"
+            f"model: the latents of {config_name(model)} models have {dimensions} dimensions and not the 2 of"
+            " a picture, which this node does not know yet; load a model for pictures, such as SDXL, FLUX,"
             " Qwen-Image or Z-Image."
         )
     if isinstance(model.model, IP2P):
@@ -72,7 +67,7 @@ def _takes_control(model: ModelPatcher) -> bool:
 
 
 def check_prompts(guider: CFGGuider) -> None:
-    """Raises ValueError for a control picture that a LoRA taught a Flux to read: it is not cut for a view."""
+    """Raise ValueError for a control picture that a LoRA taught a Flux to read: it is not cut for a view."""
     conds = [cond for part in guider.original_conds.values() for cond in part]
     row = family_of(guider.model_patcher)
     if row is not None and row.transformer and any(cond.get(IDENTITY) for cond in conds):
@@ -92,7 +87,7 @@ def check_prompts(guider: CFGGuider) -> None:
 def sigmas_of(
     model: ModelPatcher, sampler: str, scheduler: str, steps: int, denoise: float, pixels: int = 1024 * 1024
 ) -> Tensor:
-    """The sigmas that the host's KSampler would run; FLUX2_SCHEDULE for pictures of so many pixels."""
+    """Return the sigmas that the host's KSampler would run; FLUX2_SCHEDULE for pictures of so many pixels."""
     if scheduler == FLUX2_SCHEDULE:
         total = steps if denoise > 0.9999 else int(steps / max(denoise, 1e-4))
         return flux2_sigmas(total, pixels)[-(steps + 1) :] if denoise > 0 else torch.empty(0)
@@ -104,7 +99,7 @@ def sigmas_of(
 def choose_settings(
     model: ModelPatcher, sampler: str, scheduler: str, steps: int, cfg: float, auto: str
 ) -> Settings:
-    """The sampler's settings, those of the model's family where a choice is `auto` or 0.
+    """Return the sampler's settings, those of the model's family where a choice is `auto` or 0.
 
     The embedded guidance is the family's only where cfg is 0; else the CONDITIONING decides.
 
@@ -117,7 +112,7 @@ def choose_settings(
     if chosen is None:
         if wanted:
             raise ValueError(
-                f"{wanted[0]}: Inlay has no automatic settings for {family(model)} models; choose"
+                f"{wanted[0]}: Inlay has no automatic settings for {config_name(model)} models; choose"
                 f" {', '.join(wanted)} yourself."
             )
         return Settings(sampler, scheduler, steps, cfg)
@@ -131,7 +126,7 @@ def choose_settings(
 
 
 def with_guidance(conditioning: list, guidance: float | None) -> list:
-    """The CONDITIONING with an embedded guidance where it has none."""
+    """Return the CONDITIONING with an embedded guidance where it has none."""
     if guidance is None:
         return conditioning
     return [[text, {"guidance": guidance} | values] for text, values in conditioning]
@@ -150,6 +145,7 @@ def view_multiple(model: ModelPatcher) -> int:
 
 
 def cfg_guider(model: ModelPatcher, positive, negative, cfg: float) -> CFGGuider:
+    """Return the host's CFG guider of two CONDITIONINGs."""
     guider = CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
@@ -157,7 +153,7 @@ def cfg_guider(model: ModelPatcher, positive, negative, cfg: float) -> CFGGuider
 
 
 def with_model(guider: CFGGuider, model: ModelPatcher) -> CFGGuider:
-    """The same guider on a model with other weights."""
+    """Return the same guider on a model with other weights."""
     other = copy.copy(guider)
     other.model_patcher = model
     return other
@@ -172,7 +168,7 @@ class SamplingProgress:
         self.steps, self.done = steps, 0
 
     def run(self, steps: int, x0: list[Tensor]):
-        """The callback of a run of so many steps, which leaves the latest predicted x0 in the list."""
+        """Return the callback of a run of so many steps, which leaves the latest predicted x0 in the list."""
         start, self.done = self.done, self.done + steps
 
         def callback(step, denoised, x, total):
@@ -296,7 +292,7 @@ def blend_latents(known: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
 
 
 def guider_for_region(guider: CFGGuider, place: CropRegion, condition: dict):
-    """A guider of the same kind that sees the place: its conditions, its window and rows for patches.
+    """Return a guider of the same kind that sees the place: its conditions, its window and rows for patches.
 
     Everything else is shared with the guider, which stays as it was.
     """
@@ -332,7 +328,7 @@ def reach_soft_masks(model_options: dict) -> None:
 
 
 def last_level(sampling, sigmas: Tensor) -> float:
-    """The noise level of the last step, as a share of the schedule, as Differential Diffusion counts it."""
+    """Return the noise level of the last step as a share of the schedule, as Differential Diffusion does."""
     end = max(float(sigmas[-1]), float(sampling.sigma_min))
     first, last, end_time = (
         float(sampling.timestep(torch.as_tensor(float(sigma)))) for sigma in (sigmas[0], sigmas[-2], end)
@@ -351,7 +347,7 @@ def _crop_patches(guider: CFGGuider, options: dict, place: CropRegion) -> None:
 
 
 def _wants_conditions(model: ModelPatcher) -> bool:
-    """A plain text-to-image model has no input for them, so they need not be encoded."""
+    """Return a plain text-to-image model has no input for them, so they need not be encoded."""
     base, row = model.model, family_of(model)
     if row is not None and row.condition == BLEND and not row.channels:
         return False  # some of these count patches as channels

@@ -53,6 +53,16 @@ BLUEPRINTS = [
         {"image": ("9", 0), "subject": ("5", 3)},
         {"5": OWN, "9": SAMPLING | {"close_up_size": 0, "soft_edge": 16}},
     ),
+    Blueprint(
+        "Only the Box Changes",
+        "Crops around a mask, edits the crop with an edit model, and pastes it back aligned, in the right"
+        " colours; every pixel outside the mask stays as it is.",
+        "edit_box",
+        ("7", "8", "9", "10", "11", "12", "13", "14"),
+        "8.text 7.context 12.seed 12.steps 12.cfg 14.area 14.align 14.colour",
+        {"image": ("14", 0), "report": ("14", 1), "check": ("14", 2)},
+        {},
+    ),
 ]
 
 

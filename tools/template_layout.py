@@ -1,12 +1,16 @@
 """A published template as the front end saves it: parts folded into subgraphs, nodes in fixed columns."""
 
+import json
 from copy import deepcopy
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from .blueprints import Blueprint, Ends, blueprint, identity
 from .drawing import drawn_node, wires
 from .template_plans import MODELS, NOTE, Part, Plan
 
+FOREIGN = Path(__file__).parent / "foreign_nodes.json"
 GAP = 22  # between nodes
 SIDE, HEADER = 14, 46  # between a group's frame and its nodes
 TITLE = 30  # of a node, above its position
@@ -14,6 +18,10 @@ VERSION = "0.1.0"
 # pixels that nodes need on the page, where they show more than sockets and values
 HEIGHTS = {
     "InlayLoadReferences": 340,
+    "InlayEditPrompt": 440,
+    "InlayCropForPainting": 500,
+    "GeminiImage2Node": 420,
+    "LanPaint_KSampler": 420,
     "InlayBoxMask": 434,
     "LoadImage": 310,
     "LoadImageMask": 330,
@@ -26,8 +34,15 @@ HEIGHTS = {
 }
 
 
+@cache
+def foreign_nodes() -> dict[str, Any]:
+    """Definitions of nodes that a host without account and other packs does not list, by name."""
+    return json.loads(FOREIGN.read_text(encoding="utf-8"))
+
+
 def template(plan: Plan, graph: dict, definitions: dict, note: str) -> dict:
     """The template's file, schema 0.4."""
+    definitions = foreign_nodes() | definitions
     shown = without(graph, plan.dropped)
     known, subgraphs, folded = dict(definitions), [], {}
     for part in plan.parts:
@@ -214,7 +229,7 @@ def mark(node: dict, definitions: dict) -> None:
     if definition is None:  # a subgraph
         return
     ours = definition["python_module"].startswith("custom_nodes.")
-    node["properties"] |= {"cnr_id": "inlay", "ver": VERSION} if ours else CORE
+    node["properties"] |= definition.get("pack") or ({"cnr_id": "inlay", "ver": VERSION} if ours else CORE)
     models = [
         {"name": value, "url": MODELS[node["type"], value][0], "directory": MODELS[node["type"], value][1]}
         for value in node["widgets_values"]

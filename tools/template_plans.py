@@ -26,6 +26,62 @@ MODELS: dict[tuple[str, str], tuple[str, str]] = {
         "background_removal",
     ),
 }
+# (node type, file) -> folder on the hub, folder of the models
+FILES = {
+    ("UNETLoader", "flux-2-klein-4b.safetensors"): (
+        "Comfy-Org/flux2-klein/resolve/main/split_files/diffusion_models",
+        "diffusion_models",
+    ),
+    ("UNETLoader", "flux-2-klein-base-4b.safetensors"): (
+        "Comfy-Org/flux2-klein/resolve/main/split_files/diffusion_models",
+        "diffusion_models",
+    ),
+    ("UNETLoader", "qwen_image_edit_2511_fp8mixed.safetensors"): (
+        "Comfy-Org/Qwen-Image-Edit_ComfyUI/resolve/main/split_files/diffusion_models",
+        "diffusion_models",
+    ),
+    ("UNETLoader", "z_image_bf16.safetensors"): (
+        "Comfy-Org/z_image/resolve/main/split_files/diffusion_models",
+        "diffusion_models",
+    ),
+    ("UNETLoader", "flux1-fill-dev.safetensors"): (
+        "Comfy-Org/flux1-dev/resolve/main/split_files/diffusion_models",
+        "diffusion_models",
+    ),
+    ("CLIPLoader", "qwen_3_4b.safetensors"): (
+        "Comfy-Org/z_image_turbo/resolve/main/split_files/text_encoders",
+        "text_encoders",
+    ),
+    ("CLIPLoader", "qwen_2.5_vl_7b_fp8_scaled.safetensors"): (
+        "Comfy-Org/HunyuanVideo_1.5_repackaged/resolve/main/split_files/text_encoders",
+        "text_encoders",
+    ),
+    ("DualCLIPLoader", "clip_l.safetensors"): (
+        "comfyanonymous/flux_text_encoders/resolve/main",
+        "text_encoders",
+    ),
+    ("DualCLIPLoader", "t5xxl_fp16.safetensors"): (
+        "comfyanonymous/flux_text_encoders/resolve/main",
+        "text_encoders",
+    ),
+    ("VAELoader", "flux2-vae.safetensors"): (
+        "Comfy-Org/flux2-dev/resolve/main/split_files/vae",
+        "vae",
+    ),
+    ("VAELoader", "qwen_image_vae.safetensors"): (
+        "Comfy-Org/Qwen-Image_ComfyUI/resolve/main/split_files/vae",
+        "vae",
+    ),
+    ("VAELoader", "ae.safetensors"): (
+        "Comfy-Org/z_image_turbo/resolve/main/split_files/vae",
+        "vae",
+    ),
+    ("LoraLoaderModelOnly", "easy-insert-diffusers.safetensors"): (
+        "LiXiY/Easy-Insert/resolve/main",
+        "loras",
+    ),
+}
+MODELS |= {key: (f"{HUB}/{place}/{key[1]}", folder) for key, (place, folder) in FILES.items()}
 NOTE = "note"  # the place of a template's note in its columns
 
 
@@ -183,13 +239,118 @@ PLANS = [
         width=236,
         between=8,
     ),
+    Plan(
+        "insert_klein",
+        "Inlay 9 - Insert my subject with FLUX.2 klein",
+        (
+            _group("Read me; the model", "note 1 2 3"),
+            _group("1. Your photos, your picture", "101 4 5"),
+            _group("2. Where, and what", "6 7"),
+            _group("3. Paint", "8 10", "9"),
+        ),
+        (_sampling("8"),),
+    ),
+    Plan(
+        "insert_easy",
+        "Inlay 10 - Insert an object from one photo with Easy-Insert",
+        (
+            _group("Read me; the model", "note 1 2 3"),
+            _group("1. Your object, your picture", "4 11 5"),
+            _group("2. Where, and what", "6 7"),
+            _group("3. Paint", "12 8 10", "9"),
+        ),
+        (_sampling("8"),),
+    ),
+    Plan(
+        "insert_qwen",
+        "Inlay 11 - Insert my subject with Qwen-Image-Edit",
+        (
+            _group("Read me; the model", "note 1 2 3"),
+            _group("1. Your photos, your picture", "101 4 5"),
+            _group("2. Where, and what", "6 7"),
+            _group("3. Paint", "8 10", "9"),
+        ),
+        (_sampling("8"),),
+    ),
+    Plan(
+        "insert_z_image",
+        "Inlay 12 - Insert my trained subject with Z-Image",
+        (
+            _group("Read me; the model", "note 1 2 3"),
+            _group("1. Your photos, your picture", "101 4 5"),
+            _group("2. Where, and what", "6 8 9"),
+            _group("3. Learn the subject", "7"),
+            _group("4. Paint", "10 11 12"),
+        ),
+        (_sampling("10"),),
+    ),
+    Plan(
+        "insert_fill",
+        "Inlay 13 - Insert my trained subject with FLUX Fill",
+        (
+            _group("Read me; the model", "note 1 2 3"),
+            _group("1. Your photos, your picture", "101 4 5"),
+            _group("2. Where, and what", "6 8 9"),
+            _group("3. Learn the subject", "7"),
+            _group("4. Paint", "10 11 12"),
+        ),
+        (_sampling("10"),),
+    ),
+    Plan(
+        "edit_box",
+        "Inlay 14 - Edit by prompt and only the box changes",
+        (
+            _group("Read me; the model", "note 1 2 3"),
+            _group("1. Your picture, where", "5 6"),
+            _group("2. What to change", "8 7"),
+            _group("3. Look", "15 16"),
+        ),
+        (
+            Part(
+                "Crop, Edit, Paste Back",
+                (("7", "9", "10", "11", "12", "13", "14"),),
+                ("7.context", "12.seed", "12.steps", "12.cfg", "14.area", "14.align", "14.colour"),
+                ("Crop, Edit, Paste Back",),
+            ),
+        ),
+    ),
+    Plan(
+        "insert_api",
+        "Inlay 15 - Insert with an API node and only the box changes",
+        (
+            _group("Read me", "note 101"),
+            _group("1. Your photos, your picture", "4 5"),
+            _group("2. Where", "6 7"),
+            _group("3. Paint and paste back", "8 9 10"),
+            _group("4. Look", "11 12"),
+        ),
+    ),
+    Plan(
+        "insert_other_sampler",
+        "Inlay 16 - Insert with another sampler and only the box changes",
+        (
+            _group("Read me; the model", "note 1 2 3"),
+            _group("1. Your photos, your picture", "101 4 5"),
+            _group("2. Where, and what", "6 9 10"),
+            _group("3. Learn the subject", "7"),
+            _group("4. Paint and paste back", "8 16 17"),
+        ),
+        (
+            Part(
+                "Crop, Sample, Paste Back",
+                (("8", "11", "12", "13", "14", "15"),),
+                ("8.context", "13.seed", "13.steps", "13.cfg", "15.align", "15.colour"),
+                ("Crop, Sample, Paste Back",),
+            ),
+        ),
+    ),
 ]
 
 # Shown by `dev.py serve` alone: nobody offers weights of this kind for download.
 TINY_ONLY = [
     Plan(
         "insert_without_mask",
-        "Inlay 9 - Insert an object without a mask",
+        "Inlay 17 - Insert an object without a mask",
         (
             _group("Read me; the model", "note 1 2"),
             _group("1. Your object, your picture", "3 4 5"),

@@ -3,7 +3,8 @@
     python dev.py tool template_thumbnails [NAME ...]    NAME is a workflow (default: all of them)
 
 Runs every workflow as it is bundled on a host of its own and writes a JPEG beside each, which ComfyUI's
-template browser shows. Nothing is chosen: the pictures are of the seeds that the workflows have.
+template browser shows. Nothing is chosen: the pictures are of the seeds that the workflows have. Workflows
+whose models have no trained tiny variant show what goes in alone.
 """
 
 import argparse
@@ -31,8 +32,8 @@ from .tiny import tiny_graph
 SIDE, BYTES = 480, 60_000
 
 
-def card(graph: Graph, result: PromptResult) -> Image.Image:
-    """References, pictures (with their box) and results, in the order of the graph."""
+def card(graph: Graph, result: PromptResult | None) -> Image.Image:
+    """References, pictures (with their box) and results, if there are any, in the order of the graph."""
     panels = []
     for key, node in graph.items():
         if node["class_type"] == "InlayLoadReferences":
@@ -40,10 +41,15 @@ def card(graph: Graph, result: PromptResult) -> Image.Image:
             panels.append(sheet.mosaic([open_picture(file) for file, _ in files], SIDE))
         elif node["class_type"] == "LoadImage":
             panels.append(boxed(open_picture(ASSETS / node["inputs"]["image"]), key, graph))
-        elif node["class_type"] == "SaveImage" and not is_curve(node, graph):
+        elif result is not None and node["class_type"] == "SaveImage" and not is_curve(node, graph):
             made = [Image.open(io.BytesIO(image)).convert("RGB") for image in result[key].images]
             panels.append(sheet.mosaic(made, SIDE))
     return sheet.mosaic(panels, SIDE)
+
+
+def has_trained_models(graph: Graph) -> bool:
+    """Whether a tiny checkpoint paints in the graph, instead of an untrained model or a stand-in."""
+    return any(node["class_type"] == "CheckpointLoaderSimple" for node in graph.values())
 
 
 def boxed(picture: Image.Image, key: str, graph: Graph) -> Image.Image:
@@ -93,7 +99,8 @@ def main() -> int:
             client = Client(server.url)
             for name, graph in graphs.items():
                 print(f"\n-- {name}", flush=True)
-                save(card(graph, client.run(graph, Bars(graph))), WORKFLOWS / f"{titles[name]}.jpg")
+                result = client.run(graph, Bars(graph)) if has_trained_models(graph) else None
+                save(card(graph, result), WORKFLOWS / f"{titles[name]}.jpg")
     return 0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..headless import Client, Server
 from .blueprints import BLUEPRINTS, blueprint
-from .template_layout import template
+from .template_layout import foreign_nodes, template
 from .template_plans import PLANS, Plan
 from .tiny import GRAPHS, read_graph
 
@@ -35,7 +35,7 @@ def drawn(definitions: dict) -> dict[Path, str]:
         drawing = template(plan, read_graph(plan.graph), definitions, note_of(plan))
         files[WORKFLOWS / f"{plan.title}.json"] = json.dumps(drawing, indent=1) + "\n"
     for blue in BLUEPRINTS:
-        drawing = blueprint(blue, read_graph(blue.workflow), definitions)
+        drawing = blueprint(blue, read_graph(blue.workflow), foreign_nodes() | definitions)
         files[SUBGRAPHS / f"{blue.name}.json"] = json.dumps(drawing, indent=1) + "\n"
     return files
 

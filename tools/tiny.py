@@ -13,11 +13,14 @@ from ..headless import Graph
 GRAPHS = Path(__file__).resolve().parent.parent / "workflows" / "api"
 CHECKPOINT, PIX2PIX = "inlay_tiny.safetensors", "inlay_tiny_pix2pix.safetensors"
 IDENTITY, OPTIMIZER = "inlay_tiny_identity.safetensors", "inlay_tiny_optimizer.safetensors"
+EDIT, FILL = "inlay_tiny_edit.safetensors", "inlay_tiny_fill.safetensors"  # of Flux.1's class
+CLIP, VAE = "inlay_tiny_clip.safetensors", "inlay_tiny_16.safetensors"
 SIDE = 96  # pixels of the tiny models' pictures
 SMALLER = {"inlay_background.png": 512 / 96, "inlay_large_room.png": 2.0}  # published / tiny picture
 SAMPLING: dict[str, Any] = {
     "steps": 20, "cfg": 4.0, "sampler_name": "dpmpp_2m_sde", "scheduler": "sgm_uniform"
 }  # fmt: skip
+FLOW: dict[str, Any] = {"steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
     "SubjectFinetune": {
@@ -28,6 +31,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "InlayRegularImages": SAMPLING | {"size": SIDE, "count": 1},
     "InlayPasteBack": {"feather": 2},
     "SaveLoRA": {"steps": 100},
+    "UNETLoader": {"unet_name": EDIT},
+    "CLIPLoader": {"clip_name": CLIP, "type": "stable_diffusion"},
+    "VAELoader": {"vae_name": VAE},
+    "InlayCropForPainting": {"megapixels": 0.01},
 }  # fmt: skip
 # what differs in single workflows: (workflow, node type) -> settings
 APART: dict[tuple[str, str], dict[str, Any]] = {
@@ -41,6 +48,20 @@ APART: dict[tuple[str, str], dict[str, Any]] = {
     ("insert_by_shape", "KSampler"): {"cfg": 3.0},
     ("insert_one_photo", "KSampler"): {"cfg": 3.0},
     ("train_and_share", "SubjectFinetune"): {"preview_every": 50},
+    ("insert_fill", "UNETLoader"): {"unet_name": FILL},
+    ("edit_box", "KSampler"): FLOW,
+    ("insert_other_sampler", "KSampler"): FLOW,
+}
+# nodes that the tiny variants replace: type -> another type with these inputs of the node, and others
+REPLACED: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
+    "DualCLIPLoader": ("CLIPLoader", {}, {}),
+    "LanPaint_KSampler": (
+        "KSampler",
+        {name: name for name in ("model", "positive", "negative", "latent_image", "seed", "denoise")},
+        {},
+    ),
+    # no network: the first picture of its batch, softened, stands in for what a service returns
+    "GeminiImage2Node": ("ImageBlur", {"images": "image"}, {"blur_radius": 2, "sigma": 1.0}),
 }
 
 
@@ -51,12 +72,14 @@ def read_graph(name: str) -> Graph:
 
 def tiny_graph(name: str) -> Graph:
     """The workflow of that name for the tiny models, in API form."""
-    graph = without_cut_out(read_graph(name))
+    graph = with_stand_ins(without_cut_out(read_graph(name)))
     if any(node["class_type"] == "InlayObjectStitchConditioning" for node in graph.values()):
         graph = with_tiny_adapter(graph)
     for node in graph.values():
         kind, inputs = node["class_type"], node["inputs"]
         inputs |= SETTINGS.get(kind, {}) | APART.get((name, kind), {})
+        if kind == "DisentangledInpaintSampler" and uses_flow(graph):
+            inputs |= FLOW
         if kind == "SubjectFinetune" and inputs["recipe"] == "DreamMix":
             inputs["batch_size"] = 1
         if kind == "InlayBoxMask":
@@ -64,6 +87,11 @@ def tiny_graph(name: str) -> Graph:
             for side in ("x", "y", "width", "height"):
                 inputs[side] = round(inputs[side] / SMALLER[picture])
     return graph
+
+
+def uses_flow(graph: Graph) -> bool:
+    """Whether the graph's model is one of Flux.1's class."""
+    return any(node["class_type"] == "UNETLoader" for node in graph.values())
 
 
 def without_cut_out(graph: Graph) -> Graph:
@@ -77,6 +105,26 @@ def without_cut_out(graph: Graph) -> Graph:
             if not (isinstance(value, list) and value[0] in removed)
         }
     return kept
+
+
+def with_stand_ins(graph: Graph) -> Graph:
+    """The graph without nodes that need an account or another pack, and without LoRAs of large models."""
+    for key, node in list(graph.items()):
+        inputs = node["inputs"]
+        if node["class_type"] in REPLACED:
+            kind, kept, others = REPLACED[node["class_type"]]
+            node["class_type"] = kind
+            inputs = node["inputs"] = {kept[n]: value for n, value in inputs.items() if n in kept} | others
+        if node["class_type"] == "ImageBlur":  # one picture, not the batch with the photos
+            batch = graph.pop(node["inputs"]["image"][0])
+            node["inputs"]["image"] = batch["inputs"]["image1"]
+        if node["class_type"] == "LoraLoaderModelOnly":
+            graph.pop(key)
+            for other in graph.values():
+                for name, value in other["inputs"].items():
+                    if isinstance(value, list) and value[0] == key:
+                        other["inputs"][name] = inputs["model"]
+    return graph
 
 
 def with_tiny_adapter(graph: Graph) -> Graph:

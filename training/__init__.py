@@ -1,1 +1,5 @@
-"""References to a stored subject: latents, objective, adapter, loop."""
+"""Trainings: a subject from a few photos (finetune), adapters for one photo (adapters)."""
+
+
+class Diverged(ValueError):
+    """The loss or its gradients are not finite."""

@@ -30,12 +30,8 @@ class NoiseSchedule:
     draw: Callable[[int, torch.Generator, int], Tensor] | None = None
 
 
-class Diverged(ValueError):
-    """The loss or its gradients are not finite."""
-
-
 def generator_at(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Return a generator that depends on the seed, the step and the stream (0 noise, 1 order) alone."""
+    """Return a generator that depends on the seed, the step and the stream (0 noise, 1 order, 2 data)."""
     # Odd multipliers spread neighbouring steps over the whole range (Steele et al. 2014, SplitMix64).
     mixed = seed + step * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9
     return torch.Generator().manual_seed(mixed & (2**63 - 1))
@@ -46,14 +42,17 @@ def _per_row(sigma: Tensor) -> Tensor:
 
 
 def noised(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """The network's noisy input z_t (B,C,h,w) from `clean` and `noise` (B,C,h,w) at `sigma` (B,)."""
+    """Return the network's noisy input z_t (B,C,h,w) from `clean` and `noise` (B,C,h,w) at `sigma` (B,)."""
     sigma = _per_row(sigma)
     return (clean + sigma * noise) / (1 + sigma**2).sqrt()
 
 
 def target(clean: Tensor, noise: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
-    """What the network is asked for: the noise, the velocity sqrt(a) noise - sqrt(1 - a) z_0 of "v"
-    (Salimans & Ho 2022), or the velocity noise - z_0 of flow matching."""
+    """Return the value that the network has to predict.
+
+    It is the noise, the velocity sqrt(a) noise - sqrt(1 - a) z_0 of "v" (Salimans & Ho 2022), or the velocity
+    noise - z_0 of flow matching.
+    """
     if prediction == "epsilon":
         return noise
     if prediction == "velocity":
@@ -81,7 +80,9 @@ def draw_sigmas(
 
 
 def min_snr_weight(sigma: Tensor, gamma: float, prediction: Prediction) -> Tensor:
-    """The weight (B,) of each row's error: min(SNR, gamma) / SNR, of v over SNR + 1 (Hang et al. 2023).
+    """Return the weight (B,) of each row's error: min(SNR, gamma) / SNR, of v over SNR + 1 (Hang et al.
+
+    2023).
 
     SNR = 1 / sigma^2. Flow matching models are not weighted.
     """

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...evaluation.crops import subject_crops
+from ...imaging.object_picture import subject_crops
 from .. import world
 from .files import WEIGHTS
 

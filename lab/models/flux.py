@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import captions, runs, scene_data
 from .host import open_host
@@ -259,7 +258,7 @@ class Training:
         # the fused rotary embedding has no gradient; the host does without it while it trains
         comfy.model_management.in_training = True
         try:
-            with sdpa_kernel(SDPBackend.MATH):  # the fused attention's gradient is slower at this size
+            with runs.training_attention():
                 self.fit.run(self.loss_at)
         finally:
             comfy.model_management.in_training = False

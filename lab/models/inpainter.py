@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...conditioning.inpaint import inpaint_pictures
 from ...imaging.composite import paste_back
+from ...imaging.latent_mask import inpaint_pictures
 from . import host
 
 # What the tiny model paints best with, chosen on prompts other than the held-out ones. On those, class and

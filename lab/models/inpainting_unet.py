@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import captions, runs
 from .files import WEIGHTS
@@ -201,7 +200,7 @@ class Training:
         return error + 3 * aside, {"error": error.item(), "look": aside.item()}
 
     def run(self) -> None:
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention's gradient is slower at this size
+        with runs.training_attention():
             self.fit.run(self.loss_at, save_every=400)  # a state takes 0.8 GB
 
 

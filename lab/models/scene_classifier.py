@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...evaluation.crops import square_crop, subject_crops
 from ...imaging.boxes import Box
+from ...imaging.object_picture import square_crop, subject_crops
 from .. import scenes
 from ..scenes import shapes
 from . import runs

@@ -92,6 +92,15 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "Boogu",
         OMNIGEN | {"image_model": "boogu", "num_double_stream_layers": 1, "instruction_feat_dim": CONTEXT},
     ),
+    "anima": (
+        "Anima",
+        {
+            "image_model": "anima", "in_channels": 16, "out_channels": 16, "patch_spatial": 2,
+            "patch_temporal": 1, "model_channels": 64, "num_blocks": 2, "num_heads": 2,
+            "crossattn_emb_channels": CONTEXT, "max_img_h": 240, "max_img_w": 240, "max_frames": 128,
+            "pos_emb_cls": "rope3d", "use_adaln_lora": True, "adaln_lora_dim": 8,
+        },
+    ),
 }  # fmt: skip
 
 
@@ -111,6 +120,8 @@ def tiny_transformer(family: str, dtype: torch.dtype = torch.float32, seed: int 
     config = getattr(comfy.supported_models, config_name)(dict(facts) | changes)
     config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "")
+    if hasattr(model.diffusion_model, "llm_adapter"):  # Anima's: of fixed size, and for other text alone
+        model.diffusion_model.llm_adapter = None
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         values = torch.randn(parameter.shape, generator=generator) * 0.08
@@ -124,15 +135,15 @@ def tiny_transformer(family: str, dtype: torch.dtype = torch.float32, seed: int 
 def tiny_vae(family: str, seed: int = 0):
     """A VAE of the host with random weights that fits a family's latents.
 
-    FLUX.2 and Lens have 128 channels and 16 pixels per cell, Qwen-Image and Krea 2 a film autoencoder, the
-    others 16 channels and 8 pixels per cell.
+    FLUX.2 and Lens have 128 channels and 16 pixels per cell, Qwen-Image, Krea 2 and Anima a film
+    autoencoder, the others 16 channels and 8 pixels per cell.
     """
     import comfy.ldm.wan.vae
     import comfy.sd
     import comfy.taesd.taesd
 
     metadata = None
-    if family.startswith(("qwen", "krea2")):
+    if family.startswith(("qwen", "krea2", "anima")):
         network = comfy.ldm.wan.vae.WanVAE(dim=8, z_dim=16, temperal_downsample=[False, True, True])
     else:
         channels = 128 if family.startswith(("flux2", "lens")) else 16

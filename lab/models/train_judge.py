@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...evaluation.crops import square_crop
 from ...imaging.boxes import Box
+from ...imaging.object_picture import square_crop
 from .. import world
 from . import files
 from .classifier import MARGIN, NAMES, SIZE, Judge, load_judge

@@ -72,8 +72,7 @@ class Inserter:
         import comfy.sample
         import comfy.samplers
 
-        from ...conditioning.channel_order import as_conditioning
-        from ...sampling.guidance import two_scale_guider
+        from ...sampling.identity import as_conditioning, two_scale_guider
 
         rows, nothing = self.seer.rows(objects)
         source = self.vae.encode(sources)

@@ -1,12 +1,16 @@
 """What masked attention does in the world of `scenes` (DreamCom, sections 4.2 and 4.3, and its supplement).
 
-    python dev.py lab scene_attention --work DIR [--models FOLDER] [--only words light] [--scenes N] [--pilot]
+    python dev.py lab scene_attention --work DIR [--models FOLDER] [--only words light photo] [--pilot]
 
 words: is the thing painted when the background holds one of its class, colour and pattern? Words everywhere
        against words in the box only, each with and without that twin; the interaction is the claim. For the
        UNet and for Fill.
 light: the UNet's box in a room with a lamp at one side, by masked self-attention layers: the seam at the
        box's edge, and the error of the shading's direction.
+
+photo: the edit model paints the whole picture anew, from the scene and a photo of the subject, which acts
+       everywhere or in the box only: how much of the picture outside the box changes, and how much the box
+       looks like the subject.
 
 --pilot takes 20 scenes and prints the manipulation check: without a mask the thing must be missing beside
 its twin in 15 of 100 scenes, or there is no fault to mend. Writes a table (Markdown and JSON) and a picture
@@ -25,18 +29,24 @@ from PIL import Image
 from torch import Tensor
 
 from ...evaluation.tables import Table
+from ...imaging.object_picture import subject_crops
 from .. import scenes
 from ..models import assemble
-from ..models.scene_classifier import NOTHING, SceneClassifier, trained_classifier
+from ..models.scene_classifier import MARGIN, NOTHING, SIZE, SceneClassifier, trained_classifier
 from . import picture_grid
-from .attention import LAYERS, WORDS, Masking, change
+from .attention import LAYERS, WORDS, Masking
+from .attention import change as change_of
 from .quality import write_table
 from .scene_quality import Painter, Task, edge_step, stacked, task_of
 
 BATCH, SHOWN, PILOT = 20, 8, 20
-COUNTS = {"words": 100, "light": 240}
+COUNTS = {"words": 100, "light": 240, "photo": 100}
+PHOTO: dict[str, Masking] = {
+    "photo everywhere": {},
+    "photo and words in the box only": {"self_layers": "none", "photos": [(1, 1.0)]},
+}
 MISSING_CHECK = 0.15
-SEEDS = {"words": 41, "light": 42}
+SEEDS = {"words": 41, "light": 42, "photo": 43}
 
 
 def twin_scenes(seed: int, tries: int = 200) -> tuple[scenes.Scene, scenes.Scene]:
@@ -81,7 +91,7 @@ class SceneBench:
     painter: Painter
     steps: int = 0  # 0: the usual number
 
-    def paint(self, tasks: Sequence[Task], masking: Masking) -> Tensor:
+    def paint(self, tasks: Sequence[Task], masking: Masking, repaint: bool = False) -> Tensor:
         from ...attention.model_patch import mask_attention
 
         painted = []
@@ -90,7 +100,9 @@ class SceneBench:
             images, holes, photos = (stacked(part, name) for name in ("background", "hole", "photo"))
             prompts = [scenes.caption(task.thing) for task in part]
             model = mask_attention(self.painter.model, [holes], **masking) if masking else None
-            painted.append(self.painter.paint(images, holes, prompts, photos, start, model, self.steps))
+            painted.append(
+                self.painter.paint(images, holes, prompts, photos, start, model, self.steps, repaint)
+            )
         return torch.cat(painted).cpu()
 
 
@@ -143,8 +155,8 @@ def words_study(bench: SceneBench, classifier: SceneClassifier, count: int) -> t
         f"{count} scenes, seed {SEEDS['words']}. Missing: the classifier names nothing in the box.",
         f"Manipulation check: missing beside a twin without a mask {check:.3f}, needed {MISSING_CHECK}.",
         "Interaction: how many fewer are missing with the mask beside a twin, less the same without one.",
-        change(table, f"{inside}, with a twin", f"{everywhere}, with a twin", "missing"),
-        change(table, f"{inside}, with a twin", f"{everywhere}, with a twin", "right class"),
+        change_of(table, f"{inside}, with a twin", f"{everywhere}, with a twin", "missing"),
+        change_of(table, f"{inside}, with a twin", f"{everywhere}, with a twin", "right class"),
     ]
     return replace(table, notes=notes), grid_of(backgrounds, shown)
 
@@ -174,7 +186,37 @@ def light_study(bench: SceneBench, count: int) -> tuple[Table, Image.Image]:
         "Shading: how much brighter the right half of the thing's true outline is than the left, as a share.",
         f"Manipulation check: the true shading's mean size is {float(wanted.abs().mean()):.3f}.",
     ]
-    notes += [change(table, way, nobody, measure) for way in others for measure in table.measures]
+    notes += [change_of(table, way, nobody, measure) for way in others for measure in table.measures]
+    return replace(table, notes=notes), grid_of(tasks, shown)
+
+
+def photo_study(bench: SceneBench, classifier: SceneClassifier, count: int) -> tuple[Table, Image.Image]:
+    """What the photo of the subject changes outside the box, and how well it is followed inside."""
+    rng = np.random.default_rng(SEEDS["photo"])
+    tasks = [task_of(scenes.sample_scene(rng), rng) for _ in range(count)]
+    background, outside = stacked(tasks, "background"), 1 - stacked(tasks, "hole")
+    photo = stacked(tasks, "photo")
+    with torch.no_grad():
+        wanted = classifier(subject_crops(photo.movedim(-1, 1), torch.ones(photo.shape[:3]), SIZE, MARGIN))
+    rows: dict[str, dict[str, list[float]]] = {}
+    shown: dict[str, Tensor] = {}
+    for way, masking in PHOTO.items():
+        shown[way] = images = bench.paint(tasks, masking, repaint=True)
+        change = ((images - background).abs().mean(-1) * outside).sum((1, 2)) / outside.sum((1, 2))
+        with torch.no_grad():
+            own = classifier(subject_crops(images.movedim(-1, 1), 1 - outside, SIZE, MARGIN))
+        likeness = (own * wanted).sum(1)
+        rows[way] = {
+            "change outside, 1/255": (255 * change).tolist(),
+            "subject similarity": likeness.tolist(),
+        }
+    table, (everywhere, inside) = Table("A photo that acts in the box only", rows), PHOTO
+    notes = [
+        f"{count} scenes, seed {SEEDS['photo']}. Change outside: mean difference to the background;"
+        f" similarity to the photo by {classifier.name}.",
+        change_of(table, inside, everywhere, "change outside, 1/255"),
+        change_of(table, inside, everywhere, "subject similarity"),
+    ]
     return replace(table, notes=notes), grid_of(tasks, shown)
 
 
@@ -197,7 +239,7 @@ def main():
     parser.add_argument("--models", type=Path, help="a models folder that `assemble` wrote")
     parser.add_argument("--only", nargs="*", default=list(COUNTS), choices=list(COUNTS))
     parser.add_argument("--kinds", nargs="*", default=["unet", "fill"], choices=["unet", "fill"])
-    parser.add_argument("--scenes", type=int, default=0, help="0: 100 for words, 240 for light")
+    parser.add_argument("--scenes", type=int, default=0, help="0: 100, for light 240")
     parser.add_argument("--pilot", action="store_true", help=f"{PILOT} scenes")
     parser.add_argument("--out", type=Path, help="default: DIR/attention")
     a = parser.parse_args()
@@ -206,7 +248,7 @@ def main():
     if a.models is None:
         assemble.assemble(assemble.trained_parts(a.work), models)
     count = {name: PILOT if a.pilot else a.scenes or COUNTS[name] for name in COUNTS}
-    classifier: Any = trained_classifier(a.work) if "words" in a.only else None
+    classifier: Any = trained_classifier(a.work)
     studies: dict[str, Callable[[], tuple[Table, Image.Image]]] = {}
     if "words" in a.only:
         for kind in a.kinds:
@@ -215,6 +257,10 @@ def main():
             )
     if "light" in a.only and "unet" in a.kinds:
         studies["light"] = lambda: light_study(SceneBench(Painter("unet", models)), count["light"])
+    if "photo" in a.only:
+        studies["photo"] = lambda: photo_study(
+            SceneBench(Painter("edit", models)), classifier, count["photo"]
+        )
     for name, study in studies.items():
         table, picture = study()
         write_table(table, out, name)

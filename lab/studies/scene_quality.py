@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...conditioning.inpaint import inpaint_pictures
 from ...evaluation.tables import Table
 from ...imaging.boxes import Box
 from ...imaging.composite import paste_back
+from ...imaging.latent_mask import inpaint_pictures
 from ...imaging.masks import fill_box
 from .. import scenes
 from ..models import assemble, autoencoders, scene_data
@@ -123,10 +123,12 @@ class Painter:
         seed: int,
         model: Any = None,
         steps: int = 0,
+        repaint: bool = False,
     ) -> Tensor:
         """Fill holes (B, H, W), 1 = hole, of images (B, H, W, 3) in [0, 1]; all else keeps its bits.
 
-        `model` is a patched clone of the painter's own; steps 0 are those of SAMPLING.
+        `model` is a patched clone of the painter's own; steps 0 are those of SAMPLING. With `repaint` the
+        whole picture is painted anew, which the edit model can do: it reads the scene as a reference.
         """
         import comfy.sample
 
@@ -141,10 +143,13 @@ class Painter:
         nothing = self.clip.encode_from_tokens(self.clip.tokenize(""))
         painted = comfy.sample.sample(
             model or self.model, comfy.sample.prepare_noise(latent, seed), steps or usual, cfg, sampler,
-            scheduler, [[rows, condition]], [[nothing, condition]], latent, noise_mask=hole[:, None],
+            scheduler, [[rows, condition]], [[nothing, condition]], latent,
+            noise_mask=None if repaint else hole[:, None],
             disable_pbar=True, seed=seed,
         )  # fmt: skip
         decoded = self.vae.decode(painted)[:, : images.shape[1], : images.shape[2]]
+        if repaint:
+            return decoded.clamp(0, 1)
         return paste_back(images, decoded.clamp(0, 1), holes)
 
     def paint_all(self, tasks: Sequence[Task]) -> Tensor:

@@ -7,7 +7,9 @@
 
 (a) unpatched  (b) ours, paper  (c) ours, renormalised  (d) dense-mask attention (renormalised).
 In --unet, (b) masks the layers of preset `paper`, (c) and (d) those of preset `all`; all mask the text too.
-Times are medians of rounds in which the variants take turns, in ms; ratios are to (a). Peak memory is the
+Times are medians of rounds in which the variants take turns, in ms by the clock. Ratios are to (a) of the
+same round, mean +- standard error over the rounds: by the clock, and of the process's own work, which a busy
+machine stretches less. Peak memory is the
 process's (CPU, Linux) or the allocator's (CUDA), weights included. The error is the largest difference to the
 operator's formula in float64, on 256 random queries.
 """
@@ -26,6 +28,7 @@ import torch
 from inlay.attention.masked import cross_blocks, masked_rows, self_blocks
 from inlay.attention.patch import PLAN, region_options
 from inlay.attention.regions import RegionPlan, region_labels
+from inlay.evaluation.tables import Mean
 from inlay.lab.models.host import open_host
 
 HEADS, HEAD_WIDTH, TEXT = 8, 40, 77
@@ -88,32 +91,40 @@ def peak_memory(run, device: torch.device) -> int:
     return resident()[1]
 
 
-def timed(variants: dict, device: torch.device, repeat: int) -> dict[str, float]:
-    """Median milliseconds of each variant; they take turns, so that a slow minute hits all of them."""
+def timed(variants: dict, device: torch.device, repeat: int) -> dict[str, list[tuple[float, float]]]:
+    """(milliseconds by the clock, of the process's own work) of each variant in every round.
+
+    The variants take turns, so that a slow minute hits all of them.
+    """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    times: dict[str, list[float]] = {name: [] for name in variants}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for name in variants:
         variants[name]()
     for _ in range(repeat):
         for name, run in variants.items():
             wait()
-            start = time.perf_counter()
+            start, work = time.perf_counter(), time.process_time()
             run()
             wait()
-            times[name].append((time.perf_counter() - start) * 1000)
-    return {name: statistics.median(runs) for name, runs in times.items()}
+            times[name].append(((time.perf_counter() - start) * 1000, (time.process_time() - work) * 1000))
+    return times
 
 
 def report(title: str, variants: dict, device: torch.device, repeat: int, errors: dict | None = None) -> None:
-    """One line per variant: median, ratio to (a), peak memory, its ratio, error."""
-    medians = timed(variants, device, repeat)
+    """One line per variant: median, ratios to (a), peak memory, its ratio, error."""
+    times = timed(variants, device, repeat)
     peaks = {name: peak_memory(run, device) for name, run in variants.items()}
     first = next(iter(variants))
-    print(f"\n{title}")
-    for name, median in medians.items():
+    print(f"\n{title}, {repeat} rounds")
+    for name, runs in times.items():
+        median = statistics.median(wall for wall, _ in runs)
+        clock, work = (
+            Mean.of([run[part] / base[part] for run, base in zip(runs, times[first], strict=True)]).text(2)
+            for part in (0, 1)
+        )
         peak = f"{peaks[name] / 2**20:8.0f} MiB {peaks[name] / max(1, peaks[first]):5.2f}x"
         error = f"  error {errors[name]:.1e}" if errors and name in errors else ""
-        print(f"  {name:<28}{median:10.1f} ms {median / medians[first]:6.2f}x  {peak}{error}", flush=True)
+        print(f"  {name:<28}{median:10.1f} ms {clock} x, work {work} x  {peak}{error}", flush=True)
 
 
 def exact(q, k, v, labels, operator: str, queries: torch.Tensor) -> torch.Tensor:

@@ -26,8 +26,8 @@ SAMPLING = (4.0, "dpmpp_2m", "karras")
 
 
 def measure(jobs: dict, runs: int) -> dict:
-    """Each job's median seconds by the clock, and of this process's own work, which a busy machine does not
-    stretch. The jobs take turns: a machine that grows slower does so for all of them."""
+    """Each job's seconds in every round: by the clock, and of this process's own work, which a busy machine
+    does not stretch. The jobs take turns: a machine that grows slower does so for all of them."""
     spent = {name: [] for name in jobs}
     for run in range(runs + 1):
         for name, job in jobs.items():
@@ -35,10 +35,7 @@ def measure(jobs: dict, runs: int) -> dict:
             job()
             if run:  # the first one warms up
                 spent[name].append((time.perf_counter() - wall, time.process_time() - work))
-    return {
-        name: tuple(statistics.median(part) for part in zip(*times, strict=True))
-        for name, times in spent.items()
-    }
+    return spent
 
 
 def peak_mib() -> float:
@@ -100,10 +97,10 @@ def bench_families(families: list[str], steps: int, runs: int) -> None:
         spent = measure(
             {"stock": stock} | {share: functools.partial(close_up, share) for share in SHARES}, runs
         )
-        print(f"{family}: stock {show(*spent['stock'])}")
+        print(f"{family}: stock {show(spent['stock'])}")
         for share in SHARES:
-            ratios = (one / whole for one, whole in zip(spent[share], spent["stock"], strict=True))
-            print(f"  share {share:.1f}: {show(*spent[share])} = {show(*ratios)} x stock", flush=True)
+            factor = ratio(spent[share], spent["stock"])
+            print(f"  share {share:.1f}: {show(spent[share])} = {factor} x stock", flush=True)
 
 
 def main() -> None:
@@ -159,10 +156,13 @@ def main() -> None:
         )
         base, trip = spent["stock"], spent["trip"]
         print("seconds by the clock / of the process's own work")
-        print(f"{steps} steps at {SIDE}x{SIDE}: stock {show(*base)}, VAE round trip {show(*trip)}")
+        print(f"{steps} steps at {SIDE}x{SIDE}: stock {show(base)}, VAE round trip {show(trip)}")
         for share in SHARES:
-            ratios = ((own - one) / whole for own, one, whole in zip(spent[share], trip, base, strict=True))
-            print(f"  share {share:.1f}: {show(*spent[share])} = {show(*ratios)} x stock, and a round trip")
+            without = [
+                (own[0] - one[0], own[1] - one[1]) for own, one in zip(spent[share], trip, strict=True)
+            ]
+            factor = ratio(without, base)
+            print(f"  share {share:.1f}: {show(spent[share])} = {factor} x stock, and a round trip")
         pictures = {size: picture(*size) for size in MEGAPIXELS}
         spent = measure({size: functools.partial(close_up, *pictures[size]) for size in MEGAPIXELS}, runs)
         for height, width in MEGAPIXELS:
@@ -171,16 +171,27 @@ def main() -> None:
             held = peak_mib()
             close_up(image, mask)
             own, first = spent[height, width], spent[MEGAPIXELS[0]]
-            ratios = (one / other for one, other in zip(own, first, strict=True))
             finished = image.nbytes / 2**20
             print(
-                f"  {height * width / 1e6:4.1f} megapixels: {show(*own)} = {show(*ratios)} x the first;"
+                f"  {height * width / 1e6:4.1f} megapixels: {show(own)} = {ratio(own, first)} x the first;"
                 f" {peak_mib() - held:.0f} MiB more than before, {finished:.0f} of them the finished picture"
             )
 
 
-def show(wall: float, work: float) -> str:
+def show(times: list[tuple[float, float]]) -> str:
+    """Medians: by the clock / of the process's own work."""
+    wall, work = (statistics.median(part) for part in zip(*times, strict=True))
     return f"{wall:.2f} / {work:.2f}"
+
+
+def ratio(times: list[tuple[float, float]], base: list[tuple[float, float]]) -> str:
+    """The same as multiples of another job of the same round: mean +- standard error over the rounds."""
+    from inlay.evaluation.tables import Mean
+
+    return " / ".join(
+        Mean.of([own[part] / other[part] for own, other in zip(times, base, strict=True)]).text(2)
+        for part in (0, 1)
+    )
 
 
 if __name__ == "__main__":

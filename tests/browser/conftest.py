@@ -42,6 +42,13 @@ def chromium():
         yield found
 
 
+def end_first_visit(work: Path) -> None:
+    """Set what the page stores after a first visit: else it covers itself with its list of templates."""
+    settings = work / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"Comfy.TutorialCompleted": true}', encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def host(chromium, tmp_path_factory) -> Iterator[Server]:
     """A ComfyUI with the tiny model and the templates' pictures."""
@@ -49,6 +56,7 @@ def host(chromium, tmp_path_factory) -> Iterator[Server]:
     models = {kind: work / "models" / kind for kind in ("checkpoints", "loras", "inlay")}
     assemble(models["checkpoints"] / "inlay_tiny.safetensors")
     shutil.copytree(ASSETS, work / "input")
+    end_first_visit(work)
     with Server(work, comfyui=find_comfyui(), models=models) as server:
         yield server
 
@@ -131,9 +139,7 @@ def published(chromium, request, tmp_path_factory) -> Iterator[Server]:
     painted = Image.new("RGBA", (96, 96), GREEN)
     painted.paste((*GREEN[:3], 0), HOLE)  # the mask editor saves what was painted as a hole
     painted.save(base / "work" / "input" / "painted.png")
-    settings = base / "work" / "user" / "default" / "comfy.settings.json"
-    settings.parent.mkdir(parents=True)
-    settings.write_text('{"Comfy.TutorialCompleted": true}', encoding="utf-8")  # no first visit
+    end_first_visit(base / "work")
     with Published(base, comfyui=find_comfyui(), extra=extra) as server:
         yield server
 

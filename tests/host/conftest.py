@@ -65,7 +65,8 @@ def server(comfyui_path, host_work):
     from inlay.headless import Server
 
     work = host_work / "server"
-    models = {kind: work / "models" / kind for kind in ("checkpoints", "loras", "inlay")}
+    kinds = ("checkpoints", "loras", "inlay", "diffusion_models", "text_encoders", "vae")
+    models = {kind: work / "models" / kind for kind in kinds}
     with Server(work, comfyui=comfyui_path, models=models) as server:
         yield server
 

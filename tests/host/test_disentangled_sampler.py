@@ -539,3 +539,71 @@ def test_a_model_whose_latents_are_no_pictures_is_refused(parts):
     film = comfy.model_patcher.ModelPatcher(config.get_model({}, ""), cpu, cpu)
     with pytest.raises(ValueError, match=r"model: the latents of WAN21_T2V models .* for pictures"):
         sample((film, *parts[1:]), picture(), spot())
+
+
+def test_a_prompt_with_a_range_is_painted_in_the_close_up_alone(plain):
+    """DreamMix's code removes attributes in the close-up and finishes with the plain prompt."""
+    from comfy.patcher_extension import WrappersMP
+    from node_helpers import conditioning_set_values
+
+    model, _, vae = plain
+    first, rest = words(1), words(5)
+    ranged = [
+        *conditioning_set_values(first, {"start_percent": 0.0, "end_percent": 0.45}),
+        *conditioning_set_values(rest, {"start_percent": 0.45, "end_percent": 1.0}),
+    ]
+    seen, watched = [], model.clone()
+
+    def watch(executor, x, t, c_concat, context, *arguments, **kwargs):
+        window = kwargs.get("transformer_options", arguments[1] if len(arguments) > 1 else {})["inlay_window"]
+        seen.append((window, [torch.equal(context[0].cpu(), text[0][0][0]) for text in (first, rest)]))
+        return executor(x, t, c_concat, context, *arguments, **kwargs)
+
+    watched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", watch)
+    execute(
+        "DisentangledInpaintSampler",
+        watched, ranged, words(2), vae, picture(), spot(), 3, 4, 1.0, "euler", "normal",
+        close_up_share=0.5, **NEAR,
+    )  # fmt: skip
+    assert len(seen) == 4
+    assert [which for _, which in seen] == [[True, False]] * 2 + [[False, True]] * 2
+    assert len({window for window, _ in seen[:2]}) == len({window for window, _ in seen[2:]}) == 1
+    assert seen[0][0] != seen[2][0]
+
+
+def test_a_lora_by_hooks_can_end_before_the_last_steps(plain):
+    """DreamMix's code takes the last steps without the subject's LoRA."""
+    import comfy.hooks
+    import comfy.sd
+
+    model, _, vae = plain
+    generator = torch.Generator().manual_seed(0)
+    name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_v"
+    lora = {
+        f"{name}.lora_up.weight": 0.3 * torch.randn(320, 2, generator=generator),
+        f"{name}.lora_down.weight": torch.randn(2, 768, generator=generator),
+    }
+
+    def paint(model, keyframes=None):
+        prompt = words(1)
+        if keyframes is not None:
+            hooks = comfy.hooks.create_hook_lora(lora, 1.0, 0.0)
+            group = comfy.hooks.HookKeyframeGroup()
+            for strength, start in keyframes:
+                group.add(comfy.hooks.HookKeyframe(strength=strength, start_percent=start))
+            hooks.set_keyframes_on_hooks(group)
+            prompt = [[text, values | {"hooks": hooks}] for text, values in prompt]
+        return execute(
+            "DisentangledInpaintSampler",
+            model, prompt, words(2), vae, picture(), spot(), 3, 4, 1.0, "euler", "normal",
+            close_up_share=0.5, **NEAR,
+        ).result[0]  # fmt: skip
+
+    without = paint(model)
+    whole = paint(comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0])
+    assert not torch.allclose(without, whole, atol=1e-3)
+    assert torch.allclose(paint(model, [(0.0, 0.0)]), without, atol=1e-5)
+    assert torch.allclose(paint(model, [(1.0, 0.0)]), whole, atol=1e-4)
+    ended = paint(model, [(1.0, 0.0), (0.0, 0.45)])
+    assert not torch.allclose(ended, whole, atol=1e-3)
+    assert not torch.allclose(ended, without, atol=1e-3)

@@ -19,7 +19,7 @@ from inlay.headless import Client, Server
 from inlay.headless import run_cli as cli
 from inlay.headless.jobs import plan
 from inlay.headless.workflow import Setting, as_graph
-from inlay.tools.template_layout import template, without
+from inlay.tools.template_layout import foreign_nodes, template, without
 from inlay.tools.template_plans import PLANS
 from inlay.tools.tiny import read_graph
 
@@ -239,7 +239,7 @@ def test_a_missing_model_names_the_nearest_that_is_there(server, tiny_checkpoint
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.graph)
 def test_the_ui_form_of_every_template_gives_its_api_form(server, plan):
     """Without subgraphs, and with what the API form leaves to defaults filled in."""
-    definitions = Client(server.url).object_info()
+    definitions = foreign_nodes() | Client(server.url).object_info()
     graph = without(read_graph(plan.graph), plan.dropped)
     wanted = as_graph(graph, definitions)
     found = as_graph(template(replace(plan, parts=()), graph, definitions, ""), definitions)

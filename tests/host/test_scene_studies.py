@@ -10,21 +10,25 @@ from inlay.lab.studies import scene_attention, scene_quality, scene_tint
 
 
 @pytest.fixture(scope="module")
-def painter(in_process_host, tmp_path_factory):
+def models(in_process_host, tmp_path_factory):
+    """A folder with the untrained models, written once."""
+    folder = tmp_path_factory.mktemp("scenes")
+    assemble.assemble(assemble.random_parts(0), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def painter(models):
     """The untrained Fill model, opened by the host's loaders."""
-    parts = assemble.random_parts(0)
-    chosen = {name: parts[name] for name in ("fill", "text", "autoencoder16")}
-    models = tmp_path_factory.mktemp("scenes")
-    assemble.assemble(chosen, models)
     return scene_quality.Painter("fill", models)
 
 
 def test_words_study(painter):
     """Every way has its figures; the mask changes the picture."""
     bench = scene_attention.SceneBench(painter, steps=1)
-    table, picture = scene_attention.words_study(bench, SceneClassifier().eval(), 2)
+    table, picture = scene_attention.words_study(bench, SceneClassifier().eval(), 1)
     assert len(table.rows) == 5
-    assert all(len(values) == 2 for row in table.rows.values() for values in row.values())
+    assert all(len(values) == 1 for row in table.rows.values() for values in row.values())
     assert "Manipulation check" in table.markdown()
     assert picture.width > picture.height > 0
 
@@ -40,12 +44,12 @@ def test_a_mask_changes_what_is_painted_in_the_box_and_nothing_outside(painter):
     assert not changed[~hole].any()
 
 
-def test_a_subject_is_learned_and_painted_in_grey_and_in_tinted_rooms(in_process_host, tmp_path):
+def test_a_subject_is_learned_and_painted_in_grey_and_in_tinted_rooms(models, monkeypatch):
     from inlay.training.finetune.recipes import RECIPES
 
-    parts = assemble.random_parts(0)
-    assemble.assemble({name: parts[name] for name in ("unet", "text", "autoencoder4")}, tmp_path)
-    painter = scene_quality.Painter("unet", tmp_path)
+    two = {way: scene_tint.LAYERS[way] for way in ("(a) none", "(b) all")}
+    monkeypatch.setattr(scene_tint, "LAYERS", two)
+    painter = scene_quality.Painter("unet", models)
     choices = scene_tint.TintChoices(1, 4, 1e-3, 1, 1, 1, "untrained")
     recipe = RECIPES["DreamCom"].with_choices(
         steps=1, rank=4, learning_rate=1e-3, batch_size=1, resolution=scenes.SIZE
@@ -59,3 +63,13 @@ def test_a_subject_is_learned_and_painted_in_grey_and_in_tinted_rooms(in_process
     leak = numbers["(a) none"][scene_tint.SHIFT] - numbers["the truth"][scene_tint.SHIFT]
     assert numbers["(a) none"][scene_tint.LEAK] == pytest.approx(leak, abs=1e-9)
     assert "Manipulation check" in table.markdown()
+
+
+def test_photo_study(models):
+    """The whole picture is painted anew, and differently where the photo acts in the box only."""
+    bench = scene_attention.SceneBench(scene_quality.Painter("edit", models), steps=1)
+    table, _ = scene_attention.photo_study(bench, SceneClassifier().eval(), 2)
+    first, second = table.rows.values()
+    assert all(value > 0 for value in first["change outside, 1/255"])
+    assert first["change outside, 1/255"] != second["change outside, 1/255"]
+    assert all(-1 <= value <= 1 for row in (first, second) for value in row["subject similarity"])

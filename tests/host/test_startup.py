@@ -7,13 +7,15 @@ import sys
 from inlay import dev
 
 HEAVY = ("accelerate", "diffusers", "matplotlib", "peft", "skimage", "torchmetrics", "transformers")
+# Of our own: modules that a node imports when it runs.
 LATER = (
+    "encoders.checkpoint_layouts",
     "encoders.image_context",
-    "encoders.layouts",
-    "evaluation",
-    "training.recipes",
-    "training.teach",
-)  # of our own
+    "evaluation.score",
+    "training.finetune.data",
+    "training.finetune.finetune_subject",
+    "training.finetune.trainer",
+)
 
 LOAD = """
 import asyncio, sys
@@ -41,6 +43,7 @@ def test_loading_the_pack_imports_nothing_heavy(comfyui_path, tmp_path):
     assert any(name.endswith(".nodes") for name in added)
     assert [name for name in added if name.split(".")[0] in HEAVY] == []
     assert [name for name in added if name.endswith(LATER)] == []
+    assert all((dev.PACK / (name.replace(".", "/") + ".py")).is_file() for name in LATER)
 
 
 def test_the_host_lists_the_pack_without_a_failure(server):

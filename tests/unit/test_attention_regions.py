@@ -9,8 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inlay.attention.patch import row_masks
-from inlay.attention.preview import token_preview
-from inlay.attention.regions import OPEN, RegionPlan, region_labels, text_period, text_positions, token_labels
+from inlay.attention.regions import (
+    OPEN,
+    RegionPlan,
+    region_labels,
+    text_period,
+    text_positions,
+    token_labels,
+    token_preview,
+)
 
 
 def box(height, width, top, left, bottom, right):

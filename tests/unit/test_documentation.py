@@ -96,7 +96,7 @@ def headings(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
 def test_templates_are_named_as_their_files(page):
     text = (dev.PACK / page).read_text(encoding="utf-8")
-    named = set(re.findall(r"\*(Inlay \d - [^*]+)\*", text))
+    named = set(re.findall(r"\*(Inlay \d+ - [^*]+)\*", text))
     files = {path.stem for path in (dev.PACK / "workflows").glob("*.json")}
     assert named
     assert named <= files
@@ -120,3 +120,11 @@ def test_the_architecture_names_files_that_exist():
     paths = set(re.findall(r"\b[a-z]+/[a-z_/]*[a-z_]+\.py\b", text))
     assert len(paths) > 20
     assert [path for path in sorted(paths) if not (dev.PACK / path).exists()] == []
+
+
+@pytest.mark.parametrize("graph", ["insert_subject", "insert_small"])
+def test_a_template_names_dreamcoms_own_settings(graph):
+    """PNDM is the host's ipndm; the box rule is the paper's."""
+    note = (dev.PACK / "workflows" / "api" / f"{graph}.md").read_text(encoding="utf-8")
+    for words in ("**ipndm**", "50 steps", "cfg 7.5", "smaller than a quarter"):
+        assert words in note

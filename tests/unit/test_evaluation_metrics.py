@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inlay.evaluation import metrics
-from inlay.evaluation.crops import square_crop, subject_crops
 from inlay.imaging.boxes import Box
 from inlay.imaging.masks import fill_box
+from inlay.imaging.object_picture import square_crop, subject_crops
 
 examples = settings(max_examples=30)
 side = st.integers(8, 40)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from inlay.conditioning.family import family, working_side
+from inlay.host.families import config_name, working_side
 
 
 def model(name: str, prediction: str) -> Any:
@@ -25,5 +25,5 @@ def model(name: str, prediction: str) -> Any:
     ],
 )
 def test_every_family_has_the_size_it_was_trained_on(name, prediction, side):
-    assert family(model(name, prediction)) == name
+    assert config_name(model(name, prediction)) == name
     assert working_side(model(name, prediction)) == side

@@ -15,6 +15,7 @@ from inlay.imaging.masks import (
     fill_box,
     match_batch,
     resize_mask,
+    touching,
 )
 
 examples = settings(max_examples=60)
@@ -154,3 +155,11 @@ def test_outline_changes_only_the_rim_of_the_box(box, height, width, thickness):
     assert red.sum() == seen.area - inner
     assert red.sum() == 0 or bounding_box(red.float()) == seen
     assert not image.any()
+
+
+@examples
+@given(side, side, st.integers(1, 60), st.integers(1, 60), st.integers(0, 2**16))
+def test_booleans_are_resized_like_masks(height, width, rows, columns, seed):
+    pixels = torch.rand(height, width, generator=torch.Generator().manual_seed(seed)) < 0.1
+    resized = touching(touching(pixels, 0, rows), 1, columns)
+    assert torch.equal(resized.float(), resize_mask(pixels[None].float(), rows, columns)[0])

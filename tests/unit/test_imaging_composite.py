@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.conditioning.inpaint import grey_hole, inpaint_pictures
 from inlay.imaging.composite import distance_to, paste_back, soft_edge
-from inlay.imaging.padding import crop_back, pad_to_multiple, padded_size
+from inlay.imaging.latent_mask import grey_hole, inpaint_pictures
+from inlay.imaging.views import crop_back, pad_to_multiple, padded_size
 
 examples = settings(max_examples=60)
 side = st.integers(1, 40)

@@ -431,5 +431,5 @@ def test_strips_leave_no_trace(monkeypatch):
     mask[:, 20:70, 15:50] = (torch.rand(1, 50, 35) < 0.4).float()
     crop = whole_pictures(image, mask)
     whole = paste_paintings(crop, painted, PasteOptions(7)).image
-    monkeypatch.setattr("inlay.imaging.paste.STRIP", 300)
+    monkeypatch.setattr("inlay.imaging.paste.PASTED_PIXELS_AT_ONCE", 300)
     assert torch.allclose(paste_paintings(crop, painted, PasteOptions(7)).image, whole, atol=1e-6)

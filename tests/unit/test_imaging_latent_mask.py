@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from inlay.imaging.boxes import Box, bounding_box
 from inlay.imaging.latent_mask import snap_hole, snap_labels, to_pixels, view_hole
 from inlay.imaging.masks import fill_box
-from inlay.imaging.padding import pad_to_multiple
+from inlay.imaging.views import pad_to_multiple
 from inlay.sampling.stages import InpaintOptions, close_up_view, window_view
 from inlay.training.finetune.data import shrunk_hole
 

@@ -181,3 +181,12 @@ def test_an_empty_mask_and_a_full_one_tell_nothing():
     assert is_whole_frame(torch.ones(1, 4, 4))
     assert is_whole_frame(torch.zeros(1, 4, 4))
     assert not is_whole_frame(torch.tensor([[[0.0, 1.0]]]))
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    with pytest.raises(ValueError, match=r"^references: the folder .* cannot be read \(Permission denied\)"):
+        list_references(tmp_path)

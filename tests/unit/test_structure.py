@@ -20,6 +20,13 @@ MAY_IMPORT_COMFY = {"nodes", "host", "lab", "tools", "tests"}
 COMFY = {"comfy", "comfy_extras", "latent_preview", "node_helpers", "execution", "server"}
 # Entry points that every command line has.
 REPEATED_NAMES = {"main", "add_arguments"}
+# Folders whose functions import the pack's own modules: the host starts, and --help prints, without them.
+LATE_FOLDERS = {"nodes", "headless"}
+LATE_LIBRARIES = {
+    "PIL", "accelerate", "bitsandbytes", "datasets", "diffusers", "dreamsim", "peft", "pillow_heif", "psutil",
+    "scipy", "skimage", "torch", "torchmetrics", "torchvision", "transformers",
+    "comfy_extras", "server",  # modules of the host that are imported after the pack
+}  # fmt: skip
 LONGEST_FUNCTION = 60  # lines; schemas and their parts are exempt: they are tables
 
 
@@ -72,6 +79,58 @@ def test_the_two_kinds_of_training_share_the_objective_and_the_optimizers_only()
 
 def test_training_has_at_most_thirty_files():
     assert len(list((dev.PACK / "training").rglob("*.py"))) <= 30
+
+
+def test_few_modules_are_short():
+    """Packages that have a docstring only do not count; the others are merged by theme."""
+    short = []
+    for name, (path, tree) in MODULES.items():
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines < 60 and (path.name != "__init__.py" or len(tree.body) > 1):
+            short.append(name)
+    assert len(short) <= 15, short
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_inside_functions_are_from_a_short_list(name):
+    """Libraries that are heavy or optional; of our own modules only what a command or a node needs late."""
+    for function in ast.walk(MODULES[name][1]):
+        if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        for target, line in imported(name, function):
+            assert name.partition(".")[0] in LATE_FOLDERS, f"{name}, line {line}, imports {target} late"
+        for node in ast.walk(function):
+            roots = set()
+            if isinstance(node, ast.Import):
+                roots = {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                roots = {node.module.partition(".")[0]}
+            assert roots <= LATE_LIBRARIES, f"{name}, line {getattr(node, 'lineno', 0)}, imports {roots}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_one_logger_is_used(name):
+    for node in ast.walk(MODULES[name][1]):
+        if isinstance(node, ast.Import) and name != "common.log":
+            assert "logging" not in {alias.name for alias in node.names}, f"{name}: use common.log.logger"
+
+
+def test_every_imported_module_exists():
+    """Also in lab/, tools/ and tests/, whose imports another branch may have left behind."""
+    for folder in (*ORDER, "lab", "tools", "tests"):
+        for path in sorted((dev.PACK / folder).rglob("*.py")):
+            parts = path.relative_to(dev.PACK).with_suffix("").parts
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.ImportFrom) or not node.module:
+                    continue
+                if node.level:
+                    target = dev.PACK.joinpath(*parts[: len(parts) - node.level], *node.module.split("."))
+                elif node.module.startswith("inlay."):
+                    target = dev.PACK.joinpath(*node.module.split(".")[1:])
+                else:
+                    continue
+                exists = target.is_dir() or target.with_suffix(".py").is_file()
+                assert exists, f"{path}, line {node.lineno}: there is no {node.module}"
 
 
 def test_there_is_no_cycle_of_imports():

@@ -16,9 +16,7 @@ from inlay.tools.tiny import GRAPHS, SMALLER, read_graph, tiny_graph
 # Nodes that no published template shows, and why.
 APART = {
     "DisentangledInpaintSamplerAdvanced": "the same as without, with the sampler's parts wired",
-    "InlayCropForPainting": "Inpaint Subject crops by itself",
     "InlayBackgroundBlending": "a choice beside Paste Back",
-    "InlayEditPrompt": "files to download: an edit model and its text encoder",
     "InlayLoadFooocusInpaint": "files to download: Fooocus' patch",
     "InlayLoadImageEncoder": "files to download: an encoder without its adapter",
     "InlayLoadPix2Pix": "files to download: a UNet in diffusers' layout",
@@ -139,7 +137,8 @@ def test_every_node_names_its_pack_and_every_model_its_address(plan):
     for node in all_nodes(file_of(plan)):
         if node["type"] == "MarkdownNote" or "proxyWidgets" in node["properties"]:
             continue
-        assert node["properties"]["cnr_id"] in ("comfy-core", "inlay")
+        packs = {"LanPaint_KSampler": ["LanPaint"]}  # others' nodes that templates show
+        assert node["properties"]["cnr_id"] in packs.get(node["type"], ["comfy-core", "inlay"])
         assert node["properties"]["ver"]
         files = [v for v in node["widgets_values"] if isinstance(v, str) and v.endswith(SUFFIXES)]
         models = node["properties"].get("models", [])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from inlay.common.text_files import read_json, read_text
+from inlay.common.files import read_json, read_text
 from inlay.training.finetune.attribute_dictionary import parse_attributes
 from inlay.training.finetune.subject import Subject, is_subject
 from inlay.training.finetune.toml_config import read_toml
@@ -49,7 +49,7 @@ def test_deep_attributes_are_refused():
 
 
 def test_a_subject_has_fields_of_its_types():
-    own = Subject("sks", "cup", "a sks cup", "inlay/a.safetensors", "DreamCom", "SD15", 1, 1, 4)
+    own = Subject("sks", "cup", "a sks cup", "inlay/a.safetensors", "DreamCom", "sd15", 1, 1, 4)
     assert Subject.from_json("\ufeff" + own.to_json()) == own
     for field, wrong in (("token", "5"), ("steps", '"many"'), ("losses", '"no"'), ("attributes", '{"a": 5}')):
         text = json.dumps(json.loads(own.to_json()) | {field: json.loads(wrong)})

@@ -8,8 +8,9 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from inlay.headless.finetune_cli import interrupt_between_steps, stop_handler
+from inlay.training import Diverged
 from inlay.training.finetune.trainer import SINGLE_PROCESS, Callbacks, TrainingState, run_training_loop
-from inlay.training.objective import Diverged, generator_at
+from inlay.training.objective import generator_at
 from inlay.training.optimizers import OptimizerSpec, check_optimizer, eight_bit_installed, make_optimizer
 
 FAST = OptimizerSpec(learning_rate=1e-2)

@@ -7,7 +7,7 @@ import torch
 
 from inlay.training.finetune.data import Examples, rows_of_step
 from inlay.training.finetune.lora import attach_adapter
-from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, AdapterSpec
+from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, DREAMMIX_RELEASED, AdapterSpec
 from inlay.training.finetune.trainer import ProcessGroup, TrainableModel, Trainer, loss_of_pass
 from inlay.training.objective import (
     NoiseSchedule,
@@ -112,6 +112,22 @@ def test_loss_and_gradients_equal_the_equations(recipe, with_regular, prediction
     for gradient, wanted in zip(gradients, expected, strict=True):
         assert wanted.norm() > 0
         assert (gradient - wanted).norm() <= 1e-6 * wanted.norm()
+
+
+def test_a_regular_chance_takes_passes_on_regular_data_alone():
+    """DreamMix's code: with probability 0.3 a pass is on regular data, else on the subject."""
+    recipe = replace(DREAMMIX_RELEASED, batch_size=2)
+    trainee, subject, regular = make_trainee("epsilon"), make_examples(5, 1), make_examples(4, 2)
+    chosen = []
+    for k in range(200):
+        ours = loss_of_pass(trainee, recipe, subject, regular, seed=11, k=k).item()
+        both = [reference_loss(trainee, recipe, data, None, 11, k).item() for data in (subject, regular)]
+        (which,) = [i for i, wanted in enumerate(both) if abs(ours - wanted) <= 1e-6 * wanted]
+        chosen.append(which)
+    assert 0.2 < sum(chosen) / len(chosen) < 0.4
+    alone = loss_of_pass(trainee, recipe, subject, None, seed=11, k=chosen.index(1))
+    wanted = reference_loss(trainee, recipe, subject, None, 11, chosen.index(1))
+    torch.testing.assert_close(alone, wanted, rtol=1e-6, atol=0)
 
 
 def test_float32_keeps_to_the_reference():

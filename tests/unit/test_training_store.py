@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from inlay.common import atomic_io as disk
+from inlay.common import files as disk
 from inlay.training.finetune.data import Concept, Reference
 from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, RECIPES
 from inlay.training.finetune.store import (
@@ -28,7 +28,7 @@ from inlay.training.finetune.subject import Subject, is_subject
 from inlay.training.finetune.trainer import TrainingState
 
 SUBJECT = Subject(
-    "sks", "cat", "a photo of sks cat", "inlay/cat.safetensors", "DreamCom", "SD15", 400, 1, 16, losses=[1.0]
+    "sks", "cat", "a photo of sks cat", "inlay/cat.safetensors", "DreamCom", "sd15", 400, 1, 16, losses=[1.0]
 )
 LORA = {"a.lora_up.weight": torch.ones(2, 3)}
 
@@ -43,6 +43,19 @@ def pictures(height=4, width=4, shade=0.0, mask=None, count=1, caption="a photo 
 def key(**changes):
     facts = {"concepts": [pictures()], "recipe": DREAMCOM, "size": 64, "seed": 0, "base": "abc"}
     return content_key(**(facts | changes))
+
+
+def test_a_subject_of_the_released_version_has_the_hosts_name_of_its_family():
+    """Version 0.1 stored "SD15"; now it is our own name, and nothing else of the subject changes."""
+    released = (
+        '{"token": "sks", "class_name": "cat", "caption": "a photo of sks cat",'
+        ' "lora": "inlay/cat.safetensors", "recipe": "DreamCom", "family": "%s", "steps": 400, "seed": 1,'
+        ' "rank": 16, "attributes": {}, "losses": [1.0], "version": 1, "previous": ""}'
+    )
+    assert Subject.from_json(released % "SD15") == SUBJECT
+    assert Subject.from_json(SUBJECT.to_json()) == SUBJECT
+    names = {name: Subject.from_json(released % name).family for name in ("SD20", "SDXL", "SSD1B", "Unknown")}
+    assert names == {"SD20": "sd2", "SDXL": "sdxl", "SSD1B": "sdxl", "Unknown": "Unknown"}
 
 
 def test_everything_that_decides_the_result_is_in_the_key():
@@ -266,6 +279,17 @@ def test_samples_are_kept_beside_the_subject(tmp_path):
     assert store.find_strip("dog") is None
 
 
+def test_damaged_samples_are_left_out(tmp_path, caplog):
+    store = Store(tmp_path)
+    store.save("cat", SUBJECT, LORA, {}, Image.new("RGB", (30, 20), "#336699"))
+    whole = (tmp_path / "cat.png").read_bytes()
+    for damaged in (b"", b"no picture", whole[:60]):
+        (tmp_path / "cat.png").write_bytes(damaged)
+        assert store.find_strip("cat") is None
+        assert "cat.png is damaged" in caplog.text
+        caplog.clear()
+
+
 WRITER = """
 import sys
 from dataclasses import replace
@@ -364,7 +388,7 @@ print(failures, flush=True)
 """
 
 
-@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.repeats)])
 def test_two_processes_save_one_name(tmp_path, rounds):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     writers = [

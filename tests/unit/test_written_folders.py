@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inlay.common.atomic_io import atomic_write_folder, check_writable
+from inlay.common.files import atomic_write_folder, check_writable
 from inlay.headless.client import NodeOutput
 from inlay.headless.jobs import GraphJob
 from inlay.headless.results import load_result, save_result
@@ -95,7 +95,7 @@ def check_whole(kind: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.repeats)])
 def test_two_processes_write_one_folder(tmp_path, kind, rounds):
     folder = tmp_path / "out"
     writers = [start(kind, folder, rounds, number) for number in (1, 2)]
@@ -169,3 +169,13 @@ def test_regular_data_that_cannot_be_written_are_a_sentence(tmp_path):
         check_writable(tmp_path / "file")
     check_writable(tmp_path / "new" / "folder")
     assert list((tmp_path / "new" / "folder").iterdir()) == []
+
+
+def test_a_folder_for_results_is_checked_before_the_first_job(tmp_path):
+    from inlay.headless.errors import HostError
+    from inlay.headless.run_cli import check_out
+
+    (tmp_path / "file").write_bytes(b"")
+    check_out(tmp_path / "new")
+    with pytest.raises(HostError, match=r"^--out: .*file.* cannot be written \(.*\); give another folder"):
+        check_out(tmp_path / "file" / "below")

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...common.text_files import read_json
+from ...common.files import read_json
 from ...encoders import checkpoint_layouts as layouts
 from ...encoders import dinov2
 from ...encoders.content_adapter import CLIP, AdapterConfig, EncoderSpec

@@ -19,9 +19,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ...common.atomic_io import atomic_replace, atomic_write
+from ...common.files import atomic_replace, atomic_write, read_json
 from ...common.log import logger
-from ...common.text_files import read_json
 
 KEPT_CHECKPOINTS = 2  # newest checkpoints of a run that stay on disk
 CONFIG_FILE = "run.json"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common.picture_suffixes import SUFFIXES
+from ...common.files import SUFFIXES
 from ...encoders.content_adapter import EncoderSpec
 from ...imaging import picture_files
 from ...imaging.boxes import Box, bounding_box

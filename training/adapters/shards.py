@@ -18,10 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ...common.atomic_io import atomic_write
+from ...common.files import SUFFIXES, atomic_write, read_json
 from ...common.log import logger
-from ...common.picture_suffixes import SUFFIXES
-from ...common.text_files import read_json
 from ...imaging.picture_files import BITS_16, open_picture_file, picture_array
 from ...imaging.references import list_references, natural_order
 
@@ -299,7 +297,7 @@ def _views(pairs: list[tuple[Path, Path | None]]) -> dict[str, bytes]:
 
 
 def _as_png(path: Path) -> bytes:
-    """The picture as PNG, turned as the camera was held; more than 8 bits are kept as 16."""
+    """Return the picture as PNG, turned as the camera was held; more than 8 bits are kept as 16."""
     picture = open_picture_file(path, "--pictures")
     if picture.mode not in ("L", "RGB", "RGBA"):
         grey = picture_array(picture)[..., 0]

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...common.atomic_io import atomic_write
+from ...common.files import atomic_write
 from ...encoders import checkpoint_layouts as layouts
 from ...encoders.dinov2 import DinoV2
-from ..objective import Diverged
+from .. import Diverged
 from .dataset import SampleDataset, StepBatchSampler, loader
 from .identity_stages import Stage, TrainableAdapter, Vae, freeze, prepare_batch, rate_at
 from .run_checkpoints import InterruptFlag, RunConfig, check_resumable, resume_run, save_checkpoint

@@ -33,7 +33,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...common.text_files import parse_json, read_text
+from ...common.files import parse_json, read_text
 from .subject import check_words
 
 Attributes = Mapping[str, Sequence[str]]  # kind -> words
@@ -44,7 +44,9 @@ SUBJECT = "{subject}"
 
 
 def parse_attributes(text: str) -> dict[str, list[str]]:
-    """A dictionary from JSON, or from lines as people type them: "colour: brown, dark; material: clay".
+    """Return a dictionary from JSON, or from lines as people type them: "colour: brown, dark.
+
+    Material: clay".
 
     Words keep their order, lose surrounding blanks and repetitions; kinds become lower case. Empty text is an
     empty dictionary. Raises ValueError that shows the part it could not read.
@@ -54,12 +56,12 @@ def parse_attributes(text: str) -> dict[str, list[str]]:
 
 
 def read_attributes(path: Path) -> dict[str, list[str]]:
-    """The dictionary in a JSON file; raises ValueError when it is none."""
+    """Return the dictionary in a JSON file; raises ValueError when it is none."""
     return parse_attributes(read_text(path, "attributes"))
 
 
 def write_attributes(attributes: Attributes) -> str:
-    """The dictionary as JSON, which `parse_attributes` reads back."""
+    """Return the dictionary as JSON, which `parse_attributes` reads back."""
     return json.dumps({kind: list(words) for kind, words in attributes.items()}, indent=2, ensure_ascii=False)
 
 
@@ -132,7 +134,7 @@ def compose_prompts(
 
 
 def _choice(attributes: Attributes, number: int) -> Iterator[tuple[str, str]]:
-    """Combination `number` of one word or none of each kind: digits in a mixed base, 0 = none."""
+    """Yield combination `number` of one word or none of each kind: digits in a mixed base, 0 = none."""
     for kind, words in attributes.items():
         number, digit = divmod(number, len(words) + 1)
         if digit:
@@ -178,7 +180,7 @@ LINE = re.compile(
 def propose_attributes(
     images: Sequence[Tensor], class_name: str, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> dict[str, list[str]]:
-    """What the model in `folder` says in at least half of the pictures (H,W,3) in [0,1], each asked alone.
+    """Return the words that the model in `folder` gives for at least half of the images (H, W, 3) in [0, 1].
 
     Raises ValueError when the folder holds no such model or no answer can be read.
     """
@@ -206,7 +208,7 @@ class Chat:
 
     @torch.inference_mode()
     def ask(self, image: Tensor, question: str) -> str:
-        """The answer to a question about an image (H,W,3) in [0,1]."""
+        """Return the answer to a question about an image (H,W,3) in [0,1]."""
         array = (image[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
         content = [
             {"type": "image", "image": Image.fromarray(np.ascontiguousarray(array))},
@@ -225,7 +227,7 @@ class Chat:
 
 
 def parse_answer(answer: str) -> dict[str, list[str]]:
-    """The dictionary in an answer: the JSON in it, else its lines of the form "kind: words".
+    """Return the dictionary in an answer: the JSON in it, else its lines of the form "kind: words".
 
     Raises ValueError, with the answer's beginning, when there is neither.
     """
@@ -249,7 +251,7 @@ def _lower(attributes: Attributes) -> dict[str, list[str]]:
 
 
 def vote(proposals: Iterable[Attributes]) -> dict[str, list[str]]:
-    """The words that at least half of the proposals name, most named first."""
+    """Return the words that at least half of the proposals name, most named first."""
     proposals = list(proposals)
     counts = Counter(
         (kind, word) for proposal in proposals for kind, words in proposal.items() for word in words

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ...common.log import logger
-from ...conditioning.family import family, working_side
+from ...families.table import label_of
 from ...host import devices, models
-from ...host.families import family_of, is_transformer
+from ...host.families import config_name, family_name, family_of, is_transformer, working_side
 from ...host.training import is_quantised, weight_bytes
 from ..objective import NoiseSchedule
 from ..optimizers import check_optimizer, eight_bit_installed
@@ -40,9 +40,9 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
         unet = model.model.diffusion_model
     elif unet is None or models.prediction_of(model) not in ("epsilon", "v"):
         raise ValueError(
-            f"model: {family(model)} is no Stable Diffusion UNet and no transformer that can be trained here;"
-            " load an SD 1.5, SD 2 or SDXL inpainting checkpoint, or a FLUX, Qwen-Image, Z-Image or Krea 2"
-            " model."
+            f"model: {config_name(model)} is no Stable Diffusion UNet and no transformer that can be trained"
+            " here; load an SD 1.5, SD 2 or SDXL inpainting checkpoint, or a FLUX, Qwen-Image, Z-Image or"
+            " Krea 2 model."
         )
     else:
         _check_channels(model, recipe, inpaint_patch)
@@ -83,7 +83,7 @@ def _check_channels(model, recipe: Recipe, inpaint_patch: bool) -> None:
         )
     if channels == 4 and recipe.inpainting_only and not inpaint_patch:
         raise ValueError(
-            f"model: this is a text-to-image model ({family(model)}, 4 channels); load an"
+            f"model: this is a text-to-image model ({config_name(model)}, 4 channels); load an"
             " inpainting checkpoint (9 channels)."
         )
     if channels not in (4, 9) or (channels == 9 and models.concat_keys(model) != ("mask", "masked_image")):
@@ -104,10 +104,10 @@ def check_peft() -> None:
 
 def check_previous(model, recipe: Recipe, subject: Subject, lora: Mapping[str, Tensor]) -> None:
     """Raise ValueError for a subject that this training cannot go on from."""
-    if subject.family != family(model):
+    if subject.family != family_name(model):
         raise ValueError(
-            f"previous: {subject.words} was trained for {subject.family} but the model is {family(model)};"
-            " load the model it was trained on."
+            f"previous: {subject.words} was trained for {label_of(subject.family)} but the model is"
+            f" {label_of(family_name(model))}; load the model it was trained on."
         )
     ranks = {tensor.shape[0] for key, tensor in lora.items() if key.endswith(".lora_down.weight")}
     if recipe.adapter.kind == "lora" and ranks and ranks != {recipe.adapter.rank}:

@@ -12,9 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ...common.log import logger
-from ...conditioning.family import family
-from ...host.families import is_transformer, require_family, settings_of
-from ...host.signals import DelayedTermination
+from ...host.devices import DelayedTermination
+from ...host.families import family_name, is_transformer, require_family, settings_of
 from ..optimizers import eight_bit_installed
 from .checks import check_previous
 from .data import Examples
@@ -246,7 +245,7 @@ def _subject(pipeline: Pipeline, spec: FinetuneSpec, name: str, losses: list[flo
         caption=spec.concept.caption,
         lora=f"inlay/{name}.safetensors",
         recipe=recipe.name,
-        family=family(pipeline.model),
+        family=family_name(pipeline.model),
         steps=recipe.steps,
         seed=spec.seed,
         rank=recipe.adapter.rank,

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ...attention.model_patch import mask_attention
 from ...conditioning.fooocus import InpaintPatch, block_patch
-from ...conditioning.inpaint import inpaint_pictures, snapped_hole
 from ...families.table import Family, Settings
 from ...host import sampling
 from ...host.vae import PictureVae
 from ...imaging.composite import paste_back
+from ...imaging.latent_mask import inpaint_pictures, snapped_hole
 from .data import LATENT_PIXEL, Examples
 from .regular_data import changed_mask, random_box
 from .transformers import hole_in_pixels, hole_values
@@ -118,9 +118,14 @@ class Preview:
         return {f"{SAMPLE}.{step}": picture for step, picture in self.pictures.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over the pictures of an interrupted run from its checkpoint."""
+        """Take over the pictures of an interrupted run from its checkpoint; anything else is left out."""
         kinds = ((name.partition("."), tensor) for name, tensor in tensors.items())
-        self.pictures = {int(step): tensor for (kind, _, step), tensor in kinds if kind == SAMPLE}
+        self.pictures = {
+            int(step): tensor
+            for (kind, _, step), tensor in kinds
+            if kind == SAMPLE and step.isdecimal() and tensor.dtype == torch.uint8
+            if tensor.ndim == 3 and tensor.shape[-1] == 3
+        }
 
 
 @dataclass(frozen=True)

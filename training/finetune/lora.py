@@ -184,7 +184,7 @@ DIFFUSERS_KEY = re.compile(
 
 
 def read_lora_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a LoRA file, with diffusers' names turned into kohya's, and its metadata.
+    """Return the tensors of a LoRA file, with diffusers' names turned into kohya's, and its metadata.
 
     Raises ValueError when it is no safetensors file.
     """
@@ -196,7 +196,12 @@ def read_lora_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(
             f"lora_name: {path.name} is no safetensors file or damaged; download it again."
         ) from error
-    return as_kohya(tensors, _settings(metadata.get("lora_adapter_metadata", "{}"))), metadata
+    try:
+        return as_kohya(tensors, _settings(metadata.get("lora_adapter_metadata", "{}"))), metadata
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"lora_name: {path.name} holds no weights or settings of a LoRA; download it again."
+        ) from error
 
 
 def _settings(text: str) -> dict:
@@ -215,7 +220,7 @@ def peft_config(path: Path) -> dict:
 
 
 def as_kohya(tensors: Mapping[str, Tensor], config: Mapping) -> dict[str, Tensor]:
-    """The tensors under kohya's keys; names that are not diffusers' stay as they are.
+    """Return the tensors under kohya's keys; names that are not diffusers' stay as they are.
 
     `config`: PEFT's settings as newer diffusers write them into the file, "unet.lora_alpha" and so on;
     without them the scale alpha / rank is 1, as diffusers has it.

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ...conditioning.family import family
+from ...families.table import label_of
 from ...host import models
-from ...host.families import family_of, is_transformer
+from ...host.families import config_name, family_name, family_of, is_transformer
 from .lora import alpha_of
 from .recipes import Recipe
 from .subject import Subject
@@ -23,7 +23,7 @@ def lora_names(model) -> Callable[[str], str]:
     """
     if is_transformer(model):
         return lambda path: f"diffusion_model.{path}"
-    if "SDXL" in family(model):
+    if "SDXL" in config_name(model):
         return lambda path: "lora_unet_" + path.replace(".", "_")
     known = models.diffusers_paths(model)
     return lambda path: "lora_unet_" + known.get(path, path).replace(".", "_")
@@ -57,7 +57,7 @@ def base_model_version(model) -> str:
     row = family_of(model)
     if row is not None and row.transformer:
         return row.name
-    return {"SD15": "sd_v1", "SD20": "sd_v2"}.get(family(model), "sdxl_base_v1-0")
+    return {"SD15": "sd_v1", "SD20": "sd_v2"}.get(config_name(model), "sdxl_base_v1-0")
 
 
 def lora_metadata(model, subject: Subject, recipe: Recipe) -> dict[str, str]:
@@ -115,8 +115,8 @@ def with_host_names(model, lora: Mapping[str, Tensor], config: Mapping, name: st
     if lost:
         layers = dict.fromkeys(lost)
         raise ValueError(
-            f"lora_name: {len(layers)} layers of {name} match nothing in this model ({family(model)}), such"
-            f" as {next(iter(layers))}; load the model it was trained on."
+            f"lora_name: {len(layers)} layers of {name} match nothing in this model"
+            f" ({label_of(family_name(model))}), such as {next(iter(layers))}; load the model it was trained on."
         )
     return _with_alphas(found, config)
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ...attention.patch import region_options
 from ...conditioning.fooocus import InpaintPatch, block_patch, patch_weights
-from ...host import autoencoder, devices, families, models
+from ...host import devices, families, models
 from ...host.sampling import condition
 from ...host.training import blocks_of, frozen_copy, text_values, training_switches
-from ...host.vae import PictureVae
+from ...host.vae import PictureVae, encode_distribution, encoder_weights
 from .checks import check_parameters_fit, check_step_fits, diffusion_of, precision_of
 from .data import Concept, Examples, prepare_examples
 from .lora import attach_adapter
@@ -88,7 +88,7 @@ def _deciding_tensors(pipeline: Pipeline, texts: Mapping[str, EncodedText]) -> I
     yield f"sigmas {models.prediction_of(pipeline.model)}", models.noise_levels(pipeline.model)
     for key, weight in models.weights_of(pipeline.model):
         yield f"model.{key}", weight
-    for key, weight in autoencoder.encoder_weights(pipeline.vae):
+    for key, weight in encoder_weights(pipeline.vae):
         yield f"vae.{key}", weight
     if pipeline.inpaint_patch is not None:
         yield "head", pipeline.inpaint_patch.head.get_parameter("head")
@@ -143,7 +143,6 @@ def encode_examples(
     captions, class_captions: the number of each picture's text, and of the one with the class instead of the
         token. Without them every example has `text`, which transformers cannot read.
     """
-
     vae = PictureVae(pipeline.vae)
 
     def latent_in(latent: Tensor) -> Tensor:
@@ -156,7 +155,7 @@ def encode_examples(
             return latent_in(vae.encode(pictures))
         if vae.film:
             raise ValueError("recipe.sample_posterior: this VAE gives no distribution; leave it out.")
-        mean, deviation = autoencoder.encode_distribution(pipeline.vae, pictures)
+        mean, deviation = encode_distribution(pipeline.vae, pictures)
         scaled = latent_in(mean)
         return torch.cat([scaled, latent_in(mean + deviation) - scaled], dim=1)
 

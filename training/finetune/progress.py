@@ -68,7 +68,7 @@ class TrainingProgress:
         return self._head() | {"points": list(self.points), "samples": list(self.samples)}
 
     def news(self, sample: bool = False) -> dict[str, Any]:
-        """What came since the last call, as JSON; with `sample` the latest picture too."""
+        """Return what came since the last call, as JSON; with `sample` the latest picture too."""
         new, self._told = self.points[self._told :], len(self.points)
         return self._head() | {"points": new, "samples": self.samples[-1:] if sample else []}
 
@@ -128,7 +128,7 @@ _runs: dict[tuple[str, str], TrainingProgress] = {}
 
 
 def begin_progress(node: str, steps: int, workflow: str = "") -> TrainingProgress:
-    """A new run, in place of the node's last one."""
+    """Return a new run, in place of the node's last one."""
     key = workflow, node
     _runs.pop(key, None)
     while len(_runs) >= MAX_NODES:

@@ -54,6 +54,9 @@ class Recipe:
     weight_outside: float = 1.0  # tau 2 of DreamMix eq. 7
     weights_squared: bool = False  # weigh prediction and target before squaring, as DreamMix's code does
     beta: float = 0.0  # share of the regular data's loss, DreamMix eq. 8
+    regular_chance: float = (
+        0.0  # probability of a pass on regular data instead of the subject (DreamMix's code)
+    )
     inpainting_only: bool = True
     precision: Precision = "model"
     ema_decay: float = 0.0  # of a running mean of the weights, which is then the result; 0: none
@@ -72,6 +75,11 @@ class Recipe:
     # predictions with and without the LoRA for the caption without the token; 0: none.
     preservation: float = 0.0
 
+    @property
+    def uses_regular(self) -> bool:
+        """Whether regular data take part in the training."""
+        return bool(self.beta or self.regular_chance)
+
     def with_choices(
         self,
         *,
@@ -84,7 +92,7 @@ class Recipe:
         precision: Precision | None = None,
         ema_decay=0.0,
     ) -> "Recipe":
-        """This recipe with the user's choices; 0 and None keep the recipe's own."""
+        """Return this recipe with the user's choices; 0 and None keep the recipe's own."""
         alpha = self.adapter.alpha if self.adapter.alpha is None or not rank else float(rank)
         own_rate = ADAFACTOR_RATE if optimiser == "Adafactor" else self.optimiser.learning_rate
         return replace(
@@ -141,13 +149,26 @@ DREAMMIX = Recipe(
     inpainting_only=False,
 )
 
+DREAMMIX_RELEASED = replace(  # what the code does where it differs from the paper
+    DREAMMIX,
+    name="DreamMix (released)",
+    adapter=replace(DREAMMIX.adapter, targets=("to_k", "to_v", "to_out.0")),
+    weight_outside=0.6,
+    weights_squared=True,
+    beta=0.0,
+    regular_chance=0.3,
+    sample_posterior=True,
+)
+
 PRESERVED = replace(
     DREAMCOM,
     name="DreamCom (output preservation)",
     preservation=1.0,  # ai-toolkit's default multiplier
 )
 
-RECIPES = {recipe.name: recipe for recipe in (DREAMCOM, DREAMCOM_FULL, DREAMMIX, PRESERVED)}
+RECIPES = {
+    recipe.name: recipe for recipe in (DREAMCOM, DREAMCOM_FULL, DREAMMIX, DREAMMIX_RELEASED, PRESERVED)
+}
 RECIPE_NAMES = tuple(RECIPES)
 
 
@@ -172,7 +193,7 @@ MEMORY_PRESETS = {
 
 
 def describe_preset(preset: MemoryPreset) -> str:
-    """What a preset turns on, in words."""
+    """Return what a preset turns on, in words."""
     parts = ["16-bit"] * preset.half + ["gradient checkpointing"] * preset.checkpointing
     if preset.at_once:
         parts.append(f"{preset.at_once} of a batch at a time")

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ...common.atomic_io import atomic_write
+from ...common.files import atomic_write
 from ...imaging.boxes import Box
 from ...imaging.masks import check_mask, fill_box
 from ..objective import generator_at

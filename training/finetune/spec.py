@@ -8,8 +8,9 @@ from typing import NamedTuple
 import folder_paths
 from torch import Tensor
 
+from ...common.files import read_text
 from ...common.log import logger
-from ...common.text_files import read_text
+from ...conditioning.compatibility import check_clip_fits, check_vae_fits
 from ...host import models
 from ...imaging.references import list_references, read_reference
 from .attribute_dictionary import Attributes
@@ -132,6 +133,7 @@ def spec_from_node(
     caption = caption_of(recipe, token, class_name)
     recipe = resolved_recipe(recipe, pipeline.model)
     check_trainable_model(pipeline.model, recipe, pipeline.inpaint_patch is not None)
+    check_vae_fits(pipeline.model, pipeline.vae)
     size = crop_size(pipeline.model, recipe)
     references = collect_references(images, masks)
     notes = check_references(references, size, masks is not None)
@@ -145,7 +147,7 @@ def spec_from_node(
         raise ValueError(
             "regular_images: output preservation takes their place; leave them out, or choose another recipe."
         )
-    if regular_images and recipe.beta:
+    if regular_images and recipe.uses_regular:
         prompts = [prompt.strip() or f"a {class_name}" for prompt in regular_prompt]
         others = collect_references(regular_images, regular_masks, "regular_")
         check_references(others, size, regular_masks is not None, "regular_")
@@ -159,6 +161,7 @@ def spec_from_node(
                 " train it again."
             )
         start = read_previous(pipeline, previous, Path(path))
+    check_clip_fits(pipeline.model, pipeline.clip)
     concept = Concept(caption, references)
     return (
         FinetuneSpec(token, class_name, recipe, concept, regular, size, seed, start, attributes, own),
@@ -186,7 +189,7 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
     own = own_captions(recipe, token, class_name, notes, len(concept.references))
     if config.regular and recipe.preservation:
         raise ValueError("regular: output preservation takes its place; leave one of them out.")
-    regular = read_regular(config.regular, size) if config.regular and recipe.beta else []
+    regular = read_regular(config.regular, size) if config.regular and recipe.uses_regular else []
     previous = open_previous(pipeline, config.previous) if config.previous else None
     spec = FinetuneSpec(
         token, class_name, recipe, concept, regular, size, config.seed, previous, config.attributes, own

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...common.atomic_io import atomic_write, check_writable
+from ...common.files import atomic_write, check_writable
 from ...common.log import logger
 from .data import Concept
 from .memory import GIGABYTE
@@ -38,8 +38,8 @@ KEPT_RESUMES = 20 * GIGABYTE  # of interrupted runs, in bytes; beyond it the old
 RESUME_AGE = 24 * 3600  # seconds; a younger file may belong to a run of another process
 # Fields of a recipe since version 0.1.0.
 ADDED_FIELDS = (
-    "sample_posterior", "hole_condition", "timesteps", "shift", "guidance", "min_snr", "caption_dropout",
-    "preservation",
+    "sample_posterior", "regular_chance", "hole_condition", "timesteps", "shift", "guidance", "min_snr",
+    "caption_dropout", "preservation",
 )  # fmt: skip
 ADDED_OPTIMISER_FIELDS = ("schedule", "warmup")
 ADDED_ADAPTER_FIELDS = ("layers", "pattern")
@@ -165,7 +165,15 @@ class Store:
     def find_strip(self, name: str) -> Image.Image | None:
         """Return the samples from the training of a finished subject, where previews were on."""
         path = self.folder / f"{name}.png"
-        return Image.open(path) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            with Image.open(path) as strip:
+                strip.load()
+                return strip
+        except (OSError, SyntaxError, ValueError) as error:
+            logger.warning(f"Inlay: {path} is damaged ({error}); the samples of the training are not shown.")
+            return None
 
     def save(
         self,

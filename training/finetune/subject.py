@@ -1,8 +1,10 @@
 """The subject: what was learned, how, and where its weights are. It travels as INLAY_SUBJECT."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
+
+from ...families.table import name_of_stored
 
 VERSION = 1
 LONGEST_WORDS = 200  # characters of a name of the subject; the text encoder's window holds about 300
@@ -18,7 +20,7 @@ class Subject:
     caption: str  # the sentence it was learned with
     lora: str  # its weights as LoRA loaders list them, e.g. "inlay/cat-dreamcom-0f3a.safetensors"
     recipe: str
-    family: str  # the host's name of the model family, e.g. "SD15"
+    family: str  # our own name of the model family, e.g. "sd15"; see families/table.py
     steps: int
     seed: int
     rank: int
@@ -37,7 +39,7 @@ class Subject:
 
     @classmethod
     def from_json(cls, text: str, name: str = "The subject's JSON file") -> "Subject":
-        """Raises ValueError, naming the file, when the text is no subject of this or an earlier version.
+        """Raise ValueError, naming the file, when the text is no subject of this or an earlier version.
 
         What other programs wrote into the file beside it is left out.
         """
@@ -48,6 +50,7 @@ class Subject:
             subject = None if newer else cls(**known)
             if subject is not None:
                 _check_types(known)
+                subject = replace(subject, family=name_of_stored(subject.family))
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{name} is damaged: it cannot be read ({error}); delete it to train again."
@@ -58,7 +61,7 @@ class Subject:
 
 
 def _check_types(known: dict[str, Any]) -> None:
-    """Raises TypeError, naming the field, for a value of another type than `Subject` has."""
+    """Raise TypeError, naming the field, for a value of another type than `Subject` has."""
     for name, value in known.items():
         wanted = next(f.type for f in fields(Subject) if f.name == name)
         kind = {str: str, int: int}.get(wanted)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -76,7 +79,7 @@ def _check_types(known: dict[str, Any]) -> None:
 
 
 def check_words(name: str, words: str) -> None:
-    """Raises ValueError, naming the input, for a name of the subject that is no word or two."""
+    """Raise ValueError, naming the input, for a name of the subject that is no word or two."""
     if len(words) > LONGEST_WORDS:
         raise ValueError(
             f'{name}: "{words[:20]}..." has {len(words)} characters; write a word or two, at most'

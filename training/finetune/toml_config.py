@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from ...common.text_files import read_text
+from ...common.files import read_text
 from .attribute_dictionary import Attributes, parse_attributes
 from .recipes import MEMORY_PRESETS, RECIPES, Recipe
 
@@ -29,6 +30,7 @@ TYPE_WORDS = {
     "dataclass_type": "a table",
 }
 TABLES = ("recipe", "attributes")  # keys with their own reader
+PATHS = ("checkpoint", "references", "regular", "previous", "out")
 COUNTS = ("steps", "batch_size", "accumulation", "copies", "regular_copies")
 
 Changed = TypeVar("Changed")
@@ -86,8 +88,14 @@ def _config(values: dict[str, Any], folder: Path) -> Config:
             raise ValueError(f"{name} is missing; workflows/finetune.toml shows all keys.")
     table, plain = values.get("recipe", {}), {k: v for k, v in values.items() if k not in TABLES}
     config = validated(Config, plain, plain, "")
+    for name, most in (("seed", 2**64 - 1), ("save_every", math.inf), ("preview_every", math.inf)):
+        if not 0 <= getattr(config, name) <= most:
+            limit = f"from 0 to {most}" if name == "seed" else "0 or more"
+            raise ValueError(f"{name}: it must be {limit}.")
     if config.memory not in MEMORY_PRESETS:
         raise ValueError(f'memory: there is no preset "{config.memory}"; choose {_choices(MEMORY_PRESETS)}.')
+    for name in PATHS:
+        _check_path(name, folder / (values.get(name) or ""))
     paths = {name: folder / values[name] for name in ("references", "regular", "out") if values.get(name)}
     local = {
         name: str(folder / values[name])
@@ -103,7 +111,7 @@ def _config(values: dict[str, Any], folder: Path) -> Config:
     return dataclasses.replace(
         config,
         recipe=read_recipe(table),
-        attributes=parse_attributes(json.dumps(values.get("attributes", {}))),
+        attributes=parse_attributes(_as_json(values.get("attributes", {}))),
         text_encoders=tuple(encoders),
         optimiser_named=isinstance(table, Mapping) and "kind" in table.get("optimiser", {}),
         **paths,
@@ -138,6 +146,23 @@ def check_recipe(recipe: Recipe) -> None:
             raise ValueError(f"recipe.{name}: it must be at least 1; leave it out for the recipe's own.")
     if recipe.resolution < 0:
         raise ValueError("recipe.resolution: it must be 0, for the model's own, or a side in pixels.")
+    rates = {
+        "optimiser.learning_rate": recipe.optimiser.learning_rate,
+        "optimiser.clip_norm": recipe.optimiser.clip_norm,
+        "optimiser.eps": recipe.optimiser.eps,
+    }
+    for name, rate in rates.items():
+        if not 0 < rate < math.inf:
+            raise ValueError(
+                f"recipe.{name}: it must be a number above 0; leave it out for the recipe's own."
+            )
+    for name in ("beta", "weight_inside", "weight_outside"):
+        if not 0 <= getattr(recipe, name) < math.inf:
+            raise ValueError(f"recipe.{name}: it must be 0 or a number above it.")
+    if not 0 <= recipe.ema_decay < 1:
+        raise ValueError("recipe.ema_decay: it must be at least 0 and below 1.")
+    if not 0 <= recipe.regular_chance <= 1:
+        raise ValueError("recipe.regular_chance: it must be a probability from 0 to 1.")
     if recipe.adapter.kind == "lora" and not recipe.adapter.targets:
         raise ValueError('recipe.adapter.targets: there are none; name layers, such as ["to_k", "to_v"].')
     try:
@@ -164,7 +189,9 @@ def _merged(record: Any, table: Mapping[str, Any], place: str) -> dict[str, Any]
     check_names(table, list(values), place)
     for name, value in table.items():
         old = getattr(record, name)
-        inner = dataclasses.is_dataclass(old) and isinstance(value, Mapping)
+        inner = dataclasses.is_dataclass(old)
+        if inner and not isinstance(value, Mapping):
+            raise ValueError(f"{place}{name}: {value!r} is not a table.")
         values[name] = _merged(old, value, f"{place}{name}.") if inner else value
     return values
 
@@ -193,7 +220,7 @@ def validated(
     Raises:
         ValueError: for the first value of a wrong type.
     """
-    text = json.dumps(values, default=lambda date: {"date": str(date)})
+    text = _as_json(values)
     try:
         return TypeAdapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
@@ -204,9 +231,24 @@ def validated(
             value = value[key]
     name = place + ".".join(key for key in first["loc"] if isinstance(key, str))
     if first["type"] == "literal_error":
-        choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        choices = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected")))
         raise ValueError(f"{name}: there is no {value!r}; choose {_choices(choices)}.")
     raise ValueError(f"{name}: {value!r} is not {TYPE_WORDS.get(first['type'], 'a list of that length')}.")
+
+
+def _as_json(values: Any) -> str:
+    """Return values of a TOML file as JSON; a date, which no key takes, is a table there."""
+    return json.dumps(values, default=lambda date: {"date": str(date)})
+
+
+def _check_path(name: str, path: Path) -> None:
+    """Raise ValueError for a text that the system does not take as a path."""
+    try:
+        path.exists()
+        if "\0" in str(path):
+            raise ValueError("it holds the character NUL")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: it cannot be the path of a file ({error}); correct it."[:200]) from error
 
 
 def _choices(names) -> str:

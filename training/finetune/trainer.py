@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...common.log import logger
+from .. import Diverged
 from ..objective import (
-    Diverged,
     NoiseSchedule,
     generator_at,
     min_snr_weight,
@@ -80,9 +80,13 @@ def loss_of_pass(
 ) -> Tensor:
     """Return the loss of forward pass k on the examples it draws: DreamCom eq. 1, or DreamMix eq. 7 and 8.
 
+    With a `regular_chance` a pass is on the subject alone or, with that probability, on regular data alone.
     In a group it is the loss of this process' share; the mean over the group is the loss of the whole batch.
     """
     batch = recipe.batch_size
+    if regular is not None and recipe.regular_chance:
+        chosen = torch.rand((), generator=generator_at(seed, k, 2)) < recipe.regular_chance
+        subject, regular = regular if chosen else subject, None
     rows = subject.take(rows_of_step(len(subject), batch, k, seed))
     if regular is not None:
         rows = rows.joined(regular.take(rows_of_step(len(regular), batch, k, seed)))

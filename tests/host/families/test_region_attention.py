@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from inlay.families.layout import IMAGE_KIND, PAD, REFERENCE, TEXT, TOKEN_ORDERS
+from inlay.families.layout import IMAGE_KIND, PAD, REFERENCE, TEXT, TOKEN_ORDERS, Span
 from inlay.families.table import NO_REFERENCES, named
 from inlay.lab.models.tiny_transformers import TINY, random_latent, random_prompt, tiny_transformer
 
@@ -99,13 +99,15 @@ def weight(query, key):
     return photo[1] if other == "photo" and own != photo else 1
 
 
-def weights_of(listed):
-    """(S, S) weights of every query (row) and key."""
-    listed = [(kind, frozenset(readers), photo) for kind, readers, photo in listed]
-    kinds = list(dict.fromkeys(listed))
+def weights_of(queries, keys):
+    """(queries, keys) weights of every query (row) and key."""
+    queries, keys = (
+        [(kind, frozenset(readers), photo) for kind, readers, photo in r] for r in (queries, keys)
+    )
+    kinds = list(dict.fromkeys([*queries, *keys]))
     of_kind = torch.tensor([[weight(q, k) for k in kinds] for q in kinds], dtype=torch.float64)
-    index = torch.tensor([kinds.index(role) for role in listed])
-    return of_kind[index][:, index]
+    rows, columns = (torch.tensor([kinds.index(role) for role in listed]) for listed in (queries, keys))
+    return of_kind[rows][:, columns]
 
 
 def dense(model, operator, strength, tokens_of, kinds=None):
@@ -120,19 +122,21 @@ def dense(model, operator, strength, tokens_of, kinds=None):
         starts = (context == 0).all(-1).sum(1).tolist()  # FLUX.2's text is padded on the left
         spans = layout_of(network, x.shape, context.shape[1], [r.shape for r in references])
         assert spans is not None
-        parts = [spans]
+        parts = [(spans, spans)]
         for names in order.alone:
-            parts.append([span for span in spans if span.kind in names])
+            alone = [span for span in spans if span.kind in names]
+            parts.append((alone, alone))
+        if not order.joint:
+            parts.append((spans, [Span(TEXT, context.shape[1])]))
         seen.sequences = {}
-        for part in parts:
-            count = sum(span.count for span in part)
-            if count and (part is spans or count not in seen.sequences):
+        for part, keys in parts:
+            counts = tuple(sum(span.count for span in side) for side in (part, keys))
+            if all(counts) and (part is keys is spans or counts not in seen.sequences):
                 images = []
                 for row, start in enumerate(starts):
                     tokens = tokens_of[row % len(tokens_of)]
-                    listed = roles(part, tokens, start)
-                    images.append(weights_of(listed))
-                seen.sequences[count] = torch.stack(images)
+                    images.append(weights_of(*(roles(side, tokens, start) for side in (part, keys))))
+                seen.sequences[counts] = torch.stack(images)
         refined = {TEXT: context.shape[1]}
         refined[IMAGE_KIND] = sum(span.count for span in spans if span.kind == IMAGE_KIND)
         seen.left_alone = [
@@ -148,21 +152,23 @@ def dense(model, operator, strength, tokens_of, kinds=None):
         if seen.left_alone and count == seen.left_alone[0]:
             seen.left_alone.pop(0)
             return function(q, k, v, heads, mask, *args, **kwargs)
-        if count not in seen.sequences or k.shape[dim] != count:
+        counts = (count, k.shape[dim])
+        if counts not in seen.sequences:
             return function(q, k, v, heads, mask, *args, **kwargs)
         seen.calls += 1
         if dim == 1:
             q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
         if k.shape[1] != q.shape[1]:
             k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
-        weights = seen.sequences[count][:, None].to(q)
+        weights = seen.sequences[counts][:, None].to(q)
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         if mask is not None:
             scores = scores + (mask if mask.ndim == 4 else mask.unsqueeze(1))
         if operator == "paper":
             p = scores.softmax(-1) * (1 - strength * (1 - weights))
         else:
-            p = (scores + weights.log()).softmax(-1) * strength + (1 - strength) * scores.softmax(-1)
+            own = (scores + weights.log()).softmax(-1).nan_to_num()  # a query that sees nothing gets nothing
+            p = own * strength + (1 - strength) * scores.softmax(-1)
         out = p @ v
         return out if kwargs.get("skip_output_reshape") else out.transpose(1, 2).flatten(2)
 
@@ -214,6 +220,8 @@ def double_precision(in_process_host, monkeypatch):
 @pytest.mark.parametrize("operator", ["paper", "renormalised"])
 @pytest.mark.parametrize("name", TINY)
 def test_equals_one_dense_softmax_in_float64(double_precision, name, operator, strength):
+    if name == "anima":
+        pytest.skip("the host's rotary kernel of this network takes no float64; compared in float32 below")
     model, masks = tiny_transformer(name, double_precision), masks_of()
     options = {"operator": operator, "cross_strength": strength, "self_strength": strength}
     got = run(name, ours(model, masks, **options))
@@ -229,10 +237,11 @@ def test_equals_one_dense_softmax_in_float64(double_precision, name, operator, s
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_equals_one_dense_softmax_in_float32(in_process_host, name):
+@pytest.mark.parametrize("operator", ["paper", "renormalised"])
+def test_equals_one_dense_softmax_in_float32(in_process_host, name, operator):
     model, masks = tiny_transformer(name), masks_of()
-    got = run(name, ours(model, masks, operator="renormalised"))
-    reference, _ = dense(model, "renormalised", 1.0, tokens_of(masks, patch_of(model)))
+    got = run(name, ours(model, masks, operator=operator))
+    reference, _ = dense(model, operator, 1.0, tokens_of(masks, patch_of(model)))
     for a, b in zip(got, run(name, reference), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * b.abs().max().item())
 
@@ -270,6 +279,52 @@ def test_an_override_of_another_pack_gives_the_same_bits_before_and_after_ours(i
     for a, b, c in zip(alone, before, after, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
+
+
+def with_block_patches(model, seen):
+    """Another pack's: one that adds to a block's image tokens (as DiffSynth's control models), where the
+    network offers that, and one that takes a block's place and calls it."""
+
+    def adds(given):
+        seen.append("adds")
+        return {**given, "img": given["img"] + 0.5 * given["img"].roll(1, -1)}
+
+    def replaces(given, extra):
+        seen.append("replaces")
+        out = extra["original_block"](given)
+        return {**out, "img": out["img"] - 0.3 * out["img"].roll(1, -1)}
+
+    model = model.clone()
+    model.set_model_patch(adds, "double_block")
+    model.set_model_patch_replace(replaces, "dit", "double_block", 0)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("qwen-image", {"adds", "replaces"}),
+        ("z-image", {"adds"}),
+        ("flux1", {"replaces"}),
+        ("chroma", {"replaces"}),
+    ],
+)
+def test_block_patches_of_another_pack_stay_before_and_after_ours(in_process_host, name, kinds):
+    model, masks, seen = tiny_transformer(name), masks_of(), []
+    reference, _ = dense(
+        with_block_patches(model, []), "renormalised", 1.0, tokens_of(masks, patch_of(model))
+    )
+    want = run(name, reference)
+    unpatched = run(name, ours(model, masks, operator="renormalised"))
+    before = run(name, ours(with_block_patches(model, seen), masks, operator="renormalised"))
+    calls = len(seen)
+    after = run(name, with_block_patches(ours(model, masks, operator="renormalised"), seen))
+    assert set(seen) == kinds
+    assert len(seen) == 2 * calls > 0
+    for a, b, c, d in zip(before, after, want, unpatched, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=0, atol=1e-5 * c.abs().max().item())
+        assert (a - d).abs().max() > 1e-4
 
 
 def inside_of(output, masks, patch):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from inlay.families.table import FAMILIES, FILL, LATENTS_AND_TEXT, NO_REFERENCES, named
+from inlay.imaging.views import pad_to_multiple
 from inlay.lab.models.tiny_transformers import (
     TINY,
     random_latent,
@@ -103,6 +104,38 @@ def test_the_scene_follows_the_view_and_photos_stay_whole(parts, name):
     assert not torch.equal(calls[0].ref_latents[0], calls[1].ref_latents[0])
     if named(name).reference_method:
         assert calls[0].ref_latents_method == named(name).reference_method
+
+
+@pytest.mark.parametrize("name", REFERENCE_ROWS)
+def test_what_lies_outside_a_view_never_reaches_it(parts, name):
+    """Two scenes that differ outside the close-up's view give its network the same bits; the photo too."""
+    from inlay.host.vae import PictureVae
+    from inlay.imaging.boxes import bounding_box
+    from inlay.sampling.stages import InpaintOptions, close_up_view
+    from inlay.sampling.view_sampler import view_multiple
+
+    model, vae = parts(name)
+    image, mask = pictures(1), spots((20, 30))
+    options = InpaintOptions(64, soft_edge=3, grow=2, multiple=view_multiple(model))
+    rows, columns = close_up_view(bounding_box(mask[0]), *SIZE, options).box.slices
+    other = 1 - image
+    other[:, rows, columns] = image[:, rows, columns]
+    assert not torch.equal(other, image)
+    given = []
+    for picture in (image, other):
+        painted, calls = watched(model)
+        scene = PictureVae(vae).encode(pad_to_multiple(picture, PictureVae(vae).grid))
+        photo = random_latent(model, 4, 6, seed=8)
+        positive = random_prompt(name, 1, reference_latents=[scene, photo])
+        sample(name, painted, vae, picture, mask, positive, steps=2)
+        given.append(calls)
+    (first, *rest), (second, *others) = given
+    assert [kind for kind, *_ in first.inlay_references] == ["scene", "subject"]
+    for one, two in zip(first.ref_latents, second.ref_latents, strict=True):
+        assert torch.equal(one, two)
+    assert torch.equal(first.x, second.x)
+    # the whole picture's stage is shown the difference
+    assert not torch.equal(rest[-1].ref_latents[0], others[-1].ref_latents[0])
 
 
 def test_a_photo_is_no_scene_even_in_the_pictures_proportions(parts):

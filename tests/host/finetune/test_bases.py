@@ -233,7 +233,7 @@ def test_latents_are_drawn_from_the_vaes_distribution(autoencoder, parts, pictur
 
 
 def test_the_deviation_is_that_of_the_encoders_log_variance(autoencoder):
-    from inlay.host.autoencoder import encode_distribution
+    from inlay.host.vae import encode_distribution
 
     pictures = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():

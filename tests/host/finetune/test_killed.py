@@ -1,11 +1,13 @@
 """A training whose process was killed goes on where its last checkpoint stood, to the same bits."""
 
+import json
 import os
 import runpy
 import shutil
 import subprocess
 import sys
 
+import pytest
 import torch
 
 VICTIM = """
@@ -48,6 +50,86 @@ def teach_cat(wired, folder, on_step):
     options = RunOptions(save_every=1, callbacks=Callbacks(on_step))
     return finetune_subject(Pipeline(*wired), lesson, Store(folder), options)
 """
+
+KILLER = """
+import json, os, random, shutil, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, os.environ["COMFYUI_PATH"])
+from comfy.cli_args import args
+args.cpu = True
+import comfy.sd
+import torch
+sys.path.insert(0, sys.argv[3])
+import lesson
+
+torch.set_num_threads(1)  # so that a fork is whole
+with torch.inference_mode():
+    wired = comfy.sd.load_checkpoint_guess_config(sys.argv[1])[:3]
+store, count, rng = Path(sys.argv[2]), int(sys.argv[4]), random.Random(0)
+
+def start():
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        with torch.inference_mode():
+            lesson.teach_cat(wired, store, lambda step, loss: None)
+        code = 0
+    finally:
+        os._exit(code)
+
+def result():
+    (lora,), (facts,) = store.glob("*.safetensors"), store.glob("*.json")
+    left = [path.name for path in store.iterdir() if path.suffix not in (".safetensors", ".json")]
+    return lora.read_bytes(), facts.read_bytes(), left
+
+begun = time.monotonic()
+assert os.waitpid(start(), 0)[1] == 0
+seconds, whole = time.monotonic() - begun, result()
+shutil.rmtree(store)
+kills = finished = failed = 0
+states = set()
+while kills < count:
+    child = start()
+    time.sleep(rng.uniform(0, seconds))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        kills += 1
+        states.add(tuple(sorted(path.suffix for path in store.iterdir())) if store.exists() else ())
+        if kills % 5:
+            continue  # the next one goes on, and is killed as well
+        assert os.waitpid(start(), 0)[1] == 0
+    finished += 1
+    lora, facts, left = result()
+    failed += (lora, facts, left) != (*whole[:2], [])
+    shutil.rmtree(store)
+print(json.dumps({"kills": kills, "finished": finished, "failed": failed, "states": sorted(states)}))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("count", [5, pytest.param(200, marks=pytest.mark.repeats)])
+def test_kills_at_any_moment_end_in_the_same_bits(random_checkpoint, tmp_path, comfyui_path, count, capsys):
+    """Up to five kills in a row, then the end: LoRA and JSON have the bytes of an undisturbed run."""
+    (tmp_path / "lesson.py").write_text(LESSON, encoding="utf-8")
+    environment = os.environ | {
+        "COMFYUI_PATH": str(comfyui_path),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path != str(comfyui_path)),
+        "OMP_NUM_THREADS": "1",
+    }
+    places = [str(path) for path in (random_checkpoint, tmp_path / "store", tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, *places, str(count)], env=environment, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    with capsys.disabled():
+        print(f"\n{found}")
+    assert found["kills"] == count
+    assert found["finished"] >= count // 5
+    assert found["failed"] == 0
 
 
 def test_a_killed_training_goes_on_to_the_same_bits(parts, random_checkpoint, tmp_path, comfyui_path):

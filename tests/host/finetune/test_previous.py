@@ -40,7 +40,7 @@ def test_a_full_finetuning_goes_on_as_well(pictures, store_folder, run):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"family": "SDXL"}, "previous: sks cat was trained for SDXL but the model is SD15"),
+        ({"family": "sdxl"}, r"previous: sks cat was trained for SDXL but the model is SD 1\.5"),
         ({"lora": "inlay/gone.safetensors"}, r"previous: its weights, inlay/gone.safetensors, are not in"),
         ({"lora": "../../secret.safetensors"}, "previous: its weights"),
     ],

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 VALUES: dict[str, Any] = {}  # what `FuzzValue` hands on
+NO_ENTRIES = "@no entries"  # stands for an empty list
+TAKEN: dict[int, Any] = {}  # what `FuzzSink` was given, by the output's number
 
 
 class FuzzValue:
@@ -28,6 +30,19 @@ class FuzzValue:
         return (VALUES[key],)
 
 
+class FuzzList:
+    """Hands on an empty list, as nodes that filter lists do."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_IS_LIST = ("*",), "give", "tests", (True,)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def give(self):
+        return ([],)
+
+
 class FuzzSink:
     """Takes any value, so that the graph has an output."""
 
@@ -35,9 +50,14 @@ class FuzzSink:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"value": ("*", {})}}
+        return {"required": {"value": ("*", {}), "number": ("INT", {})}}
 
-    def take(self, value):
+    @classmethod
+    def IS_CHANGED(cls, **inputs):
+        return float("nan")  # takes it again where the host has kept the outputs of an earlier run
+
+    def take(self, value, number):
+        TAKEN.setdefault(number, []).append(value)  # once for each entry of a list output
         return ()
 
 
@@ -86,7 +106,7 @@ class RunningHost:
         cache: Any = execution.CacheType.CLASSIC  # the host annotates it as a bool
         self.executor = execution.PromptExecutor(self.server, cache_type=cache, cache_args=limits)
         self.validate, self.folders = execution.validate_prompt, folders
-        self.nodes |= {"FuzzValue": FuzzValue, "FuzzSink": FuzzSink}
+        self.nodes |= {"FuzzValue": FuzzValue, "FuzzList": FuzzList, "FuzzSink": FuzzSink}
         from inlay.nodes import InlayExtension
 
         for node in asyncio.run(InlayExtension().get_node_list()):
@@ -109,10 +129,15 @@ class RunningHost:
         for key, value in inputs.items():
             if isinstance(value, str) and value.startswith("@"):
                 graph[value] = {"class_type": "FuzzValue", "inputs": {"key": value[1:]}}
+                if value == NO_ENTRIES:
+                    graph[value] = {"class_type": "FuzzList", "inputs": {}}
                 value = [value, 0]
             graph["node"]["inputs"][key] = value
-        if self.nodes[name].RETURN_TYPES:
-            graph["sink"] = {"class_type": "FuzzSink", "inputs": {"value": ["node", 0]}}
+        TAKEN.clear()
+        for number, _ in enumerate(self.nodes[name].RETURN_TYPES):
+            graph[f"sink{number}"] = {
+                "class_type": "FuzzSink", "inputs": {"value": ["node", number], "number": number}
+            }  # fmt: skip
         prompt_id = str(uuid.uuid4())
         valid, error, outputs, node_errors = asyncio.run(self.validate(prompt_id, graph, None))
         if not valid or node_errors:

@@ -4,6 +4,7 @@ A bad input is refused in a sentence that names an input, before anything is wri
 refused like that, or it works. The host is the same afterwards.
 """
 
+import copy
 import json
 import pickle
 import time
@@ -160,6 +161,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "class_name": "cup",
         "clip": "@clip",
     },
+    "InlayLoadReferences": {"folder": "unused", "images": "@image", "masks": "@mask"},
     "InlayLoadAdapter": {"file": "fuzz_adapter.safetensors", "published_as": "by the file"},
     "InlayLoadImageEncoder": {"name": "fuzz-dino"},
     "IdentityEncoderDINOv2": {
@@ -254,6 +256,9 @@ BAD: dict[str, dict[str, Any]] = {
     "SIGMAS": {"text": "sigmas", "rank 2": torch.ones(2, 2), "NaN": torch.tensor([float("nan"), 0.0])},
     "INLAY_SUBJECT": {"text": "a subject"},
     "INPAINT_PATCH": {"text": "a patch", "a pair": (1, 2)},
+    "INLAY_CROP": {"text": "a crop", "a picture": PICTURE},
+    "INLAY_TRAINING_OPTIONS": {"text": "options", "a list": [1]},
+    "BACKGROUND_REMOVAL": {"text": "a model"},
 }
 BORDERLINE: dict[str, dict[str, Any]] = {
     "IMAGE": {
@@ -295,6 +300,9 @@ BORDERLINE: dict[str, dict[str, Any]] = {
         "the host's for no alpha": torch.zeros(1, 64, 64),
     },
 }
+OPTIONAL_KINDS = {
+    "INPAINT_PATCH", "INLAY_SUBJECT", "INLAY_CROP", "INLAY_TRAINING_OPTIONS", "BACKGROUND_REMOVAL"
+}  # fmt: skip
 ONLY_BAD = {
     "SubjectFinetune",
     "DisentangledInpaintSamplerAdvanced",
@@ -304,7 +312,9 @@ TEXTS: dict[str, dict[str, list[str]]] = {
     "MaskedAttentionPatch": {
         "subject_tokens": ["6-2", "1-2-9", "-1", "a", "1;2", ";", "1,,2", "1-", "999999", "1.5", "\u0663"],
         "layers": ["output 99", "banana", "output -1", ";;"],
+        "photos": ["one", "1: x", "-1", "1; 99999999999", "0.5", ";;", "1:1:1"],
     },
+    "InlayEditPrompt": {"boxes": ["one", "1: x", "-1", "0.5", "1:1:1", "1; 2"]},
     "InlayAttributeDictionary": {
         "attributes": [
             '{"colour": ["brown"',
@@ -370,7 +380,7 @@ def socket_cases(host: RunningHost) -> Iterator[Case]:
     for node, good in GOOD.items():
         for name, (kind, *_) in host.inputs_of(node).items():
             wired = str(good.get(name, "")).startswith("@") and kind in BAD
-            if not wired and kind not in ("INPAINT_PATCH", "INLAY_SUBJECT"):
+            if not wired and kind not in OPTIONAL_KINDS:
                 continue
             if name in host.nodes[node].INPUT_TYPES()["required"]:
                 yield Case(node, f"{name}: none", {**good, name: "@none"}, REFUSED)
@@ -385,6 +395,8 @@ def socket_cases(host: RunningHost) -> Iterator[Case]:
                         lenient = EITHER
                     if node == "InlayAttributeDictionary":
                         lenient = EITHER  # nothing looks at the pictures without a vision model
+                    if node == "InlayLoadReferences" and what == "another size":
+                        lenient = EITHER  # a mask of the whole picture tells nothing
                     if node == "MaskedAttentionPatch" and what == "another size":
                         lenient = EITHER  # it is stretched to the picture
                     yield Case(node, f"{name}: {what}", {**good, name: f"@{label} {kind} {what}"}, lenient)
@@ -416,6 +428,8 @@ def widget_cases(host: RunningHost) -> Iterator[Case]:
                     if abs(wrong) < 2**63:
                         yield Case(node, f"{name}: {label}", {**good, name: wrong}, REFUSED)
                 yield Case(node, f"{name}: text", {**good, name: "many"}, REFUSED)
+            elif node == "InlayLoadReferences":
+                continue  # the folder is not read where images are connected
             elif kind == "COMBO" or isinstance(kind, list):
                 yield Case(node, f"{name}: no choice", {**good, name: "banana"}, REFUSED)
                 yield Case(node, f"{name}: a path", {**good, name: "../../etc/passwd"}, REFUSED)
@@ -428,6 +442,33 @@ def widget_cases(host: RunningHost) -> Iterator[Case]:
                 if name == "layers":
                     changed["self_attention"] = "custom"
                 yield Case(node, f"{name}: {text[:20]!r}", changed, expected)
+
+
+HEAVY = {"steps", "close_up_size", "size", "width", "height", "megapixels", "window_area", "count"}
+
+
+def limit_cases(host: RunningHost) -> Iterator[Case]:
+    """Every number at its limits; the largest sizes would take long."""
+    for node, good in GOOD.items():
+        if node in ONLY_BAD:
+            continue
+        for name in good:
+            kind, *rest = host.inputs_of(node)[name]
+            if kind in ("INT", "FLOAT"):
+                for label in ("min", "max"):
+                    if label == "min" or not (name in HEAVY or name.startswith("outpaint")):
+                        yield Case(node, f"{name}: {label}", {**good, name: rest[0][label]}, EITHER)
+
+
+SURROGATE = "a \ud800 cup"  # half a character, which JSON can hold and UTF-8 cannot
+
+
+def surrogate_cases(host: RunningHost) -> Iterator[Case]:
+    """Half a character in every text."""
+    for node, good in GOOD.items():
+        for name in good:
+            if host.inputs_of(node)[name][0] == "STRING":
+                yield Case(node, f"{name}: half a character", {**good, name: SURROGATE}, EITHER)
 
 
 def file_cases(folders) -> Iterator[Case]:
@@ -520,6 +561,18 @@ def lora_cases(folders) -> Iterator[Case]:
         save_file(state, folder / f"fuzz lora {label}.safetensors")
         changed = {**good, "lora_name": f"fuzz lora {label}.safetensors"}
         yield Case("InlayLoadSubject", f"lora_name: {label}", changed, REFUSED)
+    for label, settings in (
+        ("alpha of letters", {"unet.lora_alpha": "x"}),
+        ("a list of alphas", {"unet.lora_alpha": 4, "unet.alpha_pattern": [1]}),
+        ("alpha of no number", {"unet.lora_alpha": 4, "unet.alpha_pattern": {"to_q": None}}),
+    ):
+        state = {
+            f"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_{part}.weight": weight
+            for part, weight in (("A", torch.ones(2, 320)), ("B", torch.ones(320, 2)))
+        }
+        file = f"fuzz lora {label}.safetensors"
+        save_file(state, folder / file, {"lora_adapter_metadata": json.dumps(settings)})
+        yield Case("InlayLoadSubject", f"lora_name: {label}", {**good, "lora_name": file}, REFUSED)
     own = json.loads(VALUES["subject"].to_json())
     for label, text, expected in (
         ("broken", "{", EITHER),
@@ -571,6 +624,15 @@ def folder_cases(folders) -> Iterator[Case]:
         yield Case("InlayLoadRegularData", f"folder: {name}", {"folder": f"regular_fuzz {name}"}, REFUSED)
 
 
+def list_cases(host: RunningHost) -> Iterator[Case]:
+    """An empty list in every wired input of the nodes that take lists."""
+    for node, good in GOOD.items():
+        if getattr(host.nodes[node], "INPUT_IS_LIST", False):
+            for name, value in good.items():
+                if str(value).startswith("@"):
+                    yield Case(node, f"{name}: an empty list", {**good, name: "@no entries"}, REFUSED)
+
+
 def batch_cases() -> Iterator[Case]:
     """Batches that do not fit together."""
     VALUES["two pictures"], VALUES["three masks"] = PICTURE.repeat(2, 1, 1, 1), SPOT.repeat(3, 1, 1)
@@ -620,8 +682,35 @@ def batch_cases() -> Iterator[Case]:
         good = GOOD["ImageConditionedPix2Pix"]
         expected = REFUSED if name == "model" else EITHER
         yield Case("ImageConditionedPix2Pix", f"model: {name}", {**good, "model": f"@{name}"}, expected)
+    yield from family_cases()
     wrong = {**GOOD["IdentityEncoderDINOv2"], "size": 100}
     yield Case("IdentityEncoderDINOv2", "size: no multiple", wrong, REFUSED)
+
+
+def family_cases() -> Iterator[Case]:
+    """Parts of other families: prompts of another width, a VAE of 16 channels."""
+    wide = [[torch.randn(1, 77, 2048), {"pooled_output": torch.randn(1, 1280)}]]
+    vae, guider = copy.copy(VALUES["vae"]), copy.copy(VALUES["guider"])
+    vae.latent_channels, guider.original_conds = 16, dict(guider.original_conds)
+    guider.set_conds(wide, wide)
+    clip = copy.copy(VALUES["clip"])
+    clip.encode_from_tokens = lambda *_, **__: (wide[0][0], wide[0][1]["pooled_output"])
+    VALUES.update({"wide words": wide, "wide vae": vae, "wide guider": guider, "wide clip": clip})
+    for node, name in (
+        ("DisentangledInpaintSampler", "positive"),
+        ("DisentangledInpaintSampler", "negative"),
+        ("DisentangledInpaintSampler", "vae"),
+        ("DisentangledInpaintSamplerAdvanced", "guider"),
+        ("DisentangledInpaintSamplerAdvanced", "vae"),
+        ("InlayObjectStitchConditioning", "vae"),
+        ("ImageConditionedPix2Pix", "vae"),
+        ("InlayRegularImages", "vae"),
+        ("InlayRegularImages", "clip"),
+        ("SubjectFinetune", "vae"),
+        ("SubjectFinetune", "clip"),
+    ):
+        kind = "words" if name in ("positive", "negative") else name
+        yield Case(node, f"{name}: of another family", {**GOOD[node], name: f"@wide {kind}"}, REFUSED)
 
 
 @pytest.fixture(scope="module")
@@ -633,10 +722,13 @@ def cases(host, stock, good) -> list[Case]:
     found = [
         *socket_cases(host),
         *widget_cases(host),
+        *limit_cases(host),
+        *surrogate_cases(host),
         *file_cases(stock.folders),
         *lora_cases(stock.folders),
         *folder_cases(stock.folders),
         *batch_cases(),
+        *list_cases(host),
     ]
     save_file({"head": torch.zeros(320, 5, 3, 3)}, stock.folders.models / "inpaint" / "fuzz head.safetensors")
     torch.save({"head": torch.zeros(320, 5, 3, 3)}, stock.folders.models / "inpaint" / "fuzz head.pth")

@@ -114,14 +114,57 @@ def test_the_stand_in_refuses_what_cuda_refuses():
             there.numpy()
 
 
-@pytest.mark.parametrize(
-    "node", [name for name in GOOD if name != "SubjectFinetune" and not name.startswith("InlayLoad")]
-)
+NODES = [name for name in GOOD if not name.startswith("InlayLoad") or "@image" in GOOD[name].values()]
+UNMASKED = {"InlaySubjectScore": {"masks": None, "reference_masks": None}}  # the node makes its own
+
+
+def run(host, device, node: str):
+    """The node with good inputs where `device` holds."""
+    inputs = {
+        name: value for name, value in (GOOD[node] | UNMASKED.get(node, {})).items() if value is not None
+    }
+    if node == "SubjectFinetune":
+        inputs["seed"] = 12345  # not stored yet
+    with device:
+        return host.run(node, inputs)
+
+
+@pytest.mark.parametrize("node", NODES)
 def test_every_node_runs_with_pictures_on_another_device(host, second_device, node):
-    changes: dict[str, Any] = {}
-    if node == "InlaySubjectScore":
-        changes = {"masks": None, "reference_masks": None}
-    inputs = {name: value for name, value in (GOOD[node] | changes).items() if value is not None}
-    with second_device:
-        answer = host.run(node, inputs)
+    answer = run(host, second_device, node)
+    assert answer.outcome == "finished", answer.text
+
+
+@pytest.fixture
+def only_device(second_device, monkeypatch):
+    """As with --gpu-only: models and everything wired in are on the other device, and stay there."""
+    import comfy.model_management
+
+    for name in ("get_torch_device", "text_encoder_device", "text_encoder_offload_device", "vae_device",
+                 "vae_offload_device", "unet_offload_device"):  # fmt: skip
+        monkeypatch.setattr(comfy.model_management, name, lambda: OTHER)
+    held = [VALUES[name] for name in ("model", "clip", "vae", "edit", "vision", "adapter", "optimizer")]
+    patchers = [getattr(part, "patcher", part) for part in held]
+    marks: list[Tensor] = []
+    for patcher in patchers:
+        monkeypatch.setattr(patcher, "load_device", OTHER)
+        monkeypatch.setattr(patcher, "offload_device", OTHER)
+        marks += [*patcher.model.parameters(), *patcher.model.buffers()]
+    for part, name in (("vae", "device"), ("vae", "output_device"), ("vision", "load_device")):
+        monkeypatch.setattr(VALUES[part], name, OTHER)
+    for tensor in marks:
+        setattr(tensor, MARK, True)
+    for name in ("words", "sigmas"):
+        VALUES[name] = tree_map(
+            lambda value: mark(value.clone()) if isinstance(value, Tensor) else value, VALUES[name]
+        )
+    yield second_device
+    for tensor in marks:
+        if hasattr(tensor, MARK):
+            delattr(tensor, MARK)
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_node_runs_with_everything_on_another_device(host, only_device, node):
+    answer = run(host, only_device, node)
     assert answer.outcome == "finished", answer.text

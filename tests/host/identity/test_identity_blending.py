@@ -70,6 +70,32 @@ def test_renoised_is_what_the_host_does_and_no_trace_is_left(kit, load_checkpoin
     assert not torch.equal(sample(kit, parts, clean)[0], before)
 
 
+def test_fresh_noise_is_other_noise_at_every_step_and_the_seeds_own(kit, load_checkpoint):
+    parts = load_checkpoint(4)
+    (fresh,) = kit.execute("InlayBackgroundBlending", parts[0], "fresh noise")
+    outside = torch.ones(6, 6, dtype=torch.bool)
+    outside[2:5, 1:4] = False
+    runs = []
+    for _ in range(2):
+        model, seen = fresh.clone(), []
+
+        def watch(apply_model, arguments, seen=seen):
+            x, sigma = arguments["input"], arguments["timestep"]
+            seen.append((x, sigma[0]))
+            return apply_model(x, sigma, **arguments["c"])
+
+        model.set_model_unet_function_wrapper(watch)
+        result, latent = sample(kit, parts, model)
+        known = parts[0].model.process_latent_in(latent)
+        runs.append([((x[0] - known[0]) / sigma)[:, outside] for x, sigma in seen])
+        assert (result[0, :, outside] - latent[0, :, outside]).abs().max() < 1e-4
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+    for number, noise in enumerate(runs[0]):
+        assert 0.8 < noise.std() < 1.2
+        for other in runs[0][number + 1 :]:
+            assert not torch.allclose(noise, other, atol=0.1)
+
+
 def test_the_disentangled_sampler_blends_as_asked(kit, load_checkpoint):
     model, _, vae = load_checkpoint(9)
     (clean,) = kit.execute("InlayBackgroundBlending", model, "clean")

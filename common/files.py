@@ -1,6 +1,11 @@
-"""Write files atomically: under a temporary name, synced to the disk, then renamed."""
+"""Write files atomically; read text and JSON in the encodings of any editor.
 
+Files are written under a temporary name, synced to the disk and then renamed. Errors name the file.
+"""
+
+import codecs
 import errno
+import json
 import os
 import platform
 import re
@@ -12,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 ABANDONED = 24 * 3600  # seconds after which a temporary file of another machine counts as left behind
 RETRIES, PAUSE = 20, 0.05  # Windows refuses to replace a file that another process is reading
@@ -138,3 +144,42 @@ def _fsync(path: Path) -> None:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+def read_text(path: Path, kind: str = "") -> str:
+    """Return a text file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+
+    `kind`: an input or an option, which errors start with. Raises ValueError for another encoding.
+    """
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{_prefix(kind)}{path.name} is not written in UTF-8; save it again as UTF-8."
+        ) from error
+
+
+def read_json(path: Path, kind: str = "") -> Any:
+    """Return what a JSON file holds. Raises ValueError, naming the file and the line, when it is none."""
+    return parse_json(read_text(path, kind), f"{_prefix(kind)}{path.name}")
+
+
+def parse_json(text: str, name: str) -> Any:
+    """Return what a JSON text holds; `name` stands for it in errors. Raises ValueError."""
+    try:
+        return json.loads(text.removeprefix("\ufeff"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is no JSON: line {error.lineno}, {error.msg}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{name} is nested too deeply to be read.") from error
+
+
+def _prefix(kind: str) -> str:
+    return f"{kind}: " if kind else ""
+
+
+SUFFIXES = {
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif"
+}  # fmt: skip
