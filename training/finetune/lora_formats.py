@@ -116,7 +116,8 @@ def with_host_names(model, lora: Mapping[str, Tensor], config: Mapping, name: st
         layers = dict.fromkeys(lost)
         raise ValueError(
             f"lora_name: {len(layers)} layers of {name} match nothing in this model"
-            f" ({label_of(family_name(model))}), such as {next(iter(layers))}; load the model it was trained on."
+            f" ({label_of(family_name(model))}), such as {next(iter(layers))}; load the model it was trained"
+            " on."
         )
     return _with_alphas(found, config)
 

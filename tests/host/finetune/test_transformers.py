@@ -608,9 +608,7 @@ def test_a_layer_that_matches_nothing_is_an_error(opened, train, store_folder, i
     file = in_process_host.models / "loras" / "more.safetensors"
     save_file(lora, file)
     node: Any = InlayLoadSubject.PREPARE_CLASS_CLONE(None)
-    with pytest.raises(
-        ValueError, match=r"1 layers of more.safetensors match nothing in this model .Krea 2."
-    ):
+    with pytest.raises(ValueError, match=r"1 layers of more\.safetensors match nothing in this model"):
         node.execute(opened("krea2").model, file.name, 1.0, "sks", "cat")
 
 
