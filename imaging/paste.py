@@ -25,7 +25,7 @@ AREAS = (MASK, CHANGED)
 SOFT_EDGE, GRADIENT = "soft edge", "gradient domain"
 BLENDS = (SOFT_EDGE, GRADIENT)
 
-WORK_AREA = 640 * 640  # pixels on which pictures are aligned
+WORK_AREA = 512 * 512  # pixels on which pictures are aligned
 COLOUR_SIDE = 256  # pixels of the longer side on which colours are measured
 COARSE_SIDE = 32  # pixels of the longer side on which a colour difference is told from noise
 GUARD = 1 / 100  # of the longer side: what a model changes around the mask

@@ -27,18 +27,26 @@ def resample(picture: torch.Tensor, rows: tuple[float, float, int], columns: tup
     Returns:
         (B, rows, columns, C) in the picture's dtype; values may overshoot its range.
     """
+    first, last = _reached(columns, picture.shape[2])
+    picture, columns = picture[:, :, first:last], (columns[0], columns[1] - first, columns[2])
     step, start, count = rows
-    reach = 2 * max(1.0, abs(step)) + 1  # of the kernel, in pixels of the picture
     sampled = picture.new_empty(len(picture), count, columns[2], picture.shape[3])
     strip = max(1, PIXELS_AT_ONCE // max(columns[2], picture.shape[2]))
     for top in range(0, count, strip):
         bottom = min(top + strip, count)
-        ends = start + step * (top + 0.5), start + step * (bottom - 0.5)
-        first = min(max(0, math.floor(min(ends) - reach)), picture.shape[1] - 1)
-        last = max(min(picture.shape[1], math.ceil(max(ends) + reach)), first + 1)
+        first, last = _reached((step, start + step * top, bottom - top), picture.shape[1])
         part = (step, start + step * top - first, bottom - top)
         sampled[:, top:bottom] = _strip(picture[:, first:last], part, columns)
     return sampled
+
+
+def _reached(grid: tuple[float, float, int], length: int) -> tuple[int, int]:
+    """(first, last + 1) of `length` pixels that the kernel reaches from a grid, at least one."""
+    step, start, count = grid
+    reach = 2 * max(1.0, abs(step)) + 1
+    ends = start + step * 0.5, start + step * (count - 0.5)
+    first = min(max(0, math.floor(min(ends) - reach)), length - 1)
+    return first, max(min(length, math.ceil(max(ends) + reach)), first + 1)
 
 
 def _strip(picture: torch.Tensor, rows: tuple[float, float, int], columns: tuple[float, float, int]):

@@ -182,10 +182,10 @@ def test_a_training_is_seen_in_two_tabs_survives_a_reload_and_stops_when_it_is_s
     for tab in (page, other):
         tab.wait_for_function("() => document.querySelector('.inlay-training').dataset.state === 'stopped'")
 
-    # Another workflow, whose node that trains has the same number, has had no training.
+    # Another workflow, whose node that trains has the same number, has had no training: none of RUN.
     other.bring_to_front()
     with other.expect_response("**/inlay/training"):
-        open_template(other, host, "edit_attribute")
+        open_template(other, host, "train_and_share")
     other.wait_for_timeout(1000)
     assert other.evaluate(f"() => String({FINETUNE}.id)") == page.evaluate(f"() => String({FINETUNE}.id)")
     assert other.evaluate(f"() => {FINETUNE}.widgets.every(widget => widget.name !== 'inlay_training')")

@@ -348,7 +348,7 @@ def test_names_are_safe_for_every_file_system():
 SAVER = (dev.PACK / "tests" / "programs" / "state_saver.py").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.repeats)])
 def test_two_processes_save_one_name(tmp_path, rounds):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     writers = [

@@ -218,7 +218,7 @@ def validated(
             value = value[key]
     name = place + ".".join(key for key in first["loc"] if isinstance(key, str))
     if first["type"] == "literal_error":
-        choices = re.findall(r"'([^']*)'", first.get("ctx", {})["expected"])
+        choices = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected")))
         raise ValueError(f"{name}: there is no {value!r}; choose {_choices(choices)}.")
     raise ValueError(f"{name}: {value!r} is not {TYPE_WORDS.get(first['type'], 'a list of that length')}.")
 

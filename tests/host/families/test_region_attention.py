@@ -281,6 +281,52 @@ def test_an_override_of_another_pack_gives_the_same_bits_before_and_after_ours(i
         assert torch.equal(a, c)
 
 
+def with_block_patches(model, seen):
+    """Another pack's: one that adds to a block's image tokens (as DiffSynth's control models), where the
+    network offers that, and one that takes a block's place and calls it."""
+
+    def adds(given):
+        seen.append("adds")
+        return {**given, "img": given["img"] + 0.5 * given["img"].roll(1, -1)}
+
+    def replaces(given, extra):
+        seen.append("replaces")
+        out = extra["original_block"](given)
+        return {**out, "img": out["img"] - 0.3 * out["img"].roll(1, -1)}
+
+    model = model.clone()
+    model.set_model_patch(adds, "double_block")
+    model.set_model_patch_replace(replaces, "dit", "double_block", 0)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("qwen-image", {"adds", "replaces"}),
+        ("z-image", {"adds"}),
+        ("flux1", {"replaces"}),
+        ("chroma", {"replaces"}),
+    ],
+)
+def test_block_patches_of_another_pack_stay_before_and_after_ours(in_process_host, name, kinds):
+    model, masks, seen = tiny_transformer(name), masks_of(), []
+    reference, _ = dense(
+        with_block_patches(model, []), "renormalised", 1.0, tokens_of(masks, patch_of(model))
+    )
+    want = run(name, reference)
+    unpatched = run(name, ours(model, masks, operator="renormalised"))
+    before = run(name, ours(with_block_patches(model, seen), masks, operator="renormalised"))
+    calls = len(seen)
+    after = run(name, with_block_patches(ours(model, masks, operator="renormalised"), seen))
+    assert set(seen) == kinds
+    assert len(seen) == 2 * calls > 0
+    for a, b, c, d in zip(before, after, want, unpatched, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=0, atol=1e-5 * c.abs().max().item())
+        assert (a - d).abs().max() > 1e-4
+
+
 def inside_of(output, masks, patch):
     """(2, h, w) labels of the network's output."""
     tokens = torch.tensor(tokens_of(masks, patch))

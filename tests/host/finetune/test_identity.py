@@ -99,7 +99,7 @@ def test_a_weight_counts_where_it_decides_the_result(parts, model_fingerprint, p
     assert model_fingerprint() == before
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.repeats)])
 def test_every_reload_is_the_same_base(parts, random_checkpoint, model_fingerprint, count):
     import comfy.model_management
     import comfy.sd
