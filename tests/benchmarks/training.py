@@ -382,6 +382,9 @@ def main() -> None:
             if done.returncode == -signal.SIGKILL:
                 print(f"{side:14} killed: out of memory?", flush=True)
                 continue
+            if done.returncode and options.family:  # Train LoRA cannot train every family
+                print(f"{side:14} failed: {done.stderr.splitlines()[-1][:200]}", flush=True)
+                continue
             if done.returncode:
                 sys.exit(f"{side}: {done.stderr}")
             if side == WRITE:

@@ -33,6 +33,10 @@ class RandomText:
     def tokenize(self, text: str) -> str:
         return text
 
+    def encode_from_tokens(self, text: str, return_pooled: bool = False):
+        context, values = self.encode_from_tokens_scheduled(text)[0]
+        return (context, values.get("pooled_output")) if return_pooled else context
+
     def encode_from_tokens_scheduled(self, text: str) -> list:
         seed = sum(ord(letter) * (place + 1) for place, letter in enumerate(text))
         generator = torch.Generator().manual_seed(seed)
