@@ -133,7 +133,7 @@ def vision_language_models() -> dict[str, Path]:
 
 
 def propose_with_model(images: Sequence[Tensor], class_name: str, vision_model: str) -> dict[str, list[str]]:
-    """Return what the model says of the pictures (H, W, 3) in [0, 1]."""
+    """Return the attributes that the model finds in the pictures (H, W, 3) in [0, 1]."""
     from ..training.finetune.attribute_dictionary import propose_attributes
 
     folder = vision_language_models().get(vision_model)
