@@ -23,7 +23,6 @@ from ..training.finetune.attribute_dictionary import (
     parse_attributes,
     write_attributes,
 )
-from ..training.finetune.regular_data import list_regular
 from .checks import check_wired, refuse_empty_lists
 
 NO_MODEL = "none"
@@ -349,6 +348,8 @@ class InlayLoadRegularData(io.ComfyNode):
 
 def _list_folder(folder: str) -> list:
     """Return the files of a regular_<category> folder. Raises ValueError when there are none."""
+    from ..training.finetune.regular_data import list_regular  # loaded when needed
+
     return list_regular(_resolve(folder))
 
 

@@ -10,8 +10,8 @@ A dictionary maps each kind of attribute to the subject's own words, most tellin
     }
 
 Kinds are free. `AttributeSubstitutionEncode` lists the values of colour, material, texture, pattern, shape
-and size, and finds by them what a prompt contradicts. Words of the kinds accessory, part, clothing and feature
-follow the class name with "with", all others stand before it; a word that begins with a preposition
+and size, and finds by them what a prompt contradicts. Words of the kinds accessory, part, clothing and
+feature follow the class name with "with", all others stand before it; a word that begins with a preposition
 ("made of clay") follows as it is.
 
 `propose_attributes` asks a local vision-language model. Any image-to-text chat model that transformers opens
