@@ -1,5 +1,9 @@
 """What a base is known by: all that decides a result counts, and nothing else does."""
 
+import os
+import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -116,6 +120,50 @@ def test_every_reload_is_the_same_base(parts, random_checkpoint, model_fingerpri
         assert model_fingerprint(model=model, clip=clip, vae=vae) == before
         comfy.model_management.unload_all_models()
         comfy.model_management.cleanup_models_gc()
+
+
+NAMER = """
+import os, sys
+sys.path.insert(0, os.environ["COMFYUI_PATH"])
+from comfy.cli_args import args
+args.cpu = True
+import comfy.sd
+import torch
+from inlay.training.finetune.data import Concept, Reference
+from inlay.training.finetune.finetune_subject import stored_names
+from inlay.training.finetune.pipeline import Pipeline, encode_captions
+from inlay.training.finetune.recipes import RECIPES
+from inlay.training.finetune.spec import FinetuneSpec
+
+with torch.inference_mode():
+    pipeline = Pipeline(*comfy.sd.load_checkpoint_guess_config(sys.argv[1])[:3])
+    picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
+    concept = Concept("a photo of sks cat", [Reference(picture, torch.ones(64, 64))])
+    spec = FinetuneSpec("sks", "cat", RECIPES["DreamCom"], concept, [], 64, 3)
+    print(stored_names(pipeline, spec, encode_captions(pipeline, spec.texts(), 64))[0])
+"""
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_every_restart_finds_one_name(random_checkpoint, comfyui_path, tmp_path, count):
+    """New processes, the checkpoint in another folder under another name, one thread or two."""
+    names = []
+    for number in range(count):
+        moved = tmp_path / f"{number} moved.safetensors"
+        shutil.copyfile(random_checkpoint, moved)
+        environment = os.environ | {
+            "COMFYUI_PATH": str(comfyui_path),
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path != str(comfyui_path)),
+            "OMP_NUM_THREADS": str(1 + number % 2),
+            "MALLOC_PERTURB_": str(17 * number % 255),  # what unused memory holds
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", NAMER, str(moved)], env=environment, text=True, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        names.append(done.stdout.splitlines()[-1])
+        moved.unlink()
+    assert len(set(names)) == 1, names
 
 
 def test_a_result_stored_by_the_released_version_is_found(parts, pictures, store_folder, run, monkeypatch):
