@@ -144,7 +144,7 @@ with torch.inference_mode():
 """
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.repeats)])
 def test_every_restart_finds_one_name(random_checkpoint, comfyui_path, tmp_path, count):
     """New processes, the checkpoint in another folder under another name, one thread or two."""
     names = []
