@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from inlay import dev
+
 
 @pytest.fixture(scope="module")
 def model_fingerprint(parts):
@@ -122,26 +124,7 @@ def test_every_reload_is_the_same_base(parts, random_checkpoint, model_fingerpri
         comfy.model_management.cleanup_models_gc()
 
 
-NAMER = """
-import os, sys
-sys.path.insert(0, os.environ["COMFYUI_PATH"])
-from comfy.cli_args import args
-args.cpu = True
-import comfy.sd
-import torch
-from inlay.training.finetune.data import Concept, Reference
-from inlay.training.finetune.finetune_subject import stored_names
-from inlay.training.finetune.pipeline import Pipeline, encode_captions
-from inlay.training.finetune.recipes import RECIPES
-from inlay.training.finetune.spec import FinetuneSpec
-
-with torch.inference_mode():
-    pipeline = Pipeline(*comfy.sd.load_checkpoint_guess_config(sys.argv[1])[:3])
-    picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
-    concept = Concept("a photo of sks cat", [Reference(picture, torch.ones(64, 64))])
-    spec = FinetuneSpec("sks", "cat", RECIPES["DreamCom"], concept, [], 64, 3)
-    print(stored_names(pipeline, spec, encode_captions(pipeline, spec.texts(), 64))[0])
-"""
+NAMER = dev.PACK / "tests" / "programs" / "name_of_training.py"
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.repeats)])
@@ -158,7 +141,7 @@ def test_every_restart_finds_one_name(random_checkpoint, comfyui_path, tmp_path,
             "MALLOC_PERTURB_": str(17 * number % 255),  # what unused memory holds
         }
         done = subprocess.run(
-            [sys.executable, "-c", NAMER, str(moved)], env=environment, text=True, capture_output=True
+            [sys.executable, str(NAMER), str(moved)], env=environment, text=True, capture_output=True
         )
         assert done.returncode == 0, done.stderr[-2000:]
         names.append(done.stdout.splitlines()[-1])
