@@ -15,7 +15,6 @@ from pathlib import Path
 
 from ..common.files import atomic_write, check_writable
 from ..evaluation import BENCHMARKS
-from ..evaluation.readers import read_cases
 
 LPIPS = ("alex", "vgg", "squeeze")
 
@@ -64,6 +63,7 @@ def evaluate(options: argparse.Namespace):
     Raises:
         ValueError: with a sentence for the user.
     """
+    from ..evaluation.readers import read_cases  # imports torch, as all below does
     from ..evaluation.tables import Table
 
     data = options.data or options.results[0]

@@ -1,7 +1,7 @@
 """Seams to the host's MODEL: its network, weights, patches, noise levels, and LoRA names."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +9,7 @@ import comfy.lora
 import comfy.model_management
 import comfy.sd
 import comfy.utils
+import folder_paths
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
@@ -146,18 +147,25 @@ def _flat(values):
         yield from _flat(value)
 
 
-def trainable_copy(model, dtype: torch.dtype, device: torch.device | None = None) -> nn.Module:
+def trainable_copy(
+    model, dtype: torch.dtype, device: torch.device | None = None, without: Collection[int] = ()
+) -> nn.Module:
     """Return the MODEL's network as modules of its own over the same memory, ready for gradients.
 
     The host makes its weights in inference mode, where autograd refuses them; a tensor made outside over the
     same storage is an ordinary one. Weights are copied only where `dtype` or `device` (default: the MODEL's)
     differs, for example under --novram. Nothing is written, and the MODEL is not changed.
+
+    `without`: ids of weights for which the copy gets empty ones.
     """
     source, device = model.model.diffusion_model, device or model.load_device
     shared: dict[int, Any] = {
         id(weight): nn.Parameter(outside_inference_mode(weight).to(device, dtype), requires_grad=False)
         for weight in source.parameters()
+        if id(weight) not in without
     }
+    empty = torch.empty(0, dtype=dtype, device=device)
+    shared |= {each: nn.Parameter(empty, requires_grad=False) for each in without}
     shared |= {id(buffer): outside_inference_mode(buffer).to(device) for buffer in source.buffers()}
     network = copy.deepcopy(source, shared)
     for layer in network.modules():
@@ -225,6 +233,19 @@ def load_checkpoint(path: str | Path, embeddings: list[str] | None = None) -> Lo
     return None if loaded is None else LoadedCheckpoint(*loaded[:3])
 
 
+def load_parts(network: str, encoders: list[str], kind: str, vae: str) -> LoadedCheckpoint:
+    """Return MODEL, CLIP and VAE of separate files; `kind` is the host's type of the text encoders.
+
+    Raises:
+        KeyError: for a type that the host does not have.
+    """
+    clip_type = comfy.sd.CLIPType[(kind or "stable_diffusion").upper()]
+    clip = comfy.sd.load_clip(encoders, folder_paths.get_folder_paths("embeddings"), clip_type=clip_type)
+    weights, metadata = comfy.utils.load_torch_file(vae, return_metadata=True)
+    model = comfy.sd.load_diffusion_model(network)
+    return LoadedCheckpoint(model, clip, comfy.sd.VAE(sd=weights, metadata=metadata))
+
+
 def lora_targets(model) -> dict[str, str]:
     """Return every name by which LoRA files call a weight of the UNet -> its module's path in the UNet."""
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
@@ -233,6 +254,11 @@ def lora_targets(model) -> dict[str, str]:
         for name, key in keys.items()
         if isinstance(key, str)
     }
+
+
+def lora_names_of(model) -> set[str]:
+    """Return every name by which LoRA files call a weight of the network, or a part of one."""
+    return set(comfy.lora.model_lora_keys_unet(model.model, {}))
 
 
 def diffusers_paths(model) -> dict[str, str]:

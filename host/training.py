@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..families.layout import TOKEN_ORDERS
-from .models import model_around, pytorch_attention
+from .models import model_around, pytorch_attention, trainable_copy
 
 
 @contextmanager
@@ -35,6 +35,93 @@ def training_switches(network: nn.Module) -> Iterator[None]:
 
 def _copied_input(layer: nn.Module, args: tuple) -> tuple:
     return (args[0].clone(), *args[1:])
+
+
+PLAIN_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def is_quantised(layer: nn.Module) -> bool:
+    """Return whether a layer is linear and its weight is one of fewer than 16 bits for each number."""
+    weight = getattr(layer, "weight", None)
+    if not (isinstance(weight, Tensor) and hasattr(layer, "in_features")):
+        return False
+    return type(weight) not in (nn.Parameter, Tensor) or weight.dtype not in PLAIN_TYPES
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer of the host with a quantised weight, which is never trained and stays as it is.
+
+    The weight is widened for each use, in the forward and in the backward pass, and dropped again. It is no
+    parameter, because PEFT would give its adapters the weight's type.
+    """
+
+    def __init__(self, layer: Any, dtype: torch.dtype):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.frozen = (layer.weight, layer.bias)  # in a tuple: not registered, not copied
+        self.dtype = dtype
+        # PEFT takes the type and the device of an adapter from `weight`.
+        self.weight = nn.Parameter(
+            torch.empty(0, dtype=dtype, device=layer.weight.device), requires_grad=False
+        )
+        self.register_parameter("bias", None)
+
+    def widened(self) -> Tensor:
+        """Return the weight (out, in) in the type of the arithmetic."""
+        weight = self.frozen[0]
+        plain = weight.dequantize() if hasattr(weight, "dequantize") and is_special(weight) else weight
+        return plain.to(self.dtype)
+
+    def nbytes(self) -> int:
+        """Return the bytes that the weight and the bias take."""
+        return sum(bytes_of(part) for part in self.frozen if part is not None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.frozen[1]
+        y: Any = _FrozenProduct.apply(x, self)
+        return y if bias is None else y + bias.to(self.dtype)
+
+
+def is_special(weight: Tensor) -> bool:
+    """Return whether a weight is a tensor class of the host, such as an fp8 weight with a scale."""
+    return type(weight) not in (nn.Parameter, Tensor)
+
+
+def bytes_of(weight: Tensor) -> int:
+    """Return the bytes of a weight; of the host's quantised tensors without their few scales."""
+    data = getattr(weight, "_qdata", weight)
+    return data.numel() * data.element_size()
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x W^T with the gradient of x; only the quantised weight is kept for it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layer: FrozenLinear) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.layer = layer
+        return nn.functional.linear(x, layer.widened())
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return gradient @ ctx.layer.widened(), None
+
+
+def frozen_copy(model: ModelPatcher, dtype: torch.dtype) -> nn.Module:
+    """Return the MODEL's network as `trainable_copy` does, with its quantised layers as they are."""
+    layers = {
+        path: layer for path, layer in model.model.diffusion_model.named_modules() if is_quantised(layer)
+    }
+    parts = [part for layer in layers.values() for part in (layer.weight, layer.bias) if part is not None]
+    network = trainable_copy(model, dtype, without=[id(part) for part in parts])
+    for path, layer in layers.items():
+        network.set_submodule(path, FrozenLinear(layer, dtype))
+    return network
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Return the bytes of a network's weights, quantised layers included."""
+    plain = sum(p.numel() * p.element_size() for p in network.parameters())
+    return plain + sum(layer.nbytes() for layer in network.modules() if isinstance(layer, FrozenLinear))
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
@@ -64,6 +151,7 @@ class HostPass:
         sampling.calculate_denoised = lambda sigma, output, x: output  # the prediction itself is wanted
         self.base._modules = self.base._modules | {"model_sampling": sampling}
         self.sampling = sampling
+        self.attend = pytorch_attention  # SageAttention has no gradients
 
     def __call__(
         self,
@@ -83,9 +171,12 @@ class HostPass:
         if self.time_axis:
             latent, noise = latent.unsqueeze(2), noise.unsqueeze(2)
         x = self.sampling.noise_scaling(sigma, noise, latent)
-        chosen = {"optimized_attention_override": _differentiable} | dict(options or {})
+        chosen = {"optimized_attention_override": self._attention} | dict(options or {})
         predicted = self.base.apply_model(x, sigma, transformer_options=chosen, **self.conditions(x, values))
         return predicted.squeeze(2) if self.time_axis else predicted
+
+    def _attention(self, chosen, *args, **kwargs) -> Tensor:
+        return self.attend(*args, **kwargs)
 
     def conditions(self, x: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return what `apply_model` takes beside the noisy latents `x`, made by the model's `extra_conds`."""
@@ -103,10 +194,6 @@ class HostPass:
         """Return latents (B, C, h, w) of the network's scale in that of the VAE and of CONDITIONING."""
         latent = latent.unsqueeze(2) if self.time_axis else latent
         return self.base.process_latent_out(latent)
-
-
-def _differentiable(chosen, *args, **kwargs) -> Tensor:
-    return pytorch_attention(*args, **kwargs)  # SageAttention has no gradients
 
 
 def text_values(conditioning: Sequence) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..common.log import logger
 from ..conditioning.fooocus import InpaintHead, InpaintPatch
 from ..encoders import AUTO_LAYOUT, CHOICES
 from ..families.table import label_of
-from ..host.families import family_name
+from ..host.families import family_name, is_transformer
 from ..host.patches import misfitting_patches
 from .checks import check_wired
 from .model_files import (
@@ -89,11 +89,15 @@ class InlayLoadSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name, strength, token, class_name, clip=None) -> io.NodeOutput:
-        from ..training.finetune.lora import read_lora_file  # loaded when needed
+        from ..training.finetune.lora import peft_config, read_lora_file  # loaded when needed
 
         check_wired(model=model)
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
         lora, metadata = read_lora_file(path)
+        if is_transformer(model):
+            from ..training.finetune.lora_formats import with_host_names
+
+            lora = with_host_names(model, lora, peft_config(path), lora_name)
         subject = _subject(path, metadata, lora_name, token.strip(), class_name.strip(), family_name(model))
         base = label_of(family_name(model))
         if subject.family != family_name(model):

@@ -7,8 +7,12 @@ settings.register_profile("inlay", deadline=None)  # how long an example takes s
 settings.load_profile("inlay")
 
 
-def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` skip, with the reason, where torch sees no accelerator."""
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests marked `repeats` unless `-m` names them; skip those marked `gpu` without one."""
+    if "repeats" not in (config.getoption("markexpr") or ""):
+        repeats = [item for item in items if item.get_closest_marker("repeats")]
+        config.hook.pytest_deselected(items=repeats)
+        items[:] = [item for item in items if item not in repeats]
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if gpu:
         import torch

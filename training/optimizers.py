@@ -196,6 +196,7 @@ class MixedPrecisionOptimizer:
                 p.grad = torch.zeros_like(p)
         if self.masters is not self.parameters:
             for master, p in zip(self.masters, self.parameters, strict=True):
+                assert p.grad is not None
                 master.grad, p.grad = p.grad.float(), None
         return [master.grad for master in self.masters if master.grad is not None]
 

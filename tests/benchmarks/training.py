@@ -1,6 +1,7 @@
 """Steps per second and peak memory of a finetuning, side by side at equal settings.
 
     python dev.py bench training [--full] [--steps N] [--rank R]
+    python dev.py bench training --family flux1 [--side PIXELS] [--steps N] [--rank R]
 
 `inlay` is SubjectFinetune's engine, without and with DreamCom's masked cross-attention; `host` is ComfyUI's
 own Train LoRA node, patching weights or bypassing them; `diffusers` is its DreamBooth inpainting loop, built
@@ -8,6 +9,10 @@ from its own parts. All train one UNet of random weights (the tiny one at 64 px,
 at batch 1 in float32 on the CPU, each in a process of its own. The time of a step is the difference between a
 long and a short run over the steps between them, so loading and encoding beforehand do not count;
 `cpu s` is the processor time of a step, which a busy machine disturbs less.
+
+With --family all train one small random transformer of that family. `bare` is a forward and a backward pass
+of the same network with the same adapter and an optimizer step: the limit of what a trainer can reach. The
+host's node and diffusers' loop, from its FluxTransformer2DModel, run for flux1 alone.
 """
 
 import argparse
@@ -26,6 +31,11 @@ from typing import Any, cast
 import torch
 
 SIDES = ("inlay", "inlay masked", "host", "host bypass", "diffusers")
+FAMILY_SIDES = ("inlay", "bare", "host", "host bypass", "diffusers")
+# Sizes of the networks that are measured, over those of `lab.models.tiny_transformers`.
+FLUX_SIZES = {"hidden_size": 512, "num_heads": 4, "axes_dim": [16, 56, 56], "mlp_ratio": 4.0, "depth": 2,
+              "depth_single_blocks": 4, "context_in_dim": 768, "vec_in_dim": 768}  # fmt: skip
+TOKENS = 77  # of text
 WRITE = "checkpoint"  # not a side: written by a process of its own, so that no side's memory holds it
 HERE = Path(__file__).resolve().parent
 
@@ -78,10 +88,12 @@ def inlay_side(parts, size: int, rank: int, masked: bool):
     return train
 
 
-def host_side(parts, size: int, rank: int, bypass: bool):
+def host_side(parts, size: int, rank: int, bypass: bool, samples=None, text=None):
     from comfy_extras.nodes_train import TrainLoraNode
 
-    latents = {"samples": torch.randn(8, 4, size // 8, size // 8, generator=torch.Generator().manual_seed(0))}
+    if samples is None:
+        samples = torch.randn(8, 4, size // 8, size // 8, generator=torch.Generator().manual_seed(0))
+    latents = {"samples": samples}
     options = {
         "model": parts[0], "batch_size": 1, "grad_accumulation_steps": 1, "learning_rate": 1e-4,
         "rank": rank, "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": "fp32",
@@ -91,7 +103,7 @@ def host_side(parts, size: int, rank: int, bypass: bool):
     }  # fmt: skip
 
     def train(steps: int) -> None:
-        conditioning = [[torch.randn(1, 77, 768), {}]]
+        conditioning = text or [[torch.randn(1, 77, 768), {}]]
         wired = {name: [value] for name, value in options.items()}
         with torch.inference_mode():
             cast(Any, TrainLoraNode).execute(
@@ -156,13 +168,161 @@ def diffusers_side(size: int, rank: int, full: bool):
     return train
 
 
+def family_parts(name: str):
+    """MODEL and CONDITIONING of a small random transformer."""
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    from comfy.cli_args import args
+
+    args.cpu = True
+    from inlay.lab.models.tiny_transformers import random_prompt, tiny_transformer
+
+    with torch.inference_mode():
+        if name.startswith("flux1"):
+            model = reopened(tiny_transformer(name, **FLUX_SIZES))
+            generator = torch.Generator().manual_seed(2)
+            pooled = torch.randn(1, 768, generator=generator)
+            return model, [[torch.randn(1, TOKENS, 768, generator=generator), {"pooled_output": pooled}]]
+        return tiny_transformer(name), random_prompt(name, 2, TOKENS)
+
+
+def reopened(model):
+    """The same MODEL from a file, through the host's loader: Train LoRA opens it a second time."""
+    import comfy.sd
+    from safetensors.torch import save_file
+
+    path = Path.cwd() / "flux.safetensors"
+    save_file({key: w.clone() for key, w in model.model.diffusion_model.state_dict().items()}, path)
+    return comfy.sd.load_diffusion_model(str(path))
+
+
+def family_examples(model, size: int):
+    """Eight random examples of a transformer's latents."""
+    from inlay.training.finetune.data import Examples
+
+    channels = model.model.latent_format.latent_channels
+    grid, generator = size // (16 if channels == 128 else 8), torch.Generator().manual_seed(0)
+    latent, other = (torch.randn(8, channels, grid, grid, generator=generator) for _ in range(2))
+    mask = torch.zeros(8, 1, grid, grid)
+    mask[..., grid // 4 : -grid // 4, grid // 4 : -grid // 4] = 1
+    caption = torch.zeros(1, dtype=torch.long)
+    return Examples(latent, mask, other, torch.ones_like(mask), torch.zeros(1, 0, 0), caption=caption)
+
+
+def inlay_family_side(parts, size: int, rank: int, bare: bool):
+    """Subject Finetune's engine on a transformer; `bare`: its network, adapter and optimizer without it."""
+    from inlay.host.training import text_values, training_switches
+    from inlay.training.finetune.pipeline import EncodedText, Pipeline, train_lora, trainable_model
+    from inlay.training.finetune.recipes import DREAMCOM
+    from inlay.training.finetune.transformers import resolved_recipe
+
+    model, conditioning = parts
+    with torch.inference_mode(False):
+        values = {k: v.clone() for k, v in text_values(conditioning).items() if isinstance(v, torch.Tensor)}
+        examples = family_examples(model, size)
+    text = EncodedText(values["cross_attn"], None, values)
+    recipe = resolved_recipe(DREAMCOM.with_choices(rank=rank), model)
+
+    def train(steps: int) -> None:
+        with torch.inference_mode():
+            chosen = recipe.with_choices(steps=steps)
+            train_lora(Pipeline(model, None, None), [examples], chosen, seed=0, texts=[text])
+
+    if not bare:
+        return train
+    with torch.inference_mode(False), torch.enable_grad():
+        trainable = trainable_model(model, recipe, torch.float32, 0, texts=[text])
+        host: Any = trainable.host_pass
+        row = examples.take(torch.zeros(1, dtype=torch.long))
+        calls = []
+        hook = trainable.unet.register_forward_pre_hook(
+            lambda network, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+        )
+        with training_switches(trainable.unet):
+            predicted = host(row, torch.randn_like(row.latent), torch.tensor([0.5]))
+        hook.remove()
+        (args, kwargs), wanted = calls[0], torch.randn_like(predicted)
+
+    def passes(steps: int) -> None:
+        with torch.inference_mode(False), torch.enable_grad(), training_switches(trainable.unet):
+            adamw = torch.optim.AdamW(trainable.adapter.parameters, lr=1e-4, fused=True)
+            for _ in range(steps):
+                found = trainable.unet(*args, **kwargs).reshape(wanted.shape)
+                torch.nn.functional.mse_loss(found, wanted).backward()
+                adamw.step()
+                adamw.zero_grad()
+
+    return passes
+
+
+def diffusers_family_side(size: int, rank: int):
+    """The step of train_dreambooth_lora_flux.py, with pictures and words encoded beforehand."""
+    import diffusers
+    from peft import LoraConfig
+
+    library = cast(Any, diffusers)
+    torch.manual_seed(0)
+    heads = FLUX_SIZES["num_heads"]
+    network = library.FluxTransformer2DModel(
+        in_channels=64, num_layers=FLUX_SIZES["depth"], num_single_layers=FLUX_SIZES["depth_single_blocks"],
+        attention_head_dim=FLUX_SIZES["hidden_size"] // heads, num_attention_heads=heads,
+        joint_attention_dim=768, pooled_projection_dim=768, guidance_embeds=True,
+        axes_dims_rope=tuple(FLUX_SIZES["axes_dim"]),
+    )  # fmt: skip
+    network.requires_grad_(False)
+    # every layer that FLUX_LORA names, in diffusers' words
+    targets = (
+        r".*transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
+        r"|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)"
+    )
+    network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+    lora = [p for p in network.parameters() if p.requires_grad]
+    grid, pack = size // 8, library.FluxPipeline._pack_latents
+    clean, text, pooled = torch.randn(1, 16, grid, grid), torch.randn(1, TOKENS, 768), torch.randn(1, 768)
+    places = library.FluxPipeline._prepare_latent_image_ids(1, grid // 2, grid // 2, "cpu", torch.float32)
+    words = torch.zeros(TOKENS, 3)
+
+    def train(steps: int) -> None:
+        adamw = torch.optim.AdamW(lora, lr=1e-4)
+        for _ in range(steps):
+            noise, sigma = torch.randn_like(clean), torch.randn(1).sigmoid()
+            noisy = (1 - sigma) * clean + sigma * noise
+            predicted = network(
+                hidden_states=pack(noisy, 1, 16, grid, grid), timestep=sigma, guidance=torch.ones(1),
+                pooled_projections=pooled, encoder_hidden_states=text, txt_ids=words, img_ids=places,
+                return_dict=False,
+            )[0]  # fmt: skip
+            wanted = pack(noise - clean, 1, 16, grid, grid)
+            torch.nn.functional.mse_loss(predicted, wanted).backward()
+            torch.nn.utils.clip_grad_norm_(lora, 1.0)
+            adamw.step()
+            adamw.zero_grad()
+
+    return train
+
+
+def family_side(side: str, options):
+    """The function of one side that trains a transformer for n steps."""
+    if side == "diffusers":
+        return diffusers_family_side(options.side, options.rank)
+    parts = family_parts(options.family)
+    if side in ("inlay", "bare"):
+        return inlay_family_side(parts, options.side, options.rank, side == "bare")
+    channels = parts[0].model.latent_format.latent_channels
+    grid = options.side // (16 if channels == 128 else 8)
+    return host_side(
+        parts[:1], options.side, options.rank, " " in side, torch.randn(8, channels, grid, grid), parts[1]
+    )
+
+
 def measure(side: str, options) -> dict[str, float]:
     """One side in this process: seconds and processor seconds per step, and peak memory in GB."""
     size = 512 if options.full else 64
-    if side == WRITE:
+    if side == WRITE and not options.family:
         checkpoint_in(options.folder, options.full)
         return {}
-    if side == "diffusers":
+    if options.family:
+        train = family_side(side, options)
+    elif side == "diffusers":
         train = diffusers_side(size, options.rank, options.full)
     else:
         parts = open_host(checkpoint_in(options.folder, options.full))
@@ -189,16 +349,23 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, help="steps to time (20; 2 with --full)")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--sides")
+    parser.add_argument(
+        "--family", default="", help="one of our names of a transformer family, such as flux1"
+    )
+    parser.add_argument("--side", type=int, default=512, help="of the pictures with --family, in pixels")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.steps = options.steps or (2 if options.full else 20)
+    sides = FAMILY_SIDES if options.family else SIDES
+    sides = sides if options.family in ("", "flux1") else sides[:2]
+    options.sides = options.sides or ",".join(sides)
     if options.folder:
         print(json.dumps(measure(options.sides, options)))
         return
     print(f"{'':14} {'steps/s':>8} {'s/step':>8} {'cpu s':>8} {'peak GB':>8}")
     with tempfile.TemporaryDirectory() as folder:
-        for side in (WRITE, *options.sides.split(",")):
+        for side in (*[WRITE] * (not options.family), *options.sides.split(",")):
             command = [
                 sys.executable,
                 __file__,
@@ -209,7 +376,8 @@ def main() -> None:
                 "--steps",
                 str(options.steps),
             ]
-            command += ["--rank", str(options.rank)] + ["--full"] * options.full
+            command += ["--rank", str(options.rank), "--family", options.family]
+            command += ["--side", str(options.side)] + ["--full"] * options.full
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
             if done.returncode == -signal.SIGKILL:
                 print(f"{side:14} killed: out of memory?", flush=True)

@@ -91,29 +91,7 @@ def published_files() -> list[Path]:
 
 GREEN, HOLE = (120, 140, 90, 255), (40, 40, 80, 86)  # a picture with a painted mask; left, top, right, bottom
 # A pack with an object that has the interface of the host's background-removal models.
-STAND_IN = """
-import torch
-
-class StandIn:
-    def encode_image(self, image):
-        mask = torch.zeros(image.shape[:3])
-        rows, columns = (side // 4 for side in image.shape[1:3])
-        mask[:, rows:-rows, columns:-columns] = 1
-        return mask
-
-class StandInBackgroundRemoval:
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {}}
-
-    RETURN_TYPES = ("BACKGROUND_REMOVAL",)
-    FUNCTION = "make"
-
-    def make(self):
-        return (StandIn(),)
-
-NODE_CLASS_MAPPINGS = {"StandInBackgroundRemoval": StandInBackgroundRemoval}
-"""
+STAND_IN = (dev.PACK / "tests" / "programs" / "stand_in.py").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module", params=["own", browser.NEWER_FRONT_END])

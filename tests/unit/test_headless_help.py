@@ -5,16 +5,10 @@ import sys
 
 import pytest
 
+from inlay import dev
 from inlay.__main__ import COMMANDS
 
-PARSE = """
-import argparse, importlib, sys
-module = importlib.import_module("inlay." + sys.argv[1])
-parser = argparse.ArgumentParser()
-module.add_arguments(parser)
-assert "--help" in parser.format_help()
-print(*sorted({name.partition(".")[0] for name in sys.modules}))
-"""
+PARSE = (dev.PACK / "tests" / "programs" / "print_help.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

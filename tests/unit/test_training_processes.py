@@ -9,77 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from inlay import dev
 from inlay.headless.server import loopback_port
 from inlay.training.finetune.recipes import DREAMMIX
 from inlay.training.finetune.trainer import SINGLE_PROCESS, open_group, split_batch
 
-TRAIN = """
-import sys
-import torch
-from safetensors.torch import save_file
-from torch import nn
-from inlay.training.finetune.lora import attach_adapter
-from inlay.training.finetune.data import Examples
-from inlay.training.finetune.trainer import NoiseSchedule, TrainableModel, Trainer
-from inlay.training.finetune.trainer import close_group, open_group
-from inlay.training.finetune.recipes import AdapterSpec, OptimizerSpec, Recipe
-
-class Net(nn.Module):
-    '''The host's signature around one attention layer.'''
-
-    def __init__(self):
-        super().__init__()
-        self.to_q, self.to_k, self.to_v = nn.Linear(9, 16), nn.Linear(12, 16), nn.Linear(12, 4)
-
-    def forward(self, x, t, context, y, transformer_options):
-        query = self.to_q(x.flatten(2).mT)
-        seen = torch.softmax(query @ self.to_k(context).mT + t[:, None, None] / 1000, -1) @ self.to_v(context)
-        return seen.mT.unflatten(2, x.shape[2:])
-
-def examples(count, seed):
-    g = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(count, *shape, generator=g)
-    mask = (draw(1, 4, 4) > 0).float()
-    return Examples(draw(4, 4, 4), mask, draw(4, 4, 4), torch.ones(count, 1, 4, 4), draw(5, 12))
-
-out, accumulation, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-group = open_group()
-torch.manual_seed(0)
-net = Net().requires_grad_(False)
-cpu = torch.device("cpu")
-lora = AdapterSpec(rank=2, targets=("to_q", "to_k", "to_v"))
-recipe = Recipe("test", lora, OptimizerSpec(1e-2), steps=steps, batch_size=4,
-                accumulation=accumulation, beta=0.4, weight_inside=1.5, weight_outside=0.7)
-adapter = attach_adapter(net, recipe.adapter, torch.float32, 0)
-schedule = NoiseSchedule(torch.linspace(0.03, 14, 1000), "epsilon")
-trainable = TrainableModel(net, schedule, adapter, torch.float32, cpu)
-losses = Trainer(trainable, recipe, 7, group).fit(examples(6, 1), examples(5, 2))
-if group.number == 0:
-    facts = {"losses": torch.tensor(losses), "processes": torch.tensor(group.size)}
-    save_file(adapter.export(lambda path: path) | facts, out)
-close_group(group)
-"""
+TRAIN = (dev.PACK / "tests" / "programs" / "train_in_group.py").read_text(encoding="utf-8")
 
 
-STOP = """
-import signal
-import sys
-from pathlib import Path
-from inlay.headless.finetune_cli import interrupt_between_steps, stop_handler
-from inlay.training.finetune.trainer import close_group, open_group
-
-signal.signal(signal.SIGTERM, stop_handler)
-group, step = open_group(), 0
-try:
-    with interrupt_between_steps(lambda step, loss: None, group) as on_step:
-        for step in range(1, 10):
-            if group.number == 1 and step == 4:
-                signal.raise_signal(signal.SIGTERM)
-            on_step(step, 0.0)
-except KeyboardInterrupt:
-    (Path(sys.argv[1]) / f"stopped-{group.number}").write_text(str(step))
-close_group(group)
-"""
+STOP = (dev.PACK / "tests" / "programs" / "stop_in_group.py").read_text(encoding="utf-8")
 
 
 def launch(tmp_path, processes, accumulation, steps):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from inlay import dev
 from inlay.common import files as disk
 from inlay.training.finetune.data import Concept, Reference
 from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, RECIPES
@@ -290,25 +291,7 @@ def test_damaged_samples_are_left_out(tmp_path, caplog):
         caplog.clear()
 
 
-WRITER = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-import torch
-from inlay.training.finetune.trainer import TrainingState
-from inlay.training.finetune.store import Store
-from inlay.training.finetune.subject import Subject
-
-store, step = Store(Path(sys.argv[1])), 0
-subject = Subject("sks", "cat", "", "", "", "SD15", 0, 0, 4)
-while True:
-    step += 1
-    numbers = torch.full((1_000_000,), float(step))
-    store.save_state("cat", TrainingState(step, [float(step)], {"master.0": numbers}))
-    store.save("dog", replace(subject, steps=step), {"up": numbers}, {})
-    if step == 2:
-        print("ready", flush=True)
-"""
+WRITER = (dev.PACK / "tests" / "programs" / "store_writer.py").read_text(encoding="utf-8")
 
 
 def test_kill_9_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path):
@@ -362,33 +345,10 @@ def test_names_are_safe_for_every_file_system():
     assert long.endswith("t-0123456789abcdef")
 
 
-SAVER = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-import torch
-from inlay.training.finetune.store import Store
-from inlay.training.finetune.subject import Subject
-from inlay.training.finetune.trainer import TrainingState
-
-store, number = Store(Path(sys.argv[1])), float(sys.argv[3])
-subject = Subject("sks", "cat", "", "", "", "SD15", 0, 0, 4)
-numbers = torch.full((200_000,), number)
-print("ready", flush=True)
-sys.stdin.readline()
-failures = 0
-for _ in range(int(sys.argv[2])):
-    try:
-        store.save_state("cat", TrainingState(1, [number], {"master.0": numbers}))
-        store.save("cat", subject, {"up": numbers}, {})
-    except Exception as error:
-        print(error, file=sys.stderr)
-        failures += 1
-print(failures, flush=True)
-"""
+SAVER = (dev.PACK / "tests" / "programs" / "state_saver.py").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.repeats)])
 def test_two_processes_save_one_name(tmp_path, rounds):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     writers = [

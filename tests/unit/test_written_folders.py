@@ -95,7 +95,7 @@ def check_whole(kind: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.repeats)])
 def test_two_processes_write_one_folder(tmp_path, kind, rounds):
     folder = tmp_path / "out"
     writers = [start(kind, folder, rounds, number) for number in (1, 2)]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ...common.log import logger
 from ...families.table import label_of
 from ...host import devices, models
-from ...host.families import config_name, family_name, family_of, working_side
+from ...host.families import config_name, family_name, family_of, is_transformer, working_side
+from ...host.training import is_quantised, weight_bytes
 from ..objective import NoiseSchedule
 from ..optimizers import check_optimizer, eight_bit_installed
 from .data import LATENT_PIXEL, Examples
@@ -20,7 +21,7 @@ from .lora_formats import lora_names
 from .memory import GIGABYTE, ActivationTrace, MemoryNeed, check_fits, trace, trained_need, with_preset
 from .recipes import MEMORY_PRESETS, Recipe
 from .subject import Subject
-from .trainer import SINGLE_PROCESS, ProcessGroup, TrainableModel
+from .trainer import SINGLE_PROCESS, ProcessGroup, TrainableModel, text_of
 from .transformers import check_transformer
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,7 +47,12 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
     else:
         _check_channels(model, recipe, inpaint_patch)
     quantised = models.quantised_weights(unet)
-    if quantised:
+    if row is not None and row.transformer:
+        if recipe.adapter.dora and any(is_quantised(layer) for layer in unet.modules()):
+            raise ValueError(
+                "adapter: DoRA needs a model with weights in 16 bits, and this one is quantised; choose LoRA."
+            )
+    elif quantised:
         raise ValueError(
             f"model: its weights are quantised ({quantised}), which cannot be trained on yet; load the same"
             " model with weights in fp16, bf16 or fp8 without scales."
@@ -152,11 +158,20 @@ def check_parameters_fit(model, recipe: Recipe, dtype: torch.dtype) -> None:
         trained = [shape for shape in shapes if shape]
         parts = trained_need(trained, dtype.itemsize, recipe.optimiser, recipe.ema_decay > 0)
         return MemoryNeed(
-            sum(p.numel() * dtype.itemsize for p in unet.parameters() if p.dtype != dtype), *parts, 0
+            sum(p.numel() * dtype.itemsize for p in _widened(model) if p.dtype != dtype), *parts, 0
         )
 
     others = _with_presets(model, recipe, need)
     _check(model, need(recipe, dtype, False), others, "choose a LoRA recipe, or a lower rank")
+
+
+def _widened(model) -> list[Tensor]:
+    """Return the weights of a MODEL that its copy has in the type of the arithmetic."""
+    network = model.model.diffusion_model
+    kept = set()
+    if is_transformer(model):
+        kept = {id(layer.weight) for layer in network.modules() if is_quantised(layer)}
+    return [weight for weight in network.parameters() if id(weight) not in kept]
 
 
 def check_step_fits(
@@ -174,16 +189,17 @@ def check_step_fits(
     """
     one = measured(trainable, examples[0], blocks)
     shapes = [p.shape for p in trainable.adapter.parameters]
-    count = sum(p.numel() for p in trainable.unet.parameters())
     trained = sum(p.numel() for p in trainable.adapter.parameters)
+    count = sum(p.numel() for p in trainable.unet.parameters())
+    quantised = weight_bytes(trainable.unet) - count * trainable.dtype.itemsize  # which no preset changes
 
     def need(recipe: Recipe, dtype: torch.dtype, checkpointing: bool) -> MemoryNeed:
         size, pictures = dtype.itemsize, len(examples) * group.at_most(recipe.batch_size)
         pictures *= 2 if recipe.preservation else 1  # a second pass is kept as well
         parts = trained_need(shapes, size, recipe.optimiser, recipe.ema_decay > 0)
         kept = one.activations(checkpointing) * pictures * size / trainable.dtype.itemsize
-        loaded = count * size if dtype == trainable.dtype else 0
-        return MemoryNeed((count - trained) * size, *parts, int(kept), loaded)
+        loaded = quantised + (count * size if dtype == trainable.dtype else 0)
+        return MemoryNeed(quantised + (count - trained) * size, *parts, int(kept), loaded)
 
     wanted, side = need(recipe, trainable.dtype, checkpointing), examples[0].latent.shape[-1] * LATENT_PIXEL
     logger.info(f"Inlay finetune: about {wanted.total / GIGABYTE:.2f} GB of memory ({wanted})")
@@ -223,12 +239,12 @@ def _pass(trainable: TrainableModel, examples: Examples, side: int) -> Tensor:
         return trainable.host_pass(row, row.latent, torch.full((1,), 0.5, device=trainable.device))
     grid, channels = (1, 4, side, side), 9 if trainable.inpainting else 4
     row = replace(first, mask=torch.ones(1, 1, side, side), masked=torch.zeros(grid))
-    on_device = row.to(trainable.device)
+    context, pooled = text_of(trainable, row.to(trainable.device))
     return trainable.unet(
         torch.zeros(1, channels, side, side, dtype=trainable.dtype, device=trainable.device),
         torch.zeros(1, device=trainable.device),
-        context=on_device.context.to(trainable.dtype),
-        y=None if on_device.pooled is None else on_device.pooled.to(trainable.dtype),
+        context=context.to(trainable.dtype),
+        y=None if pooled is None else pooled.to(trainable.dtype),
         transformer_options={} if trainable.options is None else trainable.options(row),
     )
 

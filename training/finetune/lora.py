@@ -235,12 +235,16 @@ def as_kohya(tensors: Mapping[str, Tensor], config: Mapping) -> dict[str, Tensor
         name, part = "lora_unet_" + path.replace(".", "_"), PARTS[match[2]]
         renamed[f"{name}.{part}"] = tensor[:, None] if part == "dora_scale" and tensor.ndim == 1 else tensor
         if part == "lora_down.weight" and config.get("unet.lora_alpha") is not None:
-            renamed[f"{name}.alpha"] = torch.tensor(_alpha(path, tensor.shape[0], config))
+            settings = {key.removeprefix("unet."): value for key, value in config.items()}
+            renamed[f"{name}.alpha"] = torch.tensor(alpha_of(path, tensor.shape[0], settings))
     return renamed
 
 
-def _alpha(path: str, rank: int, config: Mapping) -> float:
-    """kohya's scale is alpha / rank; rank-stabilised LoRA's is alpha / sqrt(rank)."""
-    own = config.get("unet.alpha_pattern") or {}
-    alpha = next((a for end, a in own.items() if f".{path}".endswith(f".{end}")), config["unet.lora_alpha"])
-    return float(alpha) * (math.sqrt(rank) if config.get("unet.use_rslora") else 1.0)
+def alpha_of(path: str, rank: int, config: Mapping) -> float:
+    """Return the alpha of a layer by PEFT's settings, "lora_alpha" and so on.
+
+    kohya's scale is alpha / rank; rank-stabilised LoRA's is alpha / sqrt(rank).
+    """
+    own = config.get("alpha_pattern") or {}
+    alpha = next((a for end, a in own.items() if f".{path}".endswith(f".{end}")), config["lora_alpha"])
+    return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)

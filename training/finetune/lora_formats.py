@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from ...families.table import label_of
 from ...host import models
-from ...host.families import config_name, family_of, is_transformer
+from ...host.families import config_name, family_name, family_of, is_transformer
+from .lora import alpha_of
 from .recipes import Recipe
 from .subject import Subject
 
@@ -44,9 +46,9 @@ def with_own_names(model, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _split(key: str) -> tuple[str, str]:
+def _split(key: str, parts: tuple[str, ...] = LORA_PARTS) -> tuple[str, str]:
     """Return a key's layer and its part, such as "lora_down.weight"."""
-    part = next((part for part in LORA_PARTS if key.endswith(f".{part}")), "")
+    part = next((part for part in parts if key.endswith(f".{part}")), "")
     return key.removesuffix(f".{part}"), part
 
 
@@ -72,3 +74,67 @@ def lora_metadata(model, subject: Subject, recipe: Recipe) -> dict[str, str]:
         "modelspec.title": f"{subject.words} ({recipe.name})",
         "modelspec.trigger_phrase": subject.words,
     }
+
+
+# LoRAs of other programs on transformers
+
+OTHER_PARTS = (
+    *LORA_PARTS, "lora_A.weight", "lora_B.weight", "lora_A.default.weight", "lora_B.default.weight",
+    "lora_A", "lora_B", "lora.down.weight", "lora.up.weight", "lora_magnitude_vector",
+    "lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b",
+    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "w_norm", "b_norm",
+)  # fmt: skip
+PREFIXES = ("lora_unet_", "lora_transformer_", "diffusion_model.", "transformer.")
+TEXT_ENCODERS = ("lora_te", "text_encoder", "text_encoders")
+
+
+def with_host_names(model, lora: Mapping[str, Tensor], config: Mapping, name: str) -> dict[str, Tensor]:
+    """Return a LoRA for a transformer with names that the host reads for this MODEL.
+
+    musubi-tuner's Z-Image files name diffusers' split layers with underscores, which the host reads in no
+    family. diffusers keeps alpha in the file's metadata, which the host never reads.
+
+    Args:
+        config: PEFT's settings in the file's metadata.
+        name: of the file, for the message.
+
+    Raises:
+        ValueError: for layers that match nothing in the model.
+    """
+    known = models.lora_names_of(model)
+    by_path = {_flat_path(each): each for each in sorted(known)}
+    found, lost = {}, []
+    for key, tensor in lora.items():
+        layer, part = _split(key, OTHER_PARTS)
+        if layer not in known and not layer.startswith(TEXT_ENCODERS):
+            other = by_path.get(_flat_path(layer))
+            if other is None:
+                lost.append(layer)
+            layer = other or layer
+        found[f"{layer}.{part}" if part else key] = tensor
+    if lost:
+        layers = dict.fromkeys(lost)
+        raise ValueError(
+            f"lora_name: {len(layers)} layers of {name} match nothing in this model"
+            f" ({label_of(family_name(model))}), such as {next(iter(layers))}; load the model it was trained"
+            " on."
+        )
+    return _with_alphas(found, config)
+
+
+def _flat_path(layer: str) -> str:
+    for prefix in PREFIXES:
+        layer = layer.removeprefix(prefix)
+    return layer.replace(".", "_")
+
+
+def _with_alphas(lora: dict[str, Tensor], config: Mapping) -> dict[str, Tensor]:
+    """Return a LoRA with the alphas of PEFT's settings, where the file itself has none."""
+    if config.get("transformer.lora_alpha") is None:
+        return lora
+    settings = {key.removeprefix("transformer."): value for key, value in config.items()}
+    for key, tensor in list(lora.items()):
+        layer, part = _split(key, OTHER_PARTS)
+        if part in ("lora_A.weight", "lora_A.default.weight") and f"{layer}.alpha" not in lora:
+            lora[f"{layer}.alpha"] = torch.tensor(alpha_of(layer, tensor.shape[0], settings))
+    return lora

@@ -117,14 +117,15 @@ def trace(unet: nn.Module, blocks: Sequence[nn.Module], forward: Callable[[], Te
 
     `blocks` do not lie inside one another.
     """
-    seen, alive = {p.untyped_storage().data_ptr() for p in unet.parameters()}, []
+    # By the storage's own address: tensors without memory (device "meta") have no other.
+    seen, alive = {p.untyped_storage()._cdata for p in unet.parameters()}, []
     entering, inside = [0.0] * len(blocks), dict.fromkeys(range(OUTSIDE, len(blocks)), 0.0)
     where, largest = [OUTSIDE], [0.0]
 
     def keep(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
             alive.append(storage)  # or another would get its address
             inside[where[0]] += storage.nbytes()
 

@@ -12,7 +12,7 @@ from ...attention.patch import region_options
 from ...conditioning.fooocus import InpaintPatch, block_patch, patch_weights
 from ...host import devices, families, models
 from ...host.sampling import condition
-from ...host.training import blocks_of, text_values, training_switches
+from ...host.training import blocks_of, frozen_copy, text_values, training_switches
 from ...host.vae import PictureVae, encode_distribution, encoder_weights
 from .checks import check_parameters_fit, check_step_fits, diffusion_of, precision_of
 from .data import Concept, Examples, prepare_examples
@@ -286,7 +286,10 @@ def trainable_model(
 
     `recipe` is a resolved one; `texts` are the captions by their numbers, `blank` is the empty one's.
     """
-    unet = models.trainable_copy(model, dtype)
+    if families.is_transformer(model):
+        unet = frozen_copy(model, dtype)
+    else:
+        unet = models.trainable_copy(model, dtype)
     adapter = attach_adapter(unet, recipe.adapter, dtype, seed)
     if start:
         adapter.load(dict(start), lora_names(model))

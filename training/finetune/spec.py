@@ -177,7 +177,7 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
     """
     token, class_name = config.token.strip(), config.class_name.strip()
     caption = caption_of(recipe, token, class_name)
-    pipeline = open_checkpoint(config.checkpoint)
+    pipeline = open_parts(config) if config.text_encoders else open_checkpoint(config.checkpoint)
     recipe = resolved_recipe(with_family_numbers(recipe, pipeline.model), pipeline.model)
     check_trainable_model(pipeline.model, recipe)
     distilled = distilled_note(pipeline.model)
@@ -205,6 +205,33 @@ def open_checkpoint(name: str) -> Pipeline:
     loaded = models.load_checkpoint(path, folder_paths.get_folder_paths("embeddings"))
     if loaded is None or None in loaded:
         raise ValueError(f"checkpoint: {name} lacks a UNet, a text encoder or a VAE; use a whole checkpoint.")
+    return Pipeline(*loaded)
+
+
+def open_parts(config: Config) -> Pipeline:
+    """Return MODEL, CLIP and VAE of a model in several files, by their names or paths."""
+    places = (
+        ("checkpoint", "diffusion_models", (config.checkpoint,)),
+        ("text_encoders", "text_encoders", config.text_encoders),
+        ("vae", "vae", (config.vae,)),
+    )
+    found: dict[str, list[str]] = {}
+    for key, folder, names in places:
+        found[key] = []
+        for name in names:
+            path = name if Path(name).is_file() else folder_paths.get_full_path(folder, name)
+            if path is None:
+                raise ValueError(f"{key}: there is no file {name}, and none of that name in models/{folder}.")
+            found[key].append(path)
+    try:
+        loaded = models.load_parts(
+            found["checkpoint"][0], found["text_encoders"], config.text_encoder_type, found["vae"][0]
+        )
+    except KeyError:
+        raise ValueError(
+            f"text_encoder_type: the host has no {config.text_encoder_type!r}; take the type of Load CLIP for"
+            " this model, such as flux, flux2, qwen_image, lumina2 or krea2."
+        ) from None
     return Pipeline(*loaded)
 
 

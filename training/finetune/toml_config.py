@@ -40,7 +40,8 @@ Changed = TypeVar("Changed")
 class Config:
     """Paths are absolute, or relative to the file they were written in. See workflows/finetune.toml."""
 
-    checkpoint: str  # a name in the host's models/checkpoints, or a path
+    # A name in the host's models/checkpoints, or a path; with `text_encoders`, in models/diffusion_models.
+    checkpoint: str
     references: Path  # a folder of pictures, with masks as `Load References` reads them
     class_name: str
     token: str = "sks"
@@ -53,6 +54,11 @@ class Config:
     save_every: int = 100  # steps between checkpoints
     preview_every: int = 0  # steps between samples; 0: none
     out: Path | None = None  # where subjects are kept; models/loras/inlay when left out
+    text_encoders: tuple[
+        str, ...
+    ] = ()  # names in models/text_encoders, or paths, for a model in several files
+    text_encoder_type: str = ""  # as the host's Load CLIP has it, such as "flux2"
+    vae: str = ""  # a name in models/vae, or a path
     optimiser_named: bool = field(default=False, metadata={"key": False})  # so that no preset changes it
 
 
@@ -93,13 +99,20 @@ def _config(values: dict[str, Any], folder: Path) -> Config:
     paths = {name: folder / values[name] for name in ("references", "regular", "out") if values.get(name)}
     local = {
         name: str(folder / values[name])
-        for name in ("checkpoint", "previous")
+        for name in ("checkpoint", "previous", "vae")
         if values.get(name) and (folder / values[name]).is_file()
     }
+    encoders = [str(folder / name) if (folder / name).is_file() else name for name in config.text_encoders]
+    if bool(encoders) != bool(config.vae):
+        raise ValueError(
+            "text_encoders and vae belong together: name both for a model in several files, or neither for a"
+            " whole checkpoint."
+        )
     return dataclasses.replace(
         config,
         recipe=read_recipe(table),
         attributes=parse_attributes(_as_json(values.get("attributes", {}))),
+        text_encoders=tuple(encoders),
         optimiser_named=isinstance(table, Mapping) and "kind" in table.get("optimiser", {}),
         **paths,
         **local,
@@ -218,7 +231,7 @@ def validated(
             value = value[key]
     name = place + ".".join(key for key in first["loc"] if isinstance(key, str))
     if first["type"] == "literal_error":
-        choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        choices = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected")))
         raise ValueError(f"{name}: there is no {value!r}; choose {_choices(choices)}.")
     raise ValueError(f"{name}: {value!r} is not {TYPE_WORDS.get(first['type'], 'a list of that length')}.")
 

@@ -151,7 +151,7 @@ def _changed_prediction(
     return (after - before).square().flatten(1).mean(1)
 
 
-def _text_of(trainable: TrainableModel, rows: Examples) -> tuple[Tensor, Tensor | None]:
+def text_of(trainable: TrainableModel, rows: Examples) -> tuple[Tensor, Tensor | None]:
     """Return context (B,L,D) and label embedding of rows for a UNet.
 
     Contexts of different length are repeated to the least common multiple: repeating every key does not
@@ -189,7 +189,7 @@ def _predict(
     x = noised(rows.latent, noise, sigma)
     if trainable.inpainting:
         x = torch.cat([x, rows.mask, rows.masked], dim=1)
-    context, pooled = _text_of(trainable, rows)
+    context, pooled = text_of(trainable, rows)
     return trainable.unet(
         x.to(trainable.dtype),
         t.to(trainable.device, torch.float32),

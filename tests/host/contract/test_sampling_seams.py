@@ -84,8 +84,8 @@ def test_sampling_dual_cfg_guider(parts):
     from inlay.host import sampling
 
     first, second, negative = (torch.full((1, 4, 2, 2), value) for value in (5.0, 3.0, 2.0))
-    conditionings = [[[torch.zeros(1, 77, 768), {}]] for _ in range(3)]
-    guider = sampling.dual_cfg_guider(parts.model, *conditionings, 4.0, 1.5)
+    one, two, none = ([[torch.zeros(1, 77, 768), {}]] for _ in range(3))
+    guider = sampling.dual_cfg_guider(parts.model, one, two, none, 4.0, 1.5)
     assert (guider.cfg1, guider.cfg2) == (4.0, 1.5)
     guider.inner_model, guider.conds = parts.model.model, guider.original_conds
     answers = {"positive": first, "middle": second, "negative": negative}

@@ -4,112 +4,19 @@ from types import SimpleNamespace
 
 import pytest
 
-FLUX = {
-    "in_channels": 16, "out_channels": 16, "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24,
-    "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "qkv_bias": True, "txt_ids_dims": [],
-    "context_in_dim": 4096, "vec_in_dim": 768, "depth": 19, "depth_single_blocks": 38, "guidance_embed": True,
-}  # fmt: skip
-FLUX2 = FLUX | {
-    "in_channels": 128, "out_channels": 128, "mlp_ratio": 3.0, "axes_dim": [32, 32, 32, 32], "theta": 2000,
-    "patch_size": 1, "qkv_bias": False, "ops_bias": False, "txt_ids_dims": [3], "global_modulation": True,
-    "mlp_silu_act": True, "vec_in_dim": None, "context_in_dim": 15360, "hidden_size": 6144, "num_heads": 48,
-    "depth": 8, "depth_single_blocks": 48,
-}  # fmt: skip
-KLEIN = FLUX2 | {
-    "context_in_dim": 7680, "hidden_size": 3072, "num_heads": 24, "depth": 5, "depth_single_blocks": 20,
-    "guidance_embed": False,
-}  # fmt: skip
-LUMINA = {
-    "patch_size": 2, "in_channels": 16, "qk_norm": True, "dim": 2304, "n_layers": 26, "n_heads": 24,
-    "n_kv_heads": 8, "axes_dims": [32, 32, 32], "axes_lens": [300, 512, 512], "cap_feat_dim": 2304,
-}  # fmt: skip
-Z_IMAGE = LUMINA | {
-    "dim": 3840, "n_layers": 30, "n_heads": 30, "n_kv_heads": 30, "axes_dims": [32, 48, 48],
-    "axes_lens": [1536, 512, 512], "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True,
-    "pad_tokens_multiple": 32, "cap_feat_dim": 2560,
-}  # fmt: skip
-UNET = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320,
-    "use_spatial_transformer": True, "legacy": False,
-}  # fmt: skip
-SD = UNET | {
-    "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth_middle": 1,
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-}  # fmt: skip
-SDXL = UNET | {
-    "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth_middle": 10,
-    "context_dim": 2048, "transformer_depth": [0, 0, 2, 2, 10, 10],
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-    "num_head_channels": 64, "use_linear_in_transformer": True, "num_classes": "sequential",
-    "adm_in_channels": 2816,
-}  # fmt: skip
-
-# Our family name -> the network's module and class, and its sizes.
-FULL = {
-    "sd15": ("modules.diffusionmodules.openaimodel:UNetModel", SD | {"context_dim": 768, "num_heads": 8}),
-    "sd2": (
-        "modules.diffusionmodules.openaimodel:UNetModel",
-        SD | {"context_dim": 1024, "num_head_channels": 64, "use_linear_in_transformer": True},
-    ),
-    "sdxl": ("modules.diffusionmodules.openaimodel:UNetModel", SDXL),
-    "flux1": ("flux.model:Flux", FLUX),
-    "flux1-fill": ("flux.model:Flux", FLUX | {"in_channels": 96}),
-    "flux1-schnell": ("flux.model:Flux", FLUX | {"guidance_embed": False}),
-    "flux2-dev": ("flux.model:Flux", FLUX2),
-    "flux2-klein": ("flux.model:Flux", KLEIN),
-    "longcat-image": (
-        "flux.model:Flux",
-        FLUX | {"context_in_dim": 3584, "vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]},
-    ),
-    "qwen-image": ("qwen_image.model:QwenImageTransformer2DModel", {}),
-    "qwen-image-edit-2511": (
-        "qwen_image.model:QwenImageTransformer2DModel",
-        {"default_ref_method": "index_timestep_zero"},
-    ),
-    "z-image": ("lumina.model:NextDiT", Z_IMAGE),
-    "lumina2": ("lumina.model:NextDiT", LUMINA),
-    "krea2": ("krea2.model:SingleStreamDiT", {}),
-    "chroma": (
-        "chroma.model:Chroma",
-        {key: value for key, value in FLUX.items() if key != "guidance_embed"}
-        | {"in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 3072, "hidden_dim": 5120,
-           "n_layers": 5, "vec_in_dim": None},
-    ),
-    "omnigen2": (
-        "omnigen.omnigen2:OmniGen2Transformer2DModel",
-        {"hidden_size": 2520, "num_layers": 32, "num_attention_heads": 21, "num_kv_heads": 7,
-         "axes_dim_rope": (40, 40, 40), "axes_lens": (1024, 1664, 1664), "text_feat_dim": 2048},
-    ),
-    "lens": ("lens.model:LensTransformer2DModel", {}),
-    "boogu": ("boogu.model:BooguTransformer2DModel", {}),
-    "anima": (
-        "anima.model:Anima",
-        {"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16,
-         "patch_spatial": 2, "patch_temporal": 1, "model_channels": 2048, "num_blocks": 28, "num_heads": 16,
-         "crossattn_emb_channels": 1024, "pos_emb_cls": "rope3d", "use_adaln_lora": True},
-    ),
-}  # fmt: skip
+from inlay.lab.models.full_transformers import full_network
 
 
 @pytest.fixture(scope="session")
 def full_size(in_process_host):
     """Opens (network, the host's configuration of its file, a stand-in MODEL) for one of our family names."""
-    import importlib
-
     import comfy.model_detection
-    import comfy.ops
-    import torch
 
     opened = {}
 
     def open_network(name):
         if name not in opened:
-            place, sizes = FULL[name]
-            module, cls = place.split(":")
-            network = getattr(importlib.import_module(f"comfy.ldm.{module}"), cls)(
-                **sizes, device="meta", dtype=torch.bfloat16, operations=comfy.ops.disable_weight_init
-            )
+            network = full_network(name)
             config = comfy.model_detection.model_config_from_unet(network.state_dict(), "")
             base = SimpleNamespace(model_config=config, model_type=SimpleNamespace(name="FLOW"))
             opened[name] = network, config, SimpleNamespace(model=base)

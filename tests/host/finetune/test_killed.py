@@ -10,109 +10,17 @@ import sys
 import pytest
 import torch
 
-VICTIM = """
-import os, sys, time
-from pathlib import Path
-sys.path.insert(0, os.environ["COMFYUI_PATH"])
-from comfy.cli_args import args
-args.cpu = True
-import comfy.sd
-import torch
-sys.path.insert(0, sys.argv[3])
-import lesson
+from inlay import dev
 
-with torch.inference_mode():
-    wired = comfy.sd.load_checkpoint_guess_config(sys.argv[1])[:3]
-    def on_step(step, loss):
-        if step == 5:
-            print("here", flush=True)
-            time.sleep(600)
-
-    lesson.teach_cat(wired, Path(sys.argv[2]), on_step)
-"""
-LESSON = """
-import torch
-from inlay.training.finetune.data import Concept, Reference
-from inlay.training.finetune.recipes import RECIPES
-from inlay.training.finetune.store import Store
-from inlay.training.finetune.finetune_subject import RunOptions, finetune_subject
-from inlay.training.finetune.pipeline import Pipeline
-from inlay.training.finetune.spec import FinetuneSpec
-from inlay.training.finetune.trainer import Callbacks
-
-def teach_cat(wired, folder, on_step):
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.zeros(64, 64)
-    mask[10:50, 20:50] = 1
-    references = [Reference(torch.rand(64, 64, 3, generator=generator), mask) for _ in range(3)]
-    recipe = RECIPES["DreamCom"].with_choices(steps=8, rank=4, batch_size=2)
-    lesson = FinetuneSpec("sks", "cat", recipe, Concept("a photo of sks cat", references), [], 64, 3)
-    options = RunOptions(save_every=1, callbacks=Callbacks(on_step))
-    return finetune_subject(Pipeline(*wired), lesson, Store(folder), options)
-"""
-
-KILLER = """
-import json, os, random, shutil, signal, sys, time
-from pathlib import Path
-sys.path.insert(0, os.environ["COMFYUI_PATH"])
-from comfy.cli_args import args
-args.cpu = True
-import comfy.sd
-import torch
-sys.path.insert(0, sys.argv[3])
-import lesson
-
-torch.set_num_threads(1)  # so that a fork is whole
-with torch.inference_mode():
-    wired = comfy.sd.load_checkpoint_guess_config(sys.argv[1])[:3]
-store, count, rng = Path(sys.argv[2]), int(sys.argv[4]), random.Random(0)
-
-def start():
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        with torch.inference_mode():
-            lesson.teach_cat(wired, store, lambda step, loss: None)
-        code = 0
-    finally:
-        os._exit(code)
-
-def result():
-    (lora,), (facts,) = store.glob("*.safetensors"), store.glob("*.json")
-    left = [path.name for path in store.iterdir() if path.suffix not in (".safetensors", ".json")]
-    return lora.read_bytes(), facts.read_bytes(), left
-
-begun = time.monotonic()
-assert os.waitpid(start(), 0)[1] == 0
-seconds, whole = time.monotonic() - begun, result()
-shutil.rmtree(store)
-kills = finished = failed = 0
-states = set()
-while kills < count:
-    child = start()
-    time.sleep(rng.uniform(0, seconds))
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        kills += 1
-        states.add(tuple(sorted(path.suffix for path in store.iterdir())) if store.exists() else ())
-        if kills % 5:
-            continue  # the next one goes on, and is killed as well
-        assert os.waitpid(start(), 0)[1] == 0
-    finished += 1
-    lora, facts, left = result()
-    failed += (lora, facts, left) != (*whole[:2], [])
-    shutil.rmtree(store)
-print(json.dumps({"kills": kills, "finished": finished, "failed": failed, "states": sorted(states)}))
-"""
+VICTIM = (dev.PACK / "tests" / "programs" / "train_until_killed.py").read_text(encoding="utf-8")
+LESSON = (dev.PACK / "tests" / "programs" / "lesson.py").read_text(encoding="utf-8")
+KILLER = (dev.PACK / "tests" / "programs" / "kill_while_training.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("count", [5, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [5, pytest.param(200, marks=pytest.mark.repeats)])
 def test_kills_at_any_moment_end_in_the_same_bits(random_checkpoint, tmp_path, comfyui_path, count, capsys):
-    """Up to five kills in a row, then the end: LoRA and JSON have the bytes of an undisturbed run."""
+    """Up to five kills in a row, then the end: weights and JSON are an undisturbed run's, bit for bit."""
     (tmp_path / "lesson.py").write_text(LESSON, encoding="utf-8")
     environment = os.environ | {
         "COMFYUI_PATH": str(comfyui_path),

@@ -22,7 +22,7 @@ def resident(process: psutil.Process) -> float:
     return process.memory_info().rss / MEGABYTE
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [12, pytest.param(100, marks=pytest.mark.repeats)])
 def test_memory_does_not_grow(pictures, store_folder, run, count, capsys):
     process, sizes = psutil.Process(), []
     for seed in range(count):

@@ -471,3 +471,200 @@ def test_a_unet_takes_captions_preservation_and_min_snr_as_well(pictures, store_
     assert loss != run(*pictures)[2]
     with pytest.raises(ValueError, match="preservation: it compares the model with and without a LoRA"):
         run(*pictures, options=choices, recipe="DreamCom (full UNet)")
+
+
+# Quantised bases
+
+
+def quantised(model, kind):
+    """A MODEL of its own with all linear layers in fp8, plain or as the host's class with a scale."""
+    import copy
+
+    with torch.inference_mode():
+        twin = copy.deepcopy(model.model.diffusion_model)
+        for layer in twin.modules():
+            if isinstance(layer, torch.nn.Linear):
+                weight = layer.weight.to(torch.float8_e4m3fn)
+                if kind == "scaled":
+                    from comfy.quant_ops import QuantizedTensor
+
+                    weight = QuantizedTensor.from_float(layer.weight.float(), "TensorCoreFP8E4M3Layout")
+                layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    from inlay.host.models import model_around
+
+    return model_around(model, twin, torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["plain", "scaled"])
+@pytest.mark.parametrize("name", ["flux2-klein", "z-image"])
+def test_a_quantised_base_stays_quantised_and_trains_as_its_widened_weights(name, kind, opened):
+    """Loss and gradients equal those of an ordinary copy of the same values."""
+    from inlay.host.training import FrozenLinear, frozen_copy, text_values, training_switches, weight_bytes
+    from inlay.training.finetune.lora import attach_adapter
+    from inlay.training.finetune.pipeline import ordinary
+    from inlay.training.finetune.recipes import RECIPES
+    from inlay.training.finetune.trainer import TrainableModel, per_sample_loss
+    from inlay.training.finetune.transformers import resolved_recipe, transformer_pass, transformer_schedule
+
+    parts = opened(name)
+    model = quantised(parts.model, kind)
+    recipe = resolved_recipe(RECIPES["DreamCom"].with_choices(rank=4), model)
+    results = []
+    with torch.inference_mode(False), torch.enable_grad():
+        text = ordinary(text_values(parts.clip.encode_from_tokens_scheduled("a photo of sks cat")))
+        for widen in (False, True):
+            network = frozen_copy(model, torch.float32)
+            layers = {path: m for path, m in network.named_modules() if isinstance(m, FrozenLinear)}
+            assert len(layers) > 10
+            if widen:
+                for path, layer in layers.items():
+                    plain = torch.nn.Linear(
+                        layer.in_features, layer.out_features, bias=layer.frozen[1] is not None
+                    )
+                    plain.weight = torch.nn.Parameter(layer.widened().clone(), requires_grad=False)
+                    if layer.frozen[1] is not None:
+                        plain.bias = torch.nn.Parameter(layer.frozen[1].clone(), requires_grad=False)
+                    network.set_submodule(path, plain)
+            size = weight_bytes(network)
+            adapter = attach_adapter(network, recipe.adapter, torch.float32, 0)
+            schedule = transformer_schedule(model, recipe)
+            host_pass = transformer_pass(model, network, torch.float32, recipe, [text])
+            trainable = TrainableModel(
+                network, schedule, adapter, torch.float32, torch.device("cpu"), host_pass=host_pass
+            )
+            rows = random_examples(trainable, 2, dtype=torch.float32).take(torch.arange(2))
+            with training_switches(network):
+                loss = per_sample_loss(trainable, recipe, rows, torch.Generator().manual_seed(4)).mean()
+                gradients = torch.autograd.grad(loss, adapter.parameters, allow_unused=True)
+            results.append((size, loss, gradients))
+    (small, loss, found), (large, wanted, references) = results
+    assert small < 0.4 * large
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=0)
+    for gradient, reference in zip(found, references, strict=True):
+        assert (gradient is None) == (reference is None)
+        if gradient is not None:
+            torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-6)
+
+
+# Files of other programs
+
+
+def split_of(name, lora, form):
+    """A LoRA of ours as another program writes it, with q, k and v apart where it has them so."""
+    written = {}
+    for layer in {key.rsplit(".lora_", 1)[0] for key in lora if ".lora_" in key}:
+        down, up = lora[f"{layer}.lora_down.weight"], lora[f"{layer}.lora_up.weight"]
+        path = layer.removeprefix("diffusion_model.")
+        parts = {path: up}
+        if name == "z-image" and path.endswith("attention.qkv"):
+            start = path.removesuffix("qkv")
+            parts = {f"{start}to_{kind}": part for kind, part in zip("qkv", up.chunk(3), strict=True)}
+        if name == "z-image" and path.endswith("attention.out"):
+            parts = {f"{path.removesuffix('out')}to_out.0": up}
+        for place, part in parts.items():
+            if form == "ai-toolkit":
+                written[f"diffusion_model.{place}.lora_A.weight"] = down
+                written[f"diffusion_model.{place}.lora_B.weight"] = part
+            elif form == "musubi-tuner":
+                flat = "lora_unet_" + place.replace(".", "_")
+                written[f"{flat}.lora_down.weight"], written[f"{flat}.lora_up.weight"] = down, part
+                written[f"{flat}.alpha"] = torch.tensor(float(len(down)))
+            else:
+                written[f"transformer.{place}.lora_A.weight"] = down
+                written[f"transformer.{place}.lora_B.weight"] = part * 2  # alpha is half the rank
+    return {key: tensor.contiguous().clone() for key, tensor in written.items()}
+
+
+@pytest.mark.parametrize("form", ["ai-toolkit", "musubi-tuner", "diffusers"])
+@pytest.mark.parametrize("name", ["z-image", "qwen-image", "krea2"])
+def test_loras_of_other_programs_load_in_full(
+    name, form, opened, train, store_folder, answer, in_process_host
+):
+    import json
+
+    from safetensors.torch import save_file
+
+    from inlay.nodes.loaders import InlayLoadSubject
+
+    patched, lora, *_ = train(name, preview_every=0, learning_rate=1e-2)
+    file = in_process_host.models / "loras" / "other.safetensors"
+    settings = {"transformer.lora_alpha": 2.0} if form == "diffusers" else {}
+    save_file(split_of(name, lora, form), file, {"lora_adapter_metadata": json.dumps(settings)})
+    node: Any = InlayLoadSubject.PREPARE_CLASS_CLONE(None)
+    with torch.inference_mode():
+        loaded = node.execute(opened(name).model, file.name, 1.0, "sks", "cat").result[0]
+    wanted, plain = answer(name, patched), answer(name, opened(name).model)
+    assert not torch.allclose(wanted, plain, rtol=1e-3)
+    torch.testing.assert_close(answer(name, loaded), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_matches_nothing_is_an_error(opened, train, store_folder, in_process_host):
+    from safetensors.torch import save_file
+
+    from inlay.nodes.loaders import InlayLoadSubject
+
+    lora = dict(train("krea2", preview_every=0)[1])
+    lora["diffusion_model.blocks.7.attn.wq.lora_up.weight"] = torch.ones(64, 4)
+    file = in_process_host.models / "loras" / "more.safetensors"
+    save_file(lora, file)
+    node: Any = InlayLoadSubject.PREPARE_CLASS_CLONE(None)
+    with pytest.raises(ValueError, match=r"1 layers of more\.safetensors match nothing in this model"):
+        node.execute(opened("krea2").model, file.name, 1.0, "sks", "cat")
+
+
+# The command line
+
+
+def test_a_config_of_separate_files_trains_a_transformer(in_process_host, host_work, tmp_path, store_folder):
+    """The host's own loaders open a small FLUX.1 Fill, a text encoder and an autoencoder."""
+    from PIL import Image
+    from safetensors.torch import load_file, save_file
+
+    from inlay.lab.models.checkpoint import assemble, random_parts
+    from inlay.training.finetune.finetune_subject import finetune_from_config
+    from inlay.training.finetune.toml_config import read_toml
+    from inlay.training.finetune.trainer import SINGLE_PROCESS
+
+    sizes = {
+        "hidden_size": 128,
+        "num_heads": 1,
+        "axes_dim": [16, 56, 56],
+        "context_in_dim": 768,
+        "vec_in_dim": 768,
+    }
+    network = tiny_transformer("flux1-fill", **sizes, mlp_ratio=4.0).model.diffusion_model
+    save_file(
+        {key: value.clone() for key, value in network.state_dict().items()}, tmp_path / "fill.safetensors"
+    )
+    whole = load_file(assemble(host_work / "random" / "parts.safetensors", random_parts(0)))
+    start = "cond_stage_model.transformer."
+    text = {key.removeprefix(start): value for key, value in whole.items() if key.startswith(start)}
+    save_file(text, tmp_path / "clip_l.safetensors")
+    vae = tiny_vae("flux1-fill").first_stage_model.state_dict()
+    save_file(
+        {key: value.clone() for key, value in vae.items()}, tmp_path / "tae.safetensors",
+    )  # fmt: skip
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(2):
+        Image.effect_noise((80, 64), 60).convert("RGB").save(photos / f"{number}.png")
+        mask = Image.new("L", (80, 64))
+        mask.paste(255, (20, 16, 60, 48))
+        mask.save(photos / f"{number}_mask.png")
+    (photos / "1.txt").write_text("on a red chair", encoding="utf-8")
+    config = tmp_path / "fill.toml"
+    config.write_text(
+        'checkpoint = "fill.safetensors"\ntext_encoders = ["clip_l.safetensors"]\nvae = "tae.safetensors"\n'
+        'references = "photos"\nclass_name = "cat"\nout = "subjects"\n'
+        "[recipe]\nresolution = 64\nsteps = 3\n[recipe.adapter]\nrank = 4\n",
+        encoding="utf-8",
+    )
+    losses, plan = [], []
+    subject, path = finetune_from_config(
+        read_toml(config), SINGLE_PROCESS, lambda step, loss: losses.append(loss), plan.append
+    )
+    assert plan == [3]
+    assert losses == subject.losses
+    assert len(losses) == 3
+    assert path.is_file()
+    assert any("double_blocks" in key for key in load_file(path))

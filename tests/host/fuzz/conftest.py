@@ -207,7 +207,7 @@ def stock(in_process_host, random_tiny, host_work):
             model=model, clip=clip, vae=vae, edit=edit, vision=vision, adapter=adapter, optimizer=optimizer,
             words=words, image=image, other=other, mask=mask, guider=guider, noise=Noise_RandomNoise(1),
             sampler=comfy.samplers.sampler_object("euler"), sigmas=torch.tensor([5.0, 1.0, 0.0]),
-            subject=Subject("sks", "cup", "a sks cup", "inlay/none.safetensors", "DreamCom", "SD15", 1, 1, 4,
+            subject=Subject("sks", "cup", "a sks cup", "inlay/none.safetensors", "DreamCom", "sd15", 1, 1, 4,
                             {"colour": ["red"]}),
             text="a red cup",
         )  # fmt: skip

@@ -444,6 +444,33 @@ def widget_cases(host: RunningHost) -> Iterator[Case]:
                 yield Case(node, f"{name}: {text[:20]!r}", changed, expected)
 
 
+HEAVY = {"steps", "close_up_size", "size", "width", "height", "megapixels", "window_area", "count"}
+
+
+def limit_cases(host: RunningHost) -> Iterator[Case]:
+    """Every number at its limits; the largest sizes would take long."""
+    for node, good in GOOD.items():
+        if node in ONLY_BAD:
+            continue
+        for name in good:
+            kind, *rest = host.inputs_of(node)[name]
+            if kind in ("INT", "FLOAT"):
+                for label in ("min", "max"):
+                    if label == "min" or not (name in HEAVY or name.startswith("outpaint")):
+                        yield Case(node, f"{name}: {label}", {**good, name: rest[0][label]}, EITHER)
+
+
+SURROGATE = "a \ud800 cup"  # half a character, which JSON can hold and UTF-8 cannot
+
+
+def surrogate_cases(host: RunningHost) -> Iterator[Case]:
+    """Half a character in every text."""
+    for node, good in GOOD.items():
+        for name in good:
+            if host.inputs_of(node)[name][0] == "STRING":
+                yield Case(node, f"{name}: half a character", {**good, name: SURROGATE}, EITHER)
+
+
 def file_cases(folders) -> Iterator[Case]:
     """Damaged and foreign files for every loader."""
     for node, name, kind, ends in (
@@ -695,6 +722,8 @@ def cases(host, stock, good) -> list[Case]:
     found = [
         *socket_cases(host),
         *widget_cases(host),
+        *limit_cases(host),
+        *surrogate_cases(host),
         *file_cases(stock.folders),
         *lora_cases(stock.folders),
         *folder_cases(stock.folders),

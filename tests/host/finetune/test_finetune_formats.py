@@ -180,7 +180,7 @@ def test_diffusers_finds_every_layer_of_a_full_size_model(in_process_host, famil
     from inlay.training.finetune.lora_formats import lora_names
     from inlay.training.finetune.recipes import AdapterSpec
 
-    size = runpy.run_path(str(Path(__file__).with_name("full_size.py")))["UNET"]
+    size = runpy.run_path(str(Path(__file__).parents[1] / "full_size.py"))["UNET"]
     ours, theirs = FULL_SIZE[family]
     diffusers = cast(Any, import_module("diffusers"))
     with torch.device("meta"):

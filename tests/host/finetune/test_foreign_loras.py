@@ -145,7 +145,7 @@ def test_inlays_own_file_says_what_it_is(sdxl, in_process_host, tmp_path):
 
     from inlay.training.finetune.subject import Subject
 
-    own = Subject("sks", "mug", "a photo of sks mug", "inlay/mug.safetensors", "DreamCom", "SDXL", 1, 0, 4)
+    own = Subject("sks", "mug", "a photo of sks mug", "inlay/mug.safetensors", "DreamCom", "sdxl", 1, 0, 4)
     down, up = torch.rand(4, 48), torch.rand(64, 4)
     name = "lora_unet_middle_block_1_transformer_blocks_0_attn2_to_k"
     tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
@@ -178,7 +178,7 @@ def test_other_programs_notes_beside_a_lora_are_passed_over(sdxl, in_process_hos
     assert load(in_process_host, path, sdxl.model)[3].words == "sks teapot"
     with pytest.raises(ValueError, match=r"token: noted\.safetensors does not say it"):
         load(in_process_host, path, sdxl.model, token="")
-    own = Subject("sks", "mug", "", "inlay/mug.safetensors", "DreamCom", "SDXL", 1, 0, 4)
+    own = Subject("sks", "mug", "", "inlay/mug.safetensors", "DreamCom", "sdxl", 1, 0, 4)
     save_file(tensors, path, {"inlay": own.to_json()})
     found = load(in_process_host, path, sdxl.model, token="", class_name="")[3]
     assert found == replace(own, lora="noted.safetensors")

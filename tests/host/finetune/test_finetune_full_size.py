@@ -13,7 +13,7 @@ from skimage import data
 
 pytestmark = pytest.mark.slow
 
-write_checkpoint = runpy.run_path(str(Path(__file__).with_name("full_size.py")))["write_checkpoint"]
+write_checkpoint = runpy.run_path(str(Path(__file__).parents[1] / "full_size.py"))["write_checkpoint"]
 
 # The subject's box in each photograph, as (top, left, bottom, right).
 PHOTOGRAPHS = {"chelsea": (10, 60, 290, 400), "coffee": (70, 150, 330, 450), "astronaut": (0, 80, 500, 400)}

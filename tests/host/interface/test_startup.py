@@ -17,21 +17,7 @@ LATER = (
     "training.finetune.trainer",
 )
 
-LOAD = """
-import asyncio, sys
-sys.path.insert(0, sys.argv[1])
-from comfy.cli_args import args
-args.cpu = True
-import nodes, server
-
-async def load():
-    await nodes.init_builtin_extra_nodes()
-    before = set(sys.modules)
-    assert await nodes.load_custom_node(sys.argv[2]), "the pack does not load"
-    return sorted(set(sys.modules) - before)
-
-print(*asyncio.run(load()), sep="\\n")
-"""
+LOAD = (dev.PACK / "tests" / "programs" / "load_pack.py").read_text(encoding="utf-8")
 
 
 def test_loading_the_pack_imports_nothing_heavy(comfyui_path, tmp_path):

@@ -175,3 +175,43 @@ def test_other_files_are_named_and_code_in_them_is_not_run(files, inference):
     with pytest.raises(ValueError, match=r"head: 'evil\.pth' .*holds Python objects"):
         execute("InlayLoadFooocusInpaint", "evil.pth", files.patch)
     assert not (files.folder / "ran").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_head_sees_the_hole_of_the_noise_mask(parts, files, inference, share):
+    """On the close-up and on the window: a feature that is the hole itself, where only the mask weighs."""
+    from comfy.patcher_extension import WrappersMP
+
+    from inlay.conditioning.fooocus import InpaintHead, InpaintPatch, block_patch
+
+    head = torch.zeros(320, 5, 3, 3)
+    head[0, 0, 1, 1] = 1  # the mask's own pixel
+    patch = InpaintPatch(InpaintHead(head), deltas(parts.model, 0.0))
+    added, noise_masks = [], []
+
+    def watch_network(executor, x, *arguments, **kwargs):
+        options = arguments[4] if len(arguments) > 4 else kwargs["transformer_options"]
+        plain = torch.zeros(1, 320, *x.shape[-2:])
+        for add in options["patches"]["input_block_patch"]:
+            plain = add(plain, options | {"block": ("input", 0)})
+        added.append(plain[0, 0])
+        return executor(x, *arguments, **kwargs)
+
+    def watch_sampler(executor, *arguments, **kwargs):
+        noise_masks.append(arguments[6][0, 0])
+        return executor(*arguments, **kwargs)
+
+    model = parts.model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "watch", watch_network)
+    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "watch", watch_sampler)
+    sample(SimpleNamespace(model=model, vae=parts.vae), patch, close_up_share=share)
+    assert len(noise_masks) == (1 if share in (0, 1) else 2)
+    holes = [(mask.shape, mask.flatten().tolist()) for mask in noise_masks]
+    assert all((seen.shape, seen.flatten().tolist()) in holes for seen in added)
+    assert all(0 < seen.mean() < 1 for seen in added)
+
+    # and training's rows, through the same function
+    rows = torch.zeros(1, 1, 8, 8)
+    rows[..., 2:5, 3:6] = 1
+    add = block_patch(patch, rows, torch.zeros(1, 4, 8, 8))
+    assert torch.equal(add(torch.zeros(1, 320, 8, 8), {"block": ("input", 0)})[0, 0], rows[0, 0])

@@ -1,0 +1,162 @@
+"""Memory that a finetuning of every transformer family needs at full size, without its weights.
+
+    python dev.py bench memory                    the table of docs/which_model_to_train.md
+    python dev.py bench memory --family z-image --side 768
+
+The networks are the host's own on the device "meta": shapes without numbers. What the forward pass keeps for
+the backward pass is counted on it at the full size of the picture; Train Subject does so on two small ones
+before its first step. One picture in a pass, the LoRA of the family's row, a reference where the family has
+edit models.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+GIGABYTE = 2**30
+META = torch.device("meta")
+QWEN_TEXT = 3584  # width of Qwen2.5-VL's text, which the host's class has as a default
+TRAINED = (
+    "flux2-klein", "z-image", "chroma", "flux1", "flux1-fill", "krea2", "qwen-image", "qwen-image-edit-2511",
+    "flux2-dev",
+)  # fmt: skip
+TEXT = 256  # tokens; FLUX.2 pads its text to 512
+
+
+def open_host() -> None:
+    """Make the host importable, on the CPU."""
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    from comfy.cli_args import args
+
+    args.cpu = True
+
+
+def meta_model(name: str):
+    """A MODEL of a family at full size without memory for its weights."""
+    import comfy.model_detection
+    from comfy.model_patcher import ModelPatcher
+
+    from inlay.lab.models.full_transformers import full_network
+
+    config = comfy.model_detection.model_config_from_unet(full_network(name).state_dict(), "")
+    config.set_inference_dtype(torch.bfloat16, None)
+    base = config.get_model({}, "", device=META)
+    base.diffusion_model.to(torch.bfloat16)
+    return ModelPatcher(base, META, META)
+
+
+class FusedAttention(torch.autograd.Function):
+    """What a fused attention keeps for its gradient: queries, keys, values and result, no S x S matrix."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):  # pyright: ignore[reportIncompatibleMethodOverride]
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+
+def attend(q, k, v, heads, mask=None, skip_reshape=False, skip_output_reshape=False, **kwargs):
+    """The host's attention with shapes alone."""
+    if not skip_reshape:
+        q, k, v = (t.view(t.shape[0], t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v))
+    out: Any = FusedAttention.apply(q, k, v)
+    return out if skip_output_reshape else out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1)
+
+
+def text_width(model) -> int:
+    facts = model.model.model_config.unet_config
+    if "txtlayers" in facts:
+        return facts["txtlayers"] * facts["txtdim"]
+    names = ("context_in_dim", "joint_attention_dim", "cap_feat_dim")
+    return next((facts[name] for name in names if name in facts), QWEN_TEXT)
+
+
+def in_fp8(network: torch.nn.Module) -> None:
+    """Store the weights of every linear layer in fp8, as the published fp8 files do."""
+    from inlay.host.training import FrozenLinear
+
+    for path, layer in list(network.named_modules()):
+        if isinstance(layer, torch.nn.Linear):
+            layer.weight = torch.nn.Parameter(
+                torch.empty(layer.weight.shape, dtype=torch.float8_e4m3fn, device=META), requires_grad=False
+            )
+            network.set_submodule(path, FrozenLinear(layer, torch.bfloat16))
+
+
+def forecast(name: str, side: int, fp8: bool, rank: int = 0) -> dict[bool, int]:
+    """Bytes that a step of one picture needs, without and with gradient checkpointing."""
+    from inlay.families.table import named
+    from inlay.host.training import blocks_of, training_switches, weight_bytes
+    from inlay.training.finetune.data import Examples
+    from inlay.training.finetune.lora import attach_adapter
+    from inlay.training.finetune.memory import trace, trained_need
+    from inlay.training.finetune.recipes import DREAMCOM
+    from inlay.training.finetune.transformers import (
+        BY_REFERENCE,
+        resolved_recipe,
+        transformer_pass,
+        with_family_numbers,
+    )
+
+    family, model = named(name), meta_model(name)
+    way = BY_REFERENCE if family.references != "none" else "auto"  # the edit model of the family
+    recipe = with_family_numbers(replace(DREAMCOM, hole_condition=way), model)
+    recipe = resolved_recipe(recipe.with_choices(rank=rank), model)
+    network = model.model.diffusion_model
+    if fp8:
+        in_fp8(network)
+    with META:
+        adapter = attach_adapter(network, recipe.adapter, torch.bfloat16, 0)
+    trained = sum(p.numel() for p in adapter.parameters)
+    values = {"cross_attn": torch.empty(1, TEXT, text_width(model), device=META)}
+    values["pooled_output"] = torch.empty(1, 768, device=META)
+    host_pass = transformer_pass(model, network, torch.bfloat16, recipe, [values])
+    cell = 16 if model.model.latent_format.latent_channels == 128 else 8
+    grid = torch.empty(1, model.model.latent_format.latent_channels, side // cell, side // cell, device=META)
+    one = torch.ones(1, 1, *grid.shape[-2:], device=META)
+    row = Examples(grid, one, grid, one, torch.zeros(1, 0, 0), caption=torch.zeros(1, dtype=torch.long))
+    host_pass.host.attend = attend
+    blocks = blocks_of(network)
+    with training_switches(network):
+        kept = trace(network, blocks, lambda: host_pass(row, grid, torch.empty(1, device=META)))
+    size = torch.bfloat16.itemsize
+    adapter_bytes, states = trained_need([p.shape for p in adapter.parameters], size, recipe.optimiser, False)
+    frozen = weight_bytes(network) - trained * size
+    return {
+        checkpointing: round(frozen + adapter_bytes + states + kept.activations(checkpointing))
+        for checkpointing in (False, True)
+    }
+
+
+def row_of(name: str, side: int) -> str:
+    from inlay.families.table import named
+
+    count = sum(p.numel() for p in meta_model(name).model.diffusion_model.parameters()) / 1e9
+    full, small = forecast(name, side, fp8=False), forecast(name, side, fp8=True)
+    cells = [full[False], full[True], small[True]]
+    figures = " | ".join(f"{cell / GIGABYTE:.1f} GB" for cell in cells)
+    return f"| {named(name).label} | {count:.1f} | {side} | {figures} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--family", choices=TRAINED, help="one family (default: all)")
+    parser.add_argument("--side", type=int, help="of the square pictures in pixels (default: 512, 768, 1024)")
+    options = parser.parse_args()
+    open_host()
+    sides = [options.side] if options.side else [512, 768, 1024]
+    print("| model | billions of weights | side | bf16 | bf16, checkpointing | fp8, checkpointing |")
+    print("|---|---|---|---|---|---|")
+    for name in [options.family] if options.family else TRAINED:
+        for side in sides:
+            print(row_of(name, side), flush=True)
+
+
+if __name__ == "__main__":
+    main()

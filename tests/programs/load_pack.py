@@ -1,0 +1,20 @@
+"""Load the pack in a host and print the imported modules."""
+
+import asyncio
+import sys
+
+sys.path.insert(0, sys.argv[1])
+from comfy.cli_args import args
+
+args.cpu = True
+import nodes
+
+
+async def load():
+    await nodes.init_builtin_extra_nodes()
+    before = set(sys.modules)
+    assert await nodes.load_custom_node(sys.argv[2]), "the pack does not load"
+    return sorted(set(sys.modules) - before)
+
+
+print(*asyncio.run(load()), sep="\n")

@@ -1,0 +1,26 @@
+"""Train in a host, and wait after step 5 to be killed."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, os.environ["COMFYUI_PATH"])
+from comfy.cli_args import args
+
+args.cpu = True
+import comfy.sd
+import torch
+
+sys.path.insert(0, sys.argv[3])
+import lesson
+
+with torch.inference_mode():
+    wired = comfy.sd.load_checkpoint_guess_config(sys.argv[1])[:3]
+
+    def on_step(step, loss):
+        if step == 5:
+            print("here", flush=True)
+            time.sleep(600)
+
+    lesson.teach_cat(wired, Path(sys.argv[2]), on_step)
