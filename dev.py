@@ -3,7 +3,7 @@
 
     python dev.py demo          watch a real ComfyUI put a subject into a new picture (--help: your own)
     python dev.py serve         start ComfyUI with Inlay, the tiny models and the templates, for the browser
-    python dev.py test          ruff, pyright and every test; what follows goes to pytest
+    python dev.py test          ruff, codespell, pyright, every test; what follows goes to pytest
     python dev.py bench [NAME]  measure something (tests/benchmarks)
     python dev.py lab [NAME]    train a tiny model (lab/models) or measure one (lab/studies)
     python dev.py tool [NAME]   write templates, thumbnails, screenshots or the interface snapshot (tools)

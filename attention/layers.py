@@ -67,7 +67,7 @@ def preset_layers(layers: list[Layer], preset: str) -> set[Layer]:
     """Return the layers that a preset masks in self-attention.
 
     paper (DreamCom 4.3): every layer but the decoder's outer ones, which harmonise the picture.
-    decoder_outer (supplement 1, c): only the decoder's outer layers. all, none: as they say.
+    decoder_outer (supplement 1, c): only the decoder's outer layers. all, none: every layer, no layer.
     released: the decoder's outer layers without the first, which is what DreamCom's published code masks.
 
     The decoder's outer layers are those at the two finest resolutions at which the decoder attends. In SD 1.5

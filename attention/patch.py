@@ -58,7 +58,7 @@ def choose_masking(
 ) -> Masking:
     """Every cross-attention layer, and the self-attention layers of a preset or of a free list (`layers`).
 
-    A strength of 0 leaves the layers out. Raises ValueError for a network or a list it does not know.
+    A strength of 0 leaves the layers out. Raises ValueError for an unknown network or list.
     """
     layers = unet_layers(unet)
     choose = preset_layers if self_layers in LAYER_PRESETS else listed_layers
@@ -97,7 +97,7 @@ def region_options(
     text: per subject the positions of the text tokens it sees, None for all; released: see
     `text_positions`. attend: the host's `optimized_attention`, or one called like it. The other options as
     in `choose_masking` and `row_masks`. Replacements already in transformer_options are called, not lost;
-    its "cond_or_uncond" tells how many copies of the images the batch holds (default: one, conditional).
+    its "cond_or_uncond" gives how many copies of the images the batch holds (default: one, conditional).
     """
     masks = [mask] if isinstance(mask, Tensor) else list(mask)
     options = dict(transformer_options or {})
@@ -147,7 +147,7 @@ def with_replacements(options: dict, masking: Masking, attend: Callable[..., Ten
 
 
 class Replacement:
-    """A replacement of attention; packs that would add to it (IPAdapter calls `add`) are told their place.
+    """A replacement of attention; packs that add to it (IPAdapter calls `add`) get an error.
 
     What they add would not be masked, and stay on the MODEL that was patched before theirs.
     """

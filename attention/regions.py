@@ -184,7 +184,7 @@ class RegionPlan:
         self.window = window
         self.grids: list[GridRegions] = []
         self.texts: dict[tuple[int, int], list[Tensor | None]] = {}
-        self.unmasked: set[tuple] = set()  # blocks that could not be masked, to say so once
+        self.unmasked: set[tuple] = set()  # blocks that could not be masked; the warning is logged once
 
     def at(self, latent: Size, grid: Size) -> GridRegions:
         """Return the regions on a grid (height, width) of a latent (height, width)."""

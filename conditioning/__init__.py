@@ -1,1 +1,1 @@
-"""What the UNet is told besides noise: inpainting conditions."""
+"""Conditions of a model besides the noise: attribute substitution, Fooocus' patch, edit prompts."""

@@ -49,7 +49,7 @@ def words_to_remove(
 
     attributes: kind -> the subject's words, as in `Subject.attributes`; those that the prompt uses itself
     stay. typed: words between commas; one that names a kind ("material") means the subject's words of it.
-    names: what the prompt calls the subject, the longest first; only what it says of that counts, and all of
+    names: what the prompt calls the subject, the longest first; only its words about that count, and all of
     the prompt where no name is given.
     """
     said = set(subject_words(prompt, names) if names else _words(prompt))
@@ -65,7 +65,7 @@ def words_to_remove(
 
 
 def subject_words(prompt: str, names: Sequence[str]) -> list[str]:
-    """Return what a prompt says of the subject.
+    """Return what a prompt states about the subject.
 
     The words before its name, and those of "made of", "is", "painted".
 

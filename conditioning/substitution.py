@@ -1,4 +1,4 @@
-"""Textual attribute substitution (DreamMix, sec. 3.4): a prompt without what the subject says already."""
+"""Textual attribute substitution (DreamMix, sec. 3.4): a prompt without the subject's own attributes."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

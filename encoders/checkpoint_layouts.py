@@ -1,7 +1,7 @@
-"""Which published or trained weights a file holds, told from its keys, and their form in memory.
+"""Which published or trained weights a file holds, recognised by its keys, and their form in memory.
 
 Paint-by-Example and ObjectStitch have the same keys and shapes; what differs is which of CLIP's tokens they
-were trained with. Where that is not said, the file's name decides: Paint-by-Example unless it says "stitch".
+were trained with. Where the user does not choose, the file's name decides: ObjectStitch if "stitch" is in it.
 """
 
 import json
@@ -17,7 +17,7 @@ from . import ANYDOOR, AUTO_LAYOUT, INLAY_LAYOUT, OBJECT_STITCH, OPTIMIZER, PAIN
 from .content_adapter import CLIP, AdapterConfig, ContentAdapter, EncoderSpec
 from .embedding_optimizer import EmbeddingOptimizer, OptimizerConfig, seeded_queries
 
-METADATA = "inlay.adapter"  # the key under which our files say what they hold, as JSON
+METADATA = "inlay.adapter"  # the key of the description in our files, as JSON
 # the keys of EncoderSpec and its field `uncond` in that JSON, as version 0.1 wrote them
 SPEC_KEY, UNCOND_KEY = "reading", "nothing"
 StateDict = Mapping[str, Tensor]

@@ -62,7 +62,7 @@ class GraphJob:
         key, kind, options = find_input(self.graph, setting, definitions)
         upload = find_upload(setting, kind, options)
         value = input_name(upload) if upload else read_value(setting, kind, options)
-        # Wherever the results are evaluated, they say where their pictures were.
+        # The results state where their pictures were, for an evaluation in any folder.
         said = replace(setting, value=str(Path(setting.value).expanduser().resolve())) if upload else setting
         return replace(
             self,

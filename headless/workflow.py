@@ -112,7 +112,7 @@ def find_node(graph: Graph, name: str) -> str:
 
 
 def resolve_setting(graph: Graph, setting: Setting, definitions: dict[str, Definition]) -> Setting:
-    """Return the setting with node and input told apart, where an input's own name has a dot.
+    """Return the setting with node and input separated, where an input's own name has a dot.
 
     A.b.c is b.c of A.
     """

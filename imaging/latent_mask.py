@@ -68,7 +68,7 @@ UNET_CHANNELS = 4  # of the latents of SD 1.5, SD 2 and SDXL
 
 
 def snapped_hole(mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-    """Return the hole (B, H, W) as the latent's grid knows it, at the picture's size.
+    """Return the hole (B, H, W) snapped to the latent's grid, at the picture's size.
 
     mask (B, H, W), padded as the picture of the latent (B, C, h, w), or (B, C, 1, h, w), was.
     """

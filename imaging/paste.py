@@ -27,7 +27,7 @@ BLENDS = (SOFT_EDGE, GRADIENT)
 
 WORK_AREA = 512 * 512  # pixels on which pictures are aligned
 COLOUR_SIDE = 256  # pixels of the longer side on which colours are measured
-COARSE_SIDE = 32  # pixels of the longer side on which a colour difference is told from noise
+COARSE_SIDE = 32  # pixels of the longer side on which a colour difference is separated from noise
 GUARD = 1 / 100  # of the longer side: what a model changes around the mask
 RING = 1 / 8  # of the longer side: distance from the mask at which a pixel counts 1 / e for the colour
 SAME_COLOUR = 0.5  # dE00 at the rim below which colours are left as they are

@@ -105,7 +105,7 @@ def read_reference(
 
 
 def is_whole_frame(mask: torch.Tensor) -> bool:
-    """Whether a mask tells nothing about where the subject is: empty, or the whole picture."""
+    """Return whether a mask gives no place of the subject: it is empty, or the whole picture."""
     inside = mask > 0.5
     return bool(inside.all() or not inside.any())
 
@@ -115,7 +115,7 @@ def collect_wired(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return connected pictures (B, H, W, C) and masks of any rank as references like those of a folder.
 
-    A fourth channel is the mask where no other is connected. A mask that tells nothing may have any size: the
+    A fourth channel is the mask where no other is connected. Such a mask may have any size: the
     host's Load Image gives 64 x 64 zeros for a picture without transparency. Raises ValueError otherwise.
     """
     pictures = [picture[None] for batch in images for picture in batch]

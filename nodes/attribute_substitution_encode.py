@@ -1,4 +1,4 @@
-"""AttributeSubstitutionEncode: a prompt without what the subject already says about itself."""
+"""AttributeSubstitutionEncode: a prompt without the subject's own attributes."""
 
 import torch
 from comfy_api.latest import io, ui

@@ -251,7 +251,7 @@ def sample(
     check_sigmas(sigmas)
     check_inpaint_patch(inpaint_patch)
     check_mask(image, mask)
-    split_schedule(sigmas, close_up_share)  # says so when the share is none
+    split_schedule(sigmas, close_up_share)  # raises ValueError for a share outside 0 to 1
     if context == CONTEXT:  # a LoRA's own, where the input was left alone
         context = view_sampler.trained_context(guider) or context
     options = InpaintOptions(
@@ -313,7 +313,7 @@ def _nothing_to_paint(vae: PictureVae, image: torch.Tensor, options: InpaintOpti
 def _empty_mask_warning(
     image: torch.Tensor, mask: torch.Tensor, jobs: list[BatchPlan], several: str
 ) -> str | None:
-    """Return what to say of masks, of which some are not empty."""
+    """Return the warning about masks that are empty, where others are not."""
     if several == EACH or len(mask) == 1:
         return _no_mask_warning(len(image) - sum(len(job.rows) for job in jobs), len(image))
     empty = len(mask) - sum(map(len, jobs[0].turns))

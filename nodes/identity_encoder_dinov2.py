@@ -1,4 +1,4 @@
-"""IdentityEncoderDINOv2: one picture of an object in, conditioning that says that object out."""
+"""IdentityEncoderDINOv2: conditioning from one picture of an object."""
 
 import torch
 from comfy_api.latest import io, ui

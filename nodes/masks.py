@@ -79,7 +79,7 @@ class InlayBoxMask(io.ComfyNode):
 
 
 def _saved_picture(cls, image: torch.Tensor) -> dict:
-    """Return the picture for the box on the node, where the page cannot know it before.
+    """Return the picture for the box on the node, where the page has no picture before a run.
 
     A file and its true size.
     """

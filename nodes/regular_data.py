@@ -23,7 +23,6 @@ from ..training.finetune.attribute_dictionary import (
     parse_attributes,
     write_attributes,
 )
-from ..training.finetune.regular_data import list_regular
 from .checks import check_wired, refuse_empty_lists
 
 NO_MODEL = "none"
@@ -133,7 +132,7 @@ def vision_language_models() -> dict[str, Path]:
 
 
 def propose_with_model(images: Sequence[Tensor], class_name: str, vision_model: str) -> dict[str, list[str]]:
-    """Return what the model says of the pictures (H, W, 3) in [0, 1]."""
+    """Return the attributes that the model finds in the pictures (H, W, 3) in [0, 1]."""
     from ..training.finetune.attribute_dictionary import propose_attributes
 
     folder = vision_language_models().get(vision_model)
@@ -349,6 +348,8 @@ class InlayLoadRegularData(io.ComfyNode):
 
 def _list_folder(folder: str) -> list:
     """Return the files of a regular_<category> folder. Raises ValueError when there are none."""
+    from ..training.finetune.regular_data import list_regular  # loaded when needed
+
     return list_regular(_resolve(folder))
 
 

@@ -1,4 +1,4 @@
-"""SubjectFinetune: a few pictures of your subject in, a model that knows it out."""
+"""SubjectFinetune: train a model on a few pictures of a subject."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..training.optimizers import ADAFACTOR_RATE, OptimizerKind
 from .checks import check_inpaint_patch, check_wired, refuse_empty_lists
 from .training_progress import NodeProgress, workflow_id
 
-PRESET = "preset"  # as the memory preset says
+PRESET = "preset"  # as the memory preset has it
 # How a transformer learns where the hole is, and `Recipe.hole_condition`.
 HOLE_WAYS = {"mask channels": "channels", "reference": "reference", "loss alone": "loss"}
 RARE_NUMBERS = ("caption_dropout", "min_snr", "preservation")

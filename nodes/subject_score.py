@@ -93,7 +93,7 @@ def embed(vision, pictures, whole: bool, name: str) -> torch.Tensor:
 
     crops = []
     for number, (image, mask) in enumerate(pictures, 1):
-        image = image.float()  # resizing knows no half precision on every device
+        image = image.float()  # some devices cannot resize in half precision
         check_finite(image, f"{PICTURES[name]}: picture {number}")
         shown = image.new_ones(image.shape[:2]) if whole else mask.to(image)
         check_mask(image[None], shown[None], f"{name}: mask {number}")

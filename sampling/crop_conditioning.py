@@ -1,4 +1,4 @@
-"""What a prompt says about places, seen through a window: its area, its mask, its ControlNet's picture.
+"""What a prompt states about places, cut to a window: its area, its mask, its ControlNet's picture.
 
 The host stretches masks and hints over whatever is sampled, and counts areas from its corner. Here they are
 made for a part of the picture first.

@@ -74,7 +74,7 @@ def noise_of_step(noise: Tensor, sigma: Tensor) -> Tensor:
 
 
 def blend_background(model: ModelPatcher, blending: str) -> ModelPatcher:
-    """Return a clone of MODEL whose samplers blend the known latents in as `blending` says.
+    """Return a clone of MODEL whose samplers blend the known latents in as `blending` names.
 
     The mask is the one of the sampled latent. RENOISED removes the patch of an earlier node.
     """

@@ -67,7 +67,7 @@ def _takes_control(model: ModelPatcher) -> bool:
 
 
 def check_prompts(guider: CFGGuider) -> None:
-    """Raise ValueError for a control picture that a LoRA taught a Flux to read: it is not cut for a view."""
+    """Raise ValueError for a control picture that Flux reads by a LoRA: it is not cut for a view."""
     conds = [cond for part in guider.original_conds.values() for cond in part]
     row = family_of(guider.model_patcher)
     if row is not None and row.transformer and any(cond.get(IDENTITY) for cond in conds):

@@ -15,6 +15,7 @@ from comfy.cli_args import args
 args.cpu = True
 import comfy.sd
 import torch
+from safetensors import safe_open
 
 sys.path.insert(0, sys.argv[3])
 import lesson
@@ -41,7 +42,9 @@ def start():
 def result():
     (lora,), (facts,) = store.glob("*.safetensors"), store.glob("*.json")
     left = [path.name for path in store.iterdir() if path.suffix not in (".safetensors", ".json")]
-    return lora.read_bytes(), facts.read_bytes(), left
+    with safe_open(lora, "pt") as file:  # the order of the metadata in the file is random
+        weights = {key: file.get_tensor(key).numpy().tobytes() for key in file.keys()}  # noqa: SIM118 - no dict
+        return (weights, file.metadata()), facts.read_bytes(), left
 
 
 begun = time.monotonic()
@@ -64,5 +67,6 @@ while kills < count:
     finished += 1
     lora, facts, left = result()
     failed += (lora, facts, left) != (*whole[:2], [])
+    print(kills, finished, failed, flush=True)
     shutil.rmtree(store)
 print(json.dumps({"kills": kills, "finished": finished, "failed": failed, "states": sorted(states)}))

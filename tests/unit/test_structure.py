@@ -4,6 +4,7 @@ docs/architecture.md describes the same rules in words.
 """
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -79,6 +80,13 @@ def test_the_two_kinds_of_training_share_the_objective_and_the_optimizers_only()
 
 def test_training_has_at_most_thirty_files():
     assert len(list((dev.PACK / "training").rglob("*.py"))) <= 30
+
+
+def test_the_page_about_the_architecture_names_files_that_exist():
+    text = (dev.PACK / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"[a-z_]+(?:/[a-z_0-9]+)+\.py", text))
+    assert len(named) > 20
+    assert [name for name in named if not (dev.PACK / name).is_file()] == []
 
 
 def test_few_modules_are_short():

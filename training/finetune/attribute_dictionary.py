@@ -9,7 +9,7 @@ A dictionary maps each kind of attribute to the subject's own words, most tellin
       "accessory": ["a lid"]
     }
 
-Kinds are free; `AttributeSubstitutionEncode` knows the values of colour, material, texture, pattern, shape
+Kinds are free. `AttributeSubstitutionEncode` lists the values of colour, material, texture, pattern, shape
 and size, and finds by them what a prompt contradicts. Words of the kinds accessory, part, clothing and
 feature follow the class name with "with", all others stand before it; a word that begins with a preposition
 ("made of clay") follows as it is.
@@ -110,7 +110,7 @@ def compose_prompts(
     """Up to `count` different prompts "a [token] [attributes] [class] [attributes]", combined at random.
 
     Each takes at least one kind, and one word of every kind it takes; when there are fewer combinations, all
-    of them come. An empty `token` leaves it out. `template` says what stands around the subject; its "a"
+    of them come. An empty `token` leaves it out. `template` has the words around the subject; its "a"
     becomes "an" where it must. Raises ValueError when there is no attribute, class or place for them.
     """
     if not attributes:
@@ -236,7 +236,7 @@ def parse_answer(answer: str) -> dict[str, list[str]]:
         try:
             return _lower(parse_attributes(answer[begin : end + 1]))
         except ValueError:
-            pass  # prose in braces, or JSON cut off: its lines may still say it
+            pass  # prose in braces, or JSON cut off: its lines may still have it
     found = parse_attributes("\n".join(f"{kind}: {words}" for kind, words in LINE.findall(answer)))
     if not found:
         raise ValueError(

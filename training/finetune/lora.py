@@ -111,7 +111,7 @@ class FullAdapter:
 def attach_adapter(
     unet: nn.Module, spec: AdapterSpec, dtype: torch.dtype, seed: int
 ) -> LoraAdapter | FullAdapter:
-    """Make `unet` trainable in place, as `spec` says; its other weights stay frozen.
+    """Make `unet` trainable in place by `spec`; its other weights stay frozen.
 
     `dtype` is that of the network's arithmetic, so no layer has to cast. `seed` draws a LoRA's first weights.
     Raises ValueError as `lora_layers` does.

@@ -22,7 +22,7 @@ MAX_NODES = 16  # remembered
 
 @dataclass
 class TrainingProgress:
-    """One training of `steps` steps on the node `node`; `key` tells it from the node's earlier ones.
+    """One training of `steps` steps on the node `node`; `key` distinguishes it from the node's earlier ones.
 
     workflow: the id of the workflow with the node, empty for a graph that came without; nodes of several
     workflows have the same number.
@@ -39,7 +39,7 @@ class TrainingProgress:
     points: list[tuple[int, float]] = field(default_factory=list)  # (step, mean loss up to it)
     samples: list[tuple[int, str]] = field(default_factory=list)  # (step, picture as a data URL)
     _open: list[float] = field(default_factory=list)  # losses of the point that is not full yet
-    _told: int = 0  # points that `news` has told
+    _told: int = 0  # points that `news` has returned
 
     @property
     def stride(self) -> int:

@@ -35,7 +35,7 @@ class AdapterSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to teach a model a subject. `resolution` 0 means the model's own working size."""
+    """One way to train a model on a subject. `resolution` 0 means the model's own working size."""
 
     name: str
     adapter: AdapterSpec = field(default_factory=AdapterSpec)

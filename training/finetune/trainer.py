@@ -358,7 +358,7 @@ def _gradients(
 
 
 def on_cpu() -> bool:
-    """Return whether the launcher was told not to use accelerators."""
+    """Return whether the launcher is set to use no accelerators."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
 
 
@@ -393,13 +393,13 @@ def average(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(reduce(tensor, "mean"))  # pyright: ignore[reportArgumentType]
 
 
-def any_rank_stopping(group: ProcessGroup, told: bool) -> bool:
-    """Return whether any process was told to stop. All processes call it after the same step."""
+def any_rank_stopping(group: ProcessGroup, stopping: bool) -> bool:
+    """Return whether any process has to stop. All processes call it after the same step."""
     if group.average is None:
-        return told
+        return stopping
     from accelerate import PartialState
 
-    share = torch.tensor(float(told), device=PartialState().device)
+    share = torch.tensor(float(stopping), device=PartialState().device)
     group.average([share])
     return share.item() > 0
 

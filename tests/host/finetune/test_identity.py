@@ -1,9 +1,15 @@
 """What a base is known by: all that decides a result counts, and nothing else does."""
 
+import os
+import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
+
+from inlay import dev
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +122,31 @@ def test_every_reload_is_the_same_base(parts, random_checkpoint, model_fingerpri
         assert model_fingerprint(model=model, clip=clip, vae=vae) == before
         comfy.model_management.unload_all_models()
         comfy.model_management.cleanup_models_gc()
+
+
+NAMER = dev.PACK / "tests" / "programs" / "name_of_training.py"
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.repeats)])
+def test_every_restart_finds_one_name(random_checkpoint, comfyui_path, tmp_path, count):
+    """New processes, the checkpoint in another folder under another name, one thread or two."""
+    names = []
+    for number in range(count):
+        moved = tmp_path / f"{number} moved.safetensors"
+        shutil.copyfile(random_checkpoint, moved)
+        environment = os.environ | {
+            "COMFYUI_PATH": str(comfyui_path),
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path != str(comfyui_path)),
+            "OMP_NUM_THREADS": str(1 + number % 2),
+            "MALLOC_PERTURB_": str(17 * number % 255),  # what unused memory holds
+        }
+        done = subprocess.run(
+            [sys.executable, str(NAMER), str(moved)], env=environment, text=True, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        names.append(done.stdout.splitlines()[-1])
+        moved.unlink()
+    assert len(set(names)) == 1, names
 
 
 def test_a_result_stored_by_the_released_version_is_found(parts, pictures, store_folder, run, monkeypatch):

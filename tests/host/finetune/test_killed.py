@@ -14,14 +14,13 @@ from inlay import dev
 
 VICTIM = (dev.PACK / "tests" / "programs" / "train_until_killed.py").read_text(encoding="utf-8")
 LESSON = (dev.PACK / "tests" / "programs" / "lesson.py").read_text(encoding="utf-8")
-
 KILLER = (dev.PACK / "tests" / "programs" / "kill_while_training.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("count", [5, pytest.param(200, marks=pytest.mark.repeats)])
 def test_kills_at_any_moment_end_in_the_same_bits(random_checkpoint, tmp_path, comfyui_path, count, capsys):
-    """Up to five kills in a row, then the end: LoRA and JSON have the bytes of an undisturbed run."""
+    """Up to five kills in a row, then the end: weights and JSON are an undisturbed run's, bit for bit."""
     (tmp_path / "lesson.py").write_text(LESSON, encoding="utf-8")
     environment = os.environ | {
         "COMFYUI_PATH": str(comfyui_path),
