@@ -42,7 +42,7 @@ def meta_model(name: str):
 
     from inlay.lab.models.full_transformers import full_network
 
-    config = comfy.model_detection.model_config_from_unet(full_network(name).state_dict(), "")
+    config: Any = comfy.model_detection.model_config_from_unet(full_network(name).state_dict(), "")
     config.set_inference_dtype(torch.bfloat16, None)
     base = config.get_model({}, "", device=META)
     base.diffusion_model.to(torch.bfloat16)

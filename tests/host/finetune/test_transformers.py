@@ -418,7 +418,7 @@ def test_output_preservation_is_its_definition(opened, dropped):
     with torch.inference_mode(False), torch.enable_grad():
         plain = RECIPES["DreamCom"].with_choices(rank=4)
         trainable, plain, _ = trained_parts(opened, "z-image", plain, torch.float64, None, captions)
-        trainable = replace(trainable, blank=2)
+        trainable: Any = replace(trainable, blank=2)
         kept = replace(plain, preservation=0.7, caption_dropout=dropped)
         rows = replace(random_examples(trainable, 2), class_caption=torch.tensor([1])).take(torch.arange(2))
         parameters = trainable.adapter.parameters
@@ -457,7 +457,8 @@ def test_options_of_every_kind_train_and_resume_what_they_should(opened, train, 
         "hole": "loss alone", "layers": "attention", "adapter": "DoRA", "schedule": "cosine",
         "warmup_steps": 2, "caption_dropout": 0.5, "min_snr": 5.0, "preservation": 1.0,
     }  # fmt: skip
-    options = InlayTrainingOptions.execute(**given).result[0]
+    node: Any = InlayTrainingOptions
+    options = node.execute(**given).result[0]
     assert options == given
     model, lora, loss, *_ = train("qwen-image-edit-2511", options=options, steps=3)
     assert not any("mlp" in key for key in lora)
@@ -644,7 +645,8 @@ def test_a_config_of_separate_files_trains_a_transformer(in_process_host, host_w
     start = "cond_stage_model.transformer."
     text = {key.removeprefix(start): value for key, value in whole.items() if key.startswith(start)}
     save_file(text, tmp_path / "clip_l.safetensors")
-    vae = tiny_vae("flux1-fill").first_stage_model.state_dict()
+    autoencoder: Any = tiny_vae("flux1-fill").first_stage_model
+    vae = autoencoder.state_dict()
     save_file(
         {key: value.clone() for key, value in vae.items()}, tmp_path / "tae.safetensors",
     )  # fmt: skip
