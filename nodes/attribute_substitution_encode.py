@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..conditioning.attribute_words import words_to_remove
 from ..conditioning.substitution import JOINT, PROJECTIONS, Removed, substitute, word_rows
-from .checks import check_wired
+from .checks import check_texts, check_wired
 
 
 class AttributeSubstitutionEncode(io.ComfyNode):
@@ -77,6 +77,7 @@ class AttributeSubstitutionEncode(io.ComfyNode):
         cls, clip, prompt: str, remove: str = "", strength: float = 1.0, projection: str = JOINT, subject=None
     ) -> io.NodeOutput:
         check_wired(clip=clip)
+        check_texts(prompt=prompt, remove=remove)
         if subject is not None:
             check_wired(subject=subject)
         if not 0 <= strength <= 1:

@@ -48,8 +48,11 @@ def check_wired(**inputs) -> None:
             raise ValueError(f"{name}: it holds no prompt; wire CLIP Text Encode.")
 
 
-def refuse_empty_lists(execute: Execute) -> Execute:
-    """Make `execute` of a node with list inputs raise ValueError, naming it, for an empty list.
+COUNTED = {"masks", "regular_masks", "reference_masks"}  # compared in number with their pictures
+
+
+def check_list_inputs(execute: Execute) -> Execute:
+    """Make `execute` of a node with list inputs raise ValueError for an empty list and a broken text.
 
     Nodes that filter lists may leave nothing; a list holds at least one value otherwise.
     """
@@ -57,13 +60,26 @@ def refuse_empty_lists(execute: Execute) -> Execute:
     @functools.wraps(execute)
     def checked(cls, *args, **inputs):
         for name, values in inputs.items():
-            if isinstance(values, list) and not values and not name.endswith("masks"):  # these are counted
-                raise ValueError(
-                    f"{name}: the list that is wired in is empty; wire one with at least one entry."
-                )
+            if isinstance(values, list) and not values and name not in COUNTED:
+                raise ValueError(f"{name}: the list that is wired in is empty; wire one with an entry.")
+        check_texts(**inputs)
         return execute(cls, *args, **inputs)
 
     return checked  # pyright: ignore[reportReturnType]
+
+
+def check_texts(**inputs) -> None:
+    """Raise ValueError, naming the input, for a text or a list with one that holds half of a character.
+
+    JSON can hold one half of a surrogate pair; no text encoder and no file takes it.
+    """
+    for name, values in inputs.items():
+        for text in values if isinstance(values, list | tuple) else [values]:
+            if isinstance(text, str) and not text.isascii():
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    raise ValueError(f"{name}: it holds half of a character; type the text again.") from None
 
 
 def _is_prompt(entry: object) -> bool:

@@ -29,7 +29,7 @@ from ..imaging.masks import check_mask, check_not_empty
 from ..imaging.object_picture import BACKGROUND_COLOURS
 from ..imaging.views import pad_to_multiple
 from ..sampling.references import reference_kinds
-from .checks import check_wired
+from .checks import check_list_inputs, check_wired
 from .masked_attention_patch import parse_photos
 
 NO_PRESET = "none"
@@ -124,6 +124,7 @@ class InlayEditPrompt(io.ComfyNode):
         )
 
     @classmethod
+    @check_list_inputs
     def execute(
         cls, clip, vae, prompt, photos, photo_masks=None, scene=(None,), mask=(None,), hole=(GREY_HOLE,),
         ground=("white",), boxes=("",), negative=("",), preset=(NO_PRESET,),

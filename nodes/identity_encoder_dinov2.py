@@ -7,7 +7,7 @@ from torch import Tensor
 from ..imaging.inputs import as_images_each, as_masks_each, check_finite
 from ..imaging.object_picture import BACKGROUND_COLOURS, ORIGINAL, subject_picture
 from ..sampling.identity import as_conditioning
-from .checks import check_wired, refuse_empty_lists
+from .checks import check_list_inputs, check_wired
 from .loaders import AdapterType
 
 AUTO_BACKGROUND = "as the adapter was trained"
@@ -102,7 +102,7 @@ class IdentityEncoderDINOv2(io.ComfyNode):
         )
 
     @classmethod
-    @refuse_empty_lists
+    @check_list_inputs
     def execute(
         cls,
         encoder,

@@ -19,7 +19,7 @@ from ..imaging.references import (
     skipped_files,
     thumbnail,
 )
-from .checks import check_wired, refuse_empty_lists
+from .checks import check_list_inputs, check_wired
 from .page import add_get_route, data_url
 
 REFERENCES_ROUTE = "/inlay/references"
@@ -99,7 +99,7 @@ class InlayLoadReferences(io.ComfyNode):
         return digest.hexdigest()
 
     @classmethod
-    @refuse_empty_lists
+    @check_list_inputs
     def execute(
         cls,
         folder: list[str],

@@ -23,7 +23,7 @@ from ..training.finetune.attribute_dictionary import (
     parse_attributes,
     write_attributes,
 )
-from .checks import check_wired, refuse_empty_lists
+from .checks import check_list_inputs, check_wired
 
 NO_MODEL = "none"
 ATTRIBUTE_KINDS = (
@@ -107,7 +107,7 @@ class InlayAttributeDictionary(io.ComfyNode):
         return True
 
     @classmethod
-    @refuse_empty_lists
+    @check_list_inputs
     def execute(
         cls, class_name, attributes, token, count, seed, template, images=None, vision_model=(NO_MODEL,)
     ) -> io.NodeOutput:
@@ -242,7 +242,7 @@ class InlayRegularImages(io.ComfyNode):
         )
 
     @classmethod
-    @refuse_empty_lists
+    @check_list_inputs
     def execute(
         cls, model, clip, vae, prompts, count, seed, steps, cfg, sampler_name, scheduler, background_prompt,
         size=(0,), backgrounds=None,
@@ -405,7 +405,7 @@ class InlaySaveRegularData(io.ComfyNode):
         return True
 
     @classmethod
-    @refuse_empty_lists
+    @check_list_inputs
     def execute(cls, images, masks, prompts, category) -> io.NodeOutput:
         from ..training.finetune.data import collect_references  # loaded when needed
         from ..training.finetune.regular_data import save_regular

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..conditioning.fooocus import InpaintPatch
 from ..training.finetune.recipes import MEMORY_PRESETS, RECIPE_NAMES, LayerChoice, describe_preset
 from ..training.optimizers import ADAFACTOR_RATE, OptimizerKind
-from .checks import check_inpaint_patch, check_wired, refuse_empty_lists
+from .checks import check_inpaint_patch, check_list_inputs, check_wired
 from .training_progress import NodeProgress, workflow_id
 
 PRESET = "preset"  # as the memory preset has it
@@ -257,7 +257,7 @@ class SubjectFinetune(io.ComfyNode):
         )
 
     @classmethod
-    @refuse_empty_lists
+    @check_list_inputs
     def execute(
         cls, model, clip, vae, images, class_name, token, recipe, steps, rank, learning_rate, batch_size,
         seed, resolution=(0,), masks=None, regular_images=None, regular_masks=None, regular_prompt=("",),

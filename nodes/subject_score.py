@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..imaging.inputs import as_images_each, as_masks_each, check_finite
 from ..imaging.masks import check_mask
-from .checks import check_wired, refuse_empty_lists
+from .checks import check_list_inputs, check_wired
 
 PICTURES = {"masks": "images", "reference_masks": "references"}  # whose masks these are
 REGION_CHOICES = ["subject", "whole picture"]
@@ -63,7 +63,7 @@ class InlaySubjectScore(io.ComfyNode):
         )
 
     @classmethod
-    @refuse_empty_lists
+    @check_list_inputs
     def execute(
         cls, clip_vision, images, references, masks=None, reference_masks=None, region=("subject",)
     ) -> io.NodeOutput:

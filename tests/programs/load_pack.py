@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from typing import Any
 
 sys.path.insert(0, sys.argv[1])
 from comfy.cli_args import args
@@ -9,11 +10,13 @@ from comfy.cli_args import args
 args.cpu = True
 import nodes
 
+host: Any = nodes  # of ComfyUI, which the type checker takes for ours
+
 
 async def load():
-    await nodes.init_builtin_extra_nodes()
+    await host.init_builtin_extra_nodes()
     before = set(sys.modules)
-    assert await nodes.load_custom_node(sys.argv[2]), "the pack does not load"
+    assert await host.load_custom_node(sys.argv[2]), "the pack does not load"
     return sorted(set(sys.modules) - before)
 
 

@@ -460,3 +460,69 @@ def test_training_text_values(parts):
     values = training.text_values(conditioning)
     assert values["cross_attn"].shape == (1, 77, 768)
     assert values["guidance"] == 3.5
+
+
+def quantised_linear():
+    """One of the host's tensors of fewer than 16 bits in a linear layer, as its loader makes them."""
+    from comfy.quant_ops import QuantizedTensor
+
+    layer = torch.nn.Linear(32, 32, bias=False)
+    weight = QuantizedTensor.from_float(layer.weight.detach(), "TensorCoreFP8Layout", scale=torch.tensor(0.1))
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
+def test_training_is_quantised(in_process_host):
+    from inlay.host import training
+
+    assert training.is_quantised(quantised_linear())
+    assert not training.is_quantised(torch.nn.Linear(2, 2))
+    assert not training.is_quantised(torch.nn.LayerNorm(2))
+
+
+def test_training_is_special(in_process_host):
+    from inlay.host import training
+
+    assert training.is_special(quantised_linear().weight)
+    assert not training.is_special(torch.nn.Linear(2, 2).weight)
+
+
+def test_training_bytes_of(in_process_host):
+    from inlay.host import training
+
+    assert training.bytes_of(torch.zeros(3, 5)) == 60
+    assert training.bytes_of(quantised_linear().weight) == 32 * 32, "quantised tensors have no _qdata"
+
+
+def test_training_frozen_copy(parts):
+    """Without quantised layers it is `trainable_copy`: the same weights under the same names."""
+    from inlay.host import training
+
+    copy, own = training.frozen_copy(parts.model, torch.float32), parts.model.model.diffusion_model
+    assert dict(copy.named_parameters()).keys() == dict(own.named_parameters()).keys()
+
+
+def test_training_weight_bytes(in_process_host):
+    from inlay.host import training
+
+    assert training.weight_bytes(torch.nn.Linear(3, 5)) == 4 * (15 + 5)
+
+
+def test_models_load_parts(in_process_host):
+    """The types of text encoders are names of the host's enumeration."""
+    import comfy.sd
+
+    from inlay.host import models
+
+    with pytest.raises(KeyError):
+        models.load_parts("network", [], "no such type", "vae")
+    assert {"STABLE_DIFFUSION", "FLUX", "FLUX2", "QWEN_IMAGE"} <= set(comfy.sd.CLIPType.__members__)
+    assert callable(comfy.sd.load_diffusion_model)
+
+
+def test_models_lora_names_of(parts):
+    from inlay.host import models
+
+    assert {"lora_unet_" + DIFFUSERS.replace(".", "_"), f"diffusion_model.{PATH}"} <= models.lora_names_of(
+        parts.model
+    )
