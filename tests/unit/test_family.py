@@ -27,3 +27,13 @@ def model(name: str, prediction: str) -> Any:
 def test_every_family_has_the_size_it_was_trained_on(name, prediction, side):
     assert config_name(model(name, prediction)) == name
     assert working_side(model(name, prediction)) == side
+
+
+def test_every_row_has_the_networks_that_the_tests_of_families_run_on():
+    from inlay.families.table import FAMILIES
+    from inlay.lab.models.full_transformers import FULL
+    from inlay.lab.models.tiny_transformers import TINY
+
+    names = {family.name for family in FAMILIES}
+    assert set(FULL) == names
+    assert set(TINY) == names - {"sd15", "sd2", "sdxl"}  # UNets have tests of their own
