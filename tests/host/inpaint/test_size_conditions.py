@@ -1,5 +1,7 @@
 """SDXL's size conditions reach the network as the prompt has them, in both stages."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -39,8 +41,9 @@ def test_other_sizes_in_the_first_steps(network, random_tiny):
     """DreamMix's code names 1.5 times the size in the prompt and 0.8 times in the negative one, for 30 %."""
     from comfy.patcher_extension import WrappersMP
 
-    from inlay import nodes
+    from inlay.nodes.disentangled_inpaint_sampler import DisentangledInpaintSampler
 
+    sampler: Any = DisentangledInpaintSampler
     size, seen = 48, []
     larger, smaller = int(1.5 * size), int(0.8 * size)
     positive, negative = [
@@ -61,7 +64,7 @@ def test_other_sizes_in_the_first_steps(network, random_tiny):
     mask = torch.zeros(1, size, size)
     mask[:, 16:24, 16:24] = 1
     with torch.inference_mode():
-        nodes.DisentangledInpaintSampler.PREPARE_CLASS_CLONE(None).execute(
+        sampler.PREPARE_CLASS_CLONE(None).execute(
             watched, positive, negative, random_tiny(4)[2], picture, mask, 3, STEPS, 4.0, "euler", "normal",
             close_up_share=0.5, close_up_size=32, soft_edge=2, grow=2,
         )  # fmt: skip
