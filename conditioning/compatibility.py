@@ -8,6 +8,7 @@ from ..host.compatibility import latent_channels_of, reads_pooled_text, text_wid
 from ..host.families import config_name, family_of
 from ..host.models import unet_of
 
+IDENTITY = "inlay_identity"  # marks a CONDITIONING of Identity Encoder
 WIDTH_NAMES = {768: "SD 1.5", 1024: "SD 2", 1280: "the SDXL refiner", 2048: "SDXL", 4096: "FLUX.1 or SD 3"}
 
 
@@ -54,10 +55,21 @@ def check_clip_fits(model, clip) -> None:
     check_text_fits(model, context, pooled, "clip")
 
 
+def _check_identity(model, values: dict) -> None:
+    """Raise ValueError for what Identity Encoder made when the MODEL is a transformer."""
+    row = family_of(model)
+    if row is not None and row.transformer and values.get(IDENTITY):
+        raise ValueError(
+            f"positive: Identity Encoder makes conditions for SD models, and this is {row.label}; use Edit"
+            " Prompt with Subject Photos, which shows the photos to the model itself."
+        )
+
+
 def check_prompts_fit(model, **prompts: Sequence) -> None:
     """Raise ValueError, naming the input, for a CONDITIONING that was made for another family of models."""
     for name, conditioning in prompts.items():
         for context, values in conditioning:
+            _check_identity(model, values)
             check_text_fits(model, context, _pooled_of(values), name)
 
 
@@ -65,6 +77,7 @@ def check_guider_fits(guider) -> None:
     """Raise ValueError for a GUIDER whose prompts were made for another family of models."""
     for conds in guider.original_conds.values():
         for cond in conds:
+            _check_identity(guider.model_patcher, cond)
             check_text_fits(guider.model_patcher, cond.get("cross_attn"), _pooled_of(cond), "guider")
 
 

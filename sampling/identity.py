@@ -24,14 +24,12 @@ import zlib
 import torch
 from torch import Tensor
 
+from ..conditioning.compatibility import IDENTITY
 from ..host.patches import CONCAT_KEYS, SCALE_KNOWN_LATENT, ModelPatcher, with_object_patch
 from ..host.sampling import Guider_DualCFG, conditioning_set_values, dual_cfg_guider, is_pix2pix
 
 # background's latent, 1 - mask: ObjectStitch and Paint-by-Example; the host's own order is mask, background
 OBJECT_FIRST = ("masked_image", "mask_inverted")
-
-
-IDENTITY = "inlay_identity"  # marks a CONDITIONING of Identity Encoder
 
 
 def as_conditioning(context: Tensor, identity: bool = False) -> list:

@@ -33,7 +33,6 @@ from ..host.vae import PictureVae
 from ..imaging.latent_mask import inpaint_pictures, snap_hole, to_pixels
 from ..imaging.views import ROWS, VIEW, WINDOW, View, pad_to_multiple, resize_image
 from .crop_conditioning import CropRegion, crop_conditions, crop_part
-from .identity import IDENTITY
 from .references import ViewReferences
 from .stages import PaintedView
 
@@ -69,12 +68,6 @@ def _takes_control(model: ModelPatcher) -> bool:
 def check_prompts(guider: CFGGuider) -> None:
     """Raise ValueError for a control picture that Flux reads by a LoRA: it is not cut for a view."""
     conds = [cond for part in guider.original_conds.values() for cond in part]
-    row = family_of(guider.model_patcher)
-    if row is not None and row.transformer and any(cond.get(IDENTITY) for cond in conds):
-        raise ValueError(
-            f"positive: Identity Encoder makes conditions for SD models, and this is {row.label}; use Edit"
-            " Prompt with Subject Photos, which shows the photos to the model itself."
-        )
     controlled = any("concat_latent_image" in cond for cond in conds)
     model = guider.model_patcher
     if controlled and isinstance(model.model, Flux) and not _wants_conditions(model):

@@ -20,3 +20,11 @@ def pytest_collection_modifyitems(config, items):
         if not torch.accelerator.is_available():
             for item in gpu:
                 item.add_marker(pytest.mark.skip(reason="torch sees no accelerator"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Replace half characters in what a test printed: a report with one cannot go to another process."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "replace").decode()) for name, text in report.sections]
+    return report
