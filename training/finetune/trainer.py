@@ -378,19 +378,20 @@ def open_group() -> ProcessGroup:
 def close_group(group: ProcessGroup) -> None:
     """Wait for the others, so that none ends while the first is still saving."""
     if group.size > 1:
-        from accelerate import PartialState
-
-        state = PartialState()
-        state.wait_for_everyone()
-        state.destroy_process_group()
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def average(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over all processes, in place."""
-    from accelerate.utils import reduce
+    """Replace each tensor by its mean over all processes, in place.
 
-    for tensor in tensors:
-        tensor.copy_(reduce(tensor, "mean"))  # pyright: ignore[reportArgumentType]
+    All reductions run at once; with accelerate's `reduce` and its barrier some processes aborted at their end.
+    """
+    sums = [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]
+    for pending, tensor in zip(sums, tensors, strict=True):
+        assert pending is not None
+        pending.wait()
+        tensor /= torch.distributed.get_world_size()
 
 
 def any_rank_stopping(group: ProcessGroup, stopping: bool) -> bool:
