@@ -385,7 +385,7 @@ def close_group(group: ProcessGroup) -> None:
 def average(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its mean over all processes, in place.
 
-    All reductions run at once; with accelerate's `reduce` and its barrier some processes aborted at their end.
+    All reductions run at once. With accelerate's reduce and barrier some processes aborted at their end.
     """
     sums = [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]
     for pending, tensor in zip(sums, tensors, strict=True):
