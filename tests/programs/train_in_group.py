@@ -9,7 +9,14 @@ from torch import nn
 from inlay.training.finetune.data import Examples
 from inlay.training.finetune.lora import attach_adapter
 from inlay.training.finetune.recipes import AdapterSpec, OptimizerSpec, Recipe
-from inlay.training.finetune.trainer import NoiseSchedule, TrainableModel, Trainer, close_group, open_group
+from inlay.training.finetune.trainer import (
+    NoiseSchedule,
+    TrainableModel,
+    Trainer,
+    close_group,
+    end_process,
+    open_group,
+)
 
 
 class Net(nn.Module):
@@ -60,3 +67,4 @@ if group.number == 0:
     facts = {"losses": torch.tensor(losses), "processes": torch.tensor(group.size)}
     save_file(adapter.export(lambda path: path) | facts, out)
 close_group(group)
+end_process(group, 0)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -382,11 +383,17 @@ def close_group(group: ProcessGroup) -> None:
         torch.distributed.destroy_process_group()
 
 
-def average(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over all processes, in place.
+def end_process(group: ProcessGroup, code: int) -> int:
+    """Return the exit code; a process of a group ends here: torch's threads abort some that end as usual."""
+    if group.size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
-    All reductions run at once. With accelerate's reduce and barrier some processes aborted at their end.
-    """
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes, in place; all reductions run at once."""
     sums = [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]
     for pending, tensor in zip(sums, tensors, strict=True):
         assert pending is not None
