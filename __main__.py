@@ -62,4 +62,4 @@ if __name__ in ("__main__", "__mp_main__"):  # the second in a process that mult
 
 if __name__ == "__main__":
     __spec__ = None  # with one, spawned processes would not run this file, and would find no `inlay`
-    sys.exit(main(sys.argv[1:]))
+    import_module(".headless.errors", NAME).end_process(main(sys.argv[1:]))

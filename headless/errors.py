@@ -1,5 +1,7 @@
-"""Define the errors between this package and the host; every message is one sentence for the user."""
+"""Errors between this package and the host, one sentence for the user each, and how a command ends."""
 
+import os
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -25,3 +27,15 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
         return "there is none at all."
     listed = sorted(by_fold.values())
     return f"there is {', '.join(listed[:12])}{' and more' * (len(listed) > 12)}."
+
+
+def end_process(code: int) -> None:
+    """End this process with the exit code, without the clean-up of Python where a launcher started several.
+
+    There torch's threads abort some of the processes that end as usual, after their work.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run `python -m inlay finetune`; return the exit code."""
     from ..training.finetune.toml_config import read_toml  # these import torch, which --help does not need
-    from ..training.finetune.trainer import close_group, end_process, on_cpu, open_group
+    from ..training.finetune.trainer import close_group, on_cpu, open_group
 
     signal.signal(signal.SIGTERM, stop_handler)
     try:
@@ -80,7 +80,7 @@ def main(options: argparse.Namespace) -> int:
         facts = {"lora": str(path), "words": subject.words, "recipe": subject.recipe, "steps": subject.steps}
         facts |= {"loss": subject.losses[-1], "processes": group.size}
         print(json.dumps(facts | {"seconds": round(time.monotonic() - start_time, 1)}))
-    return end_process(group, DONE)
+    return DONE
 
 
 def stop_handler(*_) -> None:

@@ -83,7 +83,7 @@ def check_finite_mask(mask: torch.Tensor, name: str = "mask") -> None:
 
 
 def check_not_empty(mask: torch.Tensor, name: str = "mask") -> None:
-    """Raise ValueError when a mask of the batch (B, H, W) has nothing above 0.5."""
+    """Raise ValueError when one of the masks (B, H, W) has no value above 0.5."""
     if not (mask > 0.5).flatten(1).any(1).all():
         raise ValueError(f"{name}: it is empty (nothing above 0.5); paint where the subject goes.")
 

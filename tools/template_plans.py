@@ -138,6 +138,13 @@ def _shown(node: str) -> tuple[str, ...]:
     return tuple(f"{node}.{name}" for name in ("seed", "steps", "cfg"))
 
 
+# With an edit model: nothing is trained.
+EDIT_GROUPS = (
+    _group("Read me; the model", "note 1 2 3"),
+    _group("1. Your photos, your picture", "101 4 5"),
+    _group("2. Where, and what", "6 7"),
+    _group("3. Paint", "8 10", "9"),
+)
 PLANS = [
     Plan(
         "insert_subject",
@@ -242,12 +249,7 @@ PLANS = [
     Plan(
         "insert_klein",
         "Inlay 9 - Insert my subject with FLUX.2 klein",
-        (
-            _group("Read me; the model", "note 1 2 3"),
-            _group("1. Your photos, your picture", "101 4 5"),
-            _group("2. Where, and what", "6 7"),
-            _group("3. Paint", "8 10", "9"),
-        ),
+        EDIT_GROUPS,
         (_sampling("8"),),
     ),
     Plan(
@@ -264,12 +266,7 @@ PLANS = [
     Plan(
         "insert_qwen",
         "Inlay 11 - Insert my subject with Qwen-Image-Edit",
-        (
-            _group("Read me; the model", "note 1 2 3"),
-            _group("1. Your photos, your picture", "101 4 5"),
-            _group("2. Where, and what", "6 7"),
-            _group("3. Paint", "8 10", "9"),
-        ),
+        EDIT_GROUPS,
         (_sampling("8"),),
     ),
     Plan(

@@ -62,7 +62,7 @@ def target(clean: Tensor, noise: Tensor, sigma: Tensor, prediction: Prediction) 
 
 
 def draw_sigmas(
-    count: int, generator: torch.Generator, shift: float, tokens: int, logit_normal: bool = True
+    count: int, generator: torch.Generator, tokens: int, shift: float, logit_normal: bool = True
 ) -> Tensor:
     """Draw noise levels (count,) in [0, 1] of a flow matching model, in float32.
 
@@ -80,11 +80,10 @@ def draw_sigmas(
 
 
 def min_snr_weight(sigma: Tensor, gamma: float, prediction: Prediction) -> Tensor:
-    """Return the weight (B,) of each row's error: min(SNR, gamma) / SNR, of v over SNR + 1 (Hang et al.
+    """Return the weight (B,) of each row's error by its signal-to-noise ratio (Hang et al. 2023).
 
-    2023).
-
-    SNR = 1 / sigma^2. Flow matching models are not weighted.
+    min(SNR, gamma) / SNR for noise prediction, min(SNR, gamma) / (SNR + 1) for v, with SNR = 1 / sigma^2.
+    Flow matching models are not weighted: 1.
     """
     if prediction == "velocity":
         return torch.ones_like(sigma)

@@ -4,8 +4,9 @@ import signal
 import sys
 from pathlib import Path
 
+from inlay.headless.errors import end_process
 from inlay.headless.finetune_cli import interrupt_between_steps, stop_handler
-from inlay.training.finetune.trainer import close_group, end_process, open_group
+from inlay.training.finetune.trainer import close_group, open_group
 
 signal.signal(signal.SIGTERM, stop_handler)
 group, step = open_group(), 0
@@ -18,4 +19,4 @@ try:
 except KeyboardInterrupt:
     (Path(sys.argv[1]) / f"stopped-{group.number}").write_text(str(step))
 close_group(group)
-end_process(group, 0)
+end_process(0)

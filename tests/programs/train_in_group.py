@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from inlay.headless.errors import end_process
 from inlay.training.finetune.data import Examples
 from inlay.training.finetune.lora import attach_adapter
 from inlay.training.finetune.recipes import AdapterSpec, OptimizerSpec, Recipe
@@ -14,7 +15,6 @@ from inlay.training.finetune.trainer import (
     TrainableModel,
     Trainer,
     close_group,
-    end_process,
     open_group,
 )
 
@@ -67,4 +67,4 @@ if group.number == 0:
     facts = {"losses": torch.tensor(losses), "processes": torch.tensor(group.size)}
     save_file(adapter.export(lambda path: path) | facts, out)
 close_group(group)
-end_process(group, 0)
+end_process(0)

@@ -11,20 +11,20 @@ from inlay.training.optimizers import OptimizerSpec
 
 def test_noise_levels_are_shifted_logit_normal_or_uniform_numbers():
     count = 20000
-    plain = draw_sigmas(count, torch.Generator().manual_seed(0), 1.0, 0)
+    plain = draw_sigmas(count, torch.Generator().manual_seed(0), 0, 1.0)
     normal = torch.logit(plain.double())
     assert abs(float(normal.mean())) < 4 / math.sqrt(count)
     assert float(normal.std()) == pytest.approx(1, abs=0.03)
-    uniform = draw_sigmas(count, torch.Generator().manual_seed(0), 1.0, 0, logit_normal=False)
+    uniform = draw_sigmas(count, torch.Generator().manual_seed(0), 0, 1.0, logit_normal=False)
     assert float(uniform.mean()) == pytest.approx(0.5, abs=4 / math.sqrt(12 * count))
-    shifted = draw_sigmas(count, torch.Generator().manual_seed(0), 3.0, 0)
+    shifted = draw_sigmas(count, torch.Generator().manual_seed(0), 0, 3.0)
     torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
 
 
 @pytest.mark.parametrize(("tokens", "mu"), [(256, 0.5), (4096, 1.15), (2176, 0.825)])
 def test_a_shift_by_resolution_is_flux_1s(tokens, mu):
-    plain = draw_sigmas(5, torch.Generator().manual_seed(0), 1.0, 0).double()
-    by_size = draw_sigmas(5, torch.Generator().manual_seed(0), 0.0, tokens)
+    plain = draw_sigmas(5, torch.Generator().manual_seed(0), 0, 1.0).double()
+    by_size = draw_sigmas(5, torch.Generator().manual_seed(0), tokens, 0.0)
     # BFL's time_shift(mu, 1, t) = exp(mu) / (exp(mu) + (1 / t - 1))
     torch.testing.assert_close(
         by_size.double(), math.exp(mu) / (math.exp(mu) + 1 / plain - 1), rtol=1e-6, atol=0

@@ -197,7 +197,7 @@ def _merged(record: Any, table: Mapping[str, Any], place: str) -> dict[str, Any]
 
 
 def check_names(table: Mapping[str, Any], names: list[str], place: str) -> None:
-    """Raise ValueError for a key of the table that is not among the names; `place` stands before it."""
+    """Raise ValueError when a key of the table is not in `names`; the message shows it after `place`."""
     for name in table:
         if name not in names:
             raise ValueError(f"{place}{name}: there is no such key; choose {_choices(names)}.")
@@ -215,7 +215,7 @@ def validated(
         kind: the dataclass.
         values: one for each field, or for those without default.
         table: the part of the values that the user wrote, for the message.
-        place: stands before the key in the message, such as "recipe.".
+        place: text before the key in the error message, such as "recipe.".
 
     Raises:
         ValueError: for the first value of a wrong type.

@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -381,15 +380,6 @@ def close_group(group: ProcessGroup) -> None:
     if group.size > 1:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-
-def end_process(group: ProcessGroup, code: int) -> int:
-    """Return the exit code; a process of a group ends here: torch's threads abort some that end as usual."""
-    if group.size > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
 
 
 def average(tensors: Sequence[Tensor]) -> None:

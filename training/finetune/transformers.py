@@ -107,15 +107,8 @@ def transformer_schedule(model, recipe: Recipe) -> NoiseSchedule:
     table = models.noise_levels(model).clone().cpu()
     if prediction != "velocity":
         return NoiseSchedule(table, prediction)
-    draw = partial(draw_levels, shift=recipe.shift or 0.0, logit_normal=recipe.timesteps == "logit-normal")
+    draw = partial(draw_sigmas, shift=recipe.shift or 0.0, logit_normal=recipe.timesteps == "logit-normal")
     return NoiseSchedule(table, prediction, draw)
-
-
-def draw_levels(
-    count: int, generator: torch.Generator, tokens: int, shift: float, logit_normal: bool
-) -> Tensor:
-    """Return noise levels (count,), see `objective.draw_sigmas`."""
-    return draw_sigmas(count, generator, shift, tokens, logit_normal)
 
 
 @dataclass(frozen=True)
