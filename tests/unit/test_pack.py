@@ -54,6 +54,7 @@ def test_workers_find_the_package_in_every_form_of_the_command(tmp_path, folder,
     shutil.copy(dev.PACK / "__main__.py", pack)
     (pack / "__init__.py").touch()
     (pack / "headless" / "__init__.py").touch()
+    shutil.copy(dev.PACK / "headless" / "errors.py", pack / "headless")
     (pack / "headless" / "train_cli.py").write_text(WORKER, encoding="utf-8")
     command = [sys.executable, "-S", *form, "train", method]  # -S: without the package that is being tested
     done = subprocess.run(command, capture_output=True, text=True, env=alone(), cwd=tmp_path)
