@@ -3,8 +3,9 @@
     python -m inlay.lab.models.autoencoders --work DIR --channels 4
 
 The modules are the host's own (`comfy.taesd`), so the stock loaders load them. The one with 4 channels starts
-from the earlier world's, the one with 16 from that with 4, as far as shapes agree. The latents get zero mean
-and unit variance.
+from the earlier world's. The one with 16 learns its two halves apart at first: the encoder has to give the
+first 16 principal components of 8 x 8 patches, and the decoder paints from these (started from one with 4
+channels, it hardly used the other twelve). The latents get zero mean and unit variance.
 """
 
 import argparse
@@ -25,12 +26,14 @@ from .host import open_host
 
 CROP, BATCH = 48, 12
 STEPS = {"autoencoder4": 4000, "autoencoder16": 4000, "decoder4": 8000, "decoder16": 3000}
+RATE = {"autoencoder4": 3e-4, "autoencoder16": 1e-3, "decoder4": 3e-4, "decoder16": 3e-4}
+APART = 0.5  # share of the steps in which the halves of the one with 16 channels learn apart
 HELD_OUT = 424_242  # no training draws from this seed
 WARM = WEIGHTS / "autoencoder.safetensors"
 
 
 def new_autoencoder(channels: int, warm: dict[str, Tensor] | None = None, seed: int = 0) -> Any:
-    """The host's TAESD with `channels` latent channels; `warm` is the state of one with 4."""
+    """The host's TAESD with `channels` latent channels; `warm` is the state of another one."""
     open_host()
     from comfy.taesd.taesd import TAESD
 
@@ -47,12 +50,7 @@ def new_autoencoder(channels: int, warm: dict[str, Tensor] | None = None, seed: 
         for name, value in warm.items():
             if name not in own or name.startswith("vae_"):
                 continue
-            if own[name].shape == value.shape:
-                own[name].copy_(value)
-            elif name == "taesd_decoder.1.weight":
-                own[name].mul_(0.3)[:, :4] = value
-            else:  # the encoder's last layer
-                own[name][:4] = value
+            own[name].copy_(value)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -118,6 +116,28 @@ def spread_loss(latent: Tensor) -> Tensor:
     return mean.square().mean() + (deviation - 1).square().mean() + F.relu(latent.abs() - 2.8).square().mean()
 
 
+class PatchComponents:
+    """The first principal components of 8 x 8 patches of pictures (B, 3, H, W)."""
+
+    def __init__(self, images: Tensor, count: int = 16):
+        patches = self.patches(images).flatten(0, 2).double()
+        mean = patches.mean(0)
+        values, vectors = torch.linalg.eigh((patches - mean).T.cov())
+        order = values.argsort(descending=True)[:count]
+        self.mean, self.basis = mean.float(), vectors[:, order].float()
+        self.deviation = values[order].sqrt().float()
+
+    @staticmethod
+    def patches(images: Tensor) -> Tensor:
+        """(B, H / 8, W / 8, 192) of pictures (B, 3, H, W)."""
+        return F.pixel_unshuffle(images, 8).movedim(1, -1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The components (B, count, H / 8, W / 8) of pictures, of unit variance, softly bounded to 3."""
+        own = (self.patches(images) - self.mean.to(images.device)) @ self.basis.to(images.device)
+        return 3 * (own / self.deviation.to(images.device) / 3).tanh().movedim(-1, 1)
+
+
 @torch.no_grad()
 def standardise(model: Any, images: Tensor) -> None:
     """Scale and shift the encoder's last layer so that latents of `images` have mean 0 and deviation 1."""
@@ -163,16 +183,13 @@ def fidelity(model: Any, images: Tensor, boxes) -> dict[str, float]:
 
 
 def train(
-    work: Path, channels: int, steps: int = 0, seed: int = 0, rate: float = 3e-4, decoder_only: bool = False
+    work: Path, channels: int, steps: int = 0, seed: int = 0, rate: float = 0.0, decoder_only: bool = False
 ) -> None:
     """Train the autoencoder of `channels` latent channels in `work` to its last step.
 
     With `decoder_only` its decoder goes on alone, so that latents made with the encoder stay valid.
     """
-    if channels == 16 and (first := runs.load(work / "autoencoder4.pt")):
-        warm = first["modules"]["autoencoder"]
-    else:
-        warm = load_file(WARM) if WARM.exists() else {}
+    warm = load_file(WARM) if channels == 4 and WARM.exists() else {}
     model = new_autoencoder(channels, {k: v.float() for k, v in warm.items()}, seed)
     model.vae_scale.requires_grad_(False)
     model.vae_shift.requires_grad_(False)
@@ -183,21 +200,30 @@ def train(
     crops = Crops(work)
     if not decoder_only:
         standardise(model, crops.batch(np.random.default_rng(seed), 32))
-    fit = runs.Fit(work / f"{name}.pt", {"autoencoder": model}, steps or STEPS[name], rate)
+    fit = runs.Fit(work / f"{name}.pt", {"autoencoder": model}, steps or STEPS[name], rate or RATE[name])
     if fit.done:
         return
+    components = None
+    if name == "autoencoder16":
+        components = PatchComponents(crops.batch(np.random.default_rng(seed), 800))
     images, boxes = held_out(16)
     images = images.to(runs.device())
 
     def loss_at(step: int):
         rng, generator = runs.draws(seed + decoder_only, step)
         image = crops.batch(rng, BATCH).to(runs.device())
+        apart = components(image) if components and step < APART * fit.total else None
         with runs.half_precision():
             latent = model.taesd_encoder(image).float()
             noise = 0.03 * torch.randn(latent.shape, generator=generator).to(latent.device)
-            output = model.taesd_decoder(latent + noise).float()
+            output = model.taesd_decoder((latent if apart is None else apart) + noise).float()
         spread = spread_loss(latent)
         loss = reconstruction_loss(output, image)
+        if apart is not None:
+            missed = (latent - apart).square().mean()
+            mse = (output.detach() - image).square().mean().item()
+            shown = {"missed": missed.item(), "psnr_crop": -10 * float(np.log10(mse))}
+            return loss + missed, shown
         if decoder_only:
             spread = spread.detach()
         mse = (output.detach() - image).square().mean().item()

@@ -86,7 +86,7 @@ def stages(share: float = 1.0) -> tuple[Stage, ...]:
             lambda w: count(w, "scenes") >= enough,
         ),
         trained("autoencoder4", lambda w: True, "autoencoders", "--channels", "4"),
-        trained("autoencoder16", after("autoencoder4"), "autoencoders", "--channels", "16"),
+        trained("autoencoder16", lambda w: True, "autoencoders", "--channels", "16"),
         encoded(16),
         trained("fill", lambda w: count(w, "latents16") >= 3, "flux", "--task", "fill"),
         encoded(4),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from inlay.lab import scenes
-from inlay.lab.models import captions, flux, latents, runs, scene_data, train_all
+from inlay.lab.models import autoencoders, captions, flux, latents, runs, scene_data, train_all
 from inlay.lab.models.scene_data import EMPTY, UNCLEAR
 
 RED_MUG = {"kind": "mug", "colour": "red", "pattern": "striped", "accessory": "hat"}
@@ -190,9 +190,9 @@ def test_stages_start_when_what_they_need_is_there(tmp_path):
         for index in range(train_all.shards(0.001)):
             (tmp_path / folder / f"{index:05d}.safetensors").touch()
 
-    assert ready() == {"scenes", "autoencoder4"}
+    assert ready() == {"scenes", "autoencoder4", "autoencoder16"}
     shards_in("scenes")
-    assert ready() == {"autoencoder4", "classifier"}
+    assert ready() == {"autoencoder4", "autoencoder16", "classifier"}
     for name, then in {
         "autoencoder4": {"autoencoder16", "latents4", "classifier"},
         "autoencoder16": {"latents4", "latents16", "classifier"},
@@ -209,3 +209,22 @@ def test_stages_start_when_what_they_need_is_there(tmp_path):
     (tmp_path / "fill.done").touch()
     (tmp_path / "unet.done").touch()
     assert ready() == {"edit", "decoder4"}
+
+
+def test_components_of_patches_are_the_principal_ones_with_unit_variance():
+    """Compared with a singular value decomposition in float64."""
+    generator = torch.Generator().manual_seed(8)
+    mix = torch.randn(192, 192, generator=generator, dtype=torch.float64) / 14
+    patches = torch.randn(6, 5, 5, 192, generator=generator, dtype=torch.float64) @ mix
+    images = nn.functional.pixel_shuffle(patches.movedim(-1, 1), 8).float()
+    found = autoencoders.PatchComponents(images, count=4)
+    flat = autoencoders.PatchComponents.patches(images).flatten(0, 2).double()
+    _, singular, rows = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    assert torch.allclose(found.deviation.double(), singular[:4] / (len(flat) - 1) ** 0.5, rtol=1e-4)
+    alike = (found.basis.double().T @ rows[:4].T).abs()
+    assert torch.allclose(alike, torch.eye(4, dtype=torch.float64), atol=1e-3)
+    own = found(images)
+    assert own.shape == (6, 4, 5, 5)
+    assert own.abs().max() < 3
+    unbounded = 3 * (own.double() / 3).atanh()
+    assert torch.allclose(unbounded.movedim(1, -1).flatten(0, 2).std(0), torch.ones(4).double(), rtol=1e-3)
