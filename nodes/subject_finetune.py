@@ -301,6 +301,7 @@ class SubjectFinetune(io.ComfyNode):
         run_options = RunOptions(
             checkpointing=wanted[settings["gradient_checkpointing"]],
             preview_every=preview_every[0],
+            samples=samples_of(settings),
             callbacks=Callbacks(on_step=progress, on_preview=progress.show, on_stage=progress.stage),
         )
         store = Store(Path(folder_paths.get_folder_paths("loras")[0]) / "inlay")
@@ -317,6 +318,15 @@ class SubjectFinetune(io.ComfyNode):
         return io.NodeOutput(
             patched, lora, {"loss": subject.losses}, subject, curve, ui={"inlay_notes": notes}
         )
+
+
+def samples_of(settings: dict[str, Any]):
+    """Return what the samples of a training show. Raises ValueError for a picture without a place to fill."""
+    from ..training.finetune.data import collect_background
+    from ..training.finetune.generation import SampleOptions, prompts_in
+
+    background = collect_background(settings.get("sample_image"), settings.get("sample_mask"))
+    return SampleOptions(prompts_in(settings.get("sample_prompts", "")), background)
 
 
 def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset, model):
@@ -524,13 +534,37 @@ class InlayTrainingOptions(io.ComfyNode):
                     tooltip="How strongly other things of the class are kept as the model knew them, without"
                     " regular pictures; 1 is usual. A step takes two more passes. 0 = as the recipe has it.",
                 ),
+                io.String.Input(
+                    "sample_prompts",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="What the samples during the training show, one prompt on each line, each with a"
+                    " seed of its own that stays. Empty: the caption of the training. Changes no weight.",
+                ),
+                io.Image.Input(
+                    "sample_image",
+                    optional=True,
+                    tooltip="The picture that the samples fill, with sample_mask. Not wired: the first"
+                    " training picture. Changes no weight.",
+                ),
+                io.Mask.Input(
+                    "sample_mask",
+                    optional=True,
+                    tooltip="1 where the subject goes in sample_image, of its size.",
+                ),
             ],
             outputs=[OptionsType.Output(display_name="options", tooltip="For Train Subject.")],
         )
 
     @classmethod
     def execute(cls, **settings) -> io.NodeOutput:
-        return io.NodeOutput({name: value for name, value in settings.items() if value not in UNCHANGED})
+        return io.NodeOutput({name: value for name, value in settings.items() if not is_unchanged(value)})
 
 
-UNCHANGED = (0, "", PRESET)  # values that leave a setting to the recipe or the preset
+UNCHANGED = (0, "", PRESET, None)  # values that leave a setting to the recipe or the preset
+
+
+def is_unchanged(value: Any) -> bool:
+    """Return whether a value leaves its setting as it is."""
+    return not isinstance(value, torch.Tensor) and value in UNCHANGED

@@ -17,13 +17,14 @@ from ...host.families import family_name, is_transformer, require_family, settin
 from ..optimizers import eight_bit_installed
 from .checks import check_previous
 from .data import Examples
-from .generation import Preview, make_preview_scene
+from .generation import CAPTION_ONLY, Preview, SampleOptions, make_preview_scene
 from .lora import exported_shapes
 from .lora_formats import lora_metadata, lora_names
 from .memory import with_preset
 from .pipeline import (
     EncodedText,
     Pipeline,
+    encode_background,
     encode_captions,
     encode_concepts,
     pipeline_fingerprint,
@@ -32,7 +33,7 @@ from .pipeline import (
 )
 from .progress import draw_strip
 from .recipes import MEMORY_PRESETS, Recipe
-from .spec import FinetuneSpec, spec_from_toml
+from .spec import FinetuneSpec, read_samples, spec_from_toml
 from .store import Store, content_key, fingerprint, released_key
 from .subject import Subject
 from .toml_config import Config
@@ -51,6 +52,7 @@ class RunOptions:
         checkpointing: gradient checkpointing, less memory for more time.
         save_every: steps between checkpoints.
         preview_every: steps between samples; 0: none.
+        samples: what they show.
         callbacks: on_save is the store's and must be None.
         group: the processes that train together; the first saves and makes the samples.
     """
@@ -58,6 +60,7 @@ class RunOptions:
     checkpointing: bool = False
     save_every: int = SAVE_EVERY
     preview_every: int = 0
+    samples: SampleOptions = CAPTION_ONLY
     callbacks: Callbacks = QUIET
     group: ProcessGroup = SINGLE_PROCESS
 
@@ -143,6 +146,7 @@ def finetune_from_config(
             checkpointing=preset.checkpointing,
             save_every=config.save_every,
             preview_every=config.preview_every,
+            samples=read_samples(config),
             callbacks=Callbacks(on_step=on_step),
             group=group,
         )
@@ -203,19 +207,28 @@ def _preview(
 ) -> Preview | None:
     if options.group.number:
         return None
-    scene = make_preview_scene(
-        pipeline.clip,
-        pipeline.vae,
-        examples,
-        spec.concept.caption,
-        spec.seed,
-        spec.recipe.masked_cross_attention,
-        pipeline.inpaint_patch,
-    )
+    shown = None
+    if options.samples.background is not None:
+        examples, shown = encode_background(pipeline, options.samples.background, spec.size)
+    scenes = [
+        make_preview_scene(
+            pipeline.clip,
+            pipeline.vae,
+            examples,
+            prompt,
+            (spec.seed + number) % 2**64,
+            spec.recipe.masked_cross_attention,
+            pipeline.inpaint_patch,
+        )._replace(shown=shown)
+        for number, prompt in enumerate(options.samples.prompts or [spec.concept.caption])
+    ]
     if is_transformer(pipeline.model):
         row, settings = require_family(pipeline.model), settings_of(pipeline.model)
-        scene = scene._replace(family=row, settings=settings, condition=spec.recipe.hole_condition)
-    return Preview(scene, options.preview_every, spec.recipe.steps, options.callbacks.on_preview)
+        scenes = [
+            scene._replace(family=row, settings=settings, condition=spec.recipe.hole_condition)
+            for scene in scenes
+        ]
+    return Preview(scenes, options.preview_every, spec.recipe.steps, options.callbacks.on_preview)
 
 
 def _with_attributes(store: Store | None, name: str, subject: Subject, spec: FinetuneSpec) -> Subject:

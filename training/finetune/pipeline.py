@@ -1,11 +1,13 @@
 """MODEL, CLIP and VAE of the host as a training needs them: what identifies them, examples, a network."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...attention.patch import region_options
@@ -14,8 +16,10 @@ from ...host import devices, families, models
 from ...host.sampling import condition
 from ...host.training import blocks_of, frozen_copy, text_values, training_switches
 from ...host.vae import PictureVae, encode_distribution, encoder_weights
-from .checks import check_parameters_fit, check_step_fits, diffusion_of, precision_of
-from .data import Concept, Examples, prepare_examples
+from ...imaging.latent_mask import inpaint_pictures
+from ...imaging.views import resize_image
+from .checks import check_parameters_fit, check_step_fits, crop_grid, diffusion_of, precision_of
+from .data import Concept, Examples, Reference, prepare_examples, shrunk_hole
 from .lora import attach_adapter
 from .lora_formats import lora_names
 from .memory import recompute
@@ -145,19 +149,15 @@ def encode_examples(
     """
     vae = PictureVae(pipeline.vae)
 
-    def latent_in(latent: Tensor) -> Tensor:
-        scaled = models.latent_in(pipeline.model, latent).float().cpu()
-        return scaled.squeeze(2) if scaled.ndim == 5 else scaled  # pictures: one frame
-
     def encode(pictures: Tensor) -> Tensor:
         devices.raise_if_interrupted()
         if not recipe.sample_posterior:
-            return latent_in(vae.encode(pictures))
+            return _scaled_latent(pipeline, vae.encode(pictures))
         if vae.film:
             raise ValueError("recipe.sample_posterior: this VAE gives no distribution; leave it out.")
         mean, deviation = encode_distribution(pipeline.vae, pictures)
-        scaled = latent_in(mean)
-        return torch.cat([scaled, latent_in(mean + deviation) - scaled], dim=1)
+        scaled = _scaled_latent(pipeline, mean)
+        return torch.cat([scaled, _scaled_latent(pipeline, mean + deviation) - scaled], dim=1)
 
     examples = prepare_examples(concept.references, recipe, size, encode, text.context, text.label, seed)
     if captions:
@@ -171,6 +171,35 @@ def encode_examples(
         )
     with torch.inference_mode(False):
         return examples.cloned()
+
+
+def encode_background(
+    pipeline: Pipeline, background: Reference, size: int
+) -> tuple[Examples, tuple[int, int]]:
+    """Return a picture with its hole as one example, and its height and width without padding.
+
+    It is resized to the area of a training crop of `size`.
+    """
+    height, width = background.mask.shape
+    scale = size / math.sqrt(height * width)
+    rows, columns = (max(1, round(length * scale)) for length in (height, width))
+    image = resize_image(background.image[None].float(), rows, columns)
+    # A maximum, so that no small hole vanishes.
+    hole = F.adaptive_max_pool2d(background.mask[None], (rows, columns))
+    picture, masked, hole = inpaint_pictures(image, hole, crop_grid(pipeline.model))
+    vae = PictureVae(pipeline.vae)
+    latent, masked = (_scaled_latent(pipeline, vae.encode(part)) for part in (picture, masked))
+    mask = shrunk_hole(hole[:, None], latent.shape[-2:])
+    row = Examples(
+        latent, mask, masked, torch.ones_like(mask), torch.zeros(1, 0, 0), pixel_mask=hole[:, None].byte()
+    )
+    return row, (rows, columns)
+
+
+def _scaled_latent(pipeline: Pipeline, latent: Tensor) -> Tensor:
+    """Return latents of the VAE as the network sees them, (B, C, h, w) on the CPU."""
+    scaled = models.latent_in(pipeline.model, latent).float().cpu()
+    return scaled.squeeze(2) if scaled.ndim == 5 else scaled  # pictures: one frame
 
 
 def encode_concepts(

@@ -200,16 +200,17 @@ def draw_strip(samples: Mapping[int, torch.Tensor], width: int = WIDTH) -> Image
     places = np.linspace(0, len(steps) - 1, min(len(steps), MAX_STRIP_SAMPLES)).round().astype(int)
     gap, foot = 8, 26
     side = (width - gap * (MAX_STRIP_SAMPLES + 1)) // MAX_STRIP_SAMPLES
-    image = Image.new("RGB", (width, side + 2 * gap + foot), PAPER)
+    height = max(side, *(round(side * len(samples[step]) / samples[step].shape[1]) for step in steps))
+    image = Image.new("RGB", (width, height + 2 * gap + foot), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
     for column, step in enumerate(steps[place] for place in places):
         picture = Image.fromarray(samples[step].numpy())
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        if max(picture.size) < side:
+        picture.thumbnail((side, height), Image.Resampling.LANCZOS)
+        if picture.width < side and picture.height < height:
             picture = picture.resize((side, round(side * picture.height / picture.width)))
         left = gap + column * (side + gap)
         image.paste(picture, (left, gap))
-        draw.text((left + side // 2, side + 2 * gap), f"step {step}", fill=INK, font=font, anchor="mt")
+        draw.text((left + side // 2, height + 2 * gap), f"step {step}", fill=INK, font=font, anchor="mt")
     return image
 
 

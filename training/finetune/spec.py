@@ -12,10 +12,11 @@ from ...common.files import read_text
 from ...common.log import logger
 from ...conditioning.compatibility import check_clip_fits, check_vae_fits
 from ...host import models
-from ...imaging.references import list_references, read_reference
+from ...imaging.references import is_whole_frame, list_references, read_reference
 from .attribute_dictionary import Attributes
 from .checks import check_trainable_model, crop_size
-from .data import Concept, Reference, check_references, collect_references
+from .data import Concept, Reference, check_references, collect_background, collect_references
+from .generation import SampleOptions, prompts_in
 from .lora import as_kohya, peft_config
 from .lora_formats import with_own_names
 from .pipeline import Pipeline
@@ -249,6 +250,23 @@ def read_captions(folder: Path) -> list[str]:
     """Return the text of `photo.txt` beside each picture `photo.jpg` of a folder, "" where there is none."""
     files = [picture.with_suffix(".txt") for picture, _ in list_references(folder)]
     return [read_text(file).strip() if file.is_file() else "" for file in files]
+
+
+def read_samples(config: Config) -> SampleOptions:
+    """Return what the samples of a training show. Raises ValueError for a picture without a hole."""
+    prompts = prompts_in("\n".join(config.sample_prompts))
+    if config.sample_image is None:
+        return SampleOptions(prompts)
+    if not config.sample_image.is_file():
+        raise ValueError(f"sample_image: there is no file {config.sample_image}.")
+    masks = {picture.name: mask for picture, mask in list_references(config.sample_image.parent)}
+    image, mask = read_reference(config.sample_image, masks.get(config.sample_image.name), "sample_image")
+    if is_whole_frame(mask):
+        raise ValueError(
+            f"sample_image: {config.sample_image.name} shows no place to fill; put"
+            f" {config.sample_image.stem}_mask.png beside it, white where the subject goes."
+        )
+    return SampleOptions(prompts, collect_background(image, mask))
 
 
 def read_regular(folder: Path, size: int) -> list[Concept]:

@@ -121,6 +121,22 @@ def test_the_node_teaches_it(name, opened, train, store_folder, weights, answer)
     assert comfy.model_management.in_training is False
 
 
+@pytest.mark.parametrize("name", QUICK)
+def test_samples_have_their_own_prompts_and_background(name, train, store_folder, monkeypatch):
+    from inlay.nodes import subject_finetune
+
+    shown = []
+    monkeypatch.setattr(
+        subject_finetune.NodeProgress, "show", lambda progress, step, picture: shown.append(picture)
+    )
+    mask = torch.zeros(1, 40, 100)
+    mask[:, 10:30, 40:70] = 1
+    image = torch.rand(1, 40, 100, 3, generator=torch.Generator().manual_seed(1))
+    options = {"sample_prompts": "sks cat\nsks cat at night", "sample_image": image, "sample_mask": mask}
+    train(name, options=options, steps=1, preview_every=1)
+    assert [picture.shape for picture in shown] == [(2 * 40, 101, 3)]
+
+
 # One step against an independent reference
 
 
