@@ -281,7 +281,6 @@ class SubjectFinetune(io.ComfyNode):
         from ..training.finetune.progress import draw_curve, image_to_tensor
         from ..training.finetune.spec import spec_from_node
         from ..training.finetune.store import Store
-        from ..training.finetune.trainer import Callbacks
 
         check_wired(model=model[0], clip=clip[0], vae=vae[0])
         if previous[0] is not None:
@@ -294,6 +293,7 @@ class SubjectFinetune(io.ComfyNode):
         spec, notes = spec_from_node(
             pipeline, chosen, token[0], class_name[0], images, masks, regular_images, regular_masks,
             regular_prompt, seed[0], previous[0], parse_attributes(settings["attributes"]), captions,
+            settings.get("held_out", False),
         )  # fmt: skip
         workflow = workflow_id(cls.hidden.extra_pnginfo)
         progress = NodeProgress(chosen.steps, cls.hidden.unique_id, notes, workflow)
@@ -302,22 +302,34 @@ class SubjectFinetune(io.ComfyNode):
             checkpointing=wanted[settings["gradient_checkpointing"]],
             preview_every=preview_every[0],
             samples=samples_of(settings),
-            callbacks=Callbacks(on_step=progress, on_preview=progress.show, on_stage=progress.stage),
+            callbacks=progress_callbacks(progress),
         )
         store = Store(Path(folder_paths.get_folder_paths("loras")[0]) / "inlay")
         with progress:
             trained = finetune_subject(pipeline, spec, store, run_options)
             subject, lora, strip = trained.subject, trained.lora, trained.strip
             if trained.was_stored:
-                progress.show_stored(Path(subject.lora).name, subject.losses, strip)
+                progress.show_stored(Path(subject.lora).name, subject.losses, strip, subject.held_out)
         title = f"{subject.words}, {subject.recipe}, {len(subject.losses)} steps"
-        curve = draw_curve(subject.losses, title, notes=notes)
+        curve = draw_curve(subject.losses, title, notes=notes, held_out=subject.held_out)
         if strip:
             curve = torch.cat([curve, image_to_tensor(strip)], dim=1)
         patched = apply_lora(pipeline.model, lora)
         return io.NodeOutput(
             patched, lora, {"loss": subject.losses}, subject, curve, ui={"inlay_notes": notes}
         )
+
+
+def progress_callbacks(progress: NodeProgress):
+    """Return the callbacks that show a training on the node."""
+    from ..training.finetune.trainer import Callbacks
+
+    return Callbacks(
+        on_step=progress,
+        on_preview=progress.show,
+        on_stage=progress.stage,
+        on_held_out=progress.show_held_out,
+    )
 
 
 def samples_of(settings: dict[str, Any]):
@@ -552,6 +564,14 @@ class InlayTrainingOptions(io.ComfyNode):
                     "sample_mask",
                     optional=True,
                     tooltip="1 where the subject goes in sample_image, of its size.",
+                ),
+                io.Boolean.Input(
+                    "held_out",
+                    default=False,
+                    optional=True,
+                    tooltip="Keep the last of five or more pictures out of the training and plot the loss on"
+                    " it, at noise that stays the same: it rises once the others are learned by heart. One"
+                    " picture fewer is trained on.",
                 ),
             ],
             outputs=[OptionsType.Output(display_name="options", tooltip="For Train Subject.")],

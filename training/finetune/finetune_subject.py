@@ -27,6 +27,7 @@ from .pipeline import (
     encode_background,
     encode_captions,
     encode_concepts,
+    encode_held_out,
     pipeline_fingerprint,
     released_fingerprints,
     train_lora,
@@ -37,7 +38,15 @@ from .spec import FinetuneSpec, read_samples, spec_from_toml
 from .store import Store, content_key, fingerprint, released_key
 from .subject import Subject
 from .toml_config import Config
-from .trainer import QUIET, SINGLE_PROCESS, Callbacks, ProcessGroup, TrainingState, split_batch
+from .trainer import (
+    QUIET,
+    SINGLE_PROCESS,
+    Callbacks,
+    HeldOutLoss,
+    ProcessGroup,
+    TrainingState,
+    split_batch,
+)
 
 SAVE_EVERY = 100  # steps between checkpoints; an interrupt or an error saves one too
 # Bytes for each trained number: the LoRA, and two checkpoints while one replaces the other.
@@ -104,6 +113,8 @@ def finetune_subject(
     first, pipeline = options.group.number == 0, pipeline.with_deltas()
     texts = encode_captions(pipeline, spec.texts(), spec.size)
     names = stored_names(pipeline, spec, texts)
+    if spec.held_out:  # after the names, which it does not decide
+        texts |= encode_captions(pipeline, [spec.held_out.caption], spec.size)
     for name in names:
         found = store.find(name)
         if found:
@@ -175,9 +186,14 @@ def _train(
     if preview and resume:
         preview.load(resume.tensors)
 
+    held_out = _held_out(pipeline, spec, texts, options)
+    if held_out and resume:
+        held_out.load(resume.tensors)
+
     def keep(state: TrainingState) -> None:
         samples = preview.tensors() if preview else {}
-        store.save_state(names[0], replace(state, tensors=state.tensors | samples))
+        points = held_out.tensors() if held_out else {}
+        store.save_state(names[0], replace(state, tensors=state.tensors | samples | points))
 
     def on_step(step: int, loss: float) -> None:
         options.callbacks.on_step(step, loss)
@@ -197,9 +213,21 @@ def _train(
         group=group,
         texts=list(texts.values()),
         blank=list(texts).index("") if "" in texts else 0,
+        held_out=held_out,
     )
     strip = draw_strip(preview.pictures) if preview and preview.pictures else None
-    return FinetuneResult(_subject(pipeline, spec, names[0], losses), lora, strip)
+    points = [list(point) for point in held_out.points] if held_out else []
+    subject = replace(_subject(pipeline, spec, names[0], losses), held_out=points)
+    return FinetuneResult(subject, lora, strip)
+
+
+def _held_out(
+    pipeline: Pipeline, spec: FinetuneSpec, texts: dict[str, EncodedText], options: RunOptions
+) -> HeldOutLoss | None:
+    if spec.held_out is None or options.group.number:
+        return None
+    rows = encode_held_out(pipeline, spec.held_out, texts, spec.recipe, spec.size)
+    return HeldOutLoss(rows, spec.recipe.steps, options.callbacks.on_held_out)
 
 
 def _preview(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,17 @@ from .memory import recompute
 from .recipes import Recipe
 from .regular_data import concatenate_examples
 from .store import fingerprint, rounded_samples
-from .trainer import QUIET, SINGLE_PROCESS, Callbacks, ProcessGroup, TrainableModel, Trainer, TrainingState
+from .trainer import (
+    HELD_OUT_LEVELS,
+    QUIET,
+    SINGLE_PROCESS,
+    Callbacks,
+    HeldOutLoss,
+    ProcessGroup,
+    TrainableModel,
+    Trainer,
+    TrainingState,
+)
 from .transformers import transformer_pass, transformer_schedule
 
 
@@ -173,6 +184,25 @@ def encode_examples(
         return examples.cloned()
 
 
+def encode_held_out(
+    pipeline: Pipeline, held_out: Concept, texts: Mapping[str, EncodedText], recipe: Recipe, size: int
+) -> Examples:
+    """Return HELD_OUT_LEVELS examples of a picture that takes no part in the training."""
+    numbered = families.is_transformer(pipeline.model)
+    caption = held_out.caption
+    few = replace(
+        recipe,
+        copies=HELD_OUT_LEVELS,
+        steps=HELD_OUT_LEVELS,
+        batch_size=1,
+        accumulation=1,
+        sample_posterior=False,
+    )
+    number = [list(texts).index(caption)] if numbered else []
+    # The seed stays, so that trainings with different seeds can be compared.
+    return encode_examples(pipeline, held_out, texts[caption], few, size, 0, number)
+
+
 def encode_background(
     pipeline: Pipeline, background: Reference, size: int
 ) -> tuple[Examples, tuple[int, int]]:
@@ -254,6 +284,7 @@ def train_lora(
     group: ProcessGroup = SINGLE_PROCESS,
     texts: Sequence[EncodedText] = (),
     blank: int = 0,
+    held_out: HeldOutLoss | None = None,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Finetune a pipeline's MODEL without changing it.
 
@@ -263,6 +294,7 @@ def train_lora(
         checkpointing: gradient checkpointing.
         after_step: called as `after_step(model, step)` with a MODEL over the weights of that step.
         texts: every caption by its number; blank: the number of the empty one.
+        held_out: measured before the first step and after some of the others.
 
     Returns:
         The LoRA's tensors, and the loss of every step.
@@ -289,16 +321,30 @@ def train_lora(
             recompute(blocks, in_place=trainable.host_pass is not None)
         live = models.model_around(model, trainable.unet, dtype) if after_step else None
 
-        def on_step(step: int, loss: float) -> None:
-            callbacks.on_step(step, loss)
-            if after_step:
-                after_step(live, step)
-            devices.raise_if_interrupted()
-
+        measure = partial(held_out.measure, trainable, recipe) if held_out else None
+        if measure and held_out and not held_out.points:
+            measure(0)
+        on_step = _step_hook(callbacks, measure, partial(after_step, live) if after_step else None)
         regular = examples[1] if len(examples) > 1 else None
         trainer = Trainer(trainable, recipe, seed, group)
         losses = trainer.fit(examples[0], regular, resume, replace(callbacks, on_step=on_step), save_every)
         return trainable.adapter.export(lora_names(model)), losses
+
+
+def _step_hook(
+    callbacks: Callbacks, measure: Callable[[int], None] | None, sample: Callable[[int], None] | None
+) -> Callable[[int, float], None]:
+    """Return what is called after a step. It measures first: a run that is stopped then has its point."""
+
+    def on_step(step: int, loss: float) -> None:
+        if measure:
+            measure(step)
+        callbacks.on_step(step, loss)
+        if sample:
+            sample(step)
+        devices.raise_if_interrupted()
+
+    return on_step
 
 
 def trainable_model(

@@ -49,6 +49,7 @@ class FinetuneSpec:
     previous: WarmStart | None = None
     attributes: Attributes = field(default_factory=dict)  # what the subject looks like; changes no weight
     captions: Sequence[str] = ()  # of each picture of the subject, where they have their own
+    held_out: Concept | None = None  # a picture of the subject that is not trained on; changes no weight
 
     @property
     def class_captions(self) -> list[str]:
@@ -63,6 +64,30 @@ class FinetuneSpec:
         captions = [self.concept.caption, *(part.caption for part in self.regular)]
         captions += [*self.captions, *self.class_captions, *[""] * (self.recipe.caption_dropout > 0)]
         return list(dict.fromkeys(captions))
+
+
+FEWEST_TO_HOLD_OUT = 5  # pictures of which one can be spared
+
+
+def without_held_out(
+    concept: Concept, captions: list[str], wanted: bool
+) -> tuple[Concept, list[str], Concept | None, list[str]]:
+    """Return concept and captions without the last picture, that picture, and warnings to show.
+
+    Nothing is taken away where it is not wanted, or where there are fewer than FEWEST_TO_HOLD_OUT pictures.
+    """
+    references = concept.references
+    if not wanted:
+        return concept, captions, None, []
+    if len(references) < FEWEST_TO_HOLD_OUT:
+        note = (
+            f"held_out: it takes {FEWEST_TO_HOLD_OUT} pictures or more and there are {len(references)}; all"
+            " of them are trained on."
+        )
+        logger.warning(f"Inlay: {note}")
+        return concept, captions, None, [note]
+    held_out = Concept(captions[-1] if captions else concept.caption, references[-1:])
+    return Concept(concept.caption, references[:-1]), captions[:-1], held_out, []
 
 
 def without_token(caption: str, token: str, class_name: str) -> str:
@@ -124,6 +149,7 @@ def spec_from_node(
     previous: Subject | None,
     attributes: Attributes,
     captions: Sequence[str] = (),
+    held_out: bool = False,
 ) -> tuple[FinetuneSpec, list[str]]:
     """Return the checked spec of what the node received, and the warnings to show.
 
@@ -163,11 +189,11 @@ def spec_from_node(
             )
         start = read_previous(pipeline, previous, Path(path))
     check_clip_fits(pipeline.model, pipeline.clip)
-    concept = Concept(caption, references)
-    return (
-        FinetuneSpec(token, class_name, recipe, concept, regular, size, seed, start, attributes, own),
-        notes,
+    concept, own, apart, held_notes = without_held_out(Concept(caption, references), own, held_out)
+    spec = FinetuneSpec(
+        token, class_name, recipe, concept, regular, size, seed, start, attributes, own, apart
     )
+    return spec, notes + held_notes
 
 
 def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSpec]:
@@ -192,9 +218,9 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
         raise ValueError("regular: output preservation takes its place; leave one of them out.")
     regular = read_regular(config.regular, size) if config.regular and recipe.uses_regular else []
     previous = open_previous(pipeline, config.previous) if config.previous else None
-    spec = FinetuneSpec(
-        token, class_name, recipe, concept, regular, size, config.seed, previous, config.attributes, own
-    )
+    concept, own, apart, _ = without_held_out(concept, own, config.held_out)
+    seed, looks = config.seed, config.attributes
+    spec = FinetuneSpec(token, class_name, recipe, concept, regular, size, seed, previous, looks, own, apart)
     return pipeline, spec
 
 

@@ -51,6 +51,7 @@ class Config:
     attributes: Attributes = field(default_factory=dict)  # kind -> words
     previous: str = ""  # a subject to go on from: its LoRA's name in models/loras, or a path
     memory: str = "recipe"  # a preset's name
+    held_out: bool = False  # keep the last of five or more pictures out and measure the loss on it
     save_every: int = 100  # steps between checkpoints
     preview_every: int = 0  # steps between samples; 0: none
     sample_prompts: tuple[str, ...] = ()  # what samples show; the caption of the training when left out
