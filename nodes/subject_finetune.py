@@ -281,7 +281,6 @@ class SubjectFinetune(io.ComfyNode):
         from ..training.finetune.progress import draw_curve, image_to_tensor
         from ..training.finetune.spec import spec_from_node
         from ..training.finetune.store import Store
-        from ..training.finetune.trainer import Callbacks
 
         check_wired(model=model[0], clip=clip[0], vae=vae[0])
         if previous[0] is not None:
@@ -294,6 +293,7 @@ class SubjectFinetune(io.ComfyNode):
         spec, notes = spec_from_node(
             pipeline, chosen, token[0], class_name[0], images, masks, regular_images, regular_masks,
             regular_prompt, seed[0], previous[0], parse_attributes(settings["attributes"]), captions,
+            settings.get("held_out", False),
         )  # fmt: skip
         workflow = workflow_id(cls.hidden.extra_pnginfo)
         progress = NodeProgress(chosen.steps, cls.hidden.unique_id, notes, workflow)
@@ -301,22 +301,44 @@ class SubjectFinetune(io.ComfyNode):
         run_options = RunOptions(
             checkpointing=wanted[settings["gradient_checkpointing"]],
             preview_every=preview_every[0],
-            callbacks=Callbacks(on_step=progress, on_preview=progress.show, on_stage=progress.stage),
+            samples=samples_of(settings),
+            callbacks=progress_callbacks(progress),
         )
         store = Store(Path(folder_paths.get_folder_paths("loras")[0]) / "inlay")
         with progress:
             trained = finetune_subject(pipeline, spec, store, run_options)
             subject, lora, strip = trained.subject, trained.lora, trained.strip
             if trained.was_stored:
-                progress.show_stored(Path(subject.lora).name, subject.losses, strip)
+                progress.show_stored(Path(subject.lora).name, subject.losses, strip, subject.held_out)
         title = f"{subject.words}, {subject.recipe}, {len(subject.losses)} steps"
-        curve = draw_curve(subject.losses, title, notes=notes)
+        curve = draw_curve(subject.losses, title, notes=notes, held_out=subject.held_out)
         if strip:
             curve = torch.cat([curve, image_to_tensor(strip)], dim=1)
         patched = apply_lora(pipeline.model, lora)
         return io.NodeOutput(
             patched, lora, {"loss": subject.losses}, subject, curve, ui={"inlay_notes": notes}
         )
+
+
+def progress_callbacks(progress: NodeProgress):
+    """Return the callbacks that show a training on the node."""
+    from ..training.finetune.trainer import Callbacks
+
+    return Callbacks(
+        on_step=progress,
+        on_preview=progress.show,
+        on_stage=progress.stage,
+        on_held_out=progress.show_held_out,
+    )
+
+
+def samples_of(settings: dict[str, Any]):
+    """Return what the samples of a training show. Raises ValueError for a picture without a place to fill."""
+    from ..training.finetune.data import collect_background
+    from ..training.finetune.generation import SampleOptions, prompts_in
+
+    background = collect_background(settings.get("sample_image"), settings.get("sample_mask"))
+    return SampleOptions(prompts_in(settings.get("sample_prompts", "")), background)
 
 
 def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset, model):
@@ -524,13 +546,45 @@ class InlayTrainingOptions(io.ComfyNode):
                     tooltip="How strongly other things of the class are kept as the model knew them, without"
                     " regular pictures; 1 is usual. A step takes two more passes. 0 = as the recipe has it.",
                 ),
+                io.String.Input(
+                    "sample_prompts",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="What the samples during the training show, one prompt on each line, each with a"
+                    " seed of its own that stays. Empty: the caption of the training. Changes no weight.",
+                ),
+                io.Image.Input(
+                    "sample_image",
+                    optional=True,
+                    tooltip="The picture that the samples fill, with sample_mask. Not wired: the first"
+                    " training picture. Changes no weight.",
+                ),
+                io.Mask.Input(
+                    "sample_mask",
+                    optional=True,
+                    tooltip="1 where the subject goes in sample_image, of its size.",
+                ),
+                io.Boolean.Input(
+                    "held_out",
+                    default=False,
+                    optional=True,
+                    tooltip="Keep the last of five or more pictures out of the training and plot the loss on"
+                    " it, at noise that stays the same: it rises once the others are learned by heart. One"
+                    " picture fewer is trained on.",
+                ),
             ],
             outputs=[OptionsType.Output(display_name="options", tooltip="For Train Subject.")],
         )
 
     @classmethod
     def execute(cls, **settings) -> io.NodeOutput:
-        return io.NodeOutput({name: value for name, value in settings.items() if value not in UNCHANGED})
+        return io.NodeOutput({name: value for name, value in settings.items() if not is_unchanged(value)})
 
 
-UNCHANGED = (0, "", PRESET)  # values that leave a setting to the recipe or the preset
+UNCHANGED = (0, "", PRESET, None)  # values that leave a setting to the recipe or the preset
+
+
+def is_unchanged(value: Any) -> bool:
+    """Return whether a value leaves its setting as it is."""
+    return not isinstance(value, torch.Tensor) and value in UNCHANGED

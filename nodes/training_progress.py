@@ -87,13 +87,25 @@ class NodeProgress:
             self.run.add_sample(step, data_url(image))
             self._send(self.run, sample=True)
 
-    def show_stored(self, name: str, losses: Sequence[float], strip: Image.Image | None) -> None:
+    def show_held_out(self, step: int, loss: float) -> None:
+        """Add the loss on a held-out picture after that step; the next message to the page has it."""
+        if self.run:
+            self.run.held_out = [point for point in self.run.held_out if point[0] < step] + [(step, loss)]
+
+    def show_stored(
+        self,
+        name: str,
+        losses: Sequence[float],
+        strip: Image.Image | None,
+        held_out: Sequence[Sequence[float]] = (),
+    ) -> None:
         """Show the curve and samples of a training that was done before."""
         logger.info(f"Inlay finetune: already learned, loaded {name}")
         if not self.node_id:
             return
         self.run = live.begin_progress(self.node_id, len(losses), self.workflow)
         self.run.add_all(losses)
+        self.run.held_out = [(int(step), loss) for step, loss in held_out]
         self.run.state, self.run.stage = "loaded", name
         if strip:
             self.run.add_sample(len(losses), data_url(strip, STRIP_PX))

@@ -149,7 +149,8 @@ function drawChart(canvas, run) {
   pen.font = "10px sans-serif"
   pen.fillStyle = ink
 
-  const losses = run.points.map(([, loss]) => loss)
+  const heldOut = run.held_out ?? []
+  const losses = [...run.points, ...heldOut].map(([, loss]) => loss)
   const low = Math.min(...losses, Infinity)
   const high = Math.max(...losses, -Infinity)
   const right = width - MARGIN.right
@@ -176,6 +177,10 @@ function drawChart(canvas, run) {
   pen.lineWidth = 1.5
   pen.beginPath()
   for (const [step, loss] of smoothed(run.points)) pen.lineTo(x(step), y(loss))
+  pen.stroke()
+  pen.strokeStyle = "#3b82f6" // the picture that is held out
+  pen.beginPath()
+  for (const [step, loss] of heldOut) pen.lineTo(x(step), y(loss))
   pen.stroke()
 }
 

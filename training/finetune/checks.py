@@ -124,11 +124,16 @@ def check_previous(model, recipe: Recipe, subject: Subject, lora: Mapping[str, T
         )
 
 
-def crop_size(model, recipe: Recipe) -> int:
-    """Return the side of the crops: what the recipe asks for, a multiple that VAE and network take."""
+def crop_grid(model) -> int:
+    """Return the number of pixels that the sides of a picture are multiples of, for VAE and network."""
     row = family_of(model)
     step = row.picture_grid if row is not None else 0
-    step = step or LATENT_PIXEL * 2 ** (models.unet_levels(model) - 1)
+    return step or LATENT_PIXEL * 2 ** (models.unet_levels(model) - 1)
+
+
+def crop_size(model, recipe: Recipe) -> int:
+    """Return the side of the crops: what the recipe asks for, a multiple that VAE and network take."""
+    step = crop_grid(model)
     return max(step, round((recipe.resolution or working_side(model)) / step) * step)
 
 

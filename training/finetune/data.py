@@ -16,7 +16,7 @@ from ...imaging.bezier import bezier_mask
 from ...imaging.boxes import bounding_box
 from ...imaging.inputs import as_images_each, as_masks_each
 from ...imaging.latent_mask import snap_hole
-from ...imaging.masks import box_mask, check_mask
+from ...imaging.masks import box_mask, check_mask, check_not_empty
 from ..objective import generator_at
 from .recipes import Recipe
 
@@ -69,6 +69,26 @@ def collect_references(
 def _with_own_mask(picture: Tensor) -> Reference:
     alpha = picture[..., 3] if picture.shape[-1] == 4 else picture.new_ones(picture.shape[:2])
     return Reference(picture[..., :3], alpha)
+
+
+def collect_background(image: Tensor | None, mask: Tensor | None) -> Reference | None:
+    """Return the picture that samples are painted into, with its hole; None without a picture.
+
+    Raises:
+        ValueError: for a hole that is missing, empty or of another size.
+    """
+    if image is None:
+        if mask is not None:
+            raise ValueError("sample_mask: there is no sample_image for it; wire the picture as well.")
+        return None
+    pictures = as_images_each([image], "sample_image")[0][:1]
+    masks = as_masks_each(None if mask is None else [mask], "sample_mask")
+    if masks is None:
+        raise ValueError("sample_image: it has no sample_mask; wire a mask of the place to fill.")
+    hole = masks[0][:1]
+    check_mask(pictures, hole, "sample_mask")
+    check_not_empty(hole, "sample_mask")
+    return Reference(pictures[0, ..., :3], (hole[0] > 0.5).float())
 
 
 def check_references(references: Sequence[Reference], size: int, masked: bool, kind: str = "") -> list[str]:

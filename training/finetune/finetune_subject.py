@@ -17,26 +17,36 @@ from ...host.families import family_name, is_transformer, require_family, settin
 from ..optimizers import eight_bit_installed
 from .checks import check_previous
 from .data import Examples
-from .generation import Preview, make_preview_scene
+from .generation import CAPTION_ONLY, Preview, SampleOptions, make_preview_scene
 from .lora import exported_shapes
 from .lora_formats import lora_metadata, lora_names
 from .memory import with_preset
 from .pipeline import (
     EncodedText,
     Pipeline,
+    encode_background,
     encode_captions,
     encode_concepts,
+    encode_held_out,
     pipeline_fingerprint,
     released_fingerprints,
     train_lora,
 )
 from .progress import draw_strip
 from .recipes import MEMORY_PRESETS, Recipe
-from .spec import FinetuneSpec, spec_from_toml
+from .spec import FinetuneSpec, read_samples, spec_from_toml
 from .store import Store, content_key, fingerprint, released_key
 from .subject import Subject
 from .toml_config import Config
-from .trainer import QUIET, SINGLE_PROCESS, Callbacks, ProcessGroup, TrainingState, split_batch
+from .trainer import (
+    QUIET,
+    SINGLE_PROCESS,
+    Callbacks,
+    HeldOutLoss,
+    ProcessGroup,
+    TrainingState,
+    split_batch,
+)
 
 SAVE_EVERY = 100  # steps between checkpoints; an interrupt or an error saves one too
 # Bytes for each trained number: the LoRA, and two checkpoints while one replaces the other.
@@ -51,6 +61,7 @@ class RunOptions:
         checkpointing: gradient checkpointing, less memory for more time.
         save_every: steps between checkpoints.
         preview_every: steps between samples; 0: none.
+        samples: what they show.
         callbacks: on_save is the store's and must be None.
         group: the processes that train together; the first saves and makes the samples.
     """
@@ -58,6 +69,7 @@ class RunOptions:
     checkpointing: bool = False
     save_every: int = SAVE_EVERY
     preview_every: int = 0
+    samples: SampleOptions = CAPTION_ONLY
     callbacks: Callbacks = QUIET
     group: ProcessGroup = SINGLE_PROCESS
 
@@ -101,6 +113,8 @@ def finetune_subject(
     first, pipeline = options.group.number == 0, pipeline.with_deltas()
     texts = encode_captions(pipeline, spec.texts(), spec.size)
     names = stored_names(pipeline, spec, texts)
+    if spec.held_out:  # after the names, which it does not decide
+        texts |= encode_captions(pipeline, [spec.held_out.caption], spec.size)
     for name in names:
         found = store.find(name)
         if found:
@@ -143,6 +157,7 @@ def finetune_from_config(
             checkpointing=preset.checkpointing,
             save_every=config.save_every,
             preview_every=config.preview_every,
+            samples=read_samples(config),
             callbacks=Callbacks(on_step=on_step),
             group=group,
         )
@@ -171,9 +186,14 @@ def _train(
     if preview and resume:
         preview.load(resume.tensors)
 
+    held_out = _held_out(pipeline, spec, texts, options)
+    if held_out and resume:
+        held_out.load(resume.tensors)
+
     def keep(state: TrainingState) -> None:
         samples = preview.tensors() if preview else {}
-        store.save_state(names[0], replace(state, tensors=state.tensors | samples))
+        points = held_out.tensors() if held_out else {}
+        store.save_state(names[0], replace(state, tensors=state.tensors | samples | points))
 
     def on_step(step: int, loss: float) -> None:
         options.callbacks.on_step(step, loss)
@@ -193,9 +213,21 @@ def _train(
         group=group,
         texts=list(texts.values()),
         blank=list(texts).index("") if "" in texts else 0,
+        held_out=held_out,
     )
     strip = draw_strip(preview.pictures) if preview and preview.pictures else None
-    return FinetuneResult(_subject(pipeline, spec, names[0], losses), lora, strip)
+    points = [list(point) for point in held_out.points] if held_out else []
+    subject = replace(_subject(pipeline, spec, names[0], losses), held_out=points)
+    return FinetuneResult(subject, lora, strip)
+
+
+def _held_out(
+    pipeline: Pipeline, spec: FinetuneSpec, texts: dict[str, EncodedText], options: RunOptions
+) -> HeldOutLoss | None:
+    if spec.held_out is None or options.group.number:
+        return None
+    rows = encode_held_out(pipeline, spec.held_out, texts, spec.recipe, spec.size)
+    return HeldOutLoss(rows, spec.recipe.steps, options.callbacks.on_held_out)
 
 
 def _preview(
@@ -203,19 +235,28 @@ def _preview(
 ) -> Preview | None:
     if options.group.number:
         return None
-    scene = make_preview_scene(
-        pipeline.clip,
-        pipeline.vae,
-        examples,
-        spec.concept.caption,
-        spec.seed,
-        spec.recipe.masked_cross_attention,
-        pipeline.inpaint_patch,
-    )
+    shown = None
+    if options.samples.background is not None:
+        examples, shown = encode_background(pipeline, options.samples.background, spec.size)
+    scenes = [
+        make_preview_scene(
+            pipeline.clip,
+            pipeline.vae,
+            examples,
+            prompt,
+            (spec.seed + number) % 2**64,
+            spec.recipe.masked_cross_attention,
+            pipeline.inpaint_patch,
+        )._replace(shown=shown)
+        for number, prompt in enumerate(options.samples.prompts or [spec.concept.caption])
+    ]
     if is_transformer(pipeline.model):
         row, settings = require_family(pipeline.model), settings_of(pipeline.model)
-        scene = scene._replace(family=row, settings=settings, condition=spec.recipe.hole_condition)
-    return Preview(scene, options.preview_every, spec.recipe.steps, options.callbacks.on_preview)
+        scenes = [
+            scene._replace(family=row, settings=settings, condition=spec.recipe.hole_condition)
+            for scene in scenes
+        ]
+    return Preview(scenes, options.preview_every, spec.recipe.steps, options.callbacks.on_preview)
 
 
 def _with_attributes(store: Store | None, name: str, subject: Subject, spec: FinetuneSpec) -> Subject:

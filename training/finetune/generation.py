@@ -4,7 +4,7 @@ Samples show the network in training and change nothing in the training. Regular
 painted by the untrained model into a random box of a background.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,13 +18,39 @@ from ...host import sampling
 from ...host.vae import PictureVae
 from ...imaging.composite import paste_back
 from ...imaging.latent_mask import inpaint_pictures, snapped_hole
-from .data import LATENT_PIXEL, Examples
+from .data import LATENT_PIXEL, Examples, Reference
 from .regular_data import changed_mask, random_box
 from .transformers import hole_in_pixels, hole_values
 
 # Few steps that look finished; the sampler draws no random numbers.
 STEPS, CFG, SAMPLER, SCHEDULER = 12, 5.0, "dpmpp_2m", "karras"
 SAMPLE = "sample"  # the kind of tensor in a checkpoint
+MOST_PROMPTS = 8
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What the samples of a training show; nothing here changes its result.
+
+    prompts: one sample for each; none: the caption of the training. background: the picture and, as its mask,
+    the hole that is filled; None: the first training crop.
+    """
+
+    prompts: Sequence[str] = ()
+    background: Reference | None = None
+
+
+CAPTION_ONLY = SampleOptions()
+
+
+def prompts_in(text: str) -> list[str]:
+    """Return the lines of a text that are not empty. Raises ValueError for more than MOST_PROMPTS."""
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(prompts) > MOST_PROMPTS:
+        raise ValueError(
+            f"sample_prompts: there are {len(prompts)}; write {MOST_PROMPTS} at most, one on each line."
+        )
+    return prompts
 
 
 class PreviewScene(NamedTuple):
@@ -40,6 +66,7 @@ class PreviewScene(NamedTuple):
     family: Family | None = None  # of a transformer, None for a UNet
     condition: str = ""  # how the transformer learns where the hole is, as `Recipe.hole_condition`
     settings: Settings | None = None  # of the transformer's sampler
+    shown: tuple[int, int] | None = None  # height and width of the picture without its padding
 
 
 def make_preview_scene(
@@ -61,7 +88,7 @@ def make_preview_scene(
 def paint_preview(scene: PreviewScene, model) -> Tensor:
     """Return the hole filled by a MODEL as it is now: (H, W, 3) in bytes."""
     if scene.family is not None:
-        return _as_bytes(_paint_transformer(scene, model), scene.vae)
+        return _as_bytes(_paint_transformer(scene, model), scene)
     row = scene.row
     if scene.masked:
         model = mask_attention(model, [row.mask[:, 0]], self_layers="none")
@@ -73,7 +100,7 @@ def paint_preview(scene: PreviewScene, model) -> Tensor:
         model, scene.positive, scene.negative, row.latent, row.masked, row.mask,
         seed=scene.seed, steps=STEPS, cfg=CFG, sampler=SAMPLER, scheduler=SCHEDULER,
     )  # fmt: skip
-    return _as_bytes(latent, scene.vae)
+    return _as_bytes(latent, scene)
 
 
 def _paint_transformer(scene: PreviewScene, model) -> Tensor:
@@ -93,24 +120,33 @@ def _paint_transformer(scene: PreviewScene, model) -> Tensor:
     )  # fmt: skip
 
 
-def _as_bytes(latent: Tensor, vae) -> Tensor:
-    picture = PictureVae(vae).decode(latent)[0, ..., :3]
+def _as_bytes(latent: Tensor, scene: PreviewScene) -> Tensor:
+    picture = PictureVae(scene.vae).decode(latent)[0, ..., :3]
+    if scene.shown is not None:
+        picture = picture[: scene.shown[0], : scene.shown[1]]
     return (picture.float().clamp(0, 1) * 255).round().byte().cpu().contiguous()
 
 
 class Preview:
     """Makes a sample every `every` steps and at the last one; call it after each step.
 
-    `show(step, picture)` gets each picture (H,W,3) in bytes; `pictures` keeps them all by step.
+    `show(step, picture)` gets each picture (H,W,3) in bytes, the scenes below each other; `pictures` keeps
+    them all by step.
     """
 
-    def __init__(self, scene: PreviewScene, every: int, steps: int, show: Callable[[int, Tensor], None]):
-        self.scene, self.every, self.steps, self.show = scene, every, steps, show
+    def __init__(
+        self,
+        scenes: Sequence[PreviewScene],
+        every: int,
+        steps: int,
+        show: Callable[[int, Tensor], None],
+    ):
+        self.scenes, self.every, self.steps, self.show = scenes, every, steps, show
         self.pictures: dict[int, Tensor] = {}
 
     def __call__(self, model, step: int) -> None:
         if step % self.every == 0 or step == self.steps:
-            self.pictures[step] = paint_preview(self.scene, model)
+            self.pictures[step] = torch.cat([paint_preview(scene, model) for scene in self.scenes])
             self.show(step, self.pictures[step])
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,11 +1,14 @@
 """MODEL, CLIP and VAE of the host as a training needs them: what identifies them, examples, a network."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...attention.patch import region_options
@@ -14,15 +17,27 @@ from ...host import devices, families, models
 from ...host.sampling import condition
 from ...host.training import blocks_of, frozen_copy, text_values, training_switches
 from ...host.vae import PictureVae, encode_distribution, encoder_weights
-from .checks import check_parameters_fit, check_step_fits, diffusion_of, precision_of
-from .data import Concept, Examples, prepare_examples
+from ...imaging.latent_mask import inpaint_pictures
+from ...imaging.views import resize_image
+from .checks import check_parameters_fit, check_step_fits, crop_grid, diffusion_of, precision_of
+from .data import Concept, Examples, Reference, prepare_examples, shrunk_hole
 from .lora import attach_adapter
 from .lora_formats import lora_names
 from .memory import recompute
 from .recipes import Recipe
 from .regular_data import concatenate_examples
 from .store import fingerprint, rounded_samples
-from .trainer import QUIET, SINGLE_PROCESS, Callbacks, ProcessGroup, TrainableModel, Trainer, TrainingState
+from .trainer import (
+    HELD_OUT_LEVELS,
+    QUIET,
+    SINGLE_PROCESS,
+    Callbacks,
+    HeldOutLoss,
+    ProcessGroup,
+    TrainableModel,
+    Trainer,
+    TrainingState,
+)
 from .transformers import transformer_pass, transformer_schedule
 
 
@@ -145,19 +160,15 @@ def encode_examples(
     """
     vae = PictureVae(pipeline.vae)
 
-    def latent_in(latent: Tensor) -> Tensor:
-        scaled = models.latent_in(pipeline.model, latent).float().cpu()
-        return scaled.squeeze(2) if scaled.ndim == 5 else scaled  # pictures: one frame
-
     def encode(pictures: Tensor) -> Tensor:
         devices.raise_if_interrupted()
         if not recipe.sample_posterior:
-            return latent_in(vae.encode(pictures))
+            return _scaled_latent(pipeline, vae.encode(pictures))
         if vae.film:
             raise ValueError("recipe.sample_posterior: this VAE gives no distribution; leave it out.")
         mean, deviation = encode_distribution(pipeline.vae, pictures)
-        scaled = latent_in(mean)
-        return torch.cat([scaled, latent_in(mean + deviation) - scaled], dim=1)
+        scaled = _scaled_latent(pipeline, mean)
+        return torch.cat([scaled, _scaled_latent(pipeline, mean + deviation) - scaled], dim=1)
 
     examples = prepare_examples(concept.references, recipe, size, encode, text.context, text.label, seed)
     if captions:
@@ -171,6 +182,54 @@ def encode_examples(
         )
     with torch.inference_mode(False):
         return examples.cloned()
+
+
+def encode_held_out(
+    pipeline: Pipeline, held_out: Concept, texts: Mapping[str, EncodedText], recipe: Recipe, size: int
+) -> Examples:
+    """Return HELD_OUT_LEVELS examples of a picture that takes no part in the training."""
+    numbered = families.is_transformer(pipeline.model)
+    caption = held_out.caption
+    few = replace(
+        recipe,
+        copies=HELD_OUT_LEVELS,
+        steps=HELD_OUT_LEVELS,
+        batch_size=1,
+        accumulation=1,
+        sample_posterior=False,
+    )
+    number = [list(texts).index(caption)] if numbered else []
+    # The seed stays, so that trainings with different seeds can be compared.
+    return encode_examples(pipeline, held_out, texts[caption], few, size, 0, number)
+
+
+def encode_background(
+    pipeline: Pipeline, background: Reference, size: int
+) -> tuple[Examples, tuple[int, int]]:
+    """Return a picture with its hole as one example, and its height and width without padding.
+
+    It is resized to the area of a training crop of `size`.
+    """
+    height, width = background.mask.shape
+    scale = size / math.sqrt(height * width)
+    rows, columns = (max(1, round(length * scale)) for length in (height, width))
+    image = resize_image(background.image[None].float(), rows, columns)
+    # A maximum, so that no small hole vanishes.
+    hole = F.adaptive_max_pool2d(background.mask[None], (rows, columns))
+    picture, masked, hole = inpaint_pictures(image, hole, crop_grid(pipeline.model))
+    vae = PictureVae(pipeline.vae)
+    latent, masked = (_scaled_latent(pipeline, vae.encode(part)) for part in (picture, masked))
+    mask = shrunk_hole(hole[:, None], latent.shape[-2:])
+    row = Examples(
+        latent, mask, masked, torch.ones_like(mask), torch.zeros(1, 0, 0), pixel_mask=hole[:, None].byte()
+    )
+    return row, (rows, columns)
+
+
+def _scaled_latent(pipeline: Pipeline, latent: Tensor) -> Tensor:
+    """Return latents of the VAE as the network sees them, (B, C, h, w) on the CPU."""
+    scaled = models.latent_in(pipeline.model, latent).float().cpu()
+    return scaled.squeeze(2) if scaled.ndim == 5 else scaled  # pictures: one frame
 
 
 def encode_concepts(
@@ -225,6 +284,7 @@ def train_lora(
     group: ProcessGroup = SINGLE_PROCESS,
     texts: Sequence[EncodedText] = (),
     blank: int = 0,
+    held_out: HeldOutLoss | None = None,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Finetune a pipeline's MODEL without changing it.
 
@@ -234,6 +294,7 @@ def train_lora(
         checkpointing: gradient checkpointing.
         after_step: called as `after_step(model, step)` with a MODEL over the weights of that step.
         texts: every caption by its number; blank: the number of the empty one.
+        held_out: measured before the first step and after some of the others.
 
     Returns:
         The LoRA's tensors, and the loss of every step.
@@ -260,16 +321,30 @@ def train_lora(
             recompute(blocks, in_place=trainable.host_pass is not None)
         live = models.model_around(model, trainable.unet, dtype) if after_step else None
 
-        def on_step(step: int, loss: float) -> None:
-            callbacks.on_step(step, loss)
-            if after_step:
-                after_step(live, step)
-            devices.raise_if_interrupted()
-
+        measure = partial(held_out.measure, trainable, recipe) if held_out else None
+        if measure and held_out and not held_out.points:
+            measure(0)
+        on_step = _step_hook(callbacks, measure, partial(after_step, live) if after_step else None)
         regular = examples[1] if len(examples) > 1 else None
         trainer = Trainer(trainable, recipe, seed, group)
         losses = trainer.fit(examples[0], regular, resume, replace(callbacks, on_step=on_step), save_every)
         return trainable.adapter.export(lora_names(model)), losses
+
+
+def _step_hook(
+    callbacks: Callbacks, measure: Callable[[int], None] | None, sample: Callable[[int], None] | None
+) -> Callable[[int, float], None]:
+    """Return what is called after a step. It measures first: a run that is stopped then has its point."""
+
+    def on_step(step: int, loss: float) -> None:
+        if measure:
+            measure(step)
+        callbacks.on_step(step, loss)
+        if sample:
+            sample(step)
+        devices.raise_if_interrupted()
+
+    return on_step
 
 
 def trainable_model(

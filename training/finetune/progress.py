@@ -38,6 +38,7 @@ class TrainingProgress:
     step: int = 0
     points: list[tuple[int, float]] = field(default_factory=list)  # (step, mean loss up to it)
     samples: list[tuple[int, str]] = field(default_factory=list)  # (step, picture as a data URL)
+    held_out: list[tuple[int, float]] = field(default_factory=list)  # (step, loss) of a held-out picture
     _open: list[float] = field(default_factory=list)  # losses of the point that is not full yet
     _told: int = 0  # points that `news` has returned
 
@@ -74,7 +75,8 @@ class TrainingProgress:
 
     def _head(self) -> dict[str, Any]:
         said = {"workflow": self.workflow, "node": self.node, "key": self.key, "state": self.state}
-        return said | {"step": self.step, "steps": self.steps, "stage": self.stage, "left": self.left}
+        said |= {"step": self.step, "steps": self.steps, "stage": self.stage, "left": self.left}
+        return said | {"held_out": list(self.held_out)}
 
 
 class TimeLeft:
@@ -143,6 +145,7 @@ def all_progress() -> list[dict[str, Any]]:
 
 
 PAPER, INK, GRID, RAW, SMOOTH = "#fbfaf7", "#3b3a37", "#e4e1d8", "#e9b99a", "#c2410c"
+BLUE = "#2563eb"
 FINE = 2  # drawn this much larger and shrunk, for smooth lines
 WIDTH = 768
 MAX_STRIP_SAMPLES = 6  # in a row at most
@@ -158,19 +161,25 @@ def smoothed(losses: Sequence[float], span: int) -> list[float]:
 
 
 def draw_curve(
-    losses: Sequence[float], title: str, width: int = WIDTH, height: int = 432, notes: Sequence[str] = ()
+    losses: Sequence[float],
+    title: str,
+    width: int = WIDTH,
+    height: int = 432,
+    notes: Sequence[str] = (),
+    held_out: Sequence[Sequence[float]] = (),
 ) -> torch.Tensor:
     """Draw the loss of every step and its running mean as an IMAGE (1,height,width,3) in [0,1].
 
-    `notes` are warnings that the user should see, written under the title.
+    `notes` are warnings that the user should see, written under the title. `held_out` are step and loss of
+    a picture that was not trained on.
     """
     image = Image.new("RGB", (width * FINE, height * FINE), PAPER)
     draw = ImageDraw.Draw(image)
     text, heading = (ImageFont.load_default(size * FINE) for size in (13, 17))
     left, top, right, bottom = (v * FINE for v in (64, 52, width - 24, height - 44))
-    high = max(losses) * 1.05 or 1.0
+    high = max([*losses, *(loss for _, loss in held_out)]) * 1.05 or 1.0
 
-    def place(step: int, loss: float) -> tuple[float, float]:
+    def place(step: float, loss: float) -> tuple[float, float]:
         return left + (right - left) * step / max(len(losses) - 1, 1), bottom - (bottom - top) * loss / high
 
     for part in range(5):
@@ -183,6 +192,11 @@ def draw_curve(
     for values, colour, thickness in ((losses, RAW, 1), (mean, SMOOTH, 3)):
         points = [place(step, value) for step, value in enumerate(values)]
         draw.line([points[0], *points], fill=colour, width=thickness * FINE, joint="curve")
+    if held_out:
+        points = [place(max(step - 1, 0), loss) for step, loss in held_out]
+        draw.line([points[0], *points], fill=BLUE, width=2 * FINE, joint="curve")
+        label = f"held-out picture {held_out[-1][1]:.4g}"
+        draw.text((right, 34 * FINE), label, fill=BLUE, font=text, anchor="ra")
     draw.text((left, 16 * FINE), title, fill=INK, font=heading)
     draw.text((right, 18 * FINE), f"loss {mean[-1]:.4g}", fill=SMOOTH, font=text, anchor="ra")
     small = ImageFont.load_default(11 * FINE)
@@ -200,16 +214,17 @@ def draw_strip(samples: Mapping[int, torch.Tensor], width: int = WIDTH) -> Image
     places = np.linspace(0, len(steps) - 1, min(len(steps), MAX_STRIP_SAMPLES)).round().astype(int)
     gap, foot = 8, 26
     side = (width - gap * (MAX_STRIP_SAMPLES + 1)) // MAX_STRIP_SAMPLES
-    image = Image.new("RGB", (width, side + 2 * gap + foot), PAPER)
+    height = max(side, *(round(side * len(samples[step]) / samples[step].shape[1]) for step in steps))
+    image = Image.new("RGB", (width, height + 2 * gap + foot), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
     for column, step in enumerate(steps[place] for place in places):
         picture = Image.fromarray(samples[step].numpy())
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        if max(picture.size) < side:
+        picture.thumbnail((side, height), Image.Resampling.LANCZOS)
+        if picture.width < side and picture.height < height:
             picture = picture.resize((side, round(side * picture.height / picture.width)))
         left = gap + column * (side + gap)
         image.paste(picture, (left, gap))
-        draw.text((left + side // 2, side + 2 * gap), f"step {step}", fill=INK, font=font, anchor="mt")
+        draw.text((left + side // 2, height + 2 * gap), f"step {step}", fill=INK, font=font, anchor="mt")
     return image
 
 

@@ -12,10 +12,11 @@ from ...common.files import read_text
 from ...common.log import logger
 from ...conditioning.compatibility import check_clip_fits, check_vae_fits
 from ...host import models
-from ...imaging.references import list_references, read_reference
+from ...imaging.references import is_whole_frame, list_references, read_reference
 from .attribute_dictionary import Attributes
 from .checks import check_trainable_model, crop_size
-from .data import Concept, Reference, check_references, collect_references
+from .data import Concept, Reference, check_references, collect_background, collect_references
+from .generation import SampleOptions, prompts_in
 from .lora import as_kohya, peft_config
 from .lora_formats import with_own_names
 from .pipeline import Pipeline
@@ -48,6 +49,7 @@ class FinetuneSpec:
     previous: WarmStart | None = None
     attributes: Attributes = field(default_factory=dict)  # what the subject looks like; changes no weight
     captions: Sequence[str] = ()  # of each picture of the subject, where they have their own
+    held_out: Concept | None = None  # a picture of the subject that is not trained on; changes no weight
 
     @property
     def class_captions(self) -> list[str]:
@@ -62,6 +64,30 @@ class FinetuneSpec:
         captions = [self.concept.caption, *(part.caption for part in self.regular)]
         captions += [*self.captions, *self.class_captions, *[""] * (self.recipe.caption_dropout > 0)]
         return list(dict.fromkeys(captions))
+
+
+FEWEST_TO_HOLD_OUT = 5  # pictures of which one can be spared
+
+
+def without_held_out(
+    concept: Concept, captions: list[str], wanted: bool
+) -> tuple[Concept, list[str], Concept | None, list[str]]:
+    """Return concept and captions without the last picture, that picture, and warnings to show.
+
+    Nothing is taken away where it is not wanted, or where there are fewer than FEWEST_TO_HOLD_OUT pictures.
+    """
+    references = concept.references
+    if not wanted:
+        return concept, captions, None, []
+    if len(references) < FEWEST_TO_HOLD_OUT:
+        note = (
+            f"held_out: it takes {FEWEST_TO_HOLD_OUT} pictures or more and there are {len(references)}; all"
+            " of them are trained on."
+        )
+        logger.warning(f"Inlay: {note}")
+        return concept, captions, None, [note]
+    held_out = Concept(captions[-1] if captions else concept.caption, references[-1:])
+    return Concept(concept.caption, references[:-1]), captions[:-1], held_out, []
 
 
 def without_token(caption: str, token: str, class_name: str) -> str:
@@ -123,6 +149,7 @@ def spec_from_node(
     previous: Subject | None,
     attributes: Attributes,
     captions: Sequence[str] = (),
+    held_out: bool = False,
 ) -> tuple[FinetuneSpec, list[str]]:
     """Return the checked spec of what the node received, and the warnings to show.
 
@@ -162,11 +189,11 @@ def spec_from_node(
             )
         start = read_previous(pipeline, previous, Path(path))
     check_clip_fits(pipeline.model, pipeline.clip)
-    concept = Concept(caption, references)
-    return (
-        FinetuneSpec(token, class_name, recipe, concept, regular, size, seed, start, attributes, own),
-        notes,
+    concept, own, apart, held_notes = without_held_out(Concept(caption, references), own, held_out)
+    spec = FinetuneSpec(
+        token, class_name, recipe, concept, regular, size, seed, start, attributes, own, apart
     )
+    return spec, notes + held_notes
 
 
 def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSpec]:
@@ -191,9 +218,9 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
         raise ValueError("regular: output preservation takes its place; leave one of them out.")
     regular = read_regular(config.regular, size) if config.regular and recipe.uses_regular else []
     previous = open_previous(pipeline, config.previous) if config.previous else None
-    spec = FinetuneSpec(
-        token, class_name, recipe, concept, regular, size, config.seed, previous, config.attributes, own
-    )
+    concept, own, apart, _ = without_held_out(concept, own, config.held_out)
+    seed, looks = config.seed, config.attributes
+    spec = FinetuneSpec(token, class_name, recipe, concept, regular, size, seed, previous, looks, own, apart)
     return pipeline, spec
 
 
@@ -249,6 +276,23 @@ def read_captions(folder: Path) -> list[str]:
     """Return the text of `photo.txt` beside each picture `photo.jpg` of a folder, "" where there is none."""
     files = [picture.with_suffix(".txt") for picture, _ in list_references(folder)]
     return [read_text(file).strip() if file.is_file() else "" for file in files]
+
+
+def read_samples(config: Config) -> SampleOptions:
+    """Return what the samples of a training show. Raises ValueError for a picture without a hole."""
+    prompts = prompts_in("\n".join(config.sample_prompts))
+    if config.sample_image is None:
+        return SampleOptions(prompts)
+    if not config.sample_image.is_file():
+        raise ValueError(f"sample_image: there is no file {config.sample_image}.")
+    masks = {picture.name: mask for picture, mask in list_references(config.sample_image.parent)}
+    image, mask = read_reference(config.sample_image, masks.get(config.sample_image.name), "sample_image")
+    if is_whole_frame(mask):
+        raise ValueError(
+            f"sample_image: {config.sample_image.name} shows no place to fill; put"
+            f" {config.sample_image.stem}_mask.png beside it, white where the subject goes."
+        )
+    return SampleOptions(prompts, collect_background(image, mask))
 
 
 def read_regular(folder: Path, size: int) -> list[Concept]:

@@ -28,6 +28,7 @@ class Subject:
     losses: list[float] = field(default_factory=list)
     version: int = VERSION
     previous: str = ""  # the weights of the subject that the training went on from
+    held_out: list[list[float]] = field(default_factory=list)  # (step, loss) of a picture that was held out
 
     @property
     def words(self) -> str:
@@ -67,6 +68,13 @@ def _check_types(known: dict[str, Any]) -> None:
         kind = {str: str, int: int}.get(wanted)  # pyright: ignore[reportArgumentType, reportCallIssue]
         if kind is not None:
             fits = isinstance(value, kind) and not isinstance(value, bool)
+        elif name == "held_out":
+            fits = isinstance(value, list) and all(
+                isinstance(point, list)
+                and len(point) == 2
+                and all(isinstance(number, int | float) for number in point)
+                for point in value
+            )
         elif name == "losses":
             fits = isinstance(value, list) and all(isinstance(loss, int | float) for loss in value)
         else:

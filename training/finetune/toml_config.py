@@ -30,7 +30,7 @@ TYPE_WORDS = {
     "dataclass_type": "a table",
 }
 TABLES = ("recipe", "attributes")  # keys with their own reader
-PATHS = ("checkpoint", "references", "regular", "previous", "out")
+PATHS = ("checkpoint", "references", "regular", "previous", "out", "sample_image")
 COUNTS = ("steps", "batch_size", "accumulation", "copies", "regular_copies")
 
 Changed = TypeVar("Changed")
@@ -51,8 +51,11 @@ class Config:
     attributes: Attributes = field(default_factory=dict)  # kind -> words
     previous: str = ""  # a subject to go on from: its LoRA's name in models/loras, or a path
     memory: str = "recipe"  # a preset's name
+    held_out: bool = False  # keep the last of five or more pictures out and measure the loss on it
     save_every: int = 100  # steps between checkpoints
     preview_every: int = 0  # steps between samples; 0: none
+    sample_prompts: tuple[str, ...] = ()  # what samples show; the caption of the training when left out
+    sample_image: Path | None = None  # the picture that samples fill, with its mask as references have it
     out: Path | None = None  # where subjects are kept; models/loras/inlay when left out
     text_encoders: tuple[
         str, ...
@@ -96,7 +99,11 @@ def _config(values: dict[str, Any], folder: Path) -> Config:
         raise ValueError(f'memory: there is no preset "{config.memory}"; choose {_choices(MEMORY_PRESETS)}.')
     for name in PATHS:
         _check_path(name, folder / (values.get(name) or ""))
-    paths = {name: folder / values[name] for name in ("references", "regular", "out") if values.get(name)}
+    paths = {
+        name: folder / values[name]
+        for name in ("references", "regular", "out", "sample_image")
+        if values.get(name)
+    }
     local = {
         name: str(folder / values[name])
         for name in ("checkpoint", "previous", "vae")

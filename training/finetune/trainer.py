@@ -112,6 +112,13 @@ def per_sample_loss(
     rows = _with_dropout(rows.drawn(generator), recipe.caption_dropout, trainable.blank, generator)
     if share is not None:
         rows, t, sigma, noise = rows.take(share), t[share], sigma[share], noise[share]
+    return errors_at(trainable, recipe, rows, noise, t, sigma)
+
+
+def errors_at(
+    trainable: TrainableModel, recipe: Recipe, rows: Examples, noise: Tensor, t: Tensor, sigma: Tensor
+) -> Tensor:
+    """Return the error (B,) of each row with `noise` at the levels `sigma` (B,); `t` are their indices."""
     options = {} if trainable.options is None else trainable.options(rows)
     rows, noise = rows.to(trainable.device), noise.to(trainable.device)
     sigma = sigma.to(rows.latent)
@@ -175,9 +182,14 @@ def _drawn_levels(
     if schedule.draw is None:
         t = torch.randint(len(schedule.sigmas), (len(rows),), generator=generator)
         return t, schedule.sigmas[t]
-    grid = [-(-side // trainable.patch) for side in rows.latent.shape[-2:]]
-    sigma = schedule.draw(len(rows), generator, grid[0] * grid[1])
+    sigma = schedule.draw(len(rows), generator, _tokens(trainable, rows))
     return torch.zeros(len(rows), dtype=torch.long), sigma
+
+
+def _tokens(trainable: TrainableModel, rows: Examples) -> int:
+    """Return the number of tokens of a picture."""
+    grid = [-(-side // trainable.patch) for side in rows.latent.shape[-2:]]
+    return grid[0] * grid[1]
 
 
 def _predict(
@@ -199,6 +211,65 @@ def _predict(
     )
 
 
+HELD_OUT_LEVELS = 8  # noise levels at which a picture that is held out is measured
+HELD_OUT_POINTS = 20  # of its curve, beside the one before the first step
+HELD_OUT = "held_out"  # the kind of tensor in a checkpoint
+
+
+class HeldOutLoss:
+    """The loss on a picture that takes no part in the training, at noise levels and with noise that stay.
+
+    rows: HELD_OUT_LEVELS examples of the picture, one for each level. points: step and loss so far. show: is
+    called with each point.
+    """
+
+    def __init__(self, rows: Examples, steps: int, show: Callable[[int, float], None]):
+        self.rows, self.steps, self.show = rows, steps, show
+        self.every = max(1, math.ceil(steps / HELD_OUT_POINTS))
+        self.points: list[tuple[int, float]] = []
+
+    @torch.no_grad()
+    def measure(self, trainable: TrainableModel, recipe: Recipe, step: int) -> None:
+        """Measure after a step, where one is due; a point that is there already is replaced."""
+        if step % self.every and step != self.steps:
+            return
+        recipe = replace(recipe, preservation=0.0)  # which is no loss on the picture
+        t, sigma = fixed_levels(trainable, self.rows)
+        noise = torch.randn(self.rows.latent.shape, generator=generator_at(0, 0))
+        errors = [
+            float(errors_at(trainable, recipe, self.rows.take(row), noise[row], t[row], sigma[row]))
+            for row in torch.arange(len(self.rows)).split(1)
+        ]
+        loss = math.fsum(errors) / len(errors)
+        self.points = [point for point in self.points if point[0] < step] + [(step, loss)]
+        self.show(step, loss)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the points as a checkpoint holds them."""
+        return {f"{HELD_OUT}.0": torch.tensor(self.points, dtype=torch.float64).reshape(-1, 2)}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the points of an interrupted run from its checkpoint."""
+        points = tensors.get(f"{HELD_OUT}.0", torch.zeros(0, 2))
+        if points.ndim == 2 and points.shape[1] == 2:
+            self.points = [(int(step), float(loss)) for step, loss in points.tolist()]
+            for step, loss in self.points:
+                self.show(step, loss)
+
+
+def fixed_levels(trainable: TrainableModel, rows: Examples) -> tuple[Tensor, Tensor]:
+    """Return evenly spaced quantiles of the noise levels of a training as indices (B,) and levels (B,).
+
+    A schedule without a table of equally likely levels gives them by 128 drawn numbers for each row.
+    """
+    schedule, count = trainable.diffusion, len(rows)
+    if schedule.draw is None:
+        t = ((torch.arange(count) + 0.5) / count * len(schedule.sigmas)).long()
+        return t, schedule.sigmas[t]
+    drawn = schedule.draw(128 * count, generator_at(0, 0, 1), _tokens(trainable, rows))
+    return torch.zeros(count, dtype=torch.long), drawn.sort().values[64::128]
+
+
 @dataclass
 class TrainingState:
     """The state of a run after `step` steps, as a checkpoint holds it."""
@@ -217,12 +288,14 @@ class Callbacks:
         on_save: called with the state every so many steps, and with the last finite state when an exception
             stops the run early, unless the exception comes while the weights change. None: nothing is kept.
         on_preview: called as `on_preview(step, picture)` with a sample (H, W, 3) in bytes.
+        on_held_out: called as `on_held_out(step, loss)` with the loss on a picture that is held out.
         on_stage: called as `on_stage(stage)` with a few words for each stage before the first step.
     """
 
     on_step: Callable[[int, float], None] = lambda step, loss: None
     on_save: Callable[[TrainingState], None] | None = None
     on_preview: Callable[[int, Tensor], None] = lambda step, picture: None
+    on_held_out: Callable[[int, float], None] = lambda step, loss: None
     on_stage: Callable[[str], None] = lambda stage: None
 
 

@@ -116,3 +116,64 @@ def test_the_browser_gets_step_loss_time_left_and_warnings(monkeypatch, in_proce
     assert [node for _, node in said] == ["7", "7"]
     assert said[-1][0].startswith("step 2 of 2, loss 0.2500, 0 s left\nAll reference pictures are identical.")
     assert [name for name, _ in told] == [training_progress.EVENT] * 2
+
+
+def test_own_prompts_and_background_change_no_bit(pictures, store_folder, run, shown):
+    plain = run(*pictures, steps=2, learning_rate=1e-2)
+    image, mask = torch.rand(1, 48, 96, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(1, 48, 96)
+    mask[:, 10:30, 40:70] = 1
+    options = {
+        "sample_prompts": "a photo of sks cat\n\n a photo of sks cat ",
+        "sample_image": image,
+        "sample_mask": mask,
+    }
+    choices = {"steps": 2, "learning_rate": 1e-2, "preview_every": 1, "options": options}
+    assert run(*pictures, **choices)[3] == plain[3]  # the same key: stored
+    assert not shown
+    shutil.rmtree(store_folder)
+    watched = run(*pictures, **choices)
+    # The area of a training crop, in the picture's shape; both prompts below each other.
+    assert {step: picture.shape for step, picture in shown.items()} == dict.fromkeys((1, 2), (90, 91, 3))
+    assert not torch.equal(shown[2][:45], shown[2][45:])  # the same words with seeds of their own
+    assert not torch.equal(shown[1], shown[2])
+    assert watched[4].shape[1] > 432
+    assert all(torch.equal(plain[1][key], watched[1][key]) for key in plain[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sample_image": torch.zeros(1, 8, 8, 3)}, "sample_image: it has no sample_mask"),
+        ({"sample_mask": torch.ones(1, 8, 8)}, "sample_mask: there is no sample_image"),
+        (
+            {"sample_image": torch.zeros(1, 8, 8, 3), "sample_mask": torch.zeros(1, 8, 8)},
+            "sample_mask: it is empty",
+        ),
+        ({"sample_prompts": "a cat\n" * 9}, "sample_prompts: there are 9"),
+    ],
+)
+def test_samples_that_cannot_be_made_are_an_error(pictures, store_folder, run, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(*pictures, preview_every=1, options=options)
+
+
+def test_a_config_names_its_samples(in_process_host, tmp_path):
+    from inlay.training.finetune.spec import read_samples
+    from inlay.training.finetune.toml_config import read_toml
+
+    Image.new("RGB", (32, 24)).save(tmp_path / "room.png")
+    file = tmp_path / "finetune.toml"
+    file.write_text(
+        'checkpoint = "a"\nreferences = "photos"\nclass_name = "cat"\nsample_image = "room.png"\n'
+        'sample_prompts = ["a sks cat", "a sks cat at night"]\n',
+        encoding="utf-8",
+    )
+    with pytest.raises(ValueError, match=r"room_mask\.png"):
+        read_samples(read_toml(file))
+    mask = Image.new("L", (32, 24))
+    mask.paste(255, (4, 4, 12, 12))
+    mask.save(tmp_path / "room_mask.png")
+    samples = read_samples(read_toml(file))
+    assert samples.prompts == ["a sks cat", "a sks cat at night"]
+    assert samples.background is not None
+    assert samples.background.mask.sum() == 64

@@ -74,7 +74,8 @@ def train(opened, run, pictures):
             "resolution": 64,
             "batch_size": 1,
         }
-        return run(*pictures, **(wired | {"preview_every": 2, "steps": 2} | changes))
+        shown = changes.pop("images", pictures[0]), changes.pop("masks", pictures[1])
+        return run(*shown, **(wired | {"preview_every": 2, "steps": 2} | changes))
 
     return execute
 
@@ -119,6 +120,33 @@ def test_the_node_teaches_it(name, opened, train, store_folder, weights, answer)
     assert torch.equal(answer(name, wired), unpatched)
     assert all(torch.equal(weight, before[key]) for key, weight in wired.model.state_dict().items())
     assert comfy.model_management.in_training is False
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_samples_have_their_own_prompts_and_background(name, train, store_folder, monkeypatch):
+    from inlay.nodes import subject_finetune
+
+    shown = []
+    monkeypatch.setattr(
+        subject_finetune.NodeProgress, "show", lambda progress, step, picture: shown.append(picture)
+    )
+    mask = torch.zeros(1, 40, 100)
+    mask[:, 10:30, 40:70] = 1
+    image = torch.rand(1, 40, 100, 3, generator=torch.Generator().manual_seed(1))
+    options = {"sample_prompts": "sks cat\nsks cat at night", "sample_image": image, "sample_mask": mask}
+    train(name, options=options, steps=1, preview_every=1)
+    assert [picture.shape for picture in shown] == [(2 * 40, 101, 3)]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_held_out_picture_has_its_loss(name, train, pictures, store_folder):
+    images, masks = ([*parts, *parts[:2]] for parts in pictures)
+    options = {"held_out": True}
+    captions = ["", "", "", "", "on a red chair"]  # the held-out picture has a caption of its own
+    subject = train(name, images=images, masks=masks, options=options, captions=captions, preview_every=0)[3]
+    assert [step for step, _ in subject.held_out] == [0, 1, 2]
+    assert all(math.isfinite(loss) for _, loss in subject.held_out)
+    assert subject.held_out[0][1] != subject.held_out[2][1]
 
 
 # One step against an independent reference
