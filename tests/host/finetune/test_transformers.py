@@ -307,8 +307,8 @@ def test_loss_and_gradients_with_subject_references_are_those_of_the_equations(o
             for size in ((4, 4), (6, 4), (4, 8))
         ]
         trainable, recipe, texts = trained_parts(opened, name, recipe, torch.float64, references=raw)
-        photos = torch.tensor([0, 0, 1, 1, 2, 2])
-        rows = replace(random_examples(trainable, 6), photo=photos).take(torch.arange(6))
+        photos = torch.tensor([0, 1, 1, 2])
+        rows = replace(random_examples(trainable, 4), photo=photos).take(torch.arange(4))
         base = trainable.host_pass.host.base
         with training_switches(trainable.unet):
             loss = per_sample_loss(trainable, recipe, rows, torch.Generator().manual_seed(4)).mean()
@@ -725,16 +725,33 @@ def test_a_layer_that_matches_nothing_is_an_error(opened, train, store_folder, i
 # The command line
 
 
-def test_a_config_of_separate_files_trains_a_transformer(in_process_host, host_work, tmp_path, store_folder):
-    """The host's own loaders open a small FLUX.1 Fill, a text encoder and an autoencoder."""
+CONFIG = """
+checkpoint = "fill.safetensors"
+text_encoders = ["clip_l.safetensors"]
+vae = "tae.safetensors"
+references = "photos"
+class_name = "cat"
+out = "{out}"
+
+[recipe]
+resolution = 64
+steps = 3
+batch_size = 2
+
+[recipe.adapter]
+rank = 4
+"""
+
+
+@pytest.fixture(scope="module")
+def fill_folder(in_process_host, host_work, tmp_path_factory):
+    """A small FLUX.1 Fill in three files, and two photos of which one has a caption."""
     from PIL import Image
     from safetensors.torch import load_file, save_file
 
     from inlay.lab.models.checkpoint import assemble, random_parts
-    from inlay.training.finetune.finetune_subject import finetune_from_config
-    from inlay.training.finetune.toml_config import read_toml
-    from inlay.training.finetune.trainer import SINGLE_PROCESS
 
+    folder = tmp_path_factory.mktemp("fill")
     sizes = {
         "hidden_size": 128,
         "num_heads": 1,
@@ -743,39 +760,89 @@ def test_a_config_of_separate_files_trains_a_transformer(in_process_host, host_w
         "vec_in_dim": 768,
     }
     network = tiny_transformer("flux1-fill", **sizes, mlp_ratio=4.0).model.diffusion_model
-    save_file(
-        {key: value.clone() for key, value in network.state_dict().items()}, tmp_path / "fill.safetensors"
-    )
     whole = load_file(assemble(host_work / "random" / "parts.safetensors", random_parts(0)))
     start = "cond_stage_model.transformer."
     text = {key.removeprefix(start): value for key, value in whole.items() if key.startswith(start)}
-    save_file(text, tmp_path / "clip_l.safetensors")
     autoencoder: Any = tiny_vae("flux1-fill").first_stage_model
-    vae = autoencoder.state_dict()
-    save_file(
-        {key: value.clone() for key, value in vae.items()}, tmp_path / "tae.safetensors",
-    )  # fmt: skip
-    photos = tmp_path / "photos"
+    for name, weights in (
+        ("fill", network.state_dict()),
+        ("clip_l", text),
+        ("tae", autoencoder.state_dict()),
+    ):
+        save_file({key: value.clone() for key, value in weights.items()}, folder / f"{name}.safetensors")
+    photos = folder / "photos"
     photos.mkdir()
+    generator = torch.Generator().manual_seed(5)
     for number in range(2):
-        Image.effect_noise((80, 64), 60).convert("RGB").save(photos / f"{number}.png")
+        noise = torch.randint(0, 256, (64, 80, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(photos / f"{number}.png")
         mask = Image.new("L", (80, 64))
         mask.paste(255, (20, 16, 60, 48))
         mask.save(photos / f"{number}_mask.png")
     (photos / "1.txt").write_text("on a red chair", encoding="utf-8")
-    config = tmp_path / "fill.toml"
-    config.write_text(
-        'checkpoint = "fill.safetensors"\ntext_encoders = ["clip_l.safetensors"]\nvae = "tae.safetensors"\n'
-        'references = "photos"\nclass_name = "cat"\nout = "subjects"\n'
-        "[recipe]\nresolution = 64\nsteps = 3\n[recipe.adapter]\nrank = 4\n",
-        encoding="utf-8",
-    )
+    return folder
+
+
+def config_in(folder, out):
+    config = folder / f"{out}.toml"
+    config.write_text(CONFIG.format(out=out), encoding="utf-8")
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained_alone(fill_folder):
+    """A training of the folder's config in this process: subject, LoRA, losses and the planned steps."""
+    from safetensors.torch import load_file
+
+    from inlay.training.finetune.finetune_subject import finetune_from_config
+    from inlay.training.finetune.toml_config import read_toml
+    from inlay.training.finetune.trainer import SINGLE_PROCESS
+
     losses, plan = [], []
+    config = read_toml(config_in(fill_folder, "alone"))
     subject, path = finetune_from_config(
-        read_toml(config), SINGLE_PROCESS, lambda step, loss: losses.append(loss), plan.append
+        config, SINGLE_PROCESS, lambda step, loss: losses.append(loss), plan.append
     )
-    assert plan == [3]
-    assert losses == subject.losses
-    assert len(losses) == 3
-    assert path.is_file()
-    assert any("double_blocks" in key for key in load_file(path))
+    return SimpleNamespace(subject=subject, lora=load_file(path), losses=losses, plan=plan)
+
+
+def test_a_config_of_separate_files_trains_a_transformer(trained_alone):
+    """The host's own loaders open a small FLUX.1 Fill, a text encoder and an autoencoder."""
+    assert trained_alone.plan == [3]
+    assert trained_alone.losses == trained_alone.subject.losses
+    assert len(trained_alone.losses) == 3
+    assert any("double_blocks" in key for key in trained_alone.lora)
+
+
+def test_two_processes_learn_on_a_transformer_what_one_learns(fill_folder, trained_alone, comfyui_path):
+    """At the same global batch of 2, to 1e-4 of every matrix, as on SD."""
+    import json
+    import os
+    import subprocess
+    import sys
+
+    from safetensors.torch import load_file
+
+    from inlay import dev
+    from inlay.headless.server import loopback_port
+
+    environment = os.environ | {
+        "COMFYUI_PATH": str(comfyui_path),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    environment.pop("PYTHONPATH", None)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(loopback_port())]
+    command = [sys.executable, *launcher, str(dev.PACK), "finetune", "--config"]
+    done = subprocess.run(
+        [*command, str(config_in(fill_folder, "group"))],
+        cwd=fill_folder, env=environment, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["processes"] == 2
+    assert facts["loss"] == pytest.approx(trained_alone.losses[-1], rel=1e-4)
+    lora = load_file(facts["lora"])
+    assert lora.keys() == trained_alone.lora.keys()
+    for key, weight in trained_alone.lora.items():
+        assert float((lora[key] - weight).norm()) <= 1e-4 * float(weight.norm()) + 1e-8, key
