@@ -6,7 +6,7 @@ import torch
 from inlay.lab import scenes
 from inlay.lab.models import assemble
 from inlay.lab.models.scene_classifier import SceneClassifier
-from inlay.lab.studies import scene_attention, scene_paste, scene_quality, scene_tint
+from inlay.lab.studies import scene_attention, scene_paste, scene_quality, scene_subjects, scene_tint
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +84,18 @@ def test_pasting_leaves_no_change_outside(models):
         assert row[scene_paste.OUTSIDE] == [0, 0]
         assert row[scene_paste.SHARE] == [0, 0]
     assert picture.width > picture.height > 0
+
+
+@pytest.mark.parametrize("kind", ["fill", "edit"])
+def test_a_subject_is_learned_by_a_transformer_and_painted_in_every_way(models, kind):
+    painter = scene_quality.Painter(kind, models)
+    choices = scene_subjects.SubjectChoices(kind, 1, 4, 1e-2, 1, 2, 1, "untrained")
+    pictures, numbers = scene_subjects.measure_subject(painter, SceneClassifier().eval(), 0, choices)
+    assert set(pictures) == set(numbers) == {*scene_subjects.WAYS[kind], "truth"}
+    assert numbers["truth"][scene_subjects.SIMILARITY] == pytest.approx(1, abs=1e-5)
+    different = [pictures[way] for way in scene_subjects.WAYS[kind]]
+    for index, image in enumerate(different):
+        assert image.shape == (2, scenes.SIZE, scenes.SIZE, 3)
+        assert all(not torch.equal(image, other) for other in different[index + 1 :])
+    table = scene_subjects.subject_table([numbers, numbers], choices, "a classifier")
+    assert "LoRA" in table.markdown()
