@@ -343,9 +343,9 @@ def samples_of(settings: dict[str, Any]):
 
 def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset, model):
     """Return the recipe of that name with the family's numbers, the user's settings and the memory preset."""
+    from ..training.finetune.diffusion_transformers import with_family_numbers
     from ..training.finetune.memory import with_preset
     from ..training.finetune.recipes import RECIPES
-    from ..training.finetune.transformers import with_family_numbers
     from ..training.optimizers import eight_bit_installed
 
     chosen = with_family_numbers(RECIPES[name], model).with_choices(
