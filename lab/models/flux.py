@@ -5,8 +5,8 @@
 
 The network is the host's own class: hidden 256, 2 double and 4 single blocks. Flow matching (Lipman et al.
 2023): x_s = (1 - s) x_0 + s noise, the target is noise - x_0. Fill gets the masked picture's latents and the
-mask's 64 pixels of each cell as further channels. Edit gets two or three reference latents: the scene with a
-grey hole, and one or two photos of the subject from other sides; it starts from Fill's weights. At first the
+mask's 64 pixels of each cell as further channels. Edit gets one to three reference latents: the scene with a
+grey hole, and up to two photos of the subject from other sides; it starts from Fill's weights. At first the
 text encoder learns with Fill; after the share FROZEN of the steps its weights are written to
 DIR/text_encoder.pt and stay as they are, so that the other models can use them. For the first WINDOWED share
 of the steps examples are windows of 12 x 12 cells about the hole, at two thirds of the cost.
@@ -50,6 +50,7 @@ BATCH, RATE = 24, {"fill": 7e-4, "edit": 5e-4}
 FROZEN = 0.38  # share of Fill's steps after which the text encoder stays as it is
 WINDOWED, WINDOW = {"fill": 0.65, "edit": 0.75}, 12
 SUBJECT = {"fill": 0.65, "edit": 0.85}  # share of holes about the subject: its photo shows it
+PHOTOS = (1, 1, 1, 2, 1, 0, 1, 2)  # photos of the subject in turn, from step to step
 SHORT, LONG, EVERY = 16, 77, 12  # text tokens of most batches, and of one in EVERY
 # the host gives a Flux model vae_scale (latent - vae_shift): here that is the encoder's own scale
 VAE_SCALE, VAE_SHIFT = 0.3611, 0.1159
@@ -194,7 +195,7 @@ class Training:
         whole = 0.6 if long else 0.0
         prompts, photos = [], []
         for index, c in zip(scene.tolist(), content, strict=True):
-            photos.append(c == 0 and rng.random() < 0.85)
+            photos.append(bool(photos_each) and c == 0 and rng.random() < 0.85)
             if not long and c < 0:  # captions of whole pictures are longer than a short batch's
                 prompts.append("" if c != scene_data.EMPTY or rng.random() < 0.5 else captions.scenes.EMPTY)
             else:
@@ -236,7 +237,7 @@ class Training:
             self.freeze_text()
         long = step % EVERY == EVERY - 1
         windowed = step < WINDOWED[self.task] * self.fit.total
-        batch = self.batch(rng, long, 2 if step % 4 == 3 else 1, WINDOW if windowed else 0)
+        batch = self.batch(rng, long, PHOTOS[step % len(PHOTOS)], WINDOW if windowed else 0)
         noise = torch.randn(batch["latent"].shape, generator=generator).to(runs.device())
         sigma = sample_sigmas(BATCH, generator).to(runs.device())
         latent = batch["latent"]

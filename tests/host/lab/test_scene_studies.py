@@ -6,7 +6,7 @@ import torch
 from inlay.lab import scenes
 from inlay.lab.models import assemble
 from inlay.lab.models.scene_classifier import SceneClassifier
-from inlay.lab.studies import scene_attention, scene_quality, scene_tint
+from inlay.lab.studies import scene_attention, scene_paste, scene_quality, scene_tint
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +73,14 @@ def test_photo_study(models):
     assert all(value > 0 for value in first["change outside, 1/255"])
     assert first["change outside, 1/255"] != second["change outside, 1/255"]
     assert all(-1 <= value <= 1 for row in (first, second) for value in row["subject similarity"])
+
+
+def test_pasting_leaves_no_change_outside(models):
+    bench = scene_attention.SceneBench(scene_quality.Painter("edit", models), steps=1)
+    table, picture = scene_paste.paste_study(bench, 2)
+    before, *pasted = table.rows.values()
+    assert all(value > 0 for value in before[scene_paste.OUTSIDE])
+    for row in pasted:
+        assert row[scene_paste.OUTSIDE] == [0, 0]
+        assert row[scene_paste.SHARE] == [0, 0]
+    assert picture.width > picture.height > 0
