@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ..evaluation.readers import Case, References
+from ..evaluation.benchmark_datasets import Case, References
 from ..imaging.boxes import Box, find_box
 from ..imaging.picture_files import read_mask
 from .client import Graph

@@ -343,9 +343,9 @@ def samples_of(settings: dict[str, Any]):
 
 def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset, model):
     """Return the recipe of that name with the family's numbers, the user's settings and the memory preset."""
+    from ..training.finetune.diffusion_transformers import with_family_numbers
     from ..training.finetune.memory import with_preset
     from ..training.finetune.recipes import RECIPES
-    from ..training.finetune.transformers import with_family_numbers
     from ..training.optimizers import eight_bit_installed
 
     chosen = with_family_numbers(RECIPES[name], model).with_choices(
@@ -379,6 +379,9 @@ def with_rare_choices(recipe, settings: dict[str, Any]):
     if "warmup_steps" in settings:
         optimiser["warmup"] = settings["warmup_steps"]
     changes |= {name: settings[name] for name in RARE_NUMBERS if name in settings}
+    if "subject_references" in settings:
+        changes["subject_references"] = settings["subject_references"]
+        changes["reference_dropout"] = settings.get("reference_dropout", 0.0)
     return replace(
         recipe,
         adapter=replace(recipe.adapter, **adapter),
@@ -572,6 +575,26 @@ class InlayTrainingOptions(io.ComfyNode):
                     tooltip="Keep the last of five or more pictures out of the training and plot the loss on"
                     " it, at noise that stays the same: it rises once the others are learned by heart. One"
                     " picture fewer is trained on.",
+                ),
+                io.Int.Input(
+                    "subject_references",
+                    default=0,
+                    min=0,
+                    max=4,
+                    optional=True,
+                    tooltip="For edit models (FLUX.2, Kontext, Qwen-Image-Edit, Krea 2): show so many other"
+                    " pictures of the subject beside the one that is painted, as Edit Prompt does. Each takes"
+                    " as much memory as the picture, at most.",
+                ),
+                io.Float.Input(
+                    "reference_dropout",
+                    default=0.1,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="With subject_references: probability of showing none of them, so that the LoRA"
+                    " works alone too.",
                 ),
             ],
             outputs=[OptionsType.Output(display_name="options", tooltip="For Train Subject.")],

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inlay.evaluation.readers import Case
+from inlay.evaluation.benchmark_datasets import Case
 from inlay.evaluation.score import hole_of, load_picture
 from inlay.headless.benchmark import _box_of
 from inlay.imaging.boxes import Box

@@ -78,6 +78,14 @@ def test_the_two_kinds_of_training_share_the_objective_and_the_optimizers_only()
                 assert not wrong, f"{name}, line {line}, imports {target}"
 
 
+def test_a_unit_test_is_called_after_a_folder_or_module():
+    whole_pack = {"dev", "documentation", "pack", "sentences", "structure", "templates"}
+    names = {*ORDER, "lab", "scene", "scenes", *(path.stem for path in (dev.PACK / "tools").glob("*.py"))}
+    files = [path.stem.removeprefix("test_") for path in (dev.PACK / "tests" / "unit").glob("test_*.py")]
+    odd = [file for file in files if file not in whole_pack | names and file.partition("_")[0] not in names]
+    assert odd == []
+
+
 def test_training_has_at_most_thirty_files():
     assert len(list((dev.PACK / "training").rglob("*.py"))) <= 30
 

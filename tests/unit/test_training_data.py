@@ -20,6 +20,7 @@ from inlay.training.finetune.data import (
     prepare_examples,
     rows_of_step,
     shrunk_hole,
+    with_subject_references,
 )
 from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX
 from inlay.training.objective import generator_at
@@ -208,3 +209,37 @@ def test_take_and_joined_keep_rows_and_their_words_together():
     assert len(both) == 3
     assert both.context[:, 0, 0].tolist() == [1, 1, 7] == both.latent[:, 0, 0, 0].tolist()
     assert both.pooled is None
+
+
+@given(
+    pictures=st.integers(2, 6),
+    count=st.integers(1, 4),
+    dropout=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_a_picture_is_never_among_its_own_references(pictures, count, dropout, seed):
+    photo = torch.tensor([*range(pictures), -1])  # the last row is a regular picture
+    grid = torch.zeros(len(photo), 1, 2, 2)
+    rows = Examples(grid, grid, grid, grid, torch.zeros(1, 0, 0), photo=photo)
+    drawn = with_subject_references(rows, count, pictures, dropout, generator_at(seed, 0)).subject_references
+    assert drawn is not None
+    assert drawn.shape == (len(photo), count)
+    for own, shown in zip(photo.tolist(), drawn.tolist(), strict=True):
+        found = [number for number in shown if number >= 0]
+        assert own not in found
+        assert len(set(found)) == len(found)
+        assert set(found) <= set(range(pictures))
+        whole = min(count, pictures - 1)
+        if own < 0 or dropout == 1:
+            assert not found
+        else:
+            assert len(found) == whole or (dropout and not found)
+
+
+def test_without_references_no_number_is_drawn():
+    """Trainings of today keep their random numbers."""
+    grid = torch.zeros(2, 1, 2, 2)
+    rows = Examples(grid, grid, grid, grid, torch.zeros(1, 0, 0), photo=torch.tensor([0, 1]))
+    generator = generator_at(0, 0)
+    assert with_subject_references(rows, 0, 2, 0.1, generator) is rows
+    assert torch.equal(generator.get_state(), generator_at(0, 0).get_state())

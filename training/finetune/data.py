@@ -147,8 +147,11 @@ class Examples:
     # (N or 1,), which of the encoded texts; where it is given, `context` and `pooled` are not used.
     caption: Tensor | None = None
     class_caption: Tensor | None = None  # (N or 1,), of the one with the class instead of the token
-    photo: Tensor | None = None  # (N,), which reference picture an example was made from
+    # (N,), which reference picture an example was made from; -1: a regular picture
+    photo: Tensor | None = None
     pixel_mask: Tensor | None = None  # (N,1,H,W) in bytes, the hole in pixels, which FLUX.1 Fill reads
+    # (N,R), the reference pictures that an edit model is shown beside an example; -1: none
+    subject_references: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -222,6 +225,26 @@ def prepare_examples(
         return Examples(latent, mask, masked, valid, context, pooled, **rest)
     (latent, deviation), (masked, other) = latent.chunk(2, dim=1), masked.chunk(2, dim=1)
     return Examples(latent, mask, masked, valid, context, pooled, deviation, other, **rest)
+
+
+def with_subject_references(
+    rows: Examples, count: int, pictures: int, dropout: float, generator: torch.Generator
+) -> Examples:
+    """Return rows with `count` other pictures of the subject each, drawn from all `pictures` of them.
+
+    With probability `dropout` a row has none, and so have rows of regular pictures. The picture that a row
+    shows is never among them.
+    """
+    if not count or rows.photo is None:
+        return rows
+    drawn = torch.full((len(rows), count), -1)
+    for row, photo in enumerate(rows.photo.tolist()):
+        order = torch.randperm(pictures, generator=generator)
+        dropped = torch.rand((), generator=generator) < dropout
+        if photo >= 0 and not dropped:
+            others = order[order != photo][:count]
+            drawn[row, : len(others)] = others
+    return replace(rows, subject_references=drawn)
 
 
 TrainingView = tuple[Tensor, Tensor, Tensor]  # picture (1,3,S,S) in [-1,1], hole and valid (1,1,S,S)

@@ -1,7 +1,7 @@
 """One finetuning from a checked spec to what is stored: the node and the command line both call this."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from .pipeline import (
     encode_captions,
     encode_concepts,
     encode_held_out,
+    encode_references,
     pipeline_fingerprint,
     released_fingerprints,
     train_lora,
@@ -182,7 +183,8 @@ def _train(
     examples = encode_concepts(pipeline, concepts, texts, recipe, spec.size, spec.seed, own, of_class)
     states = (store.find_state(name) for name in names)
     resume = next((state for state in states if state), None)
-    preview = _preview(pipeline, spec, examples[0], options) if options.preview_every else None
+    references = encode_references(pipeline, spec.concept, spec.size) if recipe.subject_references else []
+    preview = _preview(pipeline, spec, examples[0], references, options) if options.preview_every else None
     if preview and resume:
         preview.load(resume.tensors)
 
@@ -214,6 +216,7 @@ def _train(
         texts=list(texts.values()),
         blank=list(texts).index("") if "" in texts else 0,
         held_out=held_out,
+        references=references,
     )
     strip = draw_strip(preview.pictures) if preview and preview.pictures else None
     points = [list(point) for point in held_out.points] if held_out else []
@@ -226,17 +229,24 @@ def _held_out(
 ) -> HeldOutLoss | None:
     if spec.held_out is None or options.group.number:
         return None
-    rows = encode_held_out(pipeline, spec.held_out, texts, spec.recipe, spec.size)
+    rows = encode_held_out(
+        pipeline, spec.held_out, texts, spec.recipe, spec.size, len(spec.concept.references)
+    )
     return HeldOutLoss(rows, spec.recipe.steps, options.callbacks.on_held_out)
 
 
 def _preview(
-    pipeline: Pipeline, spec: FinetuneSpec, examples: Examples, options: RunOptions
+    pipeline: Pipeline,
+    spec: FinetuneSpec,
+    examples: Examples,
+    references: Sequence[Tensor],
+    options: RunOptions,
 ) -> Preview | None:
     if options.group.number:
         return None
-    shown = None
+    shown, others = None, references[1:]  # the first picture is the one that is painted
     if options.samples.background is not None:
+        others = references
         examples, shown = encode_background(pipeline, options.samples.background, spec.size)
     scenes = [
         make_preview_scene(
@@ -253,7 +263,12 @@ def _preview(
     if is_transformer(pipeline.model):
         row, settings = require_family(pipeline.model), settings_of(pipeline.model)
         scenes = [
-            scene._replace(family=row, settings=settings, condition=spec.recipe.hole_condition)
+            scene._replace(
+                family=row,
+                settings=settings,
+                condition=spec.recipe.hole_condition,
+                references=others[: spec.recipe.subject_references],
+            )
             for scene in scenes
         ]
     return Preview(scenes, options.preview_every, spec.recipe.steps, options.callbacks.on_preview)

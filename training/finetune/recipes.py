@@ -74,6 +74,10 @@ class Recipe:
     # Output preservation (ai-toolkit's "differential output preservation"): times the difference between the
     # predictions with and without the LoRA for the caption without the token; 0: none.
     preservation: float = 0.0
+    # Other pictures of the subject that an edit model is shown beside the one it paints, and the probability
+    # of showing none of them, so that the LoRA works alone too (ours).
+    subject_references: int = 0
+    reference_dropout: float = 0.1
 
     @property
     def uses_regular(self) -> bool:

@@ -152,11 +152,13 @@ def test_a_held_out_picture_has_its_loss(name, train, pictures, store_folder):
 # One step against an independent reference
 
 
-def trained_parts(opened, name, recipe, dtype, sampling=None, captions=("a photo of sks cat",)):
+def trained_parts(
+    opened, name, recipe, dtype, sampling=None, captions=("a photo of sks cat",), references=()
+):
     """A `TrainableModel` of a family, with its model and texts."""
     from inlay.host.training import text_values
+    from inlay.training.finetune.diffusion_transformers import resolved_recipe
     from inlay.training.finetune.pipeline import EncodedText, ordinary, trainable_model
-    from inlay.training.finetune.transformers import resolved_recipe
 
     parts = opened(name)
     model = parts.model.clone()
@@ -165,7 +167,7 @@ def trained_parts(opened, name, recipe, dtype, sampling=None, captions=("a photo
     recipe = resolved_recipe(recipe, model)
     texts = [ordinary(text_values(parts.clip.encode_from_tokens_scheduled(caption))) for caption in captions]
     encoded = [EncodedText(text["cross_attn"], None, text) for text in texts]
-    trainable = trainable_model(model, recipe, dtype, 0, texts=encoded)
+    trainable = trainable_model(model, recipe, dtype, 0, texts=encoded, references=references)
     generator = torch.Generator().manual_seed(8)
     for path, layer in cast(
         "Any", trainable.adapter
@@ -199,8 +201,11 @@ def discrete(kind):
     return type("Discrete", (comfy.model_sampling.ModelSamplingDiscrete, prediction), {})()
 
 
-def reference_loss(trainable, recipe, rows, generator, prediction, texts, patch):
-    """The loss from the equations in float64, with the network called directly."""
+def reference_loss(trainable, recipe, rows, generator, prediction, texts, patch, subject=()):
+    """The loss from the equations in float64, with the network called directly.
+
+    subject: latents of the subject's pictures, as the network sees them; one row then runs after the other.
+    """
     count = len(rows.latent)
     if prediction == "velocity":
         normal = torch.randn(count, generator=generator)
@@ -240,7 +245,19 @@ def reference_loss(trainable, recipe, rows, generator, prediction, texts, patch)
         rest["ref_latents"] = [rows.masked]
     if trainable.unet.params.txt_ids_dims == [3]:  # FLUX.2 pads its text to 512 tokens, on the left
         context = torch.nn.functional.pad(context, (0, 0, 512 - context.shape[1], 0))
-    predicted = trainable.unet(x, time, context=context, transformer_options={}, **rest)
+    if subject:
+        found = []
+        for row, photo in enumerate(rows.photo.tolist()):
+            order = torch.randperm(len(subject), generator=generator).tolist()
+            dropped = float(torch.rand((), generator=generator)) < recipe.reference_dropout
+            shown = [] if dropped else [n for n in order if n != photo][: recipe.subject_references]
+            own = {key: value[row : row + 1] for key, value in rest.items() if key != "ref_latents"}
+            own["ref_latents"] = [rows.masked[row : row + 1], *(subject[n] for n in shown)]
+            one = x[row : row + 1], time[row : row + 1]
+            found.append(trainable.unet(*one, context=context[row : row + 1], transformer_options={}, **own))
+        predicted = torch.cat(found)
+    else:
+        predicted = trainable.unet(x, time, context=context, transformer_options={}, **rest)
     weight = recipe.weight_inside * rows.mask + recipe.weight_outside * (1 - rows.mask)
     error = ((predicted - wanted) ** 2).mean(1, keepdim=True) * weight * rows.valid
     return (error.sum((1, 2, 3)) / rows.valid.sum((1, 2, 3))).mean()
@@ -270,6 +287,66 @@ def test_loss_and_gradients_are_those_of_the_equations(opened, prediction, way):
     assert abs(float(loss - reference)) < 1e-6 * float(reference)
     difference = sum(float(((a - b) ** 2).sum()) for a, b in zip(found, wanted, strict=True)) ** 0.5
     assert difference < 1e-6 * sum(float((b**2).sum()) for b in wanted) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["flux2-klein", "flux1"])
+def test_loss_and_gradients_with_subject_references_are_those_of_the_equations(opened, name):
+    from dataclasses import replace
+
+    from inlay.host.training import training_switches
+    from inlay.training.finetune.recipes import RECIPES
+    from inlay.training.finetune.trainer import per_sample_loss
+
+    recipe = RECIPES["DreamCom"].with_choices(rank=4)
+    recipe = replace(recipe, hole_condition="reference", subject_references=2, reference_dropout=0.4)
+    generator = torch.Generator().manual_seed(11)
+    channels = opened(name).model.model.latent_format.latent_channels
+    with torch.inference_mode(False), torch.enable_grad():
+        raw = [
+            torch.randn(1, channels, *size, generator=generator, dtype=torch.float64)
+            for size in ((4, 4), (6, 4), (4, 8))
+        ]
+        trainable, recipe, texts = trained_parts(opened, name, recipe, torch.float64, references=raw)
+        photos = torch.tensor([0, 0, 1, 1, 2, 2])
+        rows = replace(random_examples(trainable, 6), photo=photos).take(torch.arange(6))
+        base = trainable.host_pass.host.base
+        with training_switches(trainable.unet):
+            loss = per_sample_loss(trainable, recipe, rows, torch.Generator().manual_seed(4)).mean()
+            found = torch.autograd.grad(loss, trainable.adapter.parameters)
+            subject = [base.process_latent_in(latent) for latent in raw]
+            again = torch.Generator().manual_seed(4)
+            reference = reference_loss(
+                trainable, recipe, rows, again, "velocity", texts, trainable.patch, subject
+            )
+            wanted = torch.autograd.grad(reference, trainable.adapter.parameters)
+            plain = replace(recipe, subject_references=0)
+            bare = per_sample_loss(trainable, plain, rows, torch.Generator().manual_seed(4)).mean()
+    loss, reference, bare = (value.detach() for value in (loss, reference, bare))
+    assert abs(float(loss - reference)) < 1e-6 * float(reference)
+    assert abs(float(loss - bare)) > 1e-5 * float(bare)  # the references reach the network
+    difference = sum(float(((a - b) ** 2).sum()) for a, b in zip(found, wanted, strict=True)) ** 0.5
+    assert difference < 1e-6 * sum(float((b**2).sum()) for b in wanted) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["flux2-klein", "qwen-image-edit-2511", "krea2", "flux1"])
+def test_the_node_trains_with_subject_references(name, train, store_folder):
+    options = {"subject_references": 2, "hole": "reference"}
+    plain = train(name, options={"hole": "reference"})
+    shown = train(name, options=options)
+    assert shown[3].lora != plain[3].lora  # another key
+    assert all(math.isfinite(loss) for loss in shown[2]["loss"])
+    assert shown[2]["loss"] != plain[2]["loss"]
+
+
+def test_subject_references_that_no_model_reads_are_an_error(train, run, pictures, store_folder):
+    options = {"subject_references": 1}
+    with pytest.raises(ValueError, match="subject_references: Z-Image reads no reference pictures"):
+        train("z-image", options=options)
+    with pytest.raises(ValueError, match="subject_references: SD15 reads no reference pictures"):
+        run(*pictures, options=options)
+    images, masks = pictures
+    with pytest.raises(ValueError, match="subject_references: there is one picture"):
+        train("flux2-klein", options=options, images=images[:1], masks=masks[:1])
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -533,11 +610,15 @@ def quantised(model, kind):
 def test_a_quantised_base_stays_quantised_and_trains_as_its_widened_weights(name, kind, opened):
     """Loss and gradients equal those of an ordinary copy of the same values."""
     from inlay.host.training import FrozenLinear, frozen_copy, text_values, training_switches, weight_bytes
+    from inlay.training.finetune.diffusion_transformers import (
+        resolved_recipe,
+        transformer_pass,
+        transformer_schedule,
+    )
     from inlay.training.finetune.lora import attach_adapter
     from inlay.training.finetune.pipeline import ordinary
     from inlay.training.finetune.recipes import RECIPES
     from inlay.training.finetune.trainer import TrainableModel, per_sample_loss
-    from inlay.training.finetune.transformers import resolved_recipe, transformer_pass, transformer_schedule
 
     parts = opened(name)
     model = quantised(parts.model, kind)
