@@ -97,7 +97,7 @@ def measure_subject(
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
     """Pictures and numbers of one subject, by the way in which the model knows it."""
     from ...training.finetune.recipes import RECIPES
-    from ...training.finetune.transformers import resolved_recipe
+    from ...training.finetune.diffusion_transformers import resolved_recipe
 
     subject = held_out_subject(index, choices.scenes)
     recipe = RECIPES["DreamCom"].with_choices(
