@@ -265,6 +265,7 @@ class SubjectFinetune(io.ComfyNode):
         gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",), options=(None,),
         inpaint_patch=(None,), captions=("",),
     ):  # fmt: skip
+        """Train the subject or load it from the store; return its model, LoRA, losses, subject and curve."""
         if options[0] is not None and not isinstance(options[0], dict):
             raise ValueError(f"options: it is a {type(options[0]).__name__}; wire Training Options.")
         settings = {
@@ -286,8 +287,7 @@ class SubjectFinetune(io.ComfyNode):
         if previous[0] is not None:
             check_wired(previous=previous[0])
         check_inpaint_patch(inpaint_patch[0])
-        patch = inpaint_patch[0] and InpaintPatch(*inpaint_patch[0])
-        pipeline = Pipeline(model[0], clip[0], vae[0], patch)
+        pipeline = Pipeline(model[0], clip[0], vae[0], inpaint_patch[0] and InpaintPatch(*inpaint_patch[0]))
         preset = MEMORY_PRESETS[memory[0]]
         chosen = chosen_recipe(recipe[0], steps[0], settings, preset, model[0])
         spec, notes = spec_from_node(
@@ -602,6 +602,7 @@ class InlayTrainingOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, **settings) -> io.NodeOutput:
+        """Return the settings that were changed, by name."""
         return io.NodeOutput({name: value for name, value in settings.items() if not is_unchanged(value)})
 
 

@@ -86,6 +86,19 @@ def test_a_unit_test_is_called_after_a_folder_or_module():
     assert odd == []
 
 
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("nodes.")])
+def test_every_public_method_of_a_node_but_its_schema_has_a_docstring(name):
+    methods = [
+        (kind.name, method)
+        for kind in MODULES[name][1].body
+        if isinstance(kind, ast.ClassDef)
+        for method in kind.body
+        if isinstance(method, (ast.FunctionDef, ast.AsyncFunctionDef)) and method.name != "define_schema"
+    ]
+    public = [(kind, method) for kind, method in methods if not method.name.startswith("_")]
+    assert [f"{kind}.{method.name}" for kind, method in public if not ast.get_docstring(method)] == []
+
+
 def test_training_has_at_most_thirty_files():
     assert len(list((dev.PACK / "training").rglob("*.py"))) <= 30
 

@@ -147,6 +147,7 @@ class Preview:
         self.pictures: dict[int, Tensor] = {}
 
     def __call__(self, model, step: int) -> None:
+        """Paint and show the samples, at every `every`-th step and the last."""
         if step % self.every == 0 or step == self.steps:
             self.pictures[step] = torch.cat([paint_preview(scene, model) for scene in self.scenes])
             self.show(step, self.pictures[step])
