@@ -96,8 +96,8 @@ def measure_subject(
     painter: Painter, classifier: SceneClassifier, index: int, choices: SubjectChoices
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
     """Pictures and numbers of one subject, by the way in which the model knows it."""
-    from ...training.finetune.recipes import RECIPES
     from ...training.finetune.diffusion_transformers import resolved_recipe
+    from ...training.finetune.recipes import RECIPES
 
     subject = held_out_subject(index, choices.scenes)
     recipe = RECIPES["DreamCom"].with_choices(
