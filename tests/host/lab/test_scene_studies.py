@@ -6,7 +6,14 @@ import torch
 from inlay.lab import scenes
 from inlay.lab.models import assemble
 from inlay.lab.models.scene_classifier import SceneClassifier
-from inlay.lab.studies import scene_attention, scene_paste, scene_quality, scene_subjects, scene_tint
+from inlay.lab.studies import (
+    scene_attention,
+    scene_closeup,
+    scene_paste,
+    scene_quality,
+    scene_subjects,
+    scene_tint,
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +106,18 @@ def test_a_subject_is_learned_by_a_transformer_and_painted_in_every_way(models, 
         assert all(not torch.equal(image, other) for other in different[index + 1 :])
     table = scene_subjects.subject_table([numbers, numbers], choices, "a classifier")
     assert "LoRA" in table.markdown()
+
+
+def test_boxes_of_the_asked_size_are_painted_in_every_view(painter):
+    choices = scene_closeup.CloseUpChoices(0.08, 1, scene_closeup.CANVAS, 2, 1.0, "untrained")
+    pictures, numbers = scene_closeup.measure_subject(painter, SceneClassifier().eval(), 0, choices)
+    assert set(pictures) == {*scene_closeup.VIEWS, "the truth"} == set(numbers)
+    task = scene_closeup.small_task(0, 0, 0.08)
+    assert float(task.hole.mean()) == pytest.approx(0.08, rel=0.15)
+    for row in scene_closeup.VIEWS:
+        changed = (pictures[row][0] != task.background).any(-1)
+        assert changed[task.hole > 0.5].any()
+        reach = scene_closeup.SOFT_EDGE + 16  # the node grows the hole, and to whole latent cells
+        near = torch.nn.functional.max_pool2d(task.hole[None, None], 2 * reach + 1, 1, reach)[0, 0]
+        assert not changed[near == 0].any()
+    assert numbers["the truth"][scene_closeup.GRADIENT] == pytest.approx(1)
