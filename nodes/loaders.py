@@ -182,7 +182,7 @@ class InlayLoadAdapter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=_names(),
+                    options=adapter_files(),
                     tooltip="A file of models/inlay, or a checkpoint of models/checkpoints that holds one"
                     " (ObjectStitch.pth, Paint-by-Example's model.ckpt, AnyDoor's).",
                 ),
@@ -230,7 +230,8 @@ class InlayLoadAdapter(io.ComfyNode):
         return io.NodeOutput(adapter, vision, report, ui=ui.PreviewText(report))
 
 
-def _names() -> list[str]:
+def adapter_files() -> list[str]:
+    """Return the files of models/inlay, and those of models/checkpoints with that folder before the name."""
     return model_files() + [f"{CHECKPOINTS}/{name}" for name in model_files(CHECKPOINTS)]
 
 

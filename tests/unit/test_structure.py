@@ -99,6 +99,23 @@ def test_every_public_method_of_a_node_but_its_schema_has_a_docstring(name):
     assert [f"{kind}.{method.name}" for kind, method in public if not ast.get_docstring(method)] == []
 
 
+# Private names of others that have no public equivalent, and the public methods of a NamedTuple.
+PRIVATE_OF_OTHERS = {"_asdict", "_exit", "_fields", "_replace", "_modules", "_disable_adapters", "_cdata"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_private_names_stay_in_their_class_and_module(name):
+    for node in ast.walk(MODULES[name][1]):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in {"self", "cls", "super()"}:
+            used = [node.attr]
+        elif isinstance(node, ast.ImportFrom):
+            used = [alias.name for alias in node.names]
+        else:
+            continue
+        private = {word for word in used if word.startswith("_") and not word.startswith("__")}
+        assert private <= PRIVATE_OF_OTHERS, f"{name}, line {node.lineno}, uses {private} of another class"
+
+
 def test_training_has_at_most_thirty_files():
     assert len(list((dev.PACK / "training").rglob("*.py"))) <= 30
 
