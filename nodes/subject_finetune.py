@@ -265,6 +265,7 @@ class SubjectFinetune(io.ComfyNode):
         gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",), options=(None,),
         inpaint_patch=(None,), captions=("",),
     ):  # fmt: skip
+        """Train the subject or load it from the store; return its model, LoRA, losses, subject and curve."""
         if options[0] is not None and not isinstance(options[0], dict):
             raise ValueError(f"options: it is a {type(options[0]).__name__}; wire Training Options.")
         settings = {
@@ -286,8 +287,7 @@ class SubjectFinetune(io.ComfyNode):
         if previous[0] is not None:
             check_wired(previous=previous[0])
         check_inpaint_patch(inpaint_patch[0])
-        patch = inpaint_patch[0] and InpaintPatch(*inpaint_patch[0])
-        pipeline = Pipeline(model[0], clip[0], vae[0], patch)
+        pipeline = Pipeline(model[0], clip[0], vae[0], inpaint_patch[0] and InpaintPatch(*inpaint_patch[0]))
         preset = MEMORY_PRESETS[memory[0]]
         chosen = chosen_recipe(recipe[0], steps[0], settings, preset, model[0])
         spec, notes = spec_from_node(
@@ -343,9 +343,9 @@ def samples_of(settings: dict[str, Any]):
 
 def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset, model):
     """Return the recipe of that name with the family's numbers, the user's settings and the memory preset."""
+    from ..training.finetune.diffusion_transformers import with_family_numbers
     from ..training.finetune.memory import with_preset
     from ..training.finetune.recipes import RECIPES
-    from ..training.finetune.transformers import with_family_numbers
     from ..training.optimizers import eight_bit_installed
 
     chosen = with_family_numbers(RECIPES[name], model).with_choices(
@@ -602,6 +602,7 @@ class InlayTrainingOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, **settings) -> io.NodeOutput:
+        """Return the settings that were changed, by name."""
         return io.NodeOutput({name: value for name, value in settings.items() if not is_unchanged(value)})
 
 

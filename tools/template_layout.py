@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .blueprints import Blueprint, Ends, blueprint, identity
 from .drawing import drawn_node, wires
+from .subgraphs import Ends, SubgraphPlan, draw_subgraph, identity
 from .template_plans import MODELS, NOTE, Part, Plan
 
 FOREIGN = Path(__file__).parent / "foreign_nodes.json"
@@ -182,7 +182,7 @@ def fold(part: Part, graph: dict, definitions: dict, workflow: str) -> tuple[dic
         kind = graph[first[place]]["class_type"]
         return definitions[kind]["output_name"][output]
 
-    plan = Blueprint(
+    plan = SubgraphPlan(
         part.name,
         "",
         workflow,
@@ -191,7 +191,7 @@ def fold(part: Part, graph: dict, definitions: dict, workflow: str) -> tuple[dic
         {name_of(place, output): (first[place], output) for place, output in outputs},
         {},
     )
-    whole = blueprint(plan, graph, definitions)
+    whole = draw_subgraph(plan, graph, definitions)
     [subgraph], [outer] = whole["definitions"]["subgraphs"], whole["nodes"]
     subgraph["id"] = identity("template", workflow, part.name)
     entries = {source: name for source, (name, _, _) in Ends(plan, graph, definitions).inputs.items()}

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js"
 import { addElement, element, fit, isLinked, outputOf, recordChange, setWidget, upstreamUrl, viewUrl, widgetOf } from "./common.js"
-import { text } from "./text.js"
+import { text } from "./translations.js"
 
 const NODE = "InlayBoxMask"
 const NAMES = ["x", "y", "width", "height"]

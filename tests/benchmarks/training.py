@@ -217,9 +217,9 @@ def family_examples(model, size: int):
 def inlay_family_side(parts, size: int, rank: int, bare: bool):
     """Subject Finetune's engine on a transformer; `bare`: its network, adapter and optimizer without it."""
     from inlay.host.training import text_values, training_switches
+    from inlay.training.finetune.diffusion_transformers import resolved_recipe
     from inlay.training.finetune.pipeline import EncodedText, Pipeline, train_lora, trainable_model
     from inlay.training.finetune.recipes import DREAMCOM
-    from inlay.training.finetune.transformers import resolved_recipe
 
     model, conditioning = parts
     with torch.inference_mode(False):

@@ -16,13 +16,13 @@ from ...host.training import is_quantised, weight_bytes
 from ..objective import NoiseSchedule
 from ..optimizers import check_optimizer, eight_bit_installed
 from .data import LATENT_PIXEL, Examples
+from .diffusion_transformers import TransformerPass, check_transformer
 from .lora import exported_shapes, lora_layers
 from .lora_formats import lora_names
 from .memory import GIGABYTE, ActivationTrace, MemoryNeed, check_fits, trace, trained_need, with_preset
 from .recipes import MEMORY_PRESETS, Recipe
 from .subject import Subject
 from .trainer import SINGLE_PROCESS, ProcessGroup, TrainableModel, text_of
-from .transformers import TransformerPass, check_transformer
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Needed = Callable[[Recipe, torch.dtype, bool], MemoryNeed]  # with or without checkpointing

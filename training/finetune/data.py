@@ -163,9 +163,11 @@ class Examples:
         )
 
     def to(self, device: torch.device) -> "Examples":
+        """Return the examples on a device."""
         return self._map(lambda part: part.to(device, non_blocking=True))
 
     def cloned(self) -> "Examples":
+        """Return the examples with tensors of their own."""
         return self._map(Tensor.clone)
 
     def joined(self, other: "Examples") -> "Examples":

@@ -19,8 +19,8 @@ from ...host.vae import PictureVae
 from ...imaging.composite import paste_back
 from ...imaging.latent_mask import inpaint_pictures, snapped_hole
 from .data import LATENT_PIXEL, Examples, Reference
+from .diffusion_transformers import hole_in_pixels, hole_values
 from .regular_data import changed_mask, random_box
-from .transformers import hole_in_pixels, hole_values
 
 # Few steps that look finished; the sampler draws no random numbers.
 STEPS, CFG, SAMPLER, SCHEDULER = 12, 5.0, "dpmpp_2m", "karras"
@@ -147,6 +147,7 @@ class Preview:
         self.pictures: dict[int, Tensor] = {}
 
     def __call__(self, model, step: int) -> None:
+        """Paint and show the samples, at every `every`-th step and the last."""
         if step % self.every == 0 or step == self.steps:
             self.pictures[step] = torch.cat([paint_preview(scene, model) for scene in self.scenes])
             self.show(step, self.pictures[step])

@@ -23,6 +23,7 @@ from ...imaging.references import is_whole_frame
 from ...imaging.views import resize_image
 from .checks import check_parameters_fit, check_step_fits, crop_grid, diffusion_of, precision_of
 from .data import Concept, Examples, Reference, prepare_examples, shrunk_hole
+from .diffusion_transformers import transformer_pass, transformer_schedule
 from .lora import attach_adapter
 from .lora_formats import lora_names
 from .memory import recompute
@@ -40,7 +41,6 @@ from .trainer import (
     Trainer,
     TrainingState,
 )
-from .transformers import transformer_pass, transformer_schedule
 
 
 class Pipeline(NamedTuple):

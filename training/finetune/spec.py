@@ -16,6 +16,7 @@ from ...imaging.references import is_whole_frame, list_references, read_referenc
 from .attribute_dictionary import Attributes
 from .checks import check_trainable_model, crop_size
 from .data import Concept, Reference, check_references, collect_background, collect_references
+from .diffusion_transformers import distilled_note, resolved_recipe, with_family_numbers
 from .generation import SampleOptions, prompts_in
 from .lora import as_kohya, peft_config
 from .lora_formats import with_own_names
@@ -25,7 +26,6 @@ from .regular_data import group_by_prompt, list_regular
 from .store import read_lora
 from .subject import Subject, check_words, is_subject
 from .toml_config import Config
-from .transformers import distilled_note, resolved_recipe, with_family_numbers
 
 
 class WarmStart(NamedTuple):

@@ -147,9 +147,11 @@ class Store:
         return f"{words}-{key}"[:200]
 
     def lora_path(self, name: str) -> Path:
+        """Return the path of a finished subject's weights."""
         return self.folder / f"{name}.safetensors"
 
     def resume_path(self, name: str) -> Path:
+        """Return the path of an unfinished training's checkpoint."""
         return self.folder / f"{name}.resume"
 
     # Finished subjects

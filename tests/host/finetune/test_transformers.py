@@ -158,8 +158,8 @@ def trained_parts(
 ):
     """A `TrainableModel` of a family, with its model and texts."""
     from inlay.host.training import text_values
+    from inlay.training.finetune.diffusion_transformers import resolved_recipe
     from inlay.training.finetune.pipeline import EncodedText, ordinary, trainable_model
-    from inlay.training.finetune.transformers import resolved_recipe
 
     parts = opened(name)
     model = parts.model.clone()
@@ -607,11 +607,15 @@ def quantised(model, kind):
 def test_a_quantised_base_stays_quantised_and_trains_as_its_widened_weights(name, kind, opened):
     """Loss and gradients equal those of an ordinary copy of the same values."""
     from inlay.host.training import FrozenLinear, frozen_copy, text_values, training_switches, weight_bytes
+    from inlay.training.finetune.diffusion_transformers import (
+        resolved_recipe,
+        transformer_pass,
+        transformer_schedule,
+    )
     from inlay.training.finetune.lora import attach_adapter
     from inlay.training.finetune.pipeline import ordinary
     from inlay.training.finetune.recipes import RECIPES
     from inlay.training.finetune.trainer import TrainableModel, per_sample_loss
-    from inlay.training.finetune.transformers import resolved_recipe, transformer_pass, transformer_schedule
 
     parts = opened(name)
     model = quantised(parts.model, kind)
