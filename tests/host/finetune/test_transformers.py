@@ -794,10 +794,10 @@ def test_diffusers_loads_every_layer_of_the_exported_lora(name, in_process_host)
     """Its `load_lora_adapter` makes each layer's trained difference out of the file's tensors."""
     import diffusers
 
+    from inlay.training.finetune.diffusion_transformers import resolved_recipe
     from inlay.training.finetune.lora_formats import as_diffusers, lora_names
     from inlay.training.finetune.pipeline import trainable_model
     from inlay.training.finetune.recipes import RECIPES
-    from inlay.training.finetune.transformers import resolved_recipe
 
     changes, class_name, sizes = DIFFUSERS[name]
     model = tiny_transformer(name, **changes)
