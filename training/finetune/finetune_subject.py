@@ -19,7 +19,7 @@ from .checks import check_previous
 from .data import Examples
 from .generation import CAPTION_ONLY, Preview, SampleOptions, make_preview_scene
 from .lora import exported_shapes
-from .lora_formats import lora_metadata, lora_names
+from .lora_formats import as_diffusers, lora_metadata, lora_names
 from .memory import with_preset
 from .pipeline import (
     EncodedText,
@@ -162,7 +162,9 @@ def finetune_from_config(
             callbacks=Callbacks(on_step=on_step),
             group=group,
         )
-        subject = finetune_subject(pipeline, spec, store, options).subject
+        subject, lora, *_ = finetune_subject(pipeline, spec, store, options)
+        if config.diffusers_file and is_transformer(pipeline.model) and group.number == 0:
+            store.save_for_diffusers(Path(subject.lora).stem, as_diffusers(pipeline.model, lora))
         return subject, store.folder / Path(subject.lora).name
 
 

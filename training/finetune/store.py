@@ -192,6 +192,10 @@ class Store:
         self.describe(name, subject)
         self.drop_state(name)
 
+    def save_for_diffusers(self, name: str, lora: dict[str, Tensor]) -> None:
+        """Keep a finished subject's LoRA in diffusers' layout as well, beside its own file."""
+        self._write(self.folder / f"{name}_diffusers.safetensors", lambda path: save_file(lora, path))
+
     def describe(self, name: str, subject: Subject) -> None:
         """Keep a finished subject's facts."""
         self._write(

@@ -56,6 +56,7 @@ class Config:
     preview_every: int = 0  # steps between samples; 0: none
     sample_prompts: tuple[str, ...] = ()  # what samples show; the caption of the training when left out
     sample_image: Path | None = None  # the picture that samples fill, with its mask as references have it
+    diffusers_file: bool = False  # a copy of a transformer's LoRA as diffusers names it
     out: Path | None = None  # where subjects are kept; models/loras/inlay when left out
     text_encoders: tuple[
         str, ...

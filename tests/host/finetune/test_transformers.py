@@ -1,6 +1,7 @@
 """Train Subject on diffusion transformers of the host with random weights and a few blocks."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -291,8 +292,6 @@ def test_loss_and_gradients_are_those_of_the_equations(opened, prediction, way):
 
 @pytest.mark.parametrize("name", ["flux2-klein", "flux1"])
 def test_loss_and_gradients_with_subject_references_are_those_of_the_equations(opened, name):
-    from dataclasses import replace
-
     from inlay.host.training import training_switches
     from inlay.training.finetune.recipes import RECIPES
     from inlay.training.finetune.trainer import per_sample_loss
@@ -307,8 +306,8 @@ def test_loss_and_gradients_with_subject_references_are_those_of_the_equations(o
             for size in ((4, 4), (6, 4), (4, 8))
         ]
         trainable, recipe, texts = trained_parts(opened, name, recipe, torch.float64, references=raw)
-        photos = torch.tensor([0, 0, 1, 1, 2, 2])
-        rows = replace(random_examples(trainable, 6), photo=photos).take(torch.arange(6))
+        photos = torch.tensor([0, 1, 1, 2])
+        rows = replace(random_examples(trainable, 4), photo=photos).take(torch.arange(4))
         base = trainable.host_pass.host.base
         with training_switches(trainable.unet):
             loss = per_sample_loss(trainable, recipe, rows, torch.Generator().manual_seed(4)).mean()
@@ -513,8 +512,6 @@ def test_captions_of_the_photos_are_used_and_decide_the_result(opened, train, st
 @pytest.mark.parametrize("dropped", [0.0, 1.0])
 def test_output_preservation_is_its_definition(opened, dropped):
     """Its own passes, written out: the class caption with and without LoRA, at the noise of the step."""
-    from dataclasses import replace
-
     from inlay.host.training import training_switches
     from inlay.training.finetune.recipes import RECIPES
     from inlay.training.finetune.trainer import per_sample_loss
@@ -726,19 +723,140 @@ def test_a_layer_that_matches_nothing_is_an_error(opened, train, store_folder, i
         node.execute(opened("krea2").model, file.name, 1.0, "sks", "cat")
 
 
+def part_names(name, path):
+    """diffusers' layers that make up one layer of the host, from the first row on."""
+    first = "add_" if "txt_attn." in path else "to_"
+    last = "_proj" if "txt_attn." in path else ""
+    double = {"flux1": ("net.0.proj", "net.2"), "flux2-klein": ("linear_in", "linear_out")}
+    if name == "qwen-image":
+        return [path]
+    if name == "krea2":
+        ends = {
+            "attn.wq": "attn.to_q", "attn.wk": "attn.to_k", "attn.wv": "attn.to_v",
+            "attn.wo": "attn.to_out.0", "attn.gate": "attn.to_gate", "mlp.gate": "ff.gate",
+            "mlp.up": "ff.up", "mlp.down": "ff.down",
+        }  # fmt: skip
+        _, number, kind, leaf = path.split(".")
+        return [f"transformer_blocks.{number}.{ends[f'{kind}.{leaf}']}"]
+    if name == "z-image":
+        if path.endswith("qkv"):
+            return [f"{path.removesuffix('qkv')}to_{kind}" for kind in "qkv"]
+        return [path.replace("attention.out", "attention.to_out.0")]
+    if path.startswith("single"):
+        start = path.replace("single_blocks", "single_transformer_blocks").rpartition(".")[0]
+        if name == "flux2-klein":
+            return [f"{start}.attn.{'to_qkv_mlp_proj' if path.endswith('linear1') else 'to_out'}"]
+        whole = [*(f"{start}.attn.to_{kind}" for kind in "qkv"), f"{start}.proj_mlp"]
+        return whole if path.endswith("linear1") else [f"{start}.proj_out"]
+    block = path.replace("double_blocks", "transformer_blocks").rpartition("_")[0].rpartition(".")[0]
+    if path.endswith("qkv"):
+        return [f"{block}.attn.{first}{kind}{last}" for kind in "qkv"]
+    if path.endswith("proj"):
+        return [f"{block}.attn.{'to_add_out' if 'txt_attn.' in path else 'to_out.0'}"]
+    kind = "ff_context" if "txt_mlp" in path else "ff"
+    return [f"{block}.{kind}.{double[name][0 if path.endswith('mlp.0') else 1]}"]
+
+
+HEADS = {"num_attention_heads": 2, "attention_head_dim": 32}
+# Our name -> changes of the tiny network, diffusers' class and the same sizes there.
+DIFFUSERS = {
+    "flux1": (
+        {"mlp_ratio": 4.0}, "FluxTransformer2DModel",
+        HEADS | {"num_layers": 1, "num_single_layers": 2, "joint_attention_dim": 48,
+                 "pooled_projection_dim": 16, "guidance_embeds": True, "axes_dims_rope": (8, 12, 12)},
+    ),
+    "flux2-klein": (
+        {}, "Flux2Transformer2DModel",
+        HEADS | {"in_channels": 128, "num_layers": 1, "num_single_layers": 2, "joint_attention_dim": 48,
+                 "mlp_ratio": 2.0, "axes_dims_rope": (8, 8, 8, 8)},
+    ),
+    "qwen-image": (
+        {}, "QwenImageTransformer2DModel",
+        HEADS | {"num_layers": 2, "joint_attention_dim": 48, "axes_dims_rope": (8, 12, 12)},
+    ),
+    "z-image": (
+        {"dim": 384, "n_heads": 12, "n_kv_heads": 12, "ffn_dim_multiplier": 8 / 3},
+        "ZImageTransformer2DModel",
+        {"dim": 384, "n_heads": 12, "n_kv_heads": 12, "n_layers": 2, "n_refiner_layers": 1,
+         "cap_feat_dim": 48, "axes_dims": [8, 12, 12]},
+    ),
+    "krea2": (
+        {}, "Krea2Transformer2DModel",
+        HEADS | {"num_layers": 2, "num_key_value_heads": 1, "intermediate_size": 128, "text_hidden_dim": 16,
+                 "num_text_layers": 3, "text_num_attention_heads": 1, "text_num_key_value_heads": 1,
+                 "text_intermediate_size": 32, "axes_dims_rope": (8, 12, 12)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_diffusers_loads_every_layer_of_the_exported_lora(name, in_process_host):
+    """Its `load_lora_adapter` makes each layer's trained difference out of the file's tensors."""
+    import diffusers
+
+    from inlay.training.finetune.diffusion_transformers import resolved_recipe
+    from inlay.training.finetune.lora_formats import as_diffusers, lora_names
+    from inlay.training.finetune.pipeline import trainable_model
+    from inlay.training.finetune.recipes import RECIPES
+
+    changes, class_name, sizes = DIFFUSERS[name]
+    model = tiny_transformer(name, **changes)
+    recipe = RECIPES["DreamCom"].with_choices(rank=4)
+    recipe = resolved_recipe(replace(recipe, adapter=replace(recipe.adapter, alpha=2.0)), model)
+    with torch.inference_mode(False):
+        trainable = trainable_model(model, recipe, torch.float32, 0)
+        generator = torch.Generator().manual_seed(3)
+        for parameter in trainable.adapter.parameters:
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        lora = trainable.adapter.export(lora_names(model))
+        network = getattr(diffusers, class_name)(**sizes)
+        network.load_lora_adapter(as_diffusers(model, lora), prefix="transformer")
+    deltas = {
+        path: module.get_delta_weight("default_0")
+        for path, module in network.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    for key, down in lora.items():
+        if key.endswith("lora_down.weight"):
+            layer = key.removesuffix(".lora_down.weight")
+            wanted = lora[f"{layer}.lora_up.weight"] @ down * float(lora[f"{layer}.alpha"]) / len(down)
+            names = part_names(name, layer.removeprefix("diffusion_model."))
+            found = torch.cat([deltas.pop(part) for part in names])
+            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    assert not deltas
+
+
 # The command line
 
 
-def test_a_config_of_separate_files_trains_a_transformer(in_process_host, host_work, tmp_path, store_folder):
-    """The host's own loaders open a small FLUX.1 Fill, a text encoder and an autoencoder."""
+CONFIG = """
+checkpoint = "fill.safetensors"
+text_encoders = ["clip_l.safetensors"]
+vae = "tae.safetensors"
+references = "photos"
+class_name = "cat"
+out = "{out}"
+diffusers_file = true
+
+[recipe]
+resolution = 64
+steps = 3
+batch_size = 2
+
+[recipe.adapter]
+rank = 4
+"""
+
+
+@pytest.fixture(scope="module")
+def fill_folder(in_process_host, host_work, tmp_path_factory):
+    """A small FLUX.1 Fill in three files, and two photos of which one has a caption."""
     from PIL import Image
     from safetensors.torch import load_file, save_file
 
     from inlay.lab.models.checkpoint import assemble, random_parts
-    from inlay.training.finetune.finetune_subject import finetune_from_config
-    from inlay.training.finetune.toml_config import read_toml
-    from inlay.training.finetune.trainer import SINGLE_PROCESS
 
+    folder = tmp_path_factory.mktemp("fill")
     sizes = {
         "hidden_size": 128,
         "num_heads": 1,
@@ -747,39 +865,91 @@ def test_a_config_of_separate_files_trains_a_transformer(in_process_host, host_w
         "vec_in_dim": 768,
     }
     network = tiny_transformer("flux1-fill", **sizes, mlp_ratio=4.0).model.diffusion_model
-    save_file(
-        {key: value.clone() for key, value in network.state_dict().items()}, tmp_path / "fill.safetensors"
-    )
     whole = load_file(assemble(host_work / "random" / "parts.safetensors", random_parts(0)))
     start = "cond_stage_model.transformer."
     text = {key.removeprefix(start): value for key, value in whole.items() if key.startswith(start)}
-    save_file(text, tmp_path / "clip_l.safetensors")
     autoencoder: Any = tiny_vae("flux1-fill").first_stage_model
-    vae = autoencoder.state_dict()
-    save_file(
-        {key: value.clone() for key, value in vae.items()}, tmp_path / "tae.safetensors",
-    )  # fmt: skip
-    photos = tmp_path / "photos"
+    for name, weights in (
+        ("fill", network.state_dict()),
+        ("clip_l", text),
+        ("tae", autoencoder.state_dict()),
+    ):
+        save_file({key: value.clone() for key, value in weights.items()}, folder / f"{name}.safetensors")
+    photos = folder / "photos"
     photos.mkdir()
+    generator = torch.Generator().manual_seed(5)
     for number in range(2):
-        Image.effect_noise((80, 64), 60).convert("RGB").save(photos / f"{number}.png")
+        noise = torch.randint(0, 256, (64, 80, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(photos / f"{number}.png")
         mask = Image.new("L", (80, 64))
         mask.paste(255, (20, 16, 60, 48))
         mask.save(photos / f"{number}_mask.png")
     (photos / "1.txt").write_text("on a red chair", encoding="utf-8")
-    config = tmp_path / "fill.toml"
-    config.write_text(
-        'checkpoint = "fill.safetensors"\ntext_encoders = ["clip_l.safetensors"]\nvae = "tae.safetensors"\n'
-        'references = "photos"\nclass_name = "cat"\nout = "subjects"\n'
-        "[recipe]\nresolution = 64\nsteps = 3\n[recipe.adapter]\nrank = 4\n",
-        encoding="utf-8",
-    )
+    return folder
+
+
+def config_in(folder, out):
+    config = folder / f"{out}.toml"
+    config.write_text(CONFIG.format(out=out), encoding="utf-8")
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained_alone(fill_folder):
+    """A training of the folder's config in this process: subject, LoRA, losses and the planned steps."""
+    from safetensors.torch import load_file
+
+    from inlay.training.finetune.finetune_subject import finetune_from_config
+    from inlay.training.finetune.toml_config import read_toml
+    from inlay.training.finetune.trainer import SINGLE_PROCESS
+
     losses, plan = [], []
+    config = read_toml(config_in(fill_folder, "alone"))
     subject, path = finetune_from_config(
-        read_toml(config), SINGLE_PROCESS, lambda step, loss: losses.append(loss), plan.append
+        config, SINGLE_PROCESS, lambda step, loss: losses.append(loss), plan.append
     )
-    assert plan == [3]
-    assert losses == subject.losses
-    assert len(losses) == 3
-    assert path.is_file()
-    assert any("double_blocks" in key for key in load_file(path))
+    copy = load_file(path.with_name(f"{path.stem}_diffusers.safetensors"))
+    return SimpleNamespace(subject=subject, lora=load_file(path), losses=losses, plan=plan, copy=copy)
+
+
+def test_a_config_of_separate_files_trains_a_transformer(trained_alone):
+    """The host's own loaders open a small FLUX.1 Fill, a text encoder and an autoencoder."""
+    assert trained_alone.plan == [3]
+    assert trained_alone.losses == trained_alone.subject.losses
+    assert len(trained_alone.losses) == 3
+    assert any("double_blocks" in key for key in trained_alone.lora)
+    assert "transformer.transformer_blocks.0.attn.to_q.lora_A.weight" in trained_alone.copy
+
+
+def test_two_processes_learn_on_a_transformer_what_one_learns(fill_folder, trained_alone, comfyui_path):
+    """At the same global batch of 2, to 1e-4 of every matrix, as on SD."""
+    import json
+    import os
+    import subprocess
+    import sys
+
+    from safetensors.torch import load_file
+
+    from inlay import dev
+    from inlay.headless.server import loopback_port
+
+    environment = os.environ | {
+        "COMFYUI_PATH": str(comfyui_path),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    environment.pop("PYTHONPATH", None)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(loopback_port())]
+    command = [sys.executable, *launcher, str(dev.PACK), "finetune", "--config"]
+    done = subprocess.run(
+        [*command, str(config_in(fill_folder, "group"))],
+        cwd=fill_folder, env=environment, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["processes"] == 2
+    assert facts["loss"] == pytest.approx(trained_alone.losses[-1], rel=1e-4)
+    lora = load_file(facts["lora"])
+    assert lora.keys() == trained_alone.lora.keys()
+    for key, weight in trained_alone.lora.items():
+        assert float((lora[key] - weight).norm()) <= 1e-4 * float(weight.norm()) + 1e-8, key
