@@ -73,7 +73,8 @@ def write_tiny_workflows(client: Client, folder: Path) -> None:
     definitions = client.object_info()
     folder.mkdir(parents=True, exist_ok=True)
     for plan in (*PLANS, *TINY_ONLY):
-        drawing = template(plan, with_tiny_pictures(tiny_graph(plan.graph)), definitions, note_of(plan))
+        graph = with_tiny_pictures(tiny_graph(plan.graph))
+        drawing = template(plan, graph, definitions, note_of(plan), "tiny template")
         (folder / f"{plan.title}.json").write_text(json.dumps(drawing), encoding="utf-8")
 
 

@@ -40,8 +40,11 @@ def foreign_nodes() -> dict[str, Any]:
     return json.loads(FOREIGN.read_text(encoding="utf-8"))
 
 
-def template(plan: Plan, graph: dict, definitions: dict, note: str) -> dict:
-    """The template's file, schema 0.4."""
+def template(plan: Plan, graph: dict, definitions: dict, note: str, variant: str = "template") -> dict:
+    """The template's file, schema 0.4.
+
+    `variant` decides its id, by which the live view knows the workflow whose node is training.
+    """
     definitions = foreign_nodes() | definitions
     shown = without(graph, plan.dropped)
     known, subgraphs, folded = dict(definitions), [], {}
@@ -67,7 +70,7 @@ def template(plan: Plan, graph: dict, definitions: dict, note: str) -> dict:
     if plan.app:
         extra |= {"linearMode": False, "linearData": plan.app}
     return {
-        "id": identity("template", plan.graph),
+        "id": identity(variant, plan.graph),
         "revision": 0,
         "last_node_id": max(nodes),
         "last_link_id": len(links),
