@@ -603,6 +603,11 @@ class InlayTrainingOptions(io.ComfyNode):
     @classmethod
     def execute(cls, **settings) -> io.NodeOutput:
         """Return the settings that were changed, by name."""
+        from ..training.finetune.data import collect_background
+
+        background = collect_background(settings.get("sample_image"), settings.get("sample_mask"))
+        if background is not None:
+            settings |= {"sample_image": background.image[None], "sample_mask": background.mask[None]}
         return io.NodeOutput({name: value for name, value in settings.items() if not is_unchanged(value)})
 
 
