@@ -83,15 +83,15 @@ def paint(painter: Painter, tasks: list[Task], seed: int, view: tuple[float, flo
 
     painted = []
     for task in tasks:
-        words: list[Any] = [
+        positive, negative = (
             [[painter.clip.encode_from_tokens(painter.clip.tokenize(text)), {}]]
             for text in (scenes.caption(task.thing), "")
-        ]
+        )
         with torch.inference_mode():
             output: Any = DisentangledInpaintSampler.execute(
-                painter.model, *words, painter.vae, task.background[None], task.hole[None], seed, steps, cfg,
-                "euler", "simple", close_up_share=view[0], window_area=view[1], close_up_size=scenes.SIZE,
-                soft_edge=SOFT_EDGE,
+                painter.model, positive, negative, painter.vae, task.background[None], task.hole[None], seed,
+                steps, cfg, "euler", "simple", close_up_share=view[0], window_area=view[1],
+                close_up_size=scenes.SIZE, soft_edge=SOFT_EDGE,
             )  # fmt: skip
         painted.append(output.result[0].clamp(0, 1).cpu())
     return torch.cat(painted)

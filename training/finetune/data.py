@@ -14,7 +14,7 @@ from ...common.log import logger
 from ...imaging.augment import augment
 from ...imaging.bezier import bezier_mask
 from ...imaging.boxes import bounding_box
-from ...imaging.inputs import as_images_each, as_masks_each
+from ...imaging.inputs import as_images_each, as_masks_each, check_finite
 from ...imaging.latent_mask import snap_hole
 from ...imaging.masks import box_mask, check_mask, check_not_empty
 from ..objective import generator_at
@@ -82,6 +82,7 @@ def collect_background(image: Tensor | None, mask: Tensor | None) -> Reference |
             raise ValueError("sample_mask: there is no sample_image for it; wire the picture as well.")
         return None
     pictures = as_images_each([image], "sample_image")[0][:1]
+    check_finite(pictures, "sample_image")
     masks = as_masks_each(None if mask is None else [mask], "sample_mask")
     if masks is None:
         raise ValueError("sample_image: it has no sample_mask; wire a mask of the place to fill.")

@@ -308,6 +308,7 @@ def test_loss_and_gradients_with_subject_references_are_those_of_the_equations(o
         trainable, recipe, texts = trained_parts(opened, name, recipe, torch.float64, references=raw)
         photos = torch.tensor([0, 1, 1, 2])
         rows = replace(random_examples(trainable, 4), photo=photos).take(torch.arange(4))
+        assert trainable.host_pass
         base = trainable.host_pass.host.base
         with training_switches(trainable.unet):
             loss = per_sample_loss(trainable, recipe, rows, torch.Generator().manual_seed(4)).mean()
