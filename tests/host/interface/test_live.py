@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
@@ -36,12 +37,12 @@ def watch(server, run) -> list[dict]:
         seen = []
         async with (
             aiohttp.ClientSession() as session,
-            session.ws_connect(f"{server.url}/ws?clientId=another-page", max_msg_size=0) as socket,
+            session.ws_connect(f"{server.url}/ws?clientId={uuid.uuid4()}", max_msg_size=0) as socket,
         ):
             with ThreadPoolExecutor() as pool:
                 running = asyncio.wrap_future(pool.submit(run))
                 while not (seen and seen[-1]["state"] != "running"):
-                    message = await socket.receive(timeout=120)
+                    message = await socket.receive(timeout=900)
                     if message.type == aiohttp.WSMsgType.TEXT:
                         event = json.loads(message.data)
                         seen += [event["data"]] if event["type"] == "inlay.training" else []
@@ -98,7 +99,7 @@ def test_a_training_that_is_interrupted_says_so(client, server, training):
                 own.interrupt()
 
         with pytest.raises(Interrupted):
-            own.run(training(500, "kettle"), stop)
+            own.run(training(5000, "kettle"), stop)  # longer than any interruption takes
 
     assert watch(server, run)[-1]["state"] == "stopped"
     assert state_of(client)["state"] == "stopped"
