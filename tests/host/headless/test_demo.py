@@ -45,7 +45,7 @@ def start(tmp_path: Path, *options: str, **environment: str) -> subprocess.Popen
 
 
 def hosts_of(tmp_path: Path) -> list[psutil.Process]:
-    """Processes that work in `tmp_path`."""
+    """Processes that work in `tmp_path`: the demo, and its host with a `--port`."""
     return [
         process
         for process in psutil.process_iter(["cmdline"])
@@ -105,20 +105,27 @@ def test_pictures_of_any_size_go_through_the_bundled_graph(client, server, tiny_
 @pytest.mark.skipif(os.name == "nt", reason="a Ctrl-C cannot be sent to one process on Windows")
 def test_ctrl_c_stops_the_training_and_the_host(models, tmp_path):
     demo = start(tmp_path, "--steps", "100000")
-    assert demo.stdout is not None
-    assert any("Your Subject" in line for line in demo.stdout)  # the last node before the training
-    [host] = hosts_of(tmp_path)
-    words = host.cmdline()
-    client = Client(f"127.0.0.1:{words[words.index('--port') + 1]}")
-    while not any(run["step"] > 1 for run in client.session.get(f"{client.url}/inlay/training").json()):
-        assert demo.poll() is None, demo.communicate()[1]
-        time.sleep(0.05)
-    demo.send_signal(signal.SIGINT)
-    _, complaints = demo.communicate(timeout=PATIENCE)
+    try:
+        wait_for_training(demo, tmp_path)
+        demo.send_signal(signal.SIGINT)
+        _, complaints = demo.communicate(timeout=PATIENCE)
+    finally:
+        demo.kill()  # its host ends with it
     assert demo.returncode == 130
     assert "Stopped" in complaints
     assert hosts_of(tmp_path) == []
     assert "Processing interrupted" in (tmp_path / "work" / "host.log").read_text(encoding="utf-8")
+
+
+def wait_for_training(demo: subprocess.Popen, tmp_path: Path) -> None:
+    """Wait until the demo's training has taken a step."""
+    assert demo.stdout is not None
+    assert any("Your Subject" in line for line in demo.stdout)  # the last node before the training
+    [words] = [found for process in hosts_of(tmp_path) if "--port" in (found := process.cmdline())]
+    client = Client(f"127.0.0.1:{words[words.index('--port') + 1]}")
+    while not any(run["step"] > 1 for run in client.session.get(f"{client.url}/inlay/training").json()):
+        assert demo.poll() is None, demo.communicate()[1]
+        time.sleep(0.05)
 
 
 def test_an_interrupt_stops_the_training_at_once(client, server, tiny_checkpoint):
