@@ -372,6 +372,8 @@ def with_rare_choices(recipe, settings: dict[str, Any]):
         changes["hole_condition"] = HOLE_WAYS[settings["hole"]]
     if "layers" in settings:
         adapter["layers"] = settings["layers"]
+    if "aspect_ratios" in settings:
+        changes["aspect_ratios"] = settings["aspect_ratios"]
     if "adapter" in settings:
         adapter["dora"] = settings["adapter"] == "DoRA"
     if "schedule" in settings:
@@ -572,6 +574,15 @@ class InlayTrainingOptions(io.ComfyNode):
                     tooltip="Keep the last of five or more pictures out of the training and plot the loss on"
                     " it, at noise that stays the same: it rises once the others are learned by heart. One"
                     " picture fewer is trained on.",
+                ),
+                io.Combo.Input(
+                    "aspect_ratios",
+                    options=[PRESET, "buckets", "square"],
+                    default=PRESET,
+                    optional=True,
+                    tooltip="buckets: crops keep about the shape of their photo, at the area of the"
+                    " resolution. square: square crops. preset: buckets for transformers such as FLUX, square"
+                    " for SD models.",
                 ),
             ],
             outputs=[OptionsType.Output(display_name="options", tooltip="For Train Subject.")],

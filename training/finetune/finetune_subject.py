@@ -182,7 +182,7 @@ def _train(
     examples = encode_concepts(pipeline, concepts, texts, recipe, spec.size, spec.seed, own, of_class)
     states = (store.find_state(name) for name in names)
     resume = next((state for state in states if state), None)
-    preview = _preview(pipeline, spec, examples[0], options) if options.preview_every else None
+    preview = _preview(pipeline, spec, examples[0].first, options) if options.preview_every else None
     if preview and resume:
         preview.load(resume.tensors)
 

@@ -74,6 +74,9 @@ class Recipe:
     # Output preservation (ai-toolkit's "differential output preservation"): times the difference between the
     # predictions with and without the LoRA for the caption without the token; 0: none.
     preservation: float = 0.0
+    # "buckets": crops keep about the shape of their photo, at the area of the square (the usual trainers of
+    # transformers); "square": as DreamCom crops. "auto": buckets for transformers, square for UNets.
+    aspect_ratios: Literal["auto", "square", "buckets"] = "auto"
 
     @property
     def uses_regular(self) -> bool:

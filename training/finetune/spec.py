@@ -14,8 +14,16 @@ from ...conditioning.compatibility import check_clip_fits, check_vae_fits
 from ...host import models
 from ...imaging.references import is_whole_frame, list_references, read_reference
 from .attribute_dictionary import Attributes
-from .checks import check_trainable_model, crop_size
-from .data import Concept, Reference, check_references, collect_background, collect_references
+from .checks import check_trainable_model, crop_grid, crop_size
+from .data import (
+    Concept,
+    Reference,
+    check_references,
+    collect_background,
+    collect_references,
+    crop_shapes,
+    small_photo_notes,
+)
 from .generation import SampleOptions, prompts_in
 from .lora import as_kohya, peft_config
 from .lora_formats import with_own_names
@@ -164,6 +172,7 @@ def spec_from_node(
     size = crop_size(pipeline.model, recipe)
     references = collect_references(images, masks)
     notes = check_references(references, size, masks is not None)
+    notes += small_photo_notes(references, crop_shapes(references, recipe, size, crop_grid(pipeline.model)))
     distilled = distilled_note(pipeline.model)
     if distilled:
         logger.warning(f"Inlay: {distilled}")
@@ -212,6 +221,8 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
         logger.warning(f"Inlay: {distilled}")
     size = crop_size(pipeline.model, recipe)
     concept = Concept(caption, read_references(config.references, size))
+    shapes = crop_shapes(concept.references, recipe, size, crop_grid(pipeline.model))
+    small_photo_notes(concept.references, shapes)
     notes = read_captions(config.references)
     own = own_captions(recipe, token, class_name, notes, len(concept.references))
     if config.regular and recipe.preservation:

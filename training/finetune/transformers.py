@@ -75,7 +75,8 @@ def resolved_recipe(recipe: Recipe, model) -> Recipe:
     """Return a recipe with everything decided that it leaves to the MODEL's family; UNets' stay."""
     row = families.family_of(model)
     if row is None or not row.transformer:
-        return recipe
+        square = recipe.aspect_ratios != "buckets"  # one name for one result, or it would be trained twice
+        return replace(recipe, aspect_ratios="auto") if square else recipe
     name, numbers = families.file_name(model), row.training
     condition = recipe.hole_condition
     if condition == "auto":
@@ -91,6 +92,7 @@ def resolved_recipe(recipe: Recipe, model) -> Recipe:
         weight_outside=WEIGHT_OUTSIDE if condition == BY_LOSS and weights == (1.0, 1.0) else weights[1],
         masked_cross_attention=False,  # there is no cross-attention: text and picture attend together
         inpainting_only=False,
+        aspect_ratios="buckets" if recipe.aspect_ratios == "auto" else recipe.aspect_ratios,
     )
 
 

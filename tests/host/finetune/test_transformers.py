@@ -494,6 +494,38 @@ def test_options_of_every_kind_train_and_resume_what_they_should(opened, train, 
     assert all(torch.isfinite(torch.tensor(loss["loss"])))
 
 
+def photo_of(height, width, seed):
+    """A picture (1, H, W, 3) and the mask of a subject in it."""
+    mask = torch.zeros(1, height, width)
+    mask[:, height // 4 : height // 2, width // 4 : width // 2] = 1
+    return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(seed)), mask
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_photos_keep_their_shape_in_buckets(name, train, store_folder, monkeypatch):
+    from inlay.training.finetune import pipeline
+
+    encoded, shapes = pipeline.encode_examples, []
+
+    def recorded(*args):
+        examples = encoded(*args)
+        examples.map(lambda part: shapes.append(tuple(part.latent.shape[-2:])) or part)
+        return examples
+
+    monkeypatch.setattr(pipeline, "encode_examples", recorded)
+    wide, square = photo_of(128, 192, 0), photo_of(128, 128, 1)
+    shown = {"images": [wide[0], square[0]], "masks": [wide[1], square[1]], "resolution": 128}
+    shown |= {"recipe": "DreamMix", "regular_images": [square[0]], "regular_masks": [square[1]], "steps": 3}
+    _, _, loss, _, _ = train(name, **shown)
+    assert all(torch.isfinite(torch.tensor(loss["loss"])))
+    assert len(set(shapes)) == 2
+    assert any(height < width for height, width in shapes)
+    assert all(len(set(shape)) == 1 for shape in shapes[-1:])
+    shapes.clear()
+    assert train(name, **shown, options={"aspect_ratios": "square"})[2] != loss
+    assert len(set(shapes)) == 1
+
+
 def test_a_unet_takes_captions_preservation_and_min_snr_as_well(pictures, store_folder, run):
     choices = {"preservation": 1.0, "min_snr": 5.0, "caption_dropout": 0.5, "schedule": "cosine"}
     captions = ["on a red chair", "sks cat in the snow, seen from far above", ""]
