@@ -513,9 +513,9 @@ def test_photos_keep_their_shape_in_buckets(name, train, store_folder, monkeypat
         return examples
 
     monkeypatch.setattr(pipeline, "encode_examples", recorded)
-    wide, square = photo_of(128, 192, 0), photo_of(128, 128, 1)
-    shown = {"images": [wide[0], square[0]], "masks": [wide[1], square[1]], "resolution": 128}
-    shown |= {"recipe": "DreamMix", "regular_images": [square[0]], "regular_masks": [square[1]], "steps": 3}
+    wide, square = photo_of(192, 288, 0), photo_of(192, 192, 1)
+    shown = {"images": [wide[0], square[0]], "masks": [wide[1], square[1]], "resolution": 192}
+    shown |= {"recipe": "DreamMix", "regular_images": [square[0]], "regular_masks": [square[1]], "steps": 2}
     _, _, loss, _, _ = train(name, **shown)
     assert all(torch.isfinite(torch.tensor(loss["loss"])))
     assert len(set(shapes)) == 2
