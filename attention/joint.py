@@ -143,6 +143,11 @@ class RegionOverride:
         self.calls: Counter[tuple[int, int]] = Counter()
 
     def __call__(self, function, q: Tensor, k: Tensor, v: Tensor, heads: int, mask=None, *args, **kwargs):
+        """Return one joint attention with masked regions, through the attention that is there.
+
+        `function`, q, k, v, heads and mask are the host's; q, k and v are (B, L, H * D), or (B, H, L, D) with
+        `skip_reshape`.
+        """
         inner: Callable[..., Tensor] = function if self.previous is None else partial(self.previous, function)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

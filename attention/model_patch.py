@@ -165,6 +165,7 @@ class StepRegions:
         transformer_options=None,
         **kwargs,
     ):
+        """Run the host's `apply_model` with this step's plan in a copy of transformer_options."""
         options = transformer_options or {}
         if in_range(self.percent, executor.class_obj.model_sampling, options.get("sigmas", t)):
             plan = self._plan(x, c_crossattn, options)

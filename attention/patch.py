@@ -156,9 +156,11 @@ class Replacement:
         self.attention = attention
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict, **kwargs) -> Tensor:
+        """Return one attention of the host's block: q, k and v are (B, L, C)."""
         return self.attention(q, k, v, extra_options, **kwargs)
 
     def add(self, *_, **__):
+        """Raise ValueError: a patch that adds to this attention would not be masked."""
         raise ValueError(
             "Masked Attention stands before a node that adds to its attention, such as IPAdapter or"
             " InstantID; wire the model through that node first and through Masked Attention after it."

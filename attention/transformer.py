@@ -129,6 +129,7 @@ class StepTokens:
         transformer_options=None,
         **kwargs,
     ):
+        """Run the host's `apply_model` with attention masked by token during this call."""
         options = transformer_options or {}
         sequences = None
         if c_crossattn is not None and self.in_range(

@@ -97,11 +97,13 @@ def mark_hole(scene: Tensor, mask: Tensor, hole: str) -> Tensor:
     return scene * (1 - inside) + {GREY_HOLE: 0.5, WHITE_HOLE: 1.0}[hole] * inside
 
 
-def prepare_photo(image: Tensor, mask: Tensor | None, background: str, side: int = 0) -> Tensor:
+def prepare_photo(
+    image: Tensor, mask: Tensor | None, background: str, side: int = 0, most_pixels: int = MOST_PIXELS
+) -> Tensor:
     """Return a photo as a reference picture.
 
     With a mask the subject is cut out, on a plain square; without one the whole photo is taken, in its own
-    proportions. Photos are shrunk to MOST_PIXELS and never enlarged, unless `side` fixes the square's side.
+    proportions. Photos are shrunk to `most_pixels` and never enlarged, unless `side` fixes the square's side.
 
     Args:
         image: (1, H, W, C).
@@ -114,7 +116,7 @@ def prepare_photo(image: Tensor, mask: Tensor | None, background: str, side: int
     """
     if mask is None and not side:
         height, width = image.shape[1:3]
-        scale = min(1.0, math.sqrt(MOST_PIXELS / (height * width)))
+        scale = min(1.0, math.sqrt(most_pixels / (height * width)))
         rows, columns = (
             max(1, round(length * scale / REFERENCE_MULTIPLE)) * REFERENCE_MULTIPLE
             for length in (height, width)
@@ -124,7 +126,7 @@ def prepare_photo(image: Tensor, mask: Tensor | None, background: str, side: int
         assert mask is not None
         box = object_box(image, mask, "photo_masks")
         side = round(1.2 * max(box.height, box.width) / REFERENCE_MULTIPLE) * REFERENCE_MULTIPLE
-        side = min(max(side, 8 * REFERENCE_MULTIPLE), math.isqrt(MOST_PIXELS))
+        side = min(max(side, 8 * REFERENCE_MULTIPLE), math.isqrt(most_pixels))
     return subject_picture(
         image, mask, side, background if mask is not None else ORIGINAL, name="photo_masks"
     )

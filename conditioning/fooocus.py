@@ -33,6 +33,7 @@ class InpaintHead(torch.nn.Module):
         self.head = torch.nn.Parameter(head, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the head's feature map, which the first block adds, for the head's input (B, 5, H, W)."""
         return head_feature(self.head, x)
 
 
@@ -50,6 +51,7 @@ class QuantizedDelta(WeightAdapterBase):
         self, weight, key, strength, strength_model, offset, function,
         intermediate_dtype=torch.float32, original_weight=None,
     ):  # fmt: skip
+        """Add strength times the delta to the weight in place, and return it; called by the host."""
         w, low, high = (part.to(device=weight.device, dtype=torch.float32) for part in self.weights)
         delta = w / 255 * (high - low) + low
         weight += function(strength * delta.to(weight.dtype))

@@ -173,8 +173,10 @@ def encode_views(
     check_encoder(vision, adapter)
     spec = adapter.encoder_spec
     batch = torch.cat(list(pictures))
-    tokens = _tokens(vision, spec, batch, raw)
-    empty = _tokens(vision, spec, torch.zeros_like(batch[:1]), raw) if spec.uncond == "picture" else None
+    tokens = vision_tokens(vision, spec, batch, raw)
+    empty = None
+    if spec.uncond == "picture":
+        empty = vision_tokens(vision, spec, torch.zeros_like(batch[:1]), raw)
     load_on_device(adapter.patcher)
     module: Any = adapter.patcher.model
     device = adapter.patcher.load_device
@@ -193,7 +195,7 @@ def encode_views(
     return ImageContext(context.reshape(1, -1, width).to(out), uncond.repeat(1, views, 1).to(out))
 
 
-def _tokens(vision, spec: EncoderSpec, pictures: Tensor, raw: bool) -> Tensor:
+def vision_tokens(vision, spec: EncoderSpec, pictures: Tensor, raw: bool) -> Tensor:
     """Return the encoder's tokens (B, N, E) that the adapter takes."""
     load_on_device(vision.patcher)
     pictures = pictures.to(vision.load_device, torch.float32)

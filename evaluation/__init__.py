@@ -1,4 +1,4 @@
 """Measure results: benchmarks, encoders, metrics, tables."""
 
-# Names of the benchmarks in `readers.READERS`, for a command line that does not import torch for its --help.
+# Names in `benchmark_datasets.READERS`, for a command line that does not import torch for its --help.
 BENCHMARKS = ("batch", "murecom", "dreambooth", "dreameditbench", "coco", "cocoee")

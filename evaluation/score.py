@@ -14,9 +14,9 @@ from ..imaging.masks import fill_box
 from ..imaging.object_picture import subject_crops
 from ..imaging.picture_files import read_mask, read_picture
 from ..imaging.references import read_reference
+from .benchmark_datasets import Case, References, pictures
 from .encoders import ImageEncoder, TextImageEncoder
 from .metrics import background_lpips, background_ssim, text_similarity
-from .readers import Case, References, pictures
 
 Distance = Callable[[Tensor, Tensor], float]  # of two pictures (1, 3, H, W) in [0, 1]
 

@@ -4,7 +4,7 @@ Settings are those of the host's own workflow templates; LoRA targets are those 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # How a model learns what stays: through input channels beside the noise, through Fill's masked picture and
 # mask, or not at all (then the known latents are blended in at every step).
@@ -54,11 +54,13 @@ class LoraNames:
     targets: regular expression of the module paths below `diffusion_model`, matched in full. attention: the
     same for the attention's layers alone. diffusers: the function in the host's `comfy.utils` that maps
     diffusers' names to its own ("" where they are equal or unknown), for the tools that split a fused `qkv`.
+    aliases: regular expression of the names in that map that diffusers' network of this family does not have.
     """
 
     targets: str
     diffusers: str = ""
     attention: str = ""
+    aliases: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,10 @@ FLUX_LORA = LoraNames(
     "flux_to_diffusers",
     # a single block's linear1 and linear2 hold attention and feed-forward in one
     r"double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)|single_blocks\.\d+\.linear[12]",
+    r"single.*attn\.(to_qkv_mlp_proj|to_out)|.*ff(_context)?\.linear_(in|out)",
+)
+FLUX2_LORA = replace(
+    FLUX_LORA, aliases=r"single.*(attn\.to_[qkv]|\.proj_mlp|\.proj_out)|.*ff(_context)?\.net\..*"
 )
 QWEN_LORA = LoraNames(
     r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
@@ -159,6 +165,7 @@ KREA_LORA = LoraNames(
     r"blocks\.\d+\.(attn\.(w[qkvo]|gate)|mlp\.(gate|up|down))",
     "krea2_to_diffusers",
     r"blocks\.\d+\.attn\.(w[qkvo]|gate)",
+    r".*attn\.to_out",
 )
 LENS_LORA = LoraNames(
     r"transformer_blocks\.\d+\.(attn\.((img|txt)_qkv|to_out\.0|to_add_out)|(img|txt)_mlp\.w[123])"
@@ -215,13 +222,13 @@ FAMILIES = (
     ),
     Family(
         name="flux2-dev", label="FLUX.2 dev", configs=("Flux2",), facts={"guidance_embed": True},
-        references=LATENTS, settings=Settings("euler", FLUX2_SCHEDULE, 20, 1.0, 4.0), lora=FLUX_LORA,
+        references=LATENTS, settings=Settings("euler", FLUX2_SCHEDULE, 20, 1.0, 4.0), lora=FLUX2_LORA,
         training=FLUX_TRAINING,
     ),
     # The distilled klein is klein-4b or klein-9b, the other one klein-base-4b: the word "base" comes first.
     Family(
         name="flux2-klein", label="FLUX.2 klein", configs=("Flux2",), facts={"guidance_embed": False},
-        references=LATENTS, settings=Settings("euler", FLUX2_SCHEDULE, 20, 5.0), lora=FLUX_LORA,
+        references=LATENTS, settings=Settings("euler", FLUX2_SCHEDULE, 20, 5.0), lora=FLUX2_LORA,
         variants=(
             ("base", Settings("euler", FLUX2_SCHEDULE, 20, 5.0)),
             ("klein", DISTILLED_KLEIN),

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ..evaluation.readers import Case, References
+from ..evaluation.benchmark_datasets import Case, References
 from ..imaging.boxes import Box, find_box
 from ..imaging.picture_files import read_mask
 from .client import Graph
@@ -75,7 +75,7 @@ def _job(
         bindings["prompt"]: case.prompt.format(subject=f"{token} {case.class_name}".strip()),
     }
     assert case.hole
-    box = case.hole if isinstance(case.hole, Box) else _box_of(case.hole)
+    box = case.hole if isinstance(case.hole, Box) else box_of_mask(case.hole)
     sides = {"x": box.left, "y": box.top, "width": box.width, "height": box.height}
     values |= {f"{bindings['box']}.{name}": value for name, value in sides.items()}
     for name, value in values.items():
@@ -104,7 +104,7 @@ def _token(graph: Graph, binding: str) -> str:
     return graph[find_node(graph, binding.rpartition(".")[0])]["inputs"].get("token", "")
 
 
-def _box_of(mask: Path) -> Box:
+def box_of_mask(mask: Path) -> Box:
     """Return the box around the white pixels of a mask file."""
     try:
         box = find_box(read_mask(mask, "--benchmark")[0])

@@ -63,7 +63,7 @@ def evaluate(options: argparse.Namespace):
     Raises:
         ValueError: with a sentence for the user.
     """
-    from ..evaluation.readers import read_cases  # imports torch, as all below does
+    from ..evaluation.benchmark_datasets import read_cases  # imports torch, as all below does
     from ..evaluation.tables import Table
 
     data = options.data or options.results[0]
@@ -137,8 +137,8 @@ def by_measure(scores: dict[str, dict[str, float]]) -> dict[str, list[float]]:
 
 def frechet(folder: Path, cases, options: argparse.Namespace, measures) -> tuple[str, float]:
     """Return the measure's name and value: FID, or a Frechet distance named after its encoder."""
+    from ..evaluation.benchmark_datasets import pictures
     from ..evaluation.distances import frechet_distance
-    from ..evaluation.readers import pictures
     from ..evaluation.score import find_results, load_picture
 
     network = options.fid_weights or next(iter(measures.encoders.values()), None)

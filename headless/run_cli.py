@@ -161,7 +161,7 @@ def benchmark_jobs(
     Raises:
         HostError: if the benchmark is unknown or cannot be read.
     """
-    from ..evaluation.readers import READERS, read_cases  # imports torch
+    from ..evaluation.benchmark_datasets import READERS, read_cases  # imports torch
     from .benchmark import plan_cases, read_input_bindings
 
     if options.benchmark not in READERS:

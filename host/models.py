@@ -278,6 +278,22 @@ def diffusers_paths(model) -> dict[str, str]:
     return {theirs.removesuffix(".weight"): ours.removesuffix(".weight") for ours, theirs in names.items()}
 
 
+def diffusers_layers(model, table: str) -> dict[str, tuple[str, int, int | None]]:
+    """Return diffusers' names of a transformer's layers -> path in the host, first row, number of rows.
+
+    Args:
+        table: the name of the host's function that maps diffusers' names to its own.
+    """
+    names = getattr(comfy.utils, table)(model.model.model_config.unet_config)
+    found = {}
+    for theirs, ours in names.items():
+        path, rows = (ours, None) if isinstance(ours, str) else ours[:2]
+        if theirs.endswith(".weight"):
+            first, count = (0, None) if rows is None else rows[1:]
+            found[theirs.removesuffix(".weight")] = (path.removesuffix(".weight"), first, count)
+    return found
+
+
 def apply_lora(model, lora: dict[str, Tensor], strength: float = 1.0) -> ModelPatcher:
     """Return a clone of MODEL with the LoRA on it, through the host's own loader."""
     patched: Any = comfy.sd.load_lora_for_models(model, None, lora, strength, 0.0)[0]

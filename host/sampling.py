@@ -62,6 +62,7 @@ class ResidentGuider(comfy.samplers.CFGGuider):
     """The host's guider for a network that is on its device: nothing is loaded, moved or patched."""
 
     def outer_sample(self, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        """Sample on the device of the network; arguments and result are those of the host's `CFGGuider`."""
         device, self.inner_model = self.model_patcher.load_device, self.model_patcher.model
         self.model_patcher.pre_run()
         try:

@@ -77,6 +77,7 @@ class FrozenLinear(nn.Linear):
         return sum(bytes_of(part) for part in self.frozen if part is not None)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x @ weight.T + bias (..., out) for x (..., in); only x receives a gradient."""
         bias = self.frozen[1]
         y: Any = _FrozenProduct.apply(x, self)
         return y if bias is None else y + bias.to(self.dtype)

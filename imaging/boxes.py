@@ -17,14 +17,17 @@ class Box:
 
     @property
     def height(self) -> int:
+        """Height in pixels; 0 for an empty box."""
         return max(0, self.bottom - self.top)
 
     @property
     def width(self) -> int:
+        """Width in pixels; 0 for an empty box."""
         return max(0, self.right - self.left)
 
     @property
     def area(self) -> int:
+        """Area in pixels; 0 for an empty box."""
         return self.height * self.width
 
     @property
@@ -39,6 +42,7 @@ class Box:
         return Box(top, left, bottom, right)
 
     def expand(self, margin: int) -> "Box":
+        """Return the box with `margin` pixels more on every side; it may reach over the picture."""
         return Box(self.top - margin, self.left - margin, self.bottom + margin, self.right + margin)
 
     def square(self, side: int, height: int, width: int) -> "Box":
@@ -53,6 +57,7 @@ class Box:
         return Box(top, left, top + down, left + across)
 
     def shift(self, down: int, right: int) -> "Box":
+        """Return the box moved by that many pixels; it may reach over the picture."""
         return Box(self.top + down, self.left + right, self.bottom + down, self.right + right)
 
     def scale(self, factor: float) -> "Box":

@@ -147,6 +147,7 @@ class PaintingCrop:
 
     @property
     def canvas(self) -> Box:
+        """The picture with its margins, in pixels of the picture."""
         return self.margins.canvas(*self.image.shape[1:3])
 
     def picture(self, index: int) -> torch.Tensor:

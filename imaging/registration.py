@@ -63,6 +63,7 @@ class Alignment:
 
     @property
     def applies(self) -> bool:
+        """Whether the alignment is used; otherwise `reason` holds why not."""
         return not self.reason
 
     @property
@@ -167,6 +168,7 @@ class Problem:
 
     @property
     def positions(self) -> np.ndarray:
+        """(N, 2) positions about the centre, in normalised units."""
         return (self.points - self.centre) / self.unit
 
     def warped(self, geometry: np.ndarray, model: str) -> np.ndarray:

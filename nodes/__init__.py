@@ -37,11 +37,13 @@ from .training_progress import add_route
 
 class InlayExtension(ComfyExtension):
     async def on_load(self) -> None:
+        """Add the pack's routes to the server and copy the example pictures."""
         add_route()
         add_reference_route()
         install_examples()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Return the pack's nodes, in the order in which they are registered."""
         return [
             InlayLoadReferences,
             InlayBoxMask,

@@ -76,6 +76,7 @@ class AttributeSubstitutionEncode(io.ComfyNode):
     def execute(
         cls, clip, prompt: str, remove: str = "", strength: float = 1.0, projection: str = JOINT, subject=None
     ) -> io.NodeOutput:
+        """Return the prompt's conditioning without the removed words, and a report."""
         check_wired(clip=clip)
         check_texts(prompt=prompt, remove=remove)
         if subject is not None:

@@ -273,6 +273,7 @@ class InlayCropForPainting(io.ComfyNode):
         outpaint_fill: str = EDGE,
         crops: str = ONE,
     ) -> io.NodeOutput:
+        """Return the crops (N, h, w, 3), their masks (N, h, w) and the crop's place for Paste Back."""
         image, mask, context_mask = _checked_inputs(image, mask, context_mask)
         margins = Margins(outpaint_top, outpaint_left, outpaint_bottom, outpaint_right)
         if mask is None and not margins:
@@ -454,6 +455,7 @@ class InlayPasteBack(io.ComfyNode):
         area: str = MASK,
         blend: str = SOFT_EDGE,
     ) -> io.NodeOutput:
+        """Return the original with the picture in it (B, H, W, C), a report and a check picture."""
         if crop is not None and not isinstance(crop, PaintingCrop):
             raise ValueError(f"crop: it is a {type(crop).__name__}; wire Crop for Painting.")
         generated = as_image(generated, "generated")
@@ -556,5 +558,6 @@ class InlayCropBack(io.ComfyNode):
 
     @classmethod
     def execute(cls, generated: torch.Tensor, original: torch.Tensor) -> io.NodeOutput:
+        """Return the generated picture cut to the original's height and width."""
         original, generated = as_image(original, "original"), as_image(generated, "generated")
         return io.NodeOutput(crop_back(generated, *original.shape[1:3]))

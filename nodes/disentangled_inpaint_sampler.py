@@ -223,6 +223,7 @@ class DisentangledInpaintSampler(io.ComfyNode):
         cls, model, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, seed: int, steps: int,
         cfg: float, sampler_name: str, scheduler: str, denoise: float = 1.0, **choices,
     ) -> io.NodeOutput:  # fmt: skip
+        """Build a CFG guider, sampler and sigmas from the inputs, and return what `sample` returns."""
         check_wired(model=model, positive=positive, negative=negative, vae=vae)
         check_prompts_fit(model, positive=positive, negative=negative)
         chosen = view_sampler.choose_settings(model, sampler_name, scheduler, steps, cfg, AUTO)
@@ -374,6 +375,7 @@ class DisentangledInpaintSamplerAdvanced(io.ComfyNode):
         mask: torch.Tensor,
         **choices,
     ) -> io.NodeOutput:
+        """Return what `sample` returns for the wired guider, noise, sampler and sigmas."""
         check_wired(noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, vae=vae)
         check_guider_fits(guider)
         return sample(guider, noise, sampler, sigmas, vae, image, mask, **choices)

@@ -129,6 +129,7 @@ class InlayEditPrompt(io.ComfyNode):
         cls, clip, vae, prompt, photos, photo_masks=None, scene=(None,), mask=(None,), hole=(GREY_HOLE,),
         ground=("white",), boxes=("",), negative=("",), preset=(NO_PRESET,),
     ) -> io.NodeOutput:  # fmt: skip
+        """Return positive and negative conditioning with the references; every input is a list."""
         clip, vae, scene, mask, boxes, negative = (
             value[0] for value in (clip, vae, scene, mask, boxes, negative)
         )

@@ -114,6 +114,7 @@ class IdentityEncoderDINOv2(io.ComfyNode):
         background=(AUTO_BACKGROUND,),
         size=(0,),
     ) -> io.NodeOutput:
+        """Return context (1, tokens, D) for the objects and for none, and the pictures; inputs are lists."""
         from ..encoders.image_context import check_encoder, encode_views  # loaded when needed
 
         vision, adapter = encoder[0], adapter[0]

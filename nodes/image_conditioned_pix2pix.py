@@ -99,6 +99,7 @@ class ImageConditionedPix2Pix(io.ComfyNode):
         object_guidance: float = 7.0, image_guidance: float = 1.5, strength: float = 1.0,
         raw_pixels: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
+        """Return positive, negative, an empty latent of the padded size, and a guider with both scales."""
         from ..encoders.image_context import check_encoder, encode_views  # loaded when needed
 
         check_wired(model=model, vae=vae, clip_vision=clip_vision, embedding_optimizer=embedding_optimizer)

@@ -80,6 +80,7 @@ class InlayInpaintConditioning(io.ComfyNode):
         cls, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, noise_mask: bool = True,
         model=None, hole: str = GREY_HOLE,
     ) -> io.NodeOutput:  # fmt: skip
+        """Return both prompts with picture and mask, and the padded picture's latent."""
         check_wired(positive=positive, negative=negative, vae=vae)
         image, mask = as_image(image), as_masks(mask)
         check_finite(image)
@@ -164,6 +165,7 @@ class InlayObjectStitchConditioning(io.ComfyNode):
     def execute(
         cls, model, positive, negative, vae, image: torch.Tensor, mask: torch.Tensor, noise_mask: bool = True
     ) -> io.NodeOutput:
+        """Return the model with its channels reordered, both prompts and the latent."""
         check_wired(model=model)
         check_vae_fits(model, vae)
         patched = read_object_first(model)
@@ -202,5 +204,6 @@ class InlayBackgroundBlending(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, blending: str = RENOISED) -> io.NodeOutput:
+        """Return a clone of the model with the chosen background outside the mask during sampling."""
         check_wired(model=model)
         return io.NodeOutput(blend_background(model, blending))

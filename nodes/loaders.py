@@ -89,6 +89,7 @@ class InlayLoadSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name, strength, token, class_name, clip=None) -> io.NodeOutput:
+        """Return the model and text encoder with the LoRA, its weights, and the subject."""
         from ..training.finetune.lora import peft_config, read_lora_file  # loaded when needed
 
         check_wired(model=model)
@@ -181,7 +182,7 @@ class InlayLoadAdapter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=_names(),
+                    options=adapter_files(),
                     tooltip="A file of models/inlay, or a checkpoint of models/checkpoints that holds one"
                     " (ObjectStitch.pth, Paint-by-Example's model.ckpt, AnyDoor's).",
                 ),
@@ -207,6 +208,7 @@ class InlayLoadAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, published_as: str = AUTO_LAYOUT) -> io.NodeOutput:
+        """Return the adapter, the encoder of the same file or None, and a report."""
         from ..encoders.checkpoint_layouts import recognise_checkpoint
         from ..encoders.image_context import encoder_name, load_adapter, load_vision  # loaded when needed
 
@@ -228,7 +230,8 @@ class InlayLoadAdapter(io.ComfyNode):
         return io.NodeOutput(adapter, vision, report, ui=ui.PreviewText(report))
 
 
-def _names() -> list[str]:
+def adapter_files() -> list[str]:
+    """Return the files of models/inlay, and those of models/checkpoints with that folder before the name."""
     return model_files() + [f"{CHECKPOINTS}/{name}" for name in model_files(CHECKPOINTS)]
 
 
@@ -263,6 +266,7 @@ class InlayLoadImageEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
+        """Return the encoder, as the host's CLIP_VISION."""
         from ..encoders import dinov2  # loaded when needed: a host starts sooner without
         from ..encoders.image_context import load_vision
 
@@ -313,6 +317,7 @@ class InlayLoadPix2Pix(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
+        """Return the InstructPix2Pix model (8 input channels) as a MODEL."""
         state, _ = read_file(model_file(file, PIX2PIX_FOLDER, "file"), "file")
         if CONV_IN not in state:
             raise ValueError(f"file: '{file}' is no UNet in diffusers' layout; use the host's own loader.")
@@ -360,6 +365,7 @@ class InlayLoadFooocusInpaint(io.ComfyNode):
 
     @classmethod
     def execute(cls, head: str, patch: str) -> io.NodeOutput:
+        """Return Fooocus' head and deltas, which the sampler or a training applies."""
         weights = _read(head, "head").get("head")
         if not isinstance(weights, torch.Tensor) or weights.shape[1:] != (5, 3, 3):
             raise ValueError(f"head: '{head}' is not Fooocus' inpaint head; choose fooocus_inpaint_head.pth.")

@@ -179,6 +179,7 @@ class MaskedAttentionPatch(io.ComfyNode):
         text: str = ALL_TOKENS,
         photos: str = "",
     ) -> io.NodeOutput:
+        """Return a clone of the model with masked attention, the token preview and a report."""
         check_wired(model=model)
         if start_percent > end_percent:
             raise ValueError(

@@ -63,6 +63,7 @@ class InlayBoxMask(io.ComfyNode):
         height: int,
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
+        """Return the wired mask where it is painted, otherwise one mask (1, H, W) that is 1 in the box."""
         image = as_image(image)
         rows, columns = image.shape[1:3]
         picture = _saved_picture(cls, image)
@@ -124,6 +125,7 @@ class InlayMaskLevels(io.ComfyNode):
 
     @classmethod
     def execute(cls, mask: torch.Tensor, level: str, image: torch.Tensor | None = None) -> io.NodeOutput:
+        """Return the mask at one level or at all four, 0 or 1, and the levels side by side."""
         mask = as_masks(mask)
         check_not_empty(mask)
         if image is None:
@@ -182,6 +184,7 @@ class InlayChangeMask(io.ComfyNode):
     def execute(
         cls, original: torch.Tensor, generated: torch.Tensor, tolerance: float, patches: str
     ) -> io.NodeOutput:
+        """Return a mask (B, H, W) of the original's size, 1 where the generated picture is new."""
         original, generated = as_image(original, "original"), as_image(generated, "generated")
         for name, picture in (("original", original), ("generated", generated)):
             check_finite(picture, name)

@@ -79,6 +79,7 @@ class InlayLoadReferences(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder: list[str], images=None) -> bool | str:
+        """Return True, or why the folder cannot be read."""
         if images is not None:  # connected: the folder is not used
             return True
         try:
@@ -89,6 +90,7 @@ class InlayLoadReferences(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: list[str], background_removal=None, images=None, masks=None) -> str:
+        """Return a SHA-256 of the names and contents of the folder's files."""
         if images is not None:
             return ""
         digest = hashlib.sha256()
@@ -107,6 +109,7 @@ class InlayLoadReferences(io.ComfyNode):
         images: list[torch.Tensor] | None = None,
         masks: list[torch.Tensor] | None = None,
     ) -> io.NodeOutput:
+        """Return the pictures and masks in natural order, each (1, H, W, 3) and (1, H, W)."""
         notes = []
         if background_removal and background_removal[0] is not None:
             check_wired(background_removal=background_removal[0])

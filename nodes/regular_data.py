@@ -100,6 +100,7 @@ class InlayAttributeDictionary(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, attributes: list[str] | None = None) -> bool | str:
+        """Return True, or why the attributes cannot be read."""
         try:
             parse_attributes((attributes or [""])[0] or "")
         except ValueError as error:
@@ -111,6 +112,7 @@ class InlayAttributeDictionary(io.ComfyNode):
     def execute(
         cls, class_name, attributes, token, count, seed, template, images=None, vision_model=(NO_MODEL,)
     ) -> io.NodeOutput:
+        """Return the dictionary as JSON and the prompts made of it; every input is a list."""
         found = parse_attributes(attributes[0])
         if vision_model[0] != NO_MODEL:
             if not images:
@@ -247,6 +249,7 @@ class InlayRegularImages(io.ComfyNode):
         cls, model, clip, vae, prompts, count, seed, steps, cfg, sampler_name, scheduler, background_prompt,
         size=(0,), backgrounds=None,
     ) -> io.NodeOutput:  # fmt: skip
+        """Return pictures, masks of what was painted, and prompts, one of each per picture."""
         from ..training.finetune.generation import (  # loaded when needed
             SamplingSettings,
             generate_backgrounds,
@@ -323,6 +326,7 @@ class InlayLoadRegularData(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder: str) -> bool | str:
+        """Return True, or why the folder cannot be read."""
         try:
             _list_folder(folder)
         except ValueError as error:
@@ -331,6 +335,7 @@ class InlayLoadRegularData(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str) -> str:
+        """Return a SHA-256 of the prompts, names and contents of the folder's files."""
         digest = hashlib.sha256()
         for file in _list_folder(folder):
             for path in (file.image, file.mask):
@@ -340,6 +345,7 @@ class InlayLoadRegularData(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
+        """Return pictures, masks and prompts, by prompt and name."""
         files = _list_folder(folder)
         references = [read_reference(file.image, file.mask, "folder") for file in files]
         images, masks = ([pair[i] for pair in references] for i in (0, 1))
@@ -397,6 +403,7 @@ class InlaySaveRegularData(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, category: list[str] | None = None) -> bool | str:
+        """Return True, or why a category cannot be a folder's name."""
         try:
             for name in category or ():
                 _category_folder(name)
@@ -407,6 +414,7 @@ class InlaySaveRegularData(io.ComfyNode):
     @classmethod
     @check_list_inputs
     def execute(cls, images, masks, prompts, category) -> io.NodeOutput:
+        """Write the pictures, masks and prompts, and return their folder; every input is a list."""
         from ..training.finetune.data import collect_references  # loaded when needed
         from ..training.finetune.regular_data import save_regular
 

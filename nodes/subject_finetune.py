@@ -129,8 +129,8 @@ class SubjectFinetune(io.ComfyNode):
                     max=4096,
                     step=8,
                     advanced=True,
-                    tooltip="Side of the square crops it trains on, in pixels; 0 = the model's own (SD 1.5"
-                    " 512, SD 2 512 or 768, the others 1024).",
+                    tooltip="Side in pixels of the square crops it trains on, or of a square with the area of"
+                    " the buckets; 0 = the model's own (SD 1.5 512, SD 2 512 or 768, the others 1024).",
                 ),
                 io.Image.Input(
                     "regular_images",
@@ -265,6 +265,7 @@ class SubjectFinetune(io.ComfyNode):
         gradient_checkpointing=(PRESET,), ema_decay=(0.0,), attributes=("",), options=(None,),
         inpaint_patch=(None,), captions=("",),
     ):  # fmt: skip
+        """Train the subject or load it from the store; return its model, LoRA, losses, subject and curve."""
         if options[0] is not None and not isinstance(options[0], dict):
             raise ValueError(f"options: it is a {type(options[0]).__name__}; wire Training Options.")
         settings = {
@@ -286,8 +287,7 @@ class SubjectFinetune(io.ComfyNode):
         if previous[0] is not None:
             check_wired(previous=previous[0])
         check_inpaint_patch(inpaint_patch[0])
-        patch = inpaint_patch[0] and InpaintPatch(*inpaint_patch[0])
-        pipeline = Pipeline(model[0], clip[0], vae[0], patch)
+        pipeline = Pipeline(model[0], clip[0], vae[0], inpaint_patch[0] and InpaintPatch(*inpaint_patch[0]))
         preset = MEMORY_PRESETS[memory[0]]
         chosen = chosen_recipe(recipe[0], steps[0], settings, preset, model[0])
         spec, notes = spec_from_node(
@@ -343,9 +343,9 @@ def samples_of(settings: dict[str, Any]):
 
 def chosen_recipe(name: str, steps: int, settings: dict[str, Any], preset, model):
     """Return the recipe of that name with the family's numbers, the user's settings and the memory preset."""
+    from ..training.finetune.diffusion_transformers import with_family_numbers
     from ..training.finetune.memory import with_preset
     from ..training.finetune.recipes import RECIPES
-    from ..training.finetune.transformers import with_family_numbers
     from ..training.optimizers import eight_bit_installed
 
     chosen = with_family_numbers(RECIPES[name], model).with_choices(
@@ -381,6 +381,9 @@ def with_rare_choices(recipe, settings: dict[str, Any]):
     if "warmup_steps" in settings:
         optimiser["warmup"] = settings["warmup_steps"]
     changes |= {name: settings[name] for name in RARE_NUMBERS if name in settings}
+    if "subject_references" in settings:
+        changes["subject_references"] = settings["subject_references"]
+        changes["reference_dropout"] = settings.get("reference_dropout", 0.0)
     return replace(
         recipe,
         adapter=replace(recipe.adapter, **adapter),
@@ -437,8 +440,8 @@ class InlayTrainingOptions(io.ComfyNode):
                     min=0,
                     max=4096,
                     step=8,
-                    tooltip="Side of the square crops it trains on, in pixels; 0 = the model's own (SD 1.5"
-                    " 512, SD 2 512 or 768, the others 1024).",
+                    tooltip="Side in pixels of the square crops it trains on, or of a square with the area of"
+                    " the buckets; 0 = the model's own (SD 1.5 512, SD 2 512 or 768, the others 1024).",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -575,14 +578,34 @@ class InlayTrainingOptions(io.ComfyNode):
                     " it, at noise that stays the same: it rises once the others are learned by heart. One"
                     " picture fewer is trained on.",
                 ),
+                io.Int.Input(
+                    "subject_references",
+                    default=0,
+                    min=0,
+                    max=4,
+                    optional=True,
+                    tooltip="For edit models (FLUX.2, Kontext, Qwen-Image-Edit, Krea 2): show so many other"
+                    " pictures of the subject beside the one that is painted, as Edit Prompt does. Each takes"
+                    " as much memory as the picture, at most.",
+                ),
+                io.Float.Input(
+                    "reference_dropout",
+                    default=0.1,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="With subject_references: probability of showing none of them, so that the LoRA"
+                    " works alone too.",
+                ),
                 io.Combo.Input(
                     "aspect_ratios",
-                    options=[PRESET, "buckets", "square"],
-                    default=PRESET,
+                    options=["square", "buckets"],
+                    default="square",
                     optional=True,
-                    tooltip="buckets: crops keep about the shape of their photo, at the area of the"
-                    " resolution. square: square crops. preset: buckets for transformers such as FLUX, square"
-                    " for SD models.",
+                    tooltip="square: square crops. buckets: crops keep about the shape of their photo, at the"
+                    " area of the resolution; use it for photos that are not square on transformers such as"
+                    " FLUX.",
                 ),
             ],
             outputs=[OptionsType.Output(display_name="options", tooltip="For Train Subject.")],
@@ -590,6 +613,12 @@ class InlayTrainingOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, **settings) -> io.NodeOutput:
+        """Return the settings that were changed, by name."""
+        from ..training.finetune.data import collect_background
+
+        background = collect_background(settings.get("sample_image"), settings.get("sample_mask"))
+        if background is not None:
+            settings |= {"sample_image": background.image[None], "sample_mask": background.mask[None]}
         return io.NodeOutput({name: value for name, value in settings.items() if not is_unchanged(value)})
 
 

@@ -67,6 +67,7 @@ class InlaySubjectScore(io.ComfyNode):
     def execute(
         cls, clip_vision, images, references, masks=None, reference_masks=None, region=("subject",)
     ) -> io.NodeOutput:
+        """Return the mean cosine similarity in [-1, 1], each picture's own, and a sentence."""
         from ..evaluation.tables import Mean  # loaded when needed: a host starts sooner without
         from ..training.finetune.data import collect_references
 

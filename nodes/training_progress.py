@@ -60,6 +60,7 @@ class NodeProgress:
         logger.info(f"Inlay finetune: {stage}")
 
     def __call__(self, step: int, loss: float) -> None:
+        """Show a step's loss on the node, and every tenth of the training in the log."""
         now = time.monotonic()
         left = self.time_left.step_done(step)
         line = f"step {step} of {self.steps}, loss {loss:.4f}"

@@ -57,7 +57,9 @@ class PaintView(Protocol):
 
     def __call__(
         self, view: View, known: Tensor, start: Tensor, hole: Tensor, sigmas: Tensor, last: bool
-    ) -> PaintedView: ...
+    ) -> PaintedView:
+        """Return the painted view; arguments as above, sigmas (steps + 1,)."""
+        ...
 
 
 def inpaint(

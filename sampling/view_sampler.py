@@ -204,6 +204,11 @@ class ViewSampler:
     def __call__(
         self, view: View, known: Tensor, start: Tensor, hole: Tensor, sigmas: Tensor, last: bool
     ) -> PaintedView:
+        """Sample one view of the picture, as `PaintView` describes; pad it to the grid and crop it back.
+
+        Raises:
+            ValueError: For NaN or infinite pixels in the view.
+        """
         grid = math.lcm(self.vae.grid, view_multiple(self.guider.model_patcher))
         if not torch.isfinite(known).all():
             raise ValueError(

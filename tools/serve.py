@@ -8,10 +8,12 @@ import json
 import shutil
 import signal
 import sys
+from copy import deepcopy
 from pathlib import Path
 
-from ..headless import Client, HostError, Server
+from ..headless import Client, Graph, HostError, Server
 from ..lab.models import identity
+from .assets import EXAMPLES
 from .demo import say, stop, tiny_checkpoint
 from .demo_options import ASSETS, PACK
 from .template_layout import template
@@ -27,7 +29,7 @@ def serve(port: int, extra: list[str]) -> None:
     print("\nInlay in ComfyUI\n")
     checkpoint, others = tiny_checkpoint(server.comfyui), identity.install(server.comfyui / "models")
     say("models", ", ".join(sorted({path.name for path in (checkpoint, *others.values())})))
-    shutil.copytree(ASSETS, WORK / "input", dirs_exist_ok=True)
+    copy_pictures(WORK / "input")
     with server:
         write_tiny_workflows(Client(server.url), WORK / "user" / "default" / "workflows" / "tiny")
         say("open", server.url)
@@ -37,12 +39,42 @@ def serve(port: int, extra: list[str]) -> None:
         server.wait()
 
 
+def copy_pictures(folder: Path) -> None:
+    """Copy the published templates' pictures, and those for the tiny models under names of their own.
+
+    Under one name the published templates would open with a box outside their picture.
+    """
+    shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
+    for source in ASSETS.iterdir():
+        copy = shutil.copytree if source.is_dir() else shutil.copyfile
+        target = folder / tiny_name(source.name)
+        if not (source.is_dir() and target.exists()):
+            copy(source, target)
+
+
+def tiny_name(name: str) -> str:
+    """Return the name under which an example picture for the tiny models is served."""
+    return name.replace("inlay_", "tiny_", 1)
+
+
+def with_tiny_pictures(graph: Graph) -> Graph:
+    """Return the graph with the example pictures for the tiny models."""
+    graph = deepcopy(graph)
+    for node in graph.values():
+        for name in ("image", "folder"):
+            value = node["inputs"].get(name)
+            if isinstance(value, str) and (ASSETS / value).exists():
+                node["inputs"][name] = tiny_name(value)
+    return graph
+
+
 def write_tiny_workflows(client: Client, folder: Path) -> None:
     """The templates for the tiny models, among the user's own workflows."""
     definitions = client.object_info()
     folder.mkdir(parents=True, exist_ok=True)
     for plan in (*PLANS, *TINY_ONLY):
-        drawing = template(plan, tiny_graph(plan.graph), definitions, note_of(plan))
+        graph = with_tiny_pictures(tiny_graph(plan.graph))
+        drawing = template(plan, graph, definitions, note_of(plan), "tiny template")
         (folder / f"{plan.title}.json").write_text(json.dumps(drawing), encoding="utf-8")
 
 

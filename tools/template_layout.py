@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .blueprints import Blueprint, Ends, blueprint, identity
 from .drawing import drawn_node, wires
+from .subgraphs import Ends, SubgraphPlan, draw_subgraph, identity
 from .template_plans import MODELS, NOTE, Part, Plan
 
 FOREIGN = Path(__file__).parent / "foreign_nodes.json"
@@ -40,8 +40,11 @@ def foreign_nodes() -> dict[str, Any]:
     return json.loads(FOREIGN.read_text(encoding="utf-8"))
 
 
-def template(plan: Plan, graph: dict, definitions: dict, note: str) -> dict:
-    """The template's file, schema 0.4."""
+def template(plan: Plan, graph: dict, definitions: dict, note: str, variant: str = "template") -> dict:
+    """The template's file, schema 0.4.
+
+    `variant` decides its id, by which the live view knows the workflow whose node is training.
+    """
     definitions = foreign_nodes() | definitions
     shown = without(graph, plan.dropped)
     known, subgraphs, folded = dict(definitions), [], {}
@@ -67,7 +70,7 @@ def template(plan: Plan, graph: dict, definitions: dict, note: str) -> dict:
     if plan.app:
         extra |= {"linearMode": False, "linearData": plan.app}
     return {
-        "id": identity("template", plan.graph),
+        "id": identity(variant, plan.graph),
         "revision": 0,
         "last_node_id": max(nodes),
         "last_link_id": len(links),
@@ -182,7 +185,7 @@ def fold(part: Part, graph: dict, definitions: dict, workflow: str) -> tuple[dic
         kind = graph[first[place]]["class_type"]
         return definitions[kind]["output_name"][output]
 
-    plan = Blueprint(
+    plan = SubgraphPlan(
         part.name,
         "",
         workflow,
@@ -191,7 +194,7 @@ def fold(part: Part, graph: dict, definitions: dict, workflow: str) -> tuple[dic
         {name_of(place, output): (first[place], output) for place, output in outputs},
         {},
     )
-    whole = blueprint(plan, graph, definitions)
+    whole = draw_subgraph(plan, graph, definitions)
     [subgraph], [outer] = whole["definitions"]["subgraphs"], whole["nodes"]
     subgraph["id"] = identity("template", workflow, part.name)
     entries = {source: name for source, (name, _, _) in Ends(plan, graph, definitions).inputs.items()}

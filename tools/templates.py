@@ -1,4 +1,4 @@
-"""Write the published templates and blueprints from the graphs in workflows/api: they cannot drift.
+"""Write the published templates and subgraphs from the graphs in workflows/api: they cannot drift.
 
     python dev.py tool templates            write workflows/*.json and subgraphs/*.json
     python dev.py tool templates --check    fail where a file differs from what would be written
@@ -14,13 +14,13 @@ import tempfile
 from pathlib import Path
 
 from ..headless import Client, Server
-from .blueprints import BLUEPRINTS, blueprint
+from .subgraphs import SUBGRAPHS, draw_subgraph
 from .template_layout import foreign_nodes, template
 from .template_plans import PLANS, Plan
 from .tiny import GRAPHS, read_graph
 
 WORKFLOWS = GRAPHS.parent
-SUBGRAPHS = WORKFLOWS.parent / "subgraphs"
+SUBGRAPH_FOLDER = WORKFLOWS.parent / "subgraphs"
 
 
 def note_of(plan: Plan) -> str:
@@ -34,9 +34,9 @@ def drawn(definitions: dict) -> dict[Path, str]:
     for plan in PLANS:
         drawing = template(plan, read_graph(plan.graph), definitions, note_of(plan))
         files[WORKFLOWS / f"{plan.title}.json"] = json.dumps(drawing, indent=1) + "\n"
-    for blue in BLUEPRINTS:
-        drawing = blueprint(blue, read_graph(blue.workflow), foreign_nodes() | definitions)
-        files[SUBGRAPHS / f"{blue.name}.json"] = json.dumps(drawing, indent=1) + "\n"
+    for part in SUBGRAPHS:
+        drawing = draw_subgraph(part, read_graph(part.workflow), foreign_nodes() | definitions)
+        files[SUBGRAPH_FOLDER / f"{part.name}.json"] = json.dumps(drawing, indent=1) + "\n"
     return files
 
 

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js"
 import { addElement, element, fit, isLinked, outputOf, recordChange, setWidget, upstreamUrl, viewUrl, widgetOf } from "./common.js"
-import { text } from "./text.js"
+import { text } from "./translations.js"
 
 const NODE = "InlayBoxMask"
 const NAMES = ["x", "y", "width", "height"]
@@ -210,7 +210,7 @@ class BoxEditor {
     drawBox(pen, this.box, this.frame, this.size, this.isFixed || this.isReplaced)
     const { box } = this
     const reason = this.isFixed ? text("linked") : masked ? text("mask_wins") : text("drag")
-    this.line.textContent = `${box.width} × ${box.height}  |  ${this.size.width} × ${this.size.height}  |  ${reason}`
+    this.line.textContent = `${reason}  |  ${box.width} × ${box.height}  |  ${this.size.width} × ${this.size.height}`
     this.line.title = reason
   }
 }

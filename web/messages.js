@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 import { addElement, definitionOf, element, isOurs, nodesOnPath, redraw, widgetOf } from "./common.js"
-import { text, translated } from "./text.js"
+import { text, translated } from "./translations.js"
 
 const TOAST_LIFE = 20_000 // milliseconds
 const COLOURS = { error: ["#5c1a1a", "#ffd9d9"], warn: ["#574312", "#ffedc2"] }

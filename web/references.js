@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 import { addElement, element, isLinked, outputOf, recordChange, setWidget, viewUrl, widgetOf } from "./common.js"
 import { showMessage, toast } from "./messages.js"
-import { text, translated } from "./text.js"
+import { text, translated } from "./translations.js"
 
 const NODE = "InlayLoadReferences"
 const SIDE = 72 // pixels of a thumbnail

@@ -3,7 +3,7 @@
 
 import { app } from "../../scripts/app.js"
 import { isLinked, redraw, widgetOf } from "./common.js"
-import { text } from "./text.js"
+import { text } from "./translations.js"
 
 const NODE = "SubjectFinetune"
 const DEFAULTS = {

@@ -4,7 +4,7 @@
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 import { addElement, element, findNode, fit, rootGraph } from "./common.js"
-import { text, translated } from "./text.js"
+import { text, translated } from "./translations.js"
 
 const NODE = "SubjectFinetune"
 const EVENT = "inlay.training"

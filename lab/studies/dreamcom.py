@@ -92,7 +92,7 @@ def finetuned(painter: Any, subject: Any, recipe, seed: int, size: int = SIZE):
     with torch.inference_mode():
         texts = encode_captions(pipeline, [caption], size)
         examples = encode_concepts(pipeline, [Concept(caption, references)], texts, recipe, size, seed)
-        lora, _ = train_lora(pipeline, examples, recipe, seed)
+        lora, _ = train_lora(pipeline, examples, recipe, seed, texts=list(texts.values()))
         return apply_lora(painter.model, lora)
 
 

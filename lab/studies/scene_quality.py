@@ -119,7 +119,7 @@ class Painter:
         images: Tensor,
         holes: Tensor,
         prompts: Sequence[str],
-        photos: Tensor,
+        photos: Tensor | None,
         seed: int,
         model: Any = None,
         steps: int = 0,
@@ -135,7 +135,8 @@ class Painter:
         sampler, scheduler, usual, cfg = SAMPLING[self.kind]
         image, masked, hole = inpaint_pictures(images, holes, 8)
         if self.kind == "edit":
-            condition = {"reference_latents": [self.vae.encode(masked), self.vae.encode(photos)]}
+            shown = [] if photos is None else [self.vae.encode(photos)]
+            condition = {"reference_latents": [self.vae.encode(masked), *shown]}
         else:
             condition = {"concat_latent_image": self.vae.encode(masked), "concat_mask": hole[:, None]}
         latent = self.vae.encode(image)

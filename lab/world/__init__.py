@@ -1,4 +1,7 @@
-"""A small world to learn in: things on tables in lit rooms, each picture with its caption, mask and box."""
+"""The earlier tiny world: things on tables in lit rooms, each picture with its caption, mask and box.
+
+The models of the repository's demo were trained on it. `lab.scenes` is the later world, with shaded solids.
+"""
 
 from .render import SIZE, Picture, render
 from .scene import (

@@ -92,15 +92,15 @@ def forecast(name: str, side: int, fp8: bool, rank: int = 0) -> dict[bool, int]:
     from inlay.families.table import named
     from inlay.host.training import blocks_of, training_switches, weight_bytes
     from inlay.training.finetune.data import Examples
-    from inlay.training.finetune.lora import attach_adapter
-    from inlay.training.finetune.memory import trace, trained_need
-    from inlay.training.finetune.recipes import DREAMCOM
-    from inlay.training.finetune.transformers import (
+    from inlay.training.finetune.diffusion_transformers import (
         BY_REFERENCE,
         resolved_recipe,
         transformer_pass,
         with_family_numbers,
     )
+    from inlay.training.finetune.lora import attach_adapter
+    from inlay.training.finetune.memory import trace, trained_need
+    from inlay.training.finetune.recipes import DREAMCOM
 
     family, model = named(name), meta_model(name)
     way = BY_REFERENCE if family.references != "none" else "auto"  # the edit model of the family

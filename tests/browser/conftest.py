@@ -91,7 +91,7 @@ def published_files() -> list[Path]:
 
 GREEN, HOLE = (120, 140, 90, 255), (40, 40, 80, 86)  # a picture with a painted mask; left, top, right, bottom
 # A pack with an object that has the interface of the host's background-removal models.
-STAND_IN = (dev.PACK / "tests" / "programs" / "stand_in.py").read_text(encoding="utf-8")
+BACKGROUND_REMOVAL_PACK = dev.PACK / "tests" / "programs" / "background_removal_pack.py"
 
 
 @pytest.fixture(scope="module", params=["own", browser.NEWER_FRONT_END])
@@ -110,7 +110,7 @@ def published(chromium, request, tmp_path_factory) -> Iterator[Server]:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(dev.PACK / file, copy)
     (base / "custom_nodes" / "stand_in").mkdir()
-    (base / "custom_nodes" / "stand_in" / "__init__.py").write_text(STAND_IN, encoding="utf-8")
+    shutil.copyfile(BACKGROUND_REMOVAL_PACK, base / "custom_nodes" / "stand_in" / "__init__.py")
     assemble(base / "models" / "checkpoints" / "inlay_tiny.safetensors")
     (base / "work" / "input").mkdir(parents=True)
     shutil.copyfile(ASSETS / "inlay_background.png", base / "work" / "input" / "tiny_background.png")

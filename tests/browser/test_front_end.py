@@ -6,7 +6,7 @@ import pytest
 
 from inlay import dev
 from inlay.headless import Client
-from inlay.tools.blueprints import BLUEPRINTS
+from inlay.tools.subgraphs import SUBGRAPHS
 from inlay.tools.template_layout import template
 from inlay.tools.template_plans import PLANS
 from inlay.tools.templates import WORKFLOWS, note_of
@@ -93,12 +93,12 @@ def test_a_template_runs_to_its_pictures(page, host, name):
     assert page.evaluate("() => app.graph._nodes.filter(node => node.has_errors).length") == 0
 
 
-@pytest.mark.parametrize("plan", BLUEPRINTS, ids=lambda plan: plan.name)
-def test_a_blueprint_is_found_by_its_name_and_brings_its_nodes(page, plan):
+@pytest.mark.parametrize("plan", SUBGRAPHS, ids=lambda plan: plan.name)
+def test_a_subgraph_is_found_by_its_name_and_brings_its_nodes(page, plan):
     page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
     page.wait_for_function("() => app.graph._nodes.length === 0")
     found, search = page.get_by_text(plan.name, exact=True).first, page.locator("input[role=combobox]").first
-    for _ in range(20):  # a first visit begins with the templates; blueprints come after the page
+    for _ in range(20):  # a first visit begins with the templates; subgraphs come after the page
         page.keyboard.press("Escape")
         page.mouse.dblclick(700, 450)
         page.wait_for_timeout(1000)

@@ -87,6 +87,24 @@ def tiny_checkpoint(host_work) -> str:
     return assemble(host_work / "server" / "models" / "checkpoints" / "inlay_tiny.safetensors").name
 
 
+@pytest.fixture(scope="module")
+def memory_turn(tmp_path_factory):
+    """Models of full size: only one of the processes that share out the tests holds some at a time."""
+    import ctypes
+    import gc
+
+    from filelock import FileLock
+
+    with FileLock(tmp_path_factory.getbasetemp().parent / "memory.lock"):
+        yield
+        import comfy.model_management
+
+        comfy.model_management.unload_all_models()
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 @pytest.fixture(scope="session")
 def random_tiny(in_process_host, host_work):
     """Opens (model, clip, vae) with that many input channels and random weights, here, once for each."""

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 
 sys.path.insert(0, sys.argv[3])
-import lesson
+import finetune_cat
 
 torch.set_num_threads(1)  # so that a fork is whole
 with torch.inference_mode():
@@ -33,7 +33,7 @@ def start():
     code = 1
     try:
         with torch.inference_mode():
-            lesson.teach_cat(wired, store, lambda step, loss: None)
+            finetune_cat.finetune_cat(wired, store, lambda step, loss: None)
         code = 0
     finally:
         os._exit(code)

@@ -13,7 +13,7 @@ import comfy.sd
 import torch
 
 sys.path.insert(0, sys.argv[3])
-import lesson
+import finetune_cat
 
 with torch.inference_mode():
     wired = comfy.sd.load_checkpoint_guess_config(sys.argv[1])[:3]
@@ -23,4 +23,4 @@ with torch.inference_mode():
             print("here", flush=True)
             time.sleep(600)
 
-    lesson.teach_cat(wired, Path(sys.argv[2]), on_step)
+    finetune_cat.finetune_cat(wired, Path(sys.argv[2]), on_step)

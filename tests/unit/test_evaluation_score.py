@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from inlay.__main__ import main
+from inlay.evaluation.benchmark_datasets import Case
 from inlay.evaluation.distances import frechet_distance, load_dreamsim
-from inlay.evaluation.readers import Case
 from inlay.evaluation.score import Measures, find_result, find_results, score_folder
 from inlay.imaging.boxes import Box
 
@@ -56,7 +56,7 @@ def world(tmp_path):
 
 
 def cases_of(world):
-    from inlay.evaluation.readers import read_cases
+    from inlay.evaluation.benchmark_datasets import read_cases
 
     return read_cases("murecom", world / "data")
 

@@ -206,7 +206,7 @@ TAKERS = {"references": "LoadFolder.folder", "background": "Room.image", "box": 
 
 
 def test_a_benchmarks_cases_become_jobs_under_their_names(tmp_path):
-    from inlay.evaluation.readers import Case
+    from inlay.evaluation.benchmark_datasets import Case
     from inlay.headless.benchmark import plan_cases
     from inlay.imaging.boxes import Box
 

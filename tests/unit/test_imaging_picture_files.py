@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from inlay.evaluation.readers import Case
+from inlay.evaluation.benchmark_datasets import Case
 from inlay.evaluation.score import hole_of, load_picture
-from inlay.headless.benchmark import _box_of
+from inlay.headless.benchmark import box_of_mask
 from inlay.imaging.boxes import Box
 from inlay.imaging.picture_files import read_mask, read_picture
 from inlay.imaging.references import list_references, read_reference
@@ -69,7 +69,7 @@ def test_a_16_bit_mask_is_no_white_picture(tmp_path):
     grey = np.array([[0, 0.25, 0.5, 0.75, 1]])
     Image.fromarray((grey * 65535).astype(np.uint16)).save(tmp_path / "deep.png")
     assert (255 * read_mask(tmp_path / "deep.png")).round().tolist() == [[[0, 64, 127, 191, 255]]]
-    assert _box_of(tmp_path / "deep.png") == Box(0, 3, 1, 5)
+    assert box_of_mask(tmp_path / "deep.png") == Box(0, 3, 1, 5)
 
 
 def test_a_white_mask_file_counts_where_it_is_opaque(tmp_path):

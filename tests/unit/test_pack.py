@@ -40,6 +40,7 @@ def alone():
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
+PROGRAMS = dev.PACK / "tests" / "programs"
 METHODS = sorted({"spawn", "forkserver"} & set(multiprocessing.get_all_start_methods()))
 
 
@@ -55,27 +56,10 @@ def test_workers_find_the_package_in_every_form_of_the_command(tmp_path, folder,
     (pack / "__init__.py").touch()
     (pack / "headless" / "__init__.py").touch()
     shutil.copy(dev.PACK / "headless" / "errors.py", pack / "headless")
-    (pack / "headless" / "train_cli.py").write_text(WORKER, encoding="utf-8")
+    shutil.copy(PROGRAMS / "command_with_worker.py", pack / "headless" / "train_cli.py")
     command = [sys.executable, "-S", *form, "train", method]  # -S: without the package that is being tested
     done = subprocess.run(command, capture_output=True, text=True, env=alone(), cwd=tmp_path)
     assert done.stdout.strip() == "worked in another process", done.stderr
-
-
-WORKER = """
-import multiprocessing, os
-from concurrent.futures import ProcessPoolExecutor
-
-def add_arguments(parser):
-    parser.add_argument("method")
-
-def work(parent):
-    return "worked in another process" if os.getpid() != parent else "worked here"
-
-def main(options):
-    with ProcessPoolExecutor(1, multiprocessing.get_context(options.method)) as pool:
-        print(pool.submit(work, os.getpid()).result())
-    return 0
-"""
 
 
 def test_spawned_workers_load_data_whatever_the_folder_is_called(tmp_path):
@@ -84,36 +68,10 @@ def test_spawned_workers_load_data_whatever_the_folder_is_called(tmp_path):
         shutil.copytree(dev.PACK / name, pack / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("__init__.py", "__main__.py"):
         shutil.copy(dev.PACK / name, pack)
-    (pack / "headless" / "train_cli.py").write_text(LOADING, encoding="utf-8")
+    shutil.copy(PROGRAMS / "command_with_loader.py", pack / "headless" / "train_cli.py")
     command = [sys.executable, pack, "train", tmp_path / "shards"]
     done = subprocess.run(command, capture_output=True, text=True, env=alone(), cwd=tmp_path)
     assert done.stdout.split() == ["0", "1", "2", "3"], done.stderr
-
-
-# the copy's own: a worker that took another `inlay` would not find it
-LOADING = """
-import multiprocessing
-from pathlib import Path
-
-import torch
-
-from ..training.adapters.shards import open_source, write_shards
-from ..training.adapters.dataset import SampleDataset, StepBatchSampler, loader
-
-def add_arguments(parser):
-    parser.add_argument("folder", type=Path)
-
-def make(record, generator):
-    return {"length": torch.tensor(len(record["a.png"]))}
-
-def main(options):
-    multiprocessing.set_start_method("spawn")
-    write_shards(((str(i), {"a.png": bytes(i)}) for i in range(4)), options.folder, 2)
-    examples = SampleDataset(open_source(options.folder), 0, make)
-    batches = list(loader(examples, StepBatchSampler(0, 2, 2), 1))
-    print(*sorted(length for batch in batches for length in batch["length"].tolist()))
-    return 0
-"""
 
 
 @pytest.mark.parametrize(("name", "size"), [("Icon", (400, 400)), ("Banner", (1260, 540))])

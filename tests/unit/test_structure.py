@@ -78,6 +78,44 @@ def test_the_two_kinds_of_training_share_the_objective_and_the_optimizers_only()
                 assert not wrong, f"{name}, line {line}, imports {target}"
 
 
+def test_a_unit_test_is_called_after_a_folder_or_module():
+    whole_pack = {"dev", "documentation", "pack", "sentences", "structure", "templates"}
+    names = {*ORDER, "lab", "scene", "scenes", *(path.stem for path in (dev.PACK / "tools").glob("*.py"))}
+    files = [path.stem.removeprefix("test_") for path in (dev.PACK / "tests" / "unit").glob("test_*.py")]
+    odd = [file for file in files if file not in whole_pack | names and file.partition("_")[0] not in names]
+    assert odd == []
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("nodes.")])
+def test_every_public_method_of_a_node_but_its_schema_has_a_docstring(name):
+    methods = [
+        (kind.name, method)
+        for kind in MODULES[name][1].body
+        if isinstance(kind, ast.ClassDef)
+        for method in kind.body
+        if isinstance(method, (ast.FunctionDef, ast.AsyncFunctionDef)) and method.name != "define_schema"
+    ]
+    public = [(kind, method) for kind, method in methods if not method.name.startswith("_")]
+    assert [f"{kind}.{method.name}" for kind, method in public if not ast.get_docstring(method)] == []
+
+
+# Private names of others that have no public equivalent, and the public methods of a NamedTuple.
+PRIVATE_OF_OTHERS = {"_asdict", "_exit", "_fields", "_replace", "_modules", "_disable_adapters", "_cdata"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_private_names_stay_in_their_class_and_module(name):
+    for node in ast.walk(MODULES[name][1]):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in {"self", "cls", "super()"}:
+            used = [node.attr]
+        elif isinstance(node, ast.ImportFrom):
+            used = [alias.name for alias in node.names]
+        else:
+            continue
+        private = {word for word in used if word.startswith("_") and not word.startswith("__")}
+        assert private <= PRIVATE_OF_OTHERS, f"{name}, line {node.lineno}, uses {private} of another class"
+
+
 def test_training_has_at_most_thirty_files():
     assert len(list((dev.PACK / "training").rglob("*.py"))) <= 30
 

@@ -125,8 +125,8 @@ def test_insertion_trains_the_cross_attention_alone():
 def test_the_original_names_of_a_unet_are_known_too():
     attention = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     names = ("output_blocks.0.0.in_layers.0.weight", "out.2.weight", attention)
-    assert [adapters._is_trained(name, "decoder") for name in names] == [True, True, False]
-    assert [adapters._is_trained(name, "cross_attention") for name in names] == [False, False, True]
+    assert [adapters.is_trained(name, "decoder") for name in names] == [True, True, False]
+    assert [adapters.is_trained(name, "cross_attention") for name in names] == [False, False, True]
 
 
 def test_rates_swap_halfway_after_the_warm_up():

@@ -20,6 +20,7 @@ from inlay.training.finetune.data import (
     prepare_examples,
     rows_of_step,
     shrunk_hole,
+    with_subject_references,
 )
 from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX
 from inlay.training.objective import generator_at
@@ -116,7 +117,7 @@ def test_identical_references_are_worth_a_warning(caplog):
 def test_examples_are_the_picture_with_its_box_filled_grey():
     r = reference(box=(16, 48, 24, 56))
     r.mask[20, 30] = 0  # a dent does not change the box
-    found = prepare_examples([r], STILL, 64, encode, torch.zeros(1, 2, 3), None, 0)
+    found = prepare_examples([r], STILL, 64, encode, torch.zeros(1, 2, 3), None, 0).first
     hole = torch.zeros(1, 1, 8, 8)
     hole[..., 2:6, 3:7] = 1
     assert torch.equal(found.mask, hole)
@@ -128,7 +129,7 @@ def test_examples_are_the_picture_with_its_box_filled_grey():
 
 def test_the_ring_of_a_shrunk_copy_is_not_valid():
     recipe = replace(DREAMCOM, copies=40)
-    found = prepare_examples([reference()], recipe, 64, encode, torch.zeros(1, 2, 3), None, 0)
+    found = prepare_examples([reference()], recipe, 64, encode, torch.zeros(1, 2, 3), None, 0).first
     ringed = found.valid.flatten(1).min(1).values == 0
     assert 0 < ringed.sum() < 40
     assert (found.valid[ringed][..., 0, :] == 0).all()  # the ring reaches all around
@@ -137,14 +138,14 @@ def test_the_ring_of_a_shrunk_copy_is_not_valid():
 
 def test_bezier_holes_hold_the_subject_and_vary():
     recipe = replace(DREAMMIX, copies=6)
-    found = prepare_examples([reference()], recipe, 64, encode, torch.zeros(1, 2, 3), None, 0)
+    found = prepare_examples([reference()], recipe, 64, encode, torch.zeros(1, 2, 3), None, 0).first
     assert (found.mask[..., 3:5, 4:6] == 1).all()
     assert len({tuple(mask.flatten().tolist()) for mask in found.mask}) > 1
 
 
 def test_the_same_seed_prepares_the_same_examples():
     first, second, other = (
-        prepare_examples([reference(72, 90)], DREAMCOM, 64, encode, torch.zeros(1, 2, 3), None, seed)
+        prepare_examples([reference(72, 90)], DREAMCOM, 64, encode, torch.zeros(1, 2, 3), None, seed).first
         for seed in (3, 3, 4)
     )
     assert torch.equal(first.latent, second.latent)
@@ -171,7 +172,7 @@ def test_pictures_are_encoded_a_few_at_a_time_with_the_draws_of_all_at_once(reci
         sizes.append(len(picture))
         return encode(picture)
 
-    found = prepare_examples(references, recipe, 64, counted, torch.zeros(1, 2, 3), None, 3)
+    found = prepare_examples(references, recipe, 64, counted, torch.zeros(1, 2, 3), None, 3).first
     assert max(sizes) == ENCODED_AT_ONCE
     assert sum(sizes) == 2 * 3 * 7
     assert max(held) == 1
@@ -183,7 +184,7 @@ def test_pictures_are_encoded_a_few_at_a_time_with_the_draws_of_all_at_once(reci
 def test_a_thin_subject_keeps_a_hole():
     """A box of 6 pixels between the pixels that the latents' grid looks at."""
     r = reference(box=(9, 15, 8, 56))
-    found = prepare_examples([r], STILL, 64, encode, torch.zeros(1, 2, 3), None, 0)
+    found = prepare_examples([r], STILL, 64, encode, torch.zeros(1, 2, 3), None, 0).first
     assert found.mask.nonzero()[:, 2].unique().tolist() == [1]
     assert found.mask.sum() == 6
     thick, thin = torch.zeros(2, 1, 1, 64, 64)
@@ -208,3 +209,37 @@ def test_take_and_joined_keep_rows_and_their_words_together():
     assert len(both) == 3
     assert both.context[:, 0, 0].tolist() == [1, 1, 7] == both.latent[:, 0, 0, 0].tolist()
     assert both.pooled is None
+
+
+@given(
+    pictures=st.integers(2, 6),
+    count=st.integers(1, 4),
+    dropout=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_a_picture_is_never_among_its_own_references(pictures, count, dropout, seed):
+    photo = torch.tensor([*range(pictures), -1])  # the last row is a regular picture
+    grid = torch.zeros(len(photo), 1, 2, 2)
+    rows = Examples(grid, grid, grid, grid, torch.zeros(1, 0, 0), photo=photo)
+    drawn = with_subject_references(rows, count, pictures, dropout, generator_at(seed, 0)).subject_references
+    assert drawn is not None
+    assert drawn.shape == (len(photo), count)
+    for own, shown in zip(photo.tolist(), drawn.tolist(), strict=True):
+        found = [number for number in shown if number >= 0]
+        assert own not in found
+        assert len(set(found)) == len(found)
+        assert set(found) <= set(range(pictures))
+        whole = min(count, pictures - 1)
+        if own < 0 or dropout == 1:
+            assert not found
+        else:
+            assert len(found) == whole or (dropout and not found)
+
+
+def test_without_references_no_number_is_drawn():
+    """Trainings of today keep their random numbers."""
+    grid = torch.zeros(2, 1, 2, 2)
+    rows = Examples(grid, grid, grid, grid, torch.zeros(1, 0, 0), photo=torch.tensor([0, 1]))
+    generator = generator_at(0, 0)
+    assert with_subject_references(rows, 0, 2, 0.1, generator) is rows
+    assert torch.equal(generator.get_state(), generator_at(0, 0).get_state())

@@ -110,7 +110,7 @@ def freeze(parts: Mapping[Part, nn.Module], stage: Stage) -> dict[Part, list[nn.
     for part, module in parts.items():
         share = stage.trains.get(part)
         for name, parameter in module.named_parameters():
-            parameter.requires_grad_(share is not None and _is_trained(name, share))
+            parameter.requires_grad_(share is not None and is_trained(name, share))
         if share is not None:
             trained[part] = [p for p in module.parameters() if p.requires_grad]
             if not trained[part]:
@@ -118,7 +118,8 @@ def freeze(parts: Mapping[Part, nn.Module], stage: Stage) -> dict[Part, list[nn.
     return trained
 
 
-def _is_trained(name: str, share: Share) -> bool:
+def is_trained(name: str, share: Share) -> bool:
+    """Return whether a share of the network trains the parameter of that name."""
     if name.endswith("mask_token"):
         return False  # only masked pretraining uses it
     if share == "decoder":

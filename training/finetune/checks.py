@@ -17,13 +17,13 @@ from ...host.training import is_quantised, weight_bytes
 from ..objective import NoiseSchedule
 from ..optimizers import check_optimizer, eight_bit_installed
 from .data import LATENT_PIXEL, Examples, TrainingSet
+from .diffusion_transformers import TransformerPass, check_transformer
 from .lora import exported_shapes, lora_layers
 from .lora_formats import lora_names
 from .memory import GIGABYTE, ActivationTrace, MemoryNeed, check_fits, trace, trained_need, with_preset
 from .recipes import MEMORY_PRESETS, Recipe
 from .subject import Subject
 from .trainer import SINGLE_PROCESS, ProcessGroup, TrainableModel, text_of
-from .transformers import check_transformer
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Needed = Callable[[Recipe, torch.dtype, bool], MemoryNeed]  # with or without checkpointing
@@ -47,6 +47,11 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
         )
     else:
         _check_channels(model, recipe, inpaint_patch)
+        if recipe.subject_references:
+            raise ValueError(
+                f"subject_references: {config_name(model)} reads no reference pictures; set it to 0, or train"
+                " an edit model such as FLUX.2, Kontext or Qwen-Image-Edit."
+            )
     quantised = models.quantised_weights(unet)
     if row is not None and row.transformer:
         if recipe.adapter.dora and any(is_quantised(layer) for layer in unet.modules()):
@@ -193,7 +198,8 @@ def check_step_fits(
 
     Raises ValueError, naming a mend, when it will not fit.
     """
-    one = measured(trainable, examples[0].largest, blocks)
+    references = min(recipe.subject_references, trainable.pictures)
+    one = measured(trainable, examples[0].largest, blocks, references)
     shapes = [p.shape for p in trainable.adapter.parameters]
     trained = sum(p.numel() for p in trainable.adapter.parameters)
     count = sum(p.numel() for p in trainable.unet.parameters())
@@ -227,23 +233,32 @@ def _with_presets(
     }
 
 
-def measured(trainable: TrainableModel, examples: Examples, blocks: Sequence[nn.Module]) -> ActivationTrace:
-    """Return what one picture's forward pass keeps, extrapolated from two passes on small grids."""
+def measured(
+    trainable: TrainableModel, examples: Examples, blocks: Sequence[nn.Module], references: int = 0
+) -> ActivationTrace:
+    """Return what one picture's forward pass keeps, extrapolated from two passes on small grids.
+
+    references: the subject's pictures that stand beside it.
+    """
     levels = getattr(trainable.unet, "channel_mult", ())
     side = max(SMALL, 2 ** len(levels))  # pyright: ignore[reportArgumentType]
-    small = trace(trainable.unet, blocks, lambda: _pass(trainable, examples, side))
-    large = trace(trainable.unet, blocks, lambda: _pass(trainable, examples, 2 * side))
+    small = trace(trainable.unet, blocks, lambda: _pass(trainable, examples, side, references))
+    large = trace(trainable.unet, blocks, lambda: _pass(trainable, examples, 2 * side, references))
     pixels = examples.latent.shape[-2] * examples.latent.shape[-1]
     return small.at(pixels, large, (side**2, 4 * side**2))
 
 
-def _pass(trainable: TrainableModel, examples: Examples, side: int) -> Tensor:
+def _pass(trainable: TrainableModel, examples: Examples, side: int, count: int) -> Tensor:
     first = examples.take(torch.zeros(1, dtype=torch.long))
     if trainable.host_pass is not None:
         grid = torch.zeros(1, examples.latent.shape[1], side, side)
         row = replace(first, latent=grid, masked=grid, mask=torch.ones(1, 1, side, side), pixel_mask=None)
-        row = row.to(trainable.device)
-        return trainable.host_pass(row, row.latent, torch.full((1,), 0.5, device=trainable.device))
+        row, host_pass = row.to(trainable.device), trainable.host_pass
+        if isinstance(host_pass, TransformerPass) and host_pass.references and count:
+            # A reference takes as much room as the picture, at most.
+            host_pass = replace(host_pass, references=[host_pass.host.raw(row.latent)])
+            row = replace(row, subject_references=torch.zeros(1, count, dtype=torch.long))
+        return host_pass(row, row.latent, torch.full((1,), 0.5, device=trainable.device))
     grid, channels = (1, 4, side, side), 9 if trainable.inpainting else 4
     row = replace(first, mask=torch.ones(1, 1, side, side), masked=torch.zeros(grid))
     context, pooled = text_of(trainable, row.to(trainable.device))

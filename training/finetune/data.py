@@ -15,7 +15,7 @@ from ...imaging.augment import augment
 from ...imaging.bezier import bezier_mask
 from ...imaging.boxes import bounding_box
 from ...imaging.buckets import bucket_sizes, nearest_bucket
-from ...imaging.inputs import as_images_each, as_masks_each
+from ...imaging.inputs import as_images_each, as_masks_each, check_finite
 from ...imaging.latent_mask import snap_hole
 from ...imaging.masks import box_mask, check_mask, check_not_empty
 from ..objective import generator_at
@@ -83,6 +83,7 @@ def collect_background(image: Tensor | None, mask: Tensor | None) -> Reference |
             raise ValueError("sample_mask: there is no sample_image for it; wire the picture as well.")
         return None
     pictures = as_images_each([image], "sample_image")[0][:1]
+    check_finite(pictures, "sample_image")
     masks = as_masks_each(None if mask is None else [mask], "sample_mask")
     if masks is None:
         raise ValueError("sample_image: it has no sample_mask; wire a mask of the place to fill.")
@@ -129,9 +130,7 @@ def check_references(references: Sequence[Reference], size: int, masked: bool, k
     return warnings
 
 
-def small_photo_notes(
-    references: Sequence[Reference], shapes: Sequence[tuple[int, int]], kind: str = ""
-) -> list[str]:
+def small_photo_notes(references: Sequence[Reference], shapes: Sequence[tuple[int, int]]) -> list[str]:
     """Return a warning that names the pictures smaller than their crops (height, width); it is logged too."""
     small = [
         f"{number} ({mask.shape[1]}x{mask.shape[0]})"
@@ -141,7 +140,7 @@ def small_photo_notes(
     if not small:
         return []
     note = (
-        f"{kind}images: smaller than the resolution of the training and enlarged, so details are blurred:"
+        "images: smaller than the resolution of the training and enlarged, so details are blurred:"
         f" picture {', '.join(small)}; use larger photos or a lower resolution."
     )
     logger.warning(f"Inlay: {note}")
@@ -167,8 +166,11 @@ class Examples:
     # (N or 1,), which of the encoded texts; where it is given, `context` and `pooled` are not used.
     caption: Tensor | None = None
     class_caption: Tensor | None = None  # (N or 1,), of the one with the class instead of the token
-    photo: Tensor | None = None  # (N,), which reference picture an example was made from
+    # (N,), which reference picture an example was made from; -1: a regular picture
+    photo: Tensor | None = None
     pixel_mask: Tensor | None = None  # (N,1,H,W) in bytes, the hole in pixels, which FLUX.1 Fill reads
+    # (N,R), the reference pictures that an edit model is shown beside an example; -1: none
+    subject_references: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -188,6 +190,7 @@ class Examples:
         return self.take(rows_of_step(len(self), batch, step, seed))
 
     def map(self, change: "Callable[[Examples], Examples]") -> "Examples":
+        """Return the examples, changed."""
         return change(self)
 
     def take(self, rows: Tensor) -> "Examples":
@@ -197,9 +200,11 @@ class Examples:
         )
 
     def to(self, device: torch.device) -> "Examples":
+        """Return the examples on a device."""
         return self._map(lambda part: part.to(device, non_blocking=True))
 
     def cloned(self) -> "Examples":
+        """Return the examples with tensors of their own."""
         return self._map(Tensor.clone)
 
     def joined(self, other: "Examples") -> "Examples":
@@ -307,7 +312,7 @@ def crop_shapes(
     if recipe.aspect_ratios != "buckets":
         return [(size, size)] * len(references)
     sizes = bucket_sizes(size, step)
-    return [nearest_bucket(*reference.mask.shape, sizes) for reference in references]
+    return [nearest_bucket(mask.shape[0], mask.shape[1], sizes) for _, mask in references]
 
 
 def prepare_examples(
@@ -363,6 +368,26 @@ def _examples_of_size(
         return Examples(latent, mask, masked, valid, context, pooled, **rest)
     (latent, deviation), (masked, other) = latent.chunk(2, dim=1), masked.chunk(2, dim=1)
     return Examples(latent, mask, masked, valid, context, pooled, deviation, other, **rest)
+
+
+def with_subject_references(
+    rows: Examples, count: int, pictures: int, dropout: float, generator: torch.Generator
+) -> Examples:
+    """Return rows with `count` other pictures of the subject each, drawn from all `pictures` of them.
+
+    With probability `dropout` a row has none, and so have rows of regular pictures. The picture that a row
+    shows is never among them.
+    """
+    if not count or rows.photo is None:
+        return rows
+    drawn = torch.full((len(rows), count), -1)
+    for row, photo in enumerate(rows.photo.tolist()):
+        order = torch.randperm(pictures, generator=generator)
+        dropped = torch.rand((), generator=generator) < dropout
+        if photo >= 0 and not dropped:
+            others = order[order != photo][:count]
+            drawn[row, : len(others)] = others
+    return replace(rows, subject_references=drawn)
 
 
 TrainingView = tuple[Tensor, Tensor, Tensor]  # picture (1,3,H,W) in [-1,1], hole and valid (1,1,H,W)

@@ -1,7 +1,7 @@
 """One finetuning from a checked spec to what is stored: the node and the command line both call this."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from .checks import check_previous
 from .data import Examples
 from .generation import CAPTION_ONLY, Preview, SampleOptions, make_preview_scene
 from .lora import exported_shapes
-from .lora_formats import lora_metadata, lora_names
+from .lora_formats import as_diffusers, lora_metadata, lora_names
 from .memory import with_preset
 from .pipeline import (
     EncodedText,
@@ -28,6 +28,7 @@ from .pipeline import (
     encode_captions,
     encode_concepts,
     encode_held_out,
+    encode_references,
     pipeline_fingerprint,
     released_fingerprints,
     train_lora,
@@ -161,7 +162,9 @@ def finetune_from_config(
             callbacks=Callbacks(on_step=on_step),
             group=group,
         )
-        subject = finetune_subject(pipeline, spec, store, options).subject
+        subject, lora, *_ = finetune_subject(pipeline, spec, store, options)
+        if config.diffusers_file and is_transformer(pipeline.model) and group.number == 0:
+            store.save_for_diffusers(Path(subject.lora).stem, as_diffusers(pipeline.model, lora))
         return subject, store.folder / Path(subject.lora).name
 
 
@@ -182,7 +185,10 @@ def _train(
     examples = encode_concepts(pipeline, concepts, texts, recipe, spec.size, spec.seed, own, of_class)
     states = (store.find_state(name) for name in names)
     resume = next((state for state in states if state), None)
-    preview = _preview(pipeline, spec, examples[0].first, options) if options.preview_every else None
+    references = encode_references(pipeline, spec.concept, spec.size) if recipe.subject_references else []
+    preview = (
+        _preview(pipeline, spec, examples[0].first, references, options) if options.preview_every else None
+    )
     if preview and resume:
         preview.load(resume.tensors)
 
@@ -214,6 +220,7 @@ def _train(
         texts=list(texts.values()),
         blank=list(texts).index("") if "" in texts else 0,
         held_out=held_out,
+        references=references,
     )
     strip = draw_strip(preview.pictures) if preview and preview.pictures else None
     points = [list(point) for point in held_out.points] if held_out else []
@@ -226,17 +233,24 @@ def _held_out(
 ) -> HeldOutLoss | None:
     if spec.held_out is None or options.group.number:
         return None
-    rows = encode_held_out(pipeline, spec.held_out, texts, spec.recipe, spec.size)
+    rows = encode_held_out(
+        pipeline, spec.held_out, texts, spec.recipe, spec.size, len(spec.concept.references)
+    )
     return HeldOutLoss(rows, spec.recipe.steps, options.callbacks.on_held_out)
 
 
 def _preview(
-    pipeline: Pipeline, spec: FinetuneSpec, examples: Examples, options: RunOptions
+    pipeline: Pipeline,
+    spec: FinetuneSpec,
+    examples: Examples,
+    references: Sequence[Tensor],
+    options: RunOptions,
 ) -> Preview | None:
     if options.group.number:
         return None
-    shown = None
+    shown, others = None, references[1:]  # the first picture is the one that is painted
     if options.samples.background is not None:
+        others = references
         examples, shown = encode_background(pipeline, options.samples.background, spec.size)
     scenes = [
         make_preview_scene(
@@ -253,7 +267,12 @@ def _preview(
     if is_transformer(pipeline.model):
         row, settings = require_family(pipeline.model), settings_of(pipeline.model)
         scenes = [
-            scene._replace(family=row, settings=settings, condition=spec.recipe.hole_condition)
+            scene._replace(
+                family=row,
+                settings=settings,
+                condition=spec.recipe.hole_condition,
+                references=others[: spec.recipe.subject_references],
+            )
             for scene in scenes
         ]
     return Preview(scenes, options.preview_every, spec.recipe.steps, options.callbacks.on_preview)

@@ -19,8 +19,8 @@ from ...host.vae import PictureVae
 from ...imaging.composite import paste_back
 from ...imaging.latent_mask import inpaint_pictures, snapped_hole
 from .data import LATENT_PIXEL, Examples, Reference
+from .diffusion_transformers import hole_in_pixels, hole_values
 from .regular_data import changed_mask, random_box
-from .transformers import hole_in_pixels, hole_values
 
 # Few steps that look finished; the sampler draws no random numbers.
 STEPS, CFG, SAMPLER, SCHEDULER = 12, 5.0, "dpmpp_2m", "karras"
@@ -66,6 +66,7 @@ class PreviewScene(NamedTuple):
     family: Family | None = None  # of a transformer, None for a UNet
     condition: str = ""  # how the transformer learns where the hole is, as `Recipe.hole_condition`
     settings: Settings | None = None  # of the transformer's sampler
+    references: Sequence[Tensor] = ()  # latents of the subject's pictures, for an edit model
     shown: tuple[int, int] | None = None  # height and width of the picture without its padding
 
 
@@ -110,7 +111,8 @@ def _paint_transformer(scene: PreviewScene, model) -> Tensor:
     latent, masked, mask = row.latent, row.masked, row.mask
     if family.time_axis:
         latent, masked, mask = (part.unsqueeze(2) for part in (latent, masked, mask))
-    values = hole_values(scene.condition, family, model.model.process_latent_out(masked), hole_in_pixels(row))
+    masked_out = model.model.process_latent_out(masked)
+    values = hole_values(scene.condition, family, masked_out, hole_in_pixels(row), scene.references)
     if settings.guidance is not None:
         values["guidance"] = settings.guidance
     return sampling.sample_resident(
@@ -145,6 +147,7 @@ class Preview:
         self.pictures: dict[int, Tensor] = {}
 
     def __call__(self, model, step: int) -> None:
+        """Paint and show the samples, at every `every`-th step and the last."""
         if step % self.every == 0 or step == self.steps:
             self.pictures[step] = torch.cat([paint_preview(scene, model) for scene in self.scenes])
             self.show(step, self.pictures[step])

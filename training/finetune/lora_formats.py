@@ -1,5 +1,6 @@
 """How a trained LoRA is named inside its file, what the file holds beside it, and other programs' names."""
 
+import re
 from collections.abc import Callable, Mapping
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from ...families.table import label_of
 from ...host import models
-from ...host.families import config_name, family_name, family_of, is_transformer
+from ...host.families import config_name, family_name, family_of, is_transformer, require_family
 from .lora import alpha_of
 from .recipes import Recipe
 from .subject import Subject
@@ -74,6 +75,42 @@ def lora_metadata(model, subject: Subject, recipe: Recipe) -> dict[str, str]:
         "modelspec.title": f"{subject.words} ({recipe.name})",
         "modelspec.trigger_phrase": subject.words,
     }
+
+
+def as_diffusers(model, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a LoRA of ours on a transformer in diffusers' layout, under the names of its network.
+
+    The parts of a weight that is fused in the host alone get the same A and their rows of B. B holds the
+    scale alpha / rank, for diffusers keeps alpha outside the weights.
+
+    Raises:
+        ValueError: for an adapter that is no plain LoRA.
+    """
+    names = require_family(model).lora
+    parts = {_split(key)[1] for key in lora}
+    if parts - {"lora_down.weight", "lora_up.weight", "alpha"}:
+        raise ValueError("diffusers_file: diffusers reads plain LoRAs alone for this model; choose LoRA.")
+    paths = [key.removesuffix(".lora_down.weight") for key in lora if key.endswith(".lora_down.weight")]
+    table: dict[str, tuple[str, int, int | None]] = {}
+    if names.diffusers:
+        table = {
+            theirs: layer
+            for theirs, layer in models.diffusers_layers(model, names.diffusers).items()
+            if not (names.aliases and re.fullmatch(names.aliases, theirs))
+        }
+    else:
+        table = {path.removeprefix("diffusion_model."): (path, 0, None) for path in paths}
+    written = {}
+    for theirs, (path, first, count) in table.items():
+        layer = f"diffusion_model.{path.removeprefix('diffusion_model.')}"
+        if layer not in paths:
+            continue
+        down, up = lora[f"{layer}.lora_down.weight"], lora[f"{layer}.lora_up.weight"]
+        rows = up[first:] if count is None else up[first : first + count]
+        scale = float(lora[f"{layer}.alpha"]) / len(down)
+        written[f"transformer.{theirs}.lora_A.weight"] = down.clone()
+        written[f"transformer.{theirs}.lora_B.weight"] = (rows * scale).contiguous()
+    return written
 
 
 # LoRAs of other programs on transformers

@@ -59,10 +59,12 @@ class MemoryNeed:
 
     @property
     def total(self) -> int:
+        """Bytes of everything."""
         return self.weights + self.adapter + self.optimiser + self.activations
 
     @property
     def missing(self) -> int:
+        """Bytes that are not in memory yet."""
         return self.total - self.loaded
 
     def __str__(self) -> str:
@@ -93,6 +95,7 @@ class ActivationTrace(NamedTuple):
         )
 
     def activations(self, checkpointing: bool) -> float:
+        """Return the bytes of a pass; with checkpointing, of the blocks' inputs and the largest block."""
         kept = sum(self.entering) + max(self.inside) if checkpointing else sum(self.inside)
         return self.outside + kept + 2 * self.largest
 

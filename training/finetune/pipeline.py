@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...attention.patch import region_options
+from ...conditioning.edit_prompt import prepare_photo
 from ...conditioning.fooocus import InpaintPatch, block_patch, patch_weights
 from ...host import devices, families, models
 from ...host.sampling import condition
 from ...host.training import blocks_of, frozen_copy, text_values, training_switches
 from ...host.vae import PictureVae, encode_distribution, encoder_weights
 from ...imaging.latent_mask import inpaint_pictures
+from ...imaging.references import is_whole_frame
 from ...imaging.views import resize_image
 from .checks import check_parameters_fit, check_step_fits, crop_grid, diffusion_of, precision_of
 from .data import (
@@ -30,6 +32,7 @@ from .data import (
     prepare_examples,
     shrunk_hole,
 )
+from .diffusion_transformers import transformer_pass, transformer_schedule
 from .lora import attach_adapter
 from .lora_formats import lora_names
 from .memory import recompute
@@ -46,7 +49,6 @@ from .trainer import (
     Trainer,
     TrainingState,
 )
-from .transformers import transformer_pass, transformer_schedule
 
 
 class Pipeline(NamedTuple):
@@ -199,8 +201,27 @@ def encode_examples(
         return examples.map(lambda part: captioned(part).cloned())
 
 
+def encode_references(pipeline: Pipeline, concept: Concept, size: int) -> list[Tensor]:
+    """Return the latent (1, C, h, w) of every picture as an edit model is shown it in sampling.
+
+    The subject is cut out on white, a picture without a mask stays whole; none is larger than a training
+    crop of `size`.
+    """
+    vae, latents = PictureVae(pipeline.vae), []
+    for image, mask in concept.references:
+        own = None if is_whole_frame(mask) else mask[None]
+        shown = prepare_photo(image[None].float(), own, "white", most_pixels=size * size)
+        latents.append(vae.encode(shown).cpu())
+    return latents
+
+
 def encode_held_out(
-    pipeline: Pipeline, held_out: Concept, texts: Mapping[str, EncodedText], recipe: Recipe, size: int
+    pipeline: Pipeline,
+    held_out: Concept,
+    texts: Mapping[str, EncodedText],
+    recipe: Recipe,
+    size: int,
+    number_of_photo: int,
 ) -> Examples:
     """Return HELD_OUT_LEVELS examples of a picture that takes no part in the training."""
     numbered = families.is_transformer(pipeline.model)
@@ -215,7 +236,8 @@ def encode_held_out(
     )
     number = [list(texts).index(caption)] if numbered else []
     # The seed stays, so that trainings with different seeds can be compared.
-    return encode_examples(pipeline, held_out, texts[caption], few, size, 0, number).first
+    examples = encode_examples(pipeline, held_out, texts[caption], few, size, 0, number).first
+    return replace(examples, photo=torch.full((HELD_OUT_LEVELS,), number_of_photo))
 
 
 def encode_background(
@@ -278,7 +300,9 @@ def encode_concepts(
     if regular:
         fewer = replace(recipe, copies=recipe.regular_copies)
         parts = [encode(part, fewer, (), ()) for part in regular]
-        examples.append(bucketed([bucket for part in parts for bucket in buckets_of(part)]))
+        others = bucketed([bucket for part in parts for bucket in buckets_of(part)])
+        with torch.inference_mode(False):
+            examples.append(others.map(lambda part: replace(part, photo=torch.full((len(part),), -1))))
     return examples
 
 
@@ -300,6 +324,7 @@ def train_lora(
     texts: Sequence[EncodedText] = (),
     blank: int = 0,
     held_out: HeldOutLoss | None = None,
+    references: Sequence[Tensor] = (),
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Finetune a pipeline's MODEL without changing it.
 
@@ -310,6 +335,7 @@ def train_lora(
         after_step: called as `after_step(model, step)` with a MODEL over the weights of that step.
         texts: every caption by its number; blank: the number of the empty one.
         held_out: measured before the first step and after some of the others.
+        references: latents of the subject's pictures, where an edit model is shown them.
 
     Returns:
         The LoRA's tensors, and the loss of every step.
@@ -322,23 +348,21 @@ def train_lora(
     callbacks.on_stage("loading the model")
     model = models.load_fully(pipeline.model)
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as switches:
-        trainable = trainable_model(model, recipe, dtype, seed, start, pipeline.inpaint_patch, texts, blank)
-        if trainable.host_pass is not None:
+        trainable = trainable_model(
+            model, recipe, dtype, seed, start, pipeline.inpaint_patch, texts, blank, references
+        )
+        transformer = trainable.host_pass is not None
+        if transformer:
             switches.enter_context(training_switches(trainable.unet))
-            blocks = blocks_of(trainable.unet)
-        else:
-            blocks = models.block_modules(trainable.unet)
+        blocks = blocks_of(trainable.unet) if transformer else models.block_modules(trainable.unet)
         callbacks.on_stage("measuring memory")
         check_step_fits(model, trainable, recipe, examples, blocks, checkpointing, group)
         devices.raise_if_interrupted()
         callbacks.on_stage("first step")
         if checkpointing:
-            recompute(blocks, in_place=trainable.host_pass is not None)
+            recompute(blocks, in_place=transformer)
         live = models.model_around(model, trainable.unet, dtype) if after_step else None
-
-        measure = partial(held_out.measure, trainable, recipe) if held_out else None
-        if measure and held_out and not held_out.points:
-            measure(0)
+        measure = held_out.begin(trainable, recipe) if held_out else None
         on_step = _step_hook(callbacks, measure, partial(after_step, live) if after_step else None)
         regular = examples[1] if len(examples) > 1 else None
         trainer = Trainer(trainable, recipe, seed, group)
@@ -371,10 +395,12 @@ def trainable_model(
     inpaint_patch: InpaintPatch | None = None,
     texts: Sequence[EncodedText] = (),
     blank: int = 0,
+    references: Sequence[Tensor] = (),
 ) -> TrainableModel:
     """Return the network of a MODEL that `models.load_fully` gave, with its adapter.
 
-    `recipe` is a resolved one; `texts` are the captions by their numbers, `blank` is the empty one's.
+    `recipe` is a resolved one; `texts` are the captions by their numbers, `blank` is the empty one's;
+    `references` are latents of the subject's pictures.
     """
     if families.is_transformer(model):
         unet = frozen_copy(model, dtype)
@@ -392,10 +418,16 @@ def trainable_model(
             dtype,
             device=model.load_device,
             host_pass=transformer_pass(
-                model, unet, dtype, recipe, [ordinary(text.values or {}) for text in texts]
+                model,
+                unet,
+                dtype,
+                recipe,
+                [ordinary(text.values or {}) for text in texts],
+                [reference.clone() for reference in references],
             ),
             patch=1 if order is None else families.patch_of(unet, order),
             blank=blank,
+            pictures=len(references),
         )
     return TrainableModel(
         unet,

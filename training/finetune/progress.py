@@ -48,6 +48,7 @@ class TrainingProgress:
         return max(1, math.ceil(self.steps / POINTS))
 
     def add(self, step: int, loss: float) -> None:
+        """Add the loss of a step; the curve's points are means over `stride` steps."""
         self.step = step
         self._open.append(loss)
         if len(self._open) == self.stride:
@@ -60,6 +61,7 @@ class TrainingProgress:
             self.add(step, loss)
 
     def add_sample(self, step: int, picture: str) -> None:
+        """Add a sample; above MAX_SAMPLES every second one is left out, never the last."""
         self.samples.append((step, picture))
         if len(self.samples) > MAX_SAMPLES:
             self.samples = [*self.samples[:-1:2], self.samples[-1]]

@@ -74,9 +74,13 @@ class Recipe:
     # Output preservation (ai-toolkit's "differential output preservation"): times the difference between the
     # predictions with and without the LoRA for the caption without the token; 0: none.
     preservation: float = 0.0
-    # "buckets": crops keep about the shape of their photo, at the area of the square (the usual trainers of
-    # transformers); "square": as DreamCom crops. "auto": buckets for transformers, square for UNets.
-    aspect_ratios: Literal["auto", "square", "buckets"] = "auto"
+    # Other pictures of the subject that an edit model is shown beside the one it paints, and the probability
+    # of showing none of them, so that the LoRA works alone too (ours).
+    subject_references: int = 0
+    reference_dropout: float = 0.1
+    # "square": as DreamCom crops. "buckets": crops keep about the shape of their photo, at the area of the
+    # square, as kohya's sd-scripts and ai-toolkit crop.
+    aspect_ratios: Literal["square", "buckets"] = "square"
 
     @property
     def uses_regular(self) -> bool:

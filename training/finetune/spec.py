@@ -24,6 +24,7 @@ from .data import (
     crop_shapes,
     small_photo_notes,
 )
+from .diffusion_transformers import distilled_note, resolved_recipe, with_family_numbers
 from .generation import SampleOptions, prompts_in
 from .lora import as_kohya, peft_config
 from .lora_formats import with_own_names
@@ -33,7 +34,6 @@ from .regular_data import group_by_prompt, list_regular
 from .store import read_lora
 from .subject import Subject, check_words, is_subject
 from .toml_config import Config
-from .transformers import distilled_note, resolved_recipe, with_family_numbers
 
 
 class WarmStart(NamedTuple):
@@ -72,6 +72,15 @@ class FinetuneSpec:
         captions = [self.concept.caption, *(part.caption for part in self.regular)]
         captions += [*self.captions, *self.class_captions, *[""] * (self.recipe.caption_dropout > 0)]
         return list(dict.fromkeys(captions))
+
+
+def check_others(recipe: Recipe, concept: Concept) -> None:
+    """Raise ValueError where there is no second picture to show beside the one that is painted."""
+    if recipe.subject_references and len(concept.references) < 2:
+        raise ValueError(
+            "subject_references: there is one picture of the subject, and none is shown beside itself; add"
+            " pictures, or set it to 0."
+        )
 
 
 FEWEST_TO_HOLD_OUT = 5  # pictures of which one can be spared
@@ -199,6 +208,7 @@ def spec_from_node(
         start = read_previous(pipeline, previous, Path(path))
     check_clip_fits(pipeline.model, pipeline.clip)
     concept, own, apart, held_notes = without_held_out(Concept(caption, references), own, held_out)
+    check_others(recipe, concept)
     spec = FinetuneSpec(
         token, class_name, recipe, concept, regular, size, seed, start, attributes, own, apart
     )
@@ -230,6 +240,7 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
     regular = read_regular(config.regular, size) if config.regular and recipe.uses_regular else []
     previous = open_previous(pipeline, config.previous) if config.previous else None
     concept, own, apart, _ = without_held_out(concept, own, config.held_out)
+    check_others(recipe, concept)
     seed, looks = config.seed, config.attributes
     spec = FinetuneSpec(token, class_name, recipe, concept, regular, size, seed, previous, looks, own, apart)
     return pipeline, spec

@@ -39,7 +39,7 @@ RESUME_AGE = 24 * 3600  # seconds; a younger file may belong to a run of another
 # Fields of a recipe since version 0.1.0.
 ADDED_FIELDS = (
     "sample_posterior", "regular_chance", "hole_condition", "timesteps", "shift", "guidance", "min_snr",
-    "caption_dropout", "preservation", "aspect_ratios",
+    "caption_dropout", "preservation", "subject_references", "reference_dropout", "aspect_ratios",
 )  # fmt: skip
 ADDED_OPTIMISER_FIELDS = ("schedule", "warmup")
 ADDED_ADAPTER_FIELDS = ("layers", "pattern")
@@ -147,9 +147,11 @@ class Store:
         return f"{words}-{key}"[:200]
 
     def lora_path(self, name: str) -> Path:
+        """Return the path of a finished subject's weights."""
         return self.folder / f"{name}.safetensors"
 
     def resume_path(self, name: str) -> Path:
+        """Return the path of an unfinished training's checkpoint."""
         return self.folder / f"{name}.resume"
 
     # Finished subjects
@@ -189,6 +191,10 @@ class Store:
             self._write(self.folder / f"{name}.png", lambda path: strip.save(path, "PNG"))
         self.describe(name, subject)
         self.drop_state(name)
+
+    def save_for_diffusers(self, name: str, lora: dict[str, Tensor]) -> None:
+        """Keep a finished subject's LoRA in diffusers' layout as well, beside its own file."""
+        self._write(self.folder / f"{name}_diffusers.safetensors", lambda path: save_file(lora, path))
 
     def describe(self, name: str, subject: Subject) -> None:
         """Keep a finished subject's facts."""

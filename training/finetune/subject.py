@@ -36,6 +36,7 @@ class Subject:
         return f"{self.token} {self.class_name}"
 
     def to_json(self) -> str:
+        """Return the text of the subject's file: ASCII, indented."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=True)
 
     @classmethod

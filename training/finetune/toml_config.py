@@ -56,6 +56,7 @@ class Config:
     preview_every: int = 0  # steps between samples; 0: none
     sample_prompts: tuple[str, ...] = ()  # what samples show; the caption of the training when left out
     sample_image: Path | None = None  # the picture that samples fill, with its mask as references have it
+    diffusers_file: bool = False  # a copy of a transformer's LoRA as diffusers names it
     out: Path | None = None  # where subjects are kept; models/loras/inlay when left out
     text_encoders: tuple[
         str, ...
@@ -168,8 +169,11 @@ def check_recipe(recipe: Recipe) -> None:
             raise ValueError(f"recipe.{name}: it must be 0 or a number above it.")
     if not 0 <= recipe.ema_decay < 1:
         raise ValueError("recipe.ema_decay: it must be at least 0 and below 1.")
-    if not 0 <= recipe.regular_chance <= 1:
-        raise ValueError("recipe.regular_chance: it must be a probability from 0 to 1.")
+    for name in ("regular_chance", "reference_dropout"):
+        if not 0 <= getattr(recipe, name) <= 1:
+            raise ValueError(f"recipe.{name}: it must be a probability from 0 to 1.")
+    if recipe.subject_references < 0:
+        raise ValueError("recipe.subject_references: it must be 0, for none, or a number of pictures.")
     if recipe.adapter.kind == "lora" and not recipe.adapter.targets:
         raise ValueError('recipe.adapter.targets: there are none; name layers, such as ["to_k", "to_v"].')
     try:

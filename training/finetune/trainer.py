@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from ..objective import (
     total,
 )
 from ..optimizers import Average, MixedPrecisionOptimizer, OptimizerSpec, UnfitState
-from .data import LATENT_PIXEL, Examples, TrainingSet
+from .data import LATENT_PIXEL, Examples, TrainingSet, with_subject_references
 from .lora import FullAdapter, LoraAdapter
 from .recipes import Recipe
 
@@ -53,7 +54,7 @@ class TrainableModel:
     `inpainting` networks read noisy latent, mask and masked latent (9 channels). `options` makes the
     transformer_options of a step from its rows on the CPU. A transformer is called through
     `host_pass(rows, noise, sigma)`, which returns its prediction; `patch` is the side of one of its tokens in
-    latent pixels.
+    latent pixels. `pictures`: of the subject, from which references are drawn.
     """
 
     unet: nn.Module
@@ -67,6 +68,7 @@ class TrainableModel:
     patch: int = 1
     texts: Sequence[tuple[Tensor, Tensor | None]] = ()  # context and pooled of every caption, for UNets
     blank: int = 0  # which caption is empty
+    pictures: int = 0
     # Label embeddings (B, P) with the height and width of the pictures in pixels (SDXL with buckets).
     label_at: Callable[[Tensor, int, int], Tensor] | None = None
 
@@ -90,17 +92,19 @@ def loss_of_pass(
         chosen = torch.rand((), generator=generator_at(seed, k, 2)) < recipe.regular_chance
         subject, regular = regular if chosen else subject, None
 
-    def errors_of(rows: Examples, purpose: int = 0) -> Tensor:
+    def errors_of(rows: Examples, stream: int = 0) -> Tensor:
         share = None if group.size == 1 else group.share(torch.arange(len(rows)), batch)
-        return per_sample_loss(trainable, recipe, rows, generator_at(seed, k, purpose), share)
+        return per_sample_loss(trainable, recipe, rows, generator_at(seed, k, stream), share)
 
     rows = subject.rows(batch, k, seed)
     if regular is None:
         return total(errors_of(rows))
     others = regular.rows(batch, k, seed)
     if rows.latent.shape[1:] == others.latent.shape[1:]:
-        return total(*errors_of(rows.joined(others)).chunk(2), recipe.beta)
-    return total(errors_of(rows), errors_of(others, 3), recipe.beta)  # of two sizes: one after the other
+        own, regular_errors = errors_of(rows.joined(others)).chunk(2)
+    else:  # of two sizes: one after the other
+        own, regular_errors = errors_of(rows), errors_of(others, 3)
+    return total(own, regular_errors, recipe.beta)
 
 
 def per_sample_loss(
@@ -115,9 +119,18 @@ def per_sample_loss(
     t, sigma = _drawn_levels(trainable, rows, generator)
     noise = torch.randn(rows.latent.shape, generator=generator).to(rows.latent)
     rows = _with_dropout(rows.drawn(generator), recipe.caption_dropout, trainable.blank, generator)
+    rows = _with_references(trainable, recipe, rows, generator)
     if share is not None:
         rows, t, sigma, noise = rows.take(share), t[share], sigma[share], noise[share]
     return errors_at(trainable, recipe, rows, noise, t, sigma)
+
+
+def _with_references(
+    trainable: TrainableModel, recipe: Recipe, rows: Examples, generator: torch.Generator
+) -> Examples:
+    return with_subject_references(
+        rows, recipe.subject_references, trainable.pictures, recipe.reference_dropout, generator
+    )
 
 
 def errors_at(
@@ -240,16 +253,25 @@ class HeldOutLoss:
         self.every = max(1, math.ceil(steps / HELD_OUT_POINTS))
         self.points: list[tuple[int, float]] = []
 
+    def begin(self, trainable: TrainableModel, recipe: Recipe) -> Callable[[int], None]:
+        """Measure before the first step of a run; return the function that measures after one."""
+        measure = partial(self.measure, trainable, recipe)
+        if not self.points:
+            measure(0)
+        return measure
+
     @torch.no_grad()
     def measure(self, trainable: TrainableModel, recipe: Recipe, step: int) -> None:
         """Measure after a step, where one is due; a point that is there already is replaced."""
         if step % self.every and step != self.steps:
             return
-        recipe = replace(recipe, preservation=0.0)  # which is no loss on the picture
+        # Preservation is no loss on the picture.
+        recipe = replace(recipe, preservation=0.0, reference_dropout=0.0)
         t, sigma = fixed_levels(trainable, self.rows)
+        rows = _with_references(trainable, recipe, self.rows, generator_at(0, 0, 2))
         noise = torch.randn(self.rows.latent.shape, generator=generator_at(0, 0))
         errors = [
-            float(errors_at(trainable, recipe, self.rows.take(row), noise[row], t[row], sigma[row]))
+            float(errors_at(trainable, recipe, rows.take(row), noise[row], t[row], sigma[row]))
             for row in torch.arange(len(self.rows)).split(1)
         ]
         loss = math.fsum(errors) / len(errors)

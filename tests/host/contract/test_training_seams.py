@@ -533,3 +533,15 @@ def test_models_lora_names_of(parts):
     assert {"lora_unet_" + DIFFUSERS.replace(".", "_"), f"diffusion_model.{PATH}"} <= models.lora_names_of(
         parts.model
     )
+
+
+def test_models_diffusers_layers():
+    from inlay.host import models
+
+    config = SimpleNamespace(unet_config={"depth": 1, "depth_single_blocks": 1, "hidden_size": 8})
+    model = SimpleNamespace(model=SimpleNamespace(model_config=config))
+    layers = models.diffusers_layers(model, "flux_to_diffusers")
+    attention = "transformer_blocks.0.attn."
+    assert layers[f"{attention}to_q"] == ("double_blocks.0.img_attn.qkv", 0, 8), "flux_to_diffusers changed"
+    assert layers[f"{attention}to_k"] == ("double_blocks.0.img_attn.qkv", 8, 8)
+    assert layers[f"{attention}to_out.0"] == ("double_blocks.0.img_attn.proj", 0, None)

@@ -170,6 +170,7 @@ def test_sdxl_is_given_the_size_of_its_bucket(make_model, in_process_host):
         model = make_model("SDXL", 9, "EPS")
     pooled = torch.randn(2, 1280)
     square = models.label_embedding(model, pooled, 64, pooled.device)
+    assert square is not None
     wanted = model.model.encode_adm(pooled_output=pooled, height=64, width=96, device=pooled.device)
     assert not torch.equal(square, wanted)
     assert torch.equal(models.label_at_size(model, square, 64, 96), wanted)

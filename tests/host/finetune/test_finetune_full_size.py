@@ -11,7 +11,7 @@ import pytest
 import torch
 from skimage import data
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process_host", "memory_turn")]
 
 write_checkpoint = runpy.run_path(str(Path(__file__).parents[1] / "full_size.py"))["write_checkpoint"]
 

@@ -192,7 +192,9 @@ def test_other_programs_notes_beside_a_lora_are_passed_over(sdxl, in_process_hos
 
 
 @pytest.mark.slow
-def test_a_whole_unet_that_diffusers_trained_opens_in_the_hosts_loader(diffusers, in_process_host, tmp_path):
+def test_a_whole_unet_that_diffusers_trained_opens_in_the_hosts_loader(
+    diffusers, in_process_host, memory_turn, tmp_path
+):
     """DreamCom's released code saves a pipeline; its UNet is a full-size SD 1.5 inpainting one."""
     import comfy.sd
 

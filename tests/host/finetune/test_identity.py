@@ -124,7 +124,7 @@ def test_every_reload_is_the_same_base(parts, random_checkpoint, model_fingerpri
         comfy.model_management.cleanup_models_gc()
 
 
-NAMER = dev.PACK / "tests" / "programs" / "name_of_training.py"
+PRINT_STORED_NAME = dev.PACK / "tests" / "programs" / "print_stored_name.py"
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.repeats)])
@@ -141,7 +141,10 @@ def test_every_restart_finds_one_name(random_checkpoint, comfyui_path, tmp_path,
             "MALLOC_PERTURB_": str(17 * number % 255),  # what unused memory holds
         }
         done = subprocess.run(
-            [sys.executable, str(NAMER), str(moved)], env=environment, text=True, capture_output=True
+            [sys.executable, str(PRINT_STORED_NAME), str(moved)],
+            env=environment,
+            text=True,
+            capture_output=True,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         names.append(done.stdout.splitlines()[-1])

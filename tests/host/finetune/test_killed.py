@@ -13,7 +13,7 @@ import torch
 from inlay import dev
 
 VICTIM = (dev.PACK / "tests" / "programs" / "train_until_killed.py").read_text(encoding="utf-8")
-LESSON = (dev.PACK / "tests" / "programs" / "lesson.py").read_text(encoding="utf-8")
+FINETUNE_CAT = (dev.PACK / "tests" / "programs" / "finetune_cat.py").read_text(encoding="utf-8")
 KILLER = (dev.PACK / "tests" / "programs" / "kill_while_training.py").read_text(encoding="utf-8")
 
 
@@ -21,7 +21,7 @@ KILLER = (dev.PACK / "tests" / "programs" / "kill_while_training.py").read_text(
 @pytest.mark.parametrize("count", [5, pytest.param(200, marks=pytest.mark.repeats)])
 def test_kills_at_any_moment_end_in_the_same_bits(random_checkpoint, tmp_path, comfyui_path, count, capsys):
     """Up to five kills in a row, then the end: weights and JSON are an undisturbed run's, bit for bit."""
-    (tmp_path / "lesson.py").write_text(LESSON, encoding="utf-8")
+    (tmp_path / "finetune_cat.py").write_text(FINETUNE_CAT, encoding="utf-8")
     environment = os.environ | {
         "COMFYUI_PATH": str(comfyui_path),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path != str(comfyui_path)),
@@ -41,9 +41,9 @@ def test_kills_at_any_moment_end_in_the_same_bits(random_checkpoint, tmp_path, c
 
 
 def test_a_killed_training_goes_on_to_the_same_bits(parts, random_checkpoint, tmp_path, comfyui_path):
-    lesson = tmp_path / "lesson.py"
-    lesson.write_text(LESSON, encoding="utf-8")
-    scope = runpy.run_path(str(lesson))
+    program = tmp_path / "finetune_cat.py"
+    program.write_text(FINETUNE_CAT, encoding="utf-8")
+    scope = runpy.run_path(str(program))
     wired, store = (parts.model, parts.clip, parts.vae), tmp_path / "store"
     environment = os.environ | {
         "COMFYUI_PATH": str(comfyui_path),
@@ -60,9 +60,9 @@ def test_a_killed_training_goes_on_to_the_same_bits(parts, random_checkpoint, tm
 
     taken: list[int] = []
     with torch.inference_mode():
-        resumed = scope["teach_cat"](wired, store, lambda step, loss: taken.append(step))
+        resumed = scope["finetune_cat"](wired, store, lambda step, loss: taken.append(step))
         shutil.rmtree(store)
-        whole = scope["teach_cat"](wired, store, lambda step, loss: None)
+        whole = scope["finetune_cat"](wired, store, lambda step, loss: None)
     assert taken == [5, 6, 7, 8]
     assert resumed.subject.losses == whole.subject.losses
     assert all(torch.equal(whole.lora[key], resumed.lora[key]) for key in whole.lora)

@@ -153,7 +153,7 @@ def estimate_and_peak(model, size, checkpointing, recipe):
 
 
 @pytest.fixture(scope="module")
-def unets(in_process_host, tmp_path_factory):
+def unets(in_process_host, memory_turn, tmp_path_factory):
     """MODELs of random weights in two sizes."""
     import comfy.sd
 

@@ -245,7 +245,9 @@ def test_identical_references_are_warned_of_where_the_user_looks(pictures, store
     drawn = []
     draw = curve.draw_curve
     monkeypatch.setattr(
-        curve, "draw_curve", lambda *words, notes: drawn.extend(notes) or draw(*words, notes=notes)
+        curve,
+        "draw_curve",
+        lambda *words, notes, **more: drawn.extend(notes) or draw(*words, notes=notes, **more),
     )
     run(images, masks)
     assert not said

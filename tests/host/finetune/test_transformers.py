@@ -1,6 +1,7 @@
 """Train Subject on diffusion transformers of the host with random weights and a few blocks."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -152,11 +153,13 @@ def test_a_held_out_picture_has_its_loss(name, train, pictures, store_folder):
 # One step against an independent reference
 
 
-def trained_parts(opened, name, recipe, dtype, sampling=None, captions=("a photo of sks cat",)):
+def trained_parts(
+    opened, name, recipe, dtype, sampling=None, captions=("a photo of sks cat",), references=()
+):
     """A `TrainableModel` of a family, with its model and texts."""
     from inlay.host.training import text_values
+    from inlay.training.finetune.diffusion_transformers import resolved_recipe
     from inlay.training.finetune.pipeline import EncodedText, ordinary, trainable_model
-    from inlay.training.finetune.transformers import resolved_recipe
 
     parts = opened(name)
     model = parts.model.clone()
@@ -165,7 +168,7 @@ def trained_parts(opened, name, recipe, dtype, sampling=None, captions=("a photo
     recipe = resolved_recipe(recipe, model)
     texts = [ordinary(text_values(parts.clip.encode_from_tokens_scheduled(caption))) for caption in captions]
     encoded = [EncodedText(text["cross_attn"], None, text) for text in texts]
-    trainable = trainable_model(model, recipe, dtype, 0, texts=encoded)
+    trainable = trainable_model(model, recipe, dtype, 0, texts=encoded, references=references)
     generator = torch.Generator().manual_seed(8)
     for path, layer in cast(
         "Any", trainable.adapter
@@ -176,14 +179,14 @@ def trained_parts(opened, name, recipe, dtype, sampling=None, captions=("a photo
     return trainable, recipe, texts
 
 
-def random_examples(trainable, count=3, captions=(0,), dtype=torch.float64):
+def random_examples(trainable, count=3, captions=(0,), dtype=torch.float64, size=(8, 8)):
     from inlay.training.finetune.data import Examples
 
     base = trainable.host_pass.host.base
     generator = torch.Generator().manual_seed(3)
     channels = base.latent_format.latent_channels
-    latent, masked = (torch.randn(count, channels, 8, 8, generator=generator, dtype=dtype) for _ in range(2))
-    mask = torch.zeros(count, 1, 8, 8, dtype=dtype)
+    latent, masked = (torch.randn(count, channels, *size, generator=generator, dtype=dtype) for _ in range(2))
+    mask = torch.zeros(count, 1, *size, dtype=dtype)
     mask[..., 2:6, 2:8] = 1
     valid = torch.ones_like(mask)
     valid[..., 7] = 0
@@ -199,12 +202,15 @@ def discrete(kind):
     return type("Discrete", (comfy.model_sampling.ModelSamplingDiscrete, prediction), {})()
 
 
-def reference_loss(trainable, recipe, rows, generator, prediction, texts, patch):
-    """The loss from the equations in float64, with the network called directly."""
+def reference_loss(trainable, recipe, rows, generator, prediction, texts, patch, subject=()):
+    """The loss from the equations in float64, with the network called directly.
+
+    subject: latents of the subject's pictures, as the network sees them; one row then runs after the other.
+    """
     count = len(rows.latent)
     if prediction == "velocity":
         normal = torch.randn(count, generator=generator)
-        tokens = (8 // patch) ** 2
+        tokens = (rows.latent.shape[-2] // patch) * (rows.latent.shape[-1] // patch)
         shift = recipe.shift or math.exp(0.5 + 0.65 * (tokens - 256) / 3840)
         u = normal.sigmoid()
         sigma = (shift * u / (1 + (shift - 1) * u)).double()
@@ -240,7 +246,19 @@ def reference_loss(trainable, recipe, rows, generator, prediction, texts, patch)
         rest["ref_latents"] = [rows.masked]
     if trainable.unet.params.txt_ids_dims == [3]:  # FLUX.2 pads its text to 512 tokens, on the left
         context = torch.nn.functional.pad(context, (0, 0, 512 - context.shape[1], 0))
-    predicted = trainable.unet(x, time, context=context, transformer_options={}, **rest)
+    if subject:
+        found = []
+        for row, photo in enumerate(rows.photo.tolist()):
+            order = torch.randperm(len(subject), generator=generator).tolist()
+            dropped = float(torch.rand((), generator=generator)) < recipe.reference_dropout
+            shown = [] if dropped else [n for n in order if n != photo][: recipe.subject_references]
+            own = {key: value[row : row + 1] for key, value in rest.items() if key != "ref_latents"}
+            own["ref_latents"] = [rows.masked[row : row + 1], *(subject[n] for n in shown)]
+            one = x[row : row + 1], time[row : row + 1]
+            found.append(trainable.unet(*one, context=context[row : row + 1], transformer_options={}, **own))
+        predicted = torch.cat(found)
+    else:
+        predicted = trainable.unet(x, time, context=context, transformer_options={}, **rest)
     weight = recipe.weight_inside * rows.mask + recipe.weight_outside * (1 - rows.mask)
     error = ((predicted - wanted) ** 2).mean(1, keepdim=True) * weight * rows.valid
     return (error.sum((1, 2, 3)) / rows.valid.sum((1, 2, 3))).mean()
@@ -270,6 +288,65 @@ def test_loss_and_gradients_are_those_of_the_equations(opened, prediction, way):
     assert abs(float(loss - reference)) < 1e-6 * float(reference)
     difference = sum(float(((a - b) ** 2).sum()) for a, b in zip(found, wanted, strict=True)) ** 0.5
     assert difference < 1e-6 * sum(float((b**2).sum()) for b in wanted) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["flux2-klein", "flux1"])
+def test_loss_and_gradients_with_subject_references_are_those_of_the_equations(opened, name):
+    from inlay.host.training import training_switches
+    from inlay.training.finetune.recipes import RECIPES
+    from inlay.training.finetune.trainer import per_sample_loss
+
+    recipe = RECIPES["DreamCom"].with_choices(rank=4)
+    recipe = replace(recipe, hole_condition="reference", subject_references=2, reference_dropout=0.4)
+    generator = torch.Generator().manual_seed(11)
+    channels = opened(name).model.model.latent_format.latent_channels
+    with torch.inference_mode(False), torch.enable_grad():
+        raw = [
+            torch.randn(1, channels, *size, generator=generator, dtype=torch.float64)
+            for size in ((4, 4), (6, 4), (4, 8))
+        ]
+        trainable, recipe, texts = trained_parts(opened, name, recipe, torch.float64, references=raw)
+        photos = torch.tensor([0, 1, 1, 2])
+        rows = replace(random_examples(trainable, 4), photo=photos).take(torch.arange(4))
+        assert trainable.host_pass
+        base = trainable.host_pass.host.base
+        with training_switches(trainable.unet):
+            loss = per_sample_loss(trainable, recipe, rows, torch.Generator().manual_seed(4)).mean()
+            found = torch.autograd.grad(loss, trainable.adapter.parameters)
+            subject = [base.process_latent_in(latent) for latent in raw]
+            again = torch.Generator().manual_seed(4)
+            reference = reference_loss(
+                trainable, recipe, rows, again, "velocity", texts, trainable.patch, subject
+            )
+            wanted = torch.autograd.grad(reference, trainable.adapter.parameters)
+            plain = replace(recipe, subject_references=0)
+            bare = per_sample_loss(trainable, plain, rows, torch.Generator().manual_seed(4)).mean()
+    loss, reference, bare = (value.detach() for value in (loss, reference, bare))
+    assert abs(float(loss - reference)) < 1e-6 * float(reference)
+    assert abs(float(loss - bare)) > 1e-5 * float(bare)  # the references reach the network
+    difference = sum(float(((a - b) ** 2).sum()) for a, b in zip(found, wanted, strict=True)) ** 0.5
+    assert difference < 1e-6 * sum(float((b**2).sum()) for b in wanted) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["flux2-klein", "qwen-image-edit-2511", "krea2", "flux1"])
+def test_the_node_trains_with_subject_references(name, train, store_folder):
+    options = {"subject_references": 2, "hole": "reference"}
+    plain = train(name, options={"hole": "reference"})
+    shown = train(name, options=options)
+    assert shown[3].lora != plain[3].lora  # another key
+    assert all(math.isfinite(loss) for loss in shown[2]["loss"])
+    assert shown[2]["loss"] != plain[2]["loss"]
+
+
+def test_subject_references_that_no_model_reads_are_an_error(train, run, pictures, store_folder):
+    options = {"subject_references": 1}
+    with pytest.raises(ValueError, match="subject_references: Z-Image reads no reference pictures"):
+        train("z-image", options=options)
+    with pytest.raises(ValueError, match="subject_references: SD15 reads no reference pictures"):
+        run(*pictures, options=options)
+    images, masks = pictures
+    with pytest.raises(ValueError, match="subject_references: there is one picture"):
+        train("flux2-klein", options=options, images=images[:1], masks=masks[:1])
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -436,8 +513,6 @@ def test_captions_of_the_photos_are_used_and_decide_the_result(opened, train, st
 @pytest.mark.parametrize("dropped", [0.0, 1.0])
 def test_output_preservation_is_its_definition(opened, dropped):
     """Its own passes, written out: the class caption with and without LoRA, at the noise of the step."""
-    from dataclasses import replace
-
     from inlay.host.training import training_switches
     from inlay.training.finetune.recipes import RECIPES
     from inlay.training.finetune.trainer import per_sample_loss
@@ -501,29 +576,109 @@ def photo_of(height, width, seed):
     return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(seed)), mask
 
 
-@pytest.mark.parametrize("name", QUICK)
-def test_photos_keep_their_shape_in_buckets(name, train, store_folder, monkeypatch):
-    from inlay.training.finetune import pipeline
+BUCKETED = ("flux2-klein", "qwen-image-edit-2511")
 
-    encoded, shapes = pipeline.encode_examples, []
 
-    def recorded(*args):
-        examples = encoded(*args)
-        examples.map(lambda part: shapes.append(tuple(part.latent.shape[-2:])) or part)
-        return examples
+@pytest.fixture
+def trained_shapes(monkeypatch):
+    """Sizes (height, width) of the latents of every pass, in order."""
+    from inlay.training.finetune import trainer
 
-    monkeypatch.setattr(pipeline, "encode_examples", recorded)
-    wide, square = photo_of(192, 288, 0), photo_of(192, 192, 1)
-    shown = {"images": [wide[0], square[0]], "masks": [wide[1], square[1]], "resolution": 192}
-    shown |= {"recipe": "DreamMix", "regular_images": [square[0]], "regular_masks": [square[1]], "steps": 2}
-    _, _, loss, _, _ = train(name, **shown)
-    assert all(torch.isfinite(torch.tensor(loss["loss"])))
-    assert len(set(shapes)) == 2
-    assert any(height < width for height, width in shapes)
-    assert all(len(set(shape)) == 1 for shape in shapes[-1:])
-    shapes.clear()
-    assert train(name, **shown, options={"aspect_ratios": "square"})[2] != loss
-    assert len(set(shapes)) == 1
+    shapes, errors = [], trainer.per_sample_loss
+
+    def recorded(trainable, recipe, rows, *rest):
+        shapes.append(tuple(rows.latent.shape[-2:]))
+        return errors(trainable, recipe, rows, *rest)
+
+    monkeypatch.setattr(trainer, "per_sample_loss", recorded)
+    return shapes
+
+
+@pytest.mark.parametrize("name", BUCKETED)
+def test_a_training_in_buckets_keeps_the_shape_of_photos_and_goes_on_with_the_same_bits(
+    name, train, store_folder, monkeypatch, trained_shapes
+):
+    import shutil
+
+    from inlay.nodes import subject_finetune
+
+    (wide, wide_mask), (square, square_mask) = photo_of(192, 288, 0), photo_of(192, 192, 1)
+    shown = {"images": [wide, square], "masks": [wide_mask, square_mask], "resolution": 192}
+    shown |= {"recipe": "DreamMix", "regular_images": [square], "regular_masks": [square_mask]}
+    shown |= {"steps": 3, "preview_every": 0}
+    buckets = {"aspect_ratios": "buckets"}
+    whole, passes = train(name, **shown, options=buckets), [*trained_shapes]
+    assert all(math.isfinite(loss) for loss in whole[2]["loss"])
+    assert len(set(passes)) == 2
+    assert {height < width for height, width in passes} == {True, False}
+    shutil.rmtree(store_folder)
+    trained_shapes.clear()
+
+    class Failing(subject_finetune.NodeProgress):
+        def __call__(self, step, loss):
+            if step == 1:
+                raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subject_finetune, "NodeProgress", Failing)
+        with pytest.raises(MemoryError):
+            train(name, **shown, options=buckets)
+    before = len(trained_shapes)
+    assert 0 < before < len(passes)
+    resumed = train(name, **shown, options=buckets)
+    assert trained_shapes == passes
+    assert all(torch.equal(whole[1][key], resumed[1][key]) for key in whole[1])
+    assert whole[2] == resumed[2]
+    trained_shapes.clear()
+    assert train(name, **shown)[2] != whole[2]
+    assert len(set(trained_shapes)) == 1  # square crops are the default
+
+
+def test_square_photos_train_the_same_bits_with_and_without_buckets(train, store_folder):
+    (first, first_mask), (second, second_mask) = photo_of(96, 96, 0), photo_of(80, 80, 1)
+    shown = {"images": [first, second], "masks": [first_mask, second_mask], "preview_every": 0}
+    square = train("flux2-klein", **shown)
+    buckets = train("flux2-klein", **shown, options={"aspect_ratios": "buckets"})
+    assert square[3].lora != buckets[3].lora  # both were trained
+    assert square[2] == buckets[2]
+    assert all(torch.equal(square[1][key], buckets[1][key]) for key in square[1])
+
+
+@pytest.mark.parametrize("with_regular", [False, True])
+def test_loss_and_gradients_over_two_buckets_are_those_of_the_equations(opened, with_regular):
+    from inlay.host.training import training_switches
+    from inlay.training.finetune.data import BucketedExamples
+    from inlay.training.finetune.recipes import RECIPES
+    from inlay.training.finetune.trainer import loss_of_pass
+    from inlay.training.objective import generator_at
+
+    recipe = replace(RECIPES["DreamMix"].with_choices(rank=4, batch_size=2), beta=0.4)
+    with torch.inference_mode(False), torch.enable_grad():
+        trainable, recipe, texts = trained_parts(opened, "flux2-klein", recipe, torch.float64)
+        sizes, captions = ((8, 8), (6, 10), (12, 8)), (0,) * 3
+        square, wide, tall = (random_examples(trainable, captions=captions, size=size) for size in sizes)
+        subject, regular = BucketedExamples((square, wide)), tall if with_regular else None
+
+        def reference(rows, generator):
+            return reference_loss(trainable, recipe, rows, generator, "velocity", texts, trainable.patch)
+
+        used = set()
+        for k in range(4):
+            rows = subject.rows(2, k, 5)
+            used.add(rows.latent.shape[-2:])
+            with training_switches(trainable.unet):
+                loss = loss_of_pass(trainable, recipe, subject, regular, 5, k)
+                found = torch.autograd.grad(loss, trainable.adapter.parameters)
+                wanted = reference(rows, generator_at(5, k))
+                if with_regular:
+                    wanted = wanted + 0.4 * reference(tall.rows(2, k, 5), generator_at(5, k, 3))
+                gradients = torch.autograd.grad(wanted, trainable.adapter.parameters)
+            assert abs(float(loss.detach() - wanted.detach())) < 1e-6 * float(wanted.detach())
+            difference = (
+                sum(float(((a - b) ** 2).sum()) for a, b in zip(found, gradients, strict=True)) ** 0.5
+            )
+            assert difference < 1e-6 * sum(float((b**2).sum()) for b in gradients) ** 0.5
+    assert len(used) == 2
 
 
 def test_a_unet_takes_captions_preservation_and_min_snr_as_well(pictures, store_folder, run):
@@ -565,11 +720,15 @@ def quantised(model, kind):
 def test_a_quantised_base_stays_quantised_and_trains_as_its_widened_weights(name, kind, opened):
     """Loss and gradients equal those of an ordinary copy of the same values."""
     from inlay.host.training import FrozenLinear, frozen_copy, text_values, training_switches, weight_bytes
+    from inlay.training.finetune.diffusion_transformers import (
+        resolved_recipe,
+        transformer_pass,
+        transformer_schedule,
+    )
     from inlay.training.finetune.lora import attach_adapter
     from inlay.training.finetune.pipeline import ordinary
     from inlay.training.finetune.recipes import RECIPES
     from inlay.training.finetune.trainer import TrainableModel, per_sample_loss
-    from inlay.training.finetune.transformers import resolved_recipe, transformer_pass, transformer_schedule
 
     parts = opened(name)
     model = quantised(parts.model, kind)
@@ -677,19 +836,140 @@ def test_a_layer_that_matches_nothing_is_an_error(opened, train, store_folder, i
         node.execute(opened("krea2").model, file.name, 1.0, "sks", "cat")
 
 
+def part_names(name, path):
+    """diffusers' layers that make up one layer of the host, from the first row on."""
+    first = "add_" if "txt_attn." in path else "to_"
+    last = "_proj" if "txt_attn." in path else ""
+    double = {"flux1": ("net.0.proj", "net.2"), "flux2-klein": ("linear_in", "linear_out")}
+    if name == "qwen-image":
+        return [path]
+    if name == "krea2":
+        ends = {
+            "attn.wq": "attn.to_q", "attn.wk": "attn.to_k", "attn.wv": "attn.to_v",
+            "attn.wo": "attn.to_out.0", "attn.gate": "attn.to_gate", "mlp.gate": "ff.gate",
+            "mlp.up": "ff.up", "mlp.down": "ff.down",
+        }  # fmt: skip
+        _, number, kind, leaf = path.split(".")
+        return [f"transformer_blocks.{number}.{ends[f'{kind}.{leaf}']}"]
+    if name == "z-image":
+        if path.endswith("qkv"):
+            return [f"{path.removesuffix('qkv')}to_{kind}" for kind in "qkv"]
+        return [path.replace("attention.out", "attention.to_out.0")]
+    if path.startswith("single"):
+        start = path.replace("single_blocks", "single_transformer_blocks").rpartition(".")[0]
+        if name == "flux2-klein":
+            return [f"{start}.attn.{'to_qkv_mlp_proj' if path.endswith('linear1') else 'to_out'}"]
+        whole = [*(f"{start}.attn.to_{kind}" for kind in "qkv"), f"{start}.proj_mlp"]
+        return whole if path.endswith("linear1") else [f"{start}.proj_out"]
+    block = path.replace("double_blocks", "transformer_blocks").rpartition("_")[0].rpartition(".")[0]
+    if path.endswith("qkv"):
+        return [f"{block}.attn.{first}{kind}{last}" for kind in "qkv"]
+    if path.endswith("proj"):
+        return [f"{block}.attn.{'to_add_out' if 'txt_attn.' in path else 'to_out.0'}"]
+    kind = "ff_context" if "txt_mlp" in path else "ff"
+    return [f"{block}.{kind}.{double[name][0 if path.endswith('mlp.0') else 1]}"]
+
+
+HEADS = {"num_attention_heads": 2, "attention_head_dim": 32}
+# Our name -> changes of the tiny network, diffusers' class and the same sizes there.
+DIFFUSERS = {
+    "flux1": (
+        {"mlp_ratio": 4.0}, "FluxTransformer2DModel",
+        HEADS | {"num_layers": 1, "num_single_layers": 2, "joint_attention_dim": 48,
+                 "pooled_projection_dim": 16, "guidance_embeds": True, "axes_dims_rope": (8, 12, 12)},
+    ),
+    "flux2-klein": (
+        {}, "Flux2Transformer2DModel",
+        HEADS | {"in_channels": 128, "num_layers": 1, "num_single_layers": 2, "joint_attention_dim": 48,
+                 "mlp_ratio": 2.0, "axes_dims_rope": (8, 8, 8, 8)},
+    ),
+    "qwen-image": (
+        {}, "QwenImageTransformer2DModel",
+        HEADS | {"num_layers": 2, "joint_attention_dim": 48, "axes_dims_rope": (8, 12, 12)},
+    ),
+    "z-image": (
+        {"dim": 384, "n_heads": 12, "n_kv_heads": 12, "ffn_dim_multiplier": 8 / 3},
+        "ZImageTransformer2DModel",
+        {"dim": 384, "n_heads": 12, "n_kv_heads": 12, "n_layers": 2, "n_refiner_layers": 1,
+         "cap_feat_dim": 48, "axes_dims": [8, 12, 12]},
+    ),
+    "krea2": (
+        {}, "Krea2Transformer2DModel",
+        HEADS | {"num_layers": 2, "num_key_value_heads": 1, "intermediate_size": 128, "text_hidden_dim": 16,
+                 "num_text_layers": 3, "text_num_attention_heads": 1, "text_num_key_value_heads": 1,
+                 "text_intermediate_size": 32, "axes_dims_rope": (8, 12, 12)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_diffusers_loads_every_layer_of_the_exported_lora(name, in_process_host):
+    """Its `load_lora_adapter` makes each layer's trained difference out of the file's tensors."""
+    import diffusers
+
+    from inlay.training.finetune.diffusion_transformers import resolved_recipe
+    from inlay.training.finetune.lora_formats import as_diffusers, lora_names
+    from inlay.training.finetune.pipeline import trainable_model
+    from inlay.training.finetune.recipes import RECIPES
+
+    changes, class_name, sizes = DIFFUSERS[name]
+    model = tiny_transformer(name, **changes)
+    recipe = RECIPES["DreamCom"].with_choices(rank=4)
+    recipe = resolved_recipe(replace(recipe, adapter=replace(recipe.adapter, alpha=2.0)), model)
+    with torch.inference_mode(False):
+        trainable = trainable_model(model, recipe, torch.float32, 0)
+        generator = torch.Generator().manual_seed(3)
+        for parameter in trainable.adapter.parameters:
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        lora = trainable.adapter.export(lora_names(model))
+        network = getattr(diffusers, class_name)(**sizes)
+        network.load_lora_adapter(as_diffusers(model, lora), prefix="transformer")
+    deltas = {
+        path: module.get_delta_weight("default_0")
+        for path, module in network.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    for key, down in lora.items():
+        if key.endswith("lora_down.weight"):
+            layer = key.removesuffix(".lora_down.weight")
+            wanted = lora[f"{layer}.lora_up.weight"] @ down * float(lora[f"{layer}.alpha"]) / len(down)
+            names = part_names(name, layer.removeprefix("diffusion_model."))
+            found = torch.cat([deltas.pop(part) for part in names])
+            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    assert not deltas
+
+
 # The command line
 
 
-def test_a_config_of_separate_files_trains_a_transformer(in_process_host, host_work, tmp_path, store_folder):
-    """The host's own loaders open a small FLUX.1 Fill, a text encoder and an autoencoder."""
+CONFIG = """
+checkpoint = "fill.safetensors"
+text_encoders = ["clip_l.safetensors"]
+vae = "tae.safetensors"
+references = "photos"
+class_name = "cat"
+out = "{out}"
+diffusers_file = true
+
+[recipe]
+resolution = 64
+steps = 3
+batch_size = 2
+
+[recipe.adapter]
+rank = 4
+"""
+
+
+@pytest.fixture(scope="module")
+def fill_folder(in_process_host, host_work, tmp_path_factory):
+    """A small FLUX.1 Fill in three files, and two photos of which one has a caption."""
     from PIL import Image
     from safetensors.torch import load_file, save_file
 
     from inlay.lab.models.checkpoint import assemble, random_parts
-    from inlay.training.finetune.finetune_subject import finetune_from_config
-    from inlay.training.finetune.toml_config import read_toml
-    from inlay.training.finetune.trainer import SINGLE_PROCESS
 
+    folder = tmp_path_factory.mktemp("fill")
     sizes = {
         "hidden_size": 128,
         "num_heads": 1,
@@ -698,39 +978,91 @@ def test_a_config_of_separate_files_trains_a_transformer(in_process_host, host_w
         "vec_in_dim": 768,
     }
     network = tiny_transformer("flux1-fill", **sizes, mlp_ratio=4.0).model.diffusion_model
-    save_file(
-        {key: value.clone() for key, value in network.state_dict().items()}, tmp_path / "fill.safetensors"
-    )
     whole = load_file(assemble(host_work / "random" / "parts.safetensors", random_parts(0)))
     start = "cond_stage_model.transformer."
     text = {key.removeprefix(start): value for key, value in whole.items() if key.startswith(start)}
-    save_file(text, tmp_path / "clip_l.safetensors")
     autoencoder: Any = tiny_vae("flux1-fill").first_stage_model
-    vae = autoencoder.state_dict()
-    save_file(
-        {key: value.clone() for key, value in vae.items()}, tmp_path / "tae.safetensors",
-    )  # fmt: skip
-    photos = tmp_path / "photos"
+    for name, weights in (
+        ("fill", network.state_dict()),
+        ("clip_l", text),
+        ("tae", autoencoder.state_dict()),
+    ):
+        save_file({key: value.clone() for key, value in weights.items()}, folder / f"{name}.safetensors")
+    photos = folder / "photos"
     photos.mkdir()
+    generator = torch.Generator().manual_seed(5)
     for number in range(2):
-        Image.effect_noise((80, 64), 60).convert("RGB").save(photos / f"{number}.png")
+        noise = torch.randint(0, 256, (64, 80, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(photos / f"{number}.png")
         mask = Image.new("L", (80, 64))
         mask.paste(255, (20, 16, 60, 48))
         mask.save(photos / f"{number}_mask.png")
     (photos / "1.txt").write_text("on a red chair", encoding="utf-8")
-    config = tmp_path / "fill.toml"
-    config.write_text(
-        'checkpoint = "fill.safetensors"\ntext_encoders = ["clip_l.safetensors"]\nvae = "tae.safetensors"\n'
-        'references = "photos"\nclass_name = "cat"\nout = "subjects"\n'
-        "[recipe]\nresolution = 64\nsteps = 3\n[recipe.adapter]\nrank = 4\n",
-        encoding="utf-8",
-    )
+    return folder
+
+
+def config_in(folder, out):
+    config = folder / f"{out}.toml"
+    config.write_text(CONFIG.format(out=out), encoding="utf-8")
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained_alone(fill_folder):
+    """A training of the folder's config in this process: subject, LoRA, losses and the planned steps."""
+    from safetensors.torch import load_file
+
+    from inlay.training.finetune.finetune_subject import finetune_from_config
+    from inlay.training.finetune.toml_config import read_toml
+    from inlay.training.finetune.trainer import SINGLE_PROCESS
+
     losses, plan = [], []
+    config = read_toml(config_in(fill_folder, "alone"))
     subject, path = finetune_from_config(
-        read_toml(config), SINGLE_PROCESS, lambda step, loss: losses.append(loss), plan.append
+        config, SINGLE_PROCESS, lambda step, loss: losses.append(loss), plan.append
     )
-    assert plan == [3]
-    assert losses == subject.losses
-    assert len(losses) == 3
-    assert path.is_file()
-    assert any("double_blocks" in key for key in load_file(path))
+    copy = load_file(path.with_name(f"{path.stem}_diffusers.safetensors"))
+    return SimpleNamespace(subject=subject, lora=load_file(path), losses=losses, plan=plan, copy=copy)
+
+
+def test_a_config_of_separate_files_trains_a_transformer(trained_alone):
+    """The host's own loaders open a small FLUX.1 Fill, a text encoder and an autoencoder."""
+    assert trained_alone.plan == [3]
+    assert trained_alone.losses == trained_alone.subject.losses
+    assert len(trained_alone.losses) == 3
+    assert any("double_blocks" in key for key in trained_alone.lora)
+    assert "transformer.transformer_blocks.0.attn.to_q.lora_A.weight" in trained_alone.copy
+
+
+def test_two_processes_learn_on_a_transformer_what_one_learns(fill_folder, trained_alone, comfyui_path):
+    """At the same global batch of 2, to 1e-4 of every matrix, as on SD."""
+    import json
+    import os
+    import subprocess
+    import sys
+
+    from safetensors.torch import load_file
+
+    from inlay import dev
+    from inlay.headless.server import loopback_port
+
+    environment = os.environ | {
+        "COMFYUI_PATH": str(comfyui_path),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    environment.pop("PYTHONPATH", None)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(loopback_port())]
+    command = [sys.executable, *launcher, str(dev.PACK), "finetune", "--config"]
+    done = subprocess.run(
+        [*command, str(config_in(fill_folder, "group"))],
+        cwd=fill_folder, env=environment, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["processes"] == 2
+    assert facts["loss"] == pytest.approx(trained_alone.losses[-1], rel=1e-4)
+    lora = load_file(facts["lora"])
+    assert lora.keys() == trained_alone.lora.keys()
+    for key, weight in trained_alone.lora.items():
+        assert float((lora[key] - weight).norm()) <= 1e-4 * float(weight.norm()) + 1e-8, key

@@ -53,7 +53,7 @@ GOOD: dict[str, dict[str, Any]] = {
     },
     "InlayBackgroundBlending": {"model": "@model", "blending": "clean"},
     "InlayPasteBack": {"original": "@image", "generated": "@other", "mask": "@mask", "feather": 4},
-    "InlayTrainingOptions": {},
+    "InlayTrainingOptions": {"sample_image": "@image", "sample_mask": "@mask"},
     "InlayCropForPainting": {
         "image": "@image",
         "mask": "@mask",

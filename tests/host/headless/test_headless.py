@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from inlay import dev
 from inlay.headless import (
     Client,
     HostDied,
@@ -204,15 +204,7 @@ def test_a_host_that_falls_silent_is_gone(comfyui_path, tmp_path, picture, monke
             host.resume()
 
 
-PARENT = """
-    import signal, sys, time
-    from pathlib import Path
-    from inlay.headless import Server
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
-    with Server(Path(sys.argv[2]), comfyui=Path(sys.argv[1])) as server:
-        print(server.pid, flush=True)
-        time.sleep(600)
-"""
+PARENT = dev.PACK / "tests" / "programs" / "hold_server.py"
 
 
 @pytest.mark.parametrize("how", ["interrupt", "kill"])
@@ -220,7 +212,7 @@ def test_the_host_ends_with_the_one_who_asked(comfyui_path, tmp_path, how):
     if how == "interrupt" and os.name == "nt":
         pytest.skip("a Ctrl-C cannot be sent to one process on Windows")
     parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PARENT), str(comfyui_path), str(tmp_path)],
+        [sys.executable, str(PARENT), str(comfyui_path), str(tmp_path)],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert parent.stdout is not None

@@ -62,12 +62,12 @@ def imagenet(pictures):
 
 @pytest.mark.parametrize("size", [70, 42])
 def test_a_folder_of_transformers_gives_its_own_tokens(dinov2, encoder_spec, size):
-    from inlay.encoders.image_context import _tokens
+    from inlay.encoders.image_context import vision_tokens
 
     theirs, vision = dinov2
     pictures = square(size)
     expected = theirs(imagenet(pictures)).last_hidden_state
-    assert (_tokens(vision, encoder_spec, pictures, raw=False) - expected).abs().max() < 1e-5
+    assert (vision_tokens(vision, encoder_spec, pictures, raw=False) - expected).abs().max() < 1e-5
 
 
 def test_the_hosts_own_nodes_take_our_clip_vision(dinov2):
@@ -87,7 +87,7 @@ def test_the_hosts_own_dinov2_is_read_as_it_is(kit, encoder_spec, tmp_path):
     import comfy.clip_vision
 
     from inlay.encoders.content_adapter import IMAGENET
-    from inlay.encoders.image_context import _tokens, check_encoder
+    from inlay.encoders.image_context import check_encoder, vision_tokens
 
     theirs = kit.dino(registers=0)
     config = theirs.config.to_dict() | {"image_mean": IMAGENET[0], "image_std": IMAGENET[1]}
@@ -99,7 +99,7 @@ def test_the_hosts_own_dinov2_is_read_as_it_is(kit, encoder_spec, tmp_path):
     check_encoder(vision, adapter_named("plain", bare))
     pictures = square(70)
     expected = theirs(imagenet(pictures)).last_hidden_state
-    assert (_tokens(vision, bare, pictures, raw=False) - expected).abs().max() < 1e-5
+    assert (vision_tokens(vision, bare, pictures, raw=False) - expected).abs().max() < 1e-5
 
 
 def adapter_named(name, encoder_spec) -> Any:
@@ -111,7 +111,7 @@ def test_the_hosts_clip_gives_the_tokens_published_adapters_read(kit, tokens):
     import comfy.clip_vision
 
     from inlay.encoders.content_adapter import OPENAI, EncoderSpec, as_pixels
-    from inlay.encoders.image_context import _tokens
+    from inlay.encoders.image_context import vision_tokens
 
     theirs = kit.clip()
     vision = comfy.clip_vision.ClipVisionModel({**kit.CLIP, "model_type": "clip_vision_model"})
@@ -122,12 +122,12 @@ def test_the_hosts_clip_gives_the_tokens_published_adapters_read(kit, tokens):
     normed = theirs.vision_model.post_layernorm(output.last_hidden_state)
     expected = {"last": output.last_hidden_state, "normed": normed, "pooled": output.pooler_output[:, None]}
     reads = EncoderSpec("clip", 32, 0, 70, tokens)
-    assert (_tokens(vision, reads, pictures, raw=False) - expected[tokens]).abs().max() < 1e-5
+    assert (vision_tokens(vision, reads, pictures, raw=False) - expected[tokens]).abs().max() < 1e-5
     if tokens == "last":
         # the published training left out the division by 255 alone: (255 x - mean) / std
         mean, std = (torch.tensor(values) for values in OPENAI)
         raw = theirs.vision_model(((255 * pictures - mean) / std).movedim(-1, 1)).last_hidden_state
-        assert (_tokens(vision, reads, pictures, raw=True) - raw).abs().max() < 1e-4
+        assert (vision_tokens(vision, reads, pictures, raw=True) - raw).abs().max() < 1e-4
 
 
 def vit_large():
@@ -175,7 +175,7 @@ def test_a_clip_for_larger_pictures_is_another(kit):
 
 def test_a_published_dinov2_file_is_loaded_from_clip_vision(kit, in_process_host, encoder_spec):
     from inlay.encoders import dinov2 as room
-    from inlay.encoders.image_context import _tokens
+    from inlay.encoders.image_context import vision_tokens
 
     model = randomised_dino(kit, room)
     state = {}
@@ -197,7 +197,9 @@ def test_a_published_dinov2_file_is_loaded_from_clip_vision(kit, in_process_host
     vision = kit.execute("InlayLoadImageEncoder", "dinov2_vits14_pretrain.pth")[0]
     assert vision.model.config.heads == 2
     pictures = square(70)
-    assert (_tokens(vision, encoder_spec, pictures, raw=False) - model(imagenet(pictures))).abs().max() < 1e-5
+    assert (
+        vision_tokens(vision, encoder_spec, pictures, raw=False) - model(imagenet(pictures))
+    ).abs().max() < 1e-5
 
 
 def randomised_dino(kit, room):
@@ -210,7 +212,7 @@ def randomised_dino(kit, room):
 
 def test_one_file_can_hold_adapter_and_encoder(kit, in_process_host, dinov2, adapter_config):
     from inlay.encoders.dinov2 import read_dino_config
-    from inlay.encoders.image_context import _tokens
+    from inlay.encoders.image_context import vision_tokens
 
     encoder = dinov2[1].model.state_dict()
     path = in_process_host.models / "inlay" / "sub" / "both.safetensors"
@@ -220,12 +222,14 @@ def test_one_file_can_hold_adapter_and_encoder(kit, in_process_host, dinov2, ada
     assert "DINOv2 of width 32 with registers" in report
     assert "with its encoder" in report
     pictures, reads = square(70), adapter.encoder_spec
-    assert torch.equal(_tokens(vision, reads, pictures, False), _tokens(dinov2[1], reads, pictures, False))
+    assert torch.equal(
+        vision_tokens(vision, reads, pictures, False), vision_tokens(dinov2[1], reads, pictures, False)
+    )
 
 
 def test_a_checkpoint_with_a_published_adapter_is_listed_and_read(kit, in_process_host):
     from inlay.encoders.content_adapter import AdapterConfig, ContentAdapter, EncoderSpec
-    from inlay.nodes.loaders import _names
+    from inlay.nodes.loaders import adapter_files
 
     module = ContentAdapter(AdapterConfig(EncoderSpec("clip", 32, 0), 32, 5, context=24))
     prefixes = {"resblocks": "cond_stage_model.mapper.", "final_ln": "cond_stage_model.", "proj_out": ""}
@@ -234,7 +238,7 @@ def test_a_checkpoint_with_a_published_adapter_is_listed_and_read(kit, in_proces
         if key != "nothing":
             state[prefixes[key.split(".")[0]] + key] = value
     torch.save({"state_dict": state}, in_process_host.models / "checkpoints" / "ObjectStitch.pth")
-    assert "checkpoints/ObjectStitch.pth" in _names()
+    assert "checkpoints/ObjectStitch.pth" in adapter_files()
     adapter, vision, report = kit.execute("InlayLoadAdapter", "checkpoints/ObjectStitch.pth")
     assert adapter.layout == "ObjectStitch"
     assert vision is None

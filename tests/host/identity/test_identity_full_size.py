@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process_host", "memory_turn")]
 
 full_size: Any = runpy.run_path(str(Path(__file__).parents[1] / "full_size.py"))
 BOX = (70, 150, 330, 450)  # of the cup in skimage's photograph

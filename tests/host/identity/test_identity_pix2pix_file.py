@@ -36,7 +36,7 @@ def test_other_files_are_named(kit, in_process_host):
 
 
 @pytest.mark.slow
-def test_it_predicts_what_diffusers_predicts(kit, in_process_host):
+def test_it_predicts_what_diffusers_predicts(kit, in_process_host, memory_turn):
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     folder = in_process_host.models / "diffusion_models"

@@ -6,7 +6,14 @@ import torch
 from inlay.lab import scenes
 from inlay.lab.models import assemble
 from inlay.lab.models.scene_classifier import SceneClassifier
-from inlay.lab.studies import scene_attention, scene_paste, scene_quality, scene_tint
+from inlay.lab.studies import (
+    scene_attention,
+    scene_closeup,
+    scene_paste,
+    scene_quality,
+    scene_subjects,
+    scene_tint,
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +91,33 @@ def test_pasting_leaves_no_change_outside(models):
         assert row[scene_paste.OUTSIDE] == [0, 0]
         assert row[scene_paste.SHARE] == [0, 0]
     assert picture.width > picture.height > 0
+
+
+@pytest.mark.parametrize("kind", ["fill", "edit"])
+def test_a_subject_is_learned_by_a_transformer_and_painted_in_every_way(models, kind):
+    painter = scene_quality.Painter(kind, models)
+    choices = scene_subjects.SubjectChoices(kind, 1, 4, 1e-2, 1, 2, 1, "untrained")
+    pictures, numbers = scene_subjects.measure_subject(painter, SceneClassifier().eval(), 0, choices)
+    assert set(pictures) == set(numbers) == {*scene_subjects.WAYS[kind], "truth"}
+    assert numbers["truth"][scene_subjects.SIMILARITY] == pytest.approx(1, abs=1e-5)
+    different = [pictures[way] for way in scene_subjects.WAYS[kind]]
+    for index, image in enumerate(different):
+        assert image.shape == (2, scenes.SIZE, scenes.SIZE, 3)
+        assert all(not torch.equal(image, other) for other in different[index + 1 :])
+    table = scene_subjects.subject_table([numbers, numbers], choices, "a classifier")
+    assert "LoRA" in table.markdown()
+
+
+def test_boxes_of_the_asked_size_are_painted_in_every_view(painter):
+    choices = scene_closeup.CloseUpChoices(0.08, 1, scene_closeup.CANVAS, 2, 1.0, "untrained")
+    pictures, numbers = scene_closeup.measure_subject(painter, SceneClassifier().eval(), 0, choices)
+    assert set(pictures) == {*scene_closeup.VIEWS, "the truth"} == set(numbers)
+    task = scene_closeup.small_task(0, 0, 0.08)
+    assert float(task.hole.mean()) == pytest.approx(0.08, rel=0.15)
+    for row in scene_closeup.VIEWS:
+        changed = (pictures[row][0] != task.background).any(-1)
+        assert changed[task.hole > 0.5].any()
+        reach = scene_closeup.SOFT_EDGE + 16  # the node grows the hole, and to whole latent cells
+        near = torch.nn.functional.max_pool2d(task.hole[None, None], 2 * reach + 1, 1, reach)[0, 0]
+        assert not changed[near == 0].any()
+    assert numbers["the truth"][scene_closeup.GRADIENT] == pytest.approx(1)

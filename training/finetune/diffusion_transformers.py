@@ -38,6 +38,11 @@ def check_transformer(model, row: Family, recipe: Recipe, inpaint_patch: bool = 
             f"recipe: {recipe.name} trains every weight, which is made for Stable Diffusion; choose a recipe"
             f" with a LoRA for {row.label}, such as DreamCom."
         )
+    if recipe.subject_references and not (row.references and recipe.hole_condition == BY_REFERENCE):
+        raise ValueError(
+            f"subject_references: {row.label} reads no reference pictures here; set it to 0, or train an edit"
+            " model such as FLUX.2, Kontext or Qwen-Image-Edit."
+        )
     if recipe.hole_condition == BY_CHANNELS and row.condition != FILL:
         raise ValueError(
             f'hole_condition: {row.label} has no mask channels; choose "reference", "loss" or "auto".'
@@ -75,8 +80,7 @@ def resolved_recipe(recipe: Recipe, model) -> Recipe:
     """Return a recipe with everything decided that it leaves to the MODEL's family; UNets' stay."""
     row = families.family_of(model)
     if row is None or not row.transformer:
-        square = recipe.aspect_ratios != "buckets"  # one name for one result, or it would be trained twice
-        return replace(recipe, aspect_ratios="auto") if square else recipe
+        return recipe
     name, numbers = families.file_name(model), row.training
     condition = recipe.hole_condition
     if condition == "auto":
@@ -92,7 +96,6 @@ def resolved_recipe(recipe: Recipe, model) -> Recipe:
         weight_outside=WEIGHT_OUTSIDE if condition == BY_LOSS and weights == (1.0, 1.0) else weights[1],
         masked_cross_attention=False,  # there is no cross-attention: text and picture attend together
         inpainting_only=False,
-        aspect_ratios="buckets" if recipe.aspect_ratios == "auto" else recipe.aspect_ratios,
     )
 
 
@@ -123,6 +126,7 @@ class TransformerPass:
         condition: how the network learns where the hole is, a value of `Recipe.hole_condition`.
         guidance: of the guidance embedding, None where the network has none.
         texts: keyword arguments of the host's `extra_conds`, by the number of a caption.
+        references: latents (1, C, h, w) of the subject's pictures, as the VAE gives them.
     """
 
     host: HostPass
@@ -130,39 +134,44 @@ class TransformerPass:
     condition: str
     guidance: float | None
     texts: Sequence[Mapping[str, Any]]
+    references: Sequence[Tensor] = ()
 
     def __call__(self, rows: Examples, noise: Tensor, sigma: Tensor) -> Tensor:
         """Return the prediction (B, C, h, w) for rows at `sigma` (B,).
 
-        Rows of different captions run one after another: text is never repeated or padded, because every
-        token of it takes part in the attention.
+        Rows of different captions or references run one after another: text is never repeated or padded,
+        because every token of it takes part in the attention.
         """
         assert rows.caption is not None
-        captions = rows.caption.tolist()
-        if len(set(captions)) == 1:
-            return self._predict(rows, noise, sigma, captions[0])
+        shown = [()] * len(rows) if rows.subject_references is None else rows.subject_references.tolist()
+        keys = list(zip(rows.caption.tolist(), map(tuple, shown), strict=True))
+        if len(set(keys)) == 1:
+            return self._predict(rows, noise, sigma, *keys[0])
         groups = [
-            torch.tensor([i for i, other in enumerate(captions) if other == caption])
-            for caption in dict.fromkeys(captions)
+            torch.tensor([i for i, other in enumerate(keys) if other == key]) for key in dict.fromkeys(keys)
         ]
         parts = [
-            self._predict(
-                rows.take(group.to(sigma.device)), noise[group], sigma[group], captions[int(group[0])]
-            )
+            self._predict(rows.take(group.to(sigma.device)), noise[group], sigma[group], *keys[int(group[0])])
             for group in groups
         ]
         return torch.cat(parts)[torch.cat(groups).argsort()]
 
-    def _predict(self, rows: Examples, noise: Tensor, sigma: Tensor, caption: int) -> Tensor:
-        return self.host(rows.latent, noise, sigma, self.values(rows, caption))
+    def _predict(
+        self, rows: Examples, noise: Tensor, sigma: Tensor, caption: int, shown: Sequence[int]
+    ) -> Tensor:
+        return self.host(rows.latent, noise, sigma, self.values(rows, caption, shown))
 
-    def values(self, rows: Examples, caption: int) -> dict[str, Any]:
-        """Return the entries of a CONDITIONING for rows of one caption, as in sampling."""
+    def values(self, rows: Examples, caption: int, shown: Sequence[int] = ()) -> dict[str, Any]:
+        """Return the entries of a CONDITIONING for rows of one caption, as in sampling.
+
+        shown: numbers of the subject's pictures that stand beside the rows; -1: none.
+        """
         values = dict(self.texts[caption])
         if self.guidance is not None:
             values["guidance"] = self.guidance
         masked = self.host.raw(rows.masked)
-        return values | hole_values(self.condition, self.family, masked, hole_in_pixels(rows))
+        references = [self.references[number].to(masked) for number in shown if number >= 0]
+        return values | hole_values(self.condition, self.family, masked, hole_in_pixels(rows), references)
 
 
 def hole_in_pixels(rows: Examples) -> Tensor:
@@ -172,7 +181,9 @@ def hole_in_pixels(rows: Examples) -> Tensor:
     return rows.mask.repeat_interleave(FILL_CELL, -1).repeat_interleave(FILL_CELL, -2)
 
 
-def hole_values(condition: str, row: Family, masked: Tensor, mask: Tensor) -> dict[str, Any]:
+def hole_values(
+    condition: str, row: Family, masked: Tensor, mask: Tensor, references: Sequence[Tensor] = ()
+) -> dict[str, Any]:
     """Return the entries of a CONDITIONING by which a network learns where the hole is.
 
     Args:
@@ -180,19 +191,25 @@ def hole_values(condition: str, row: Family, masked: Tensor, mask: Tensor) -> di
         row: the model's family.
         masked: latents of the pictures with a grey hole, as the VAE gives them.
         mask: the holes (B, 1, H, W) in pixels.
+        references: latents (1, C, h, w) of the subject's pictures, which follow the picture with the hole.
     """
     if condition == BY_CHANNELS:
         return {"concat_latent_image": masked, "concat_mask": mask}
     if condition == BY_REFERENCE:
         method = {"reference_latents_method": row.reference_method} if row.reference_method else {}
-        return {"reference_latents": [masked]} | method
+        return {"reference_latents": [masked, *references]} | method
     return {}
 
 
 def transformer_pass(
-    model, network: nn.Module, dtype: torch.dtype, recipe: Recipe, texts: Sequence[Mapping[str, Any]]
+    model,
+    network: nn.Module,
+    dtype: torch.dtype,
+    recipe: Recipe,
+    texts: Sequence[Mapping[str, Any]],
+    references: Sequence[Tensor] = (),
 ) -> TransformerPass:
     """Return the pass of a MODEL's trainable network by a resolved recipe."""
     row = families.require_family(model)
     host = HostPass(model, network, dtype, row.time_axis)
-    return TransformerPass(host, row, recipe.hole_condition, recipe.guidance, texts)
+    return TransformerPass(host, row, recipe.hole_condition, recipe.guidance, texts, references)

@@ -1,4 +1,4 @@
-"""Subgraph blueprints: a part of a bundled workflow as one node, as the host lists it from subgraphs/*.json.
+"""Subgraphs: a part of a bundled workflow as one node, as the host lists it from subgraphs/*.json.
 
 What is wired into the part from outside becomes the node's inputs.
 """
@@ -18,7 +18,7 @@ SAMPLING: dict[str, Any] = {"steps": 30, "cfg": 7.0, "sampler_name": "dpmpp_2m",
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class SubgraphPlan:
     """`nodes` of a workflow, with `values` (node -> input -> value) for models larger than the tiny one.
 
     `widgets`, as "node.input" with spaces between, are shown on the outside; `outputs` are
@@ -34,8 +34,8 @@ class Blueprint:
     values: dict[str, dict[str, Any]]
 
 
-BLUEPRINTS = [
-    Blueprint(
+SUBGRAPHS = [
+    SubgraphPlan(
         "Insert Subject",
         "Learns a subject from a few photos and paints it into the mask, which its words alone may fill.",
         "insert_subject",
@@ -44,7 +44,7 @@ BLUEPRINTS = [
         {"image": ("15", 0), "subject": ("5", 3), "curve": ("5", 4)},
         {"5": OWN, "11": SAMPLING, "15": {"feather": 8}},
     ),
-    Blueprint(
+    SubgraphPlan(
         "Edit Subject",
         "Learns a subject from a few photos and paints it into the mask with another colour or material.",
         "edit_attribute",
@@ -53,7 +53,7 @@ BLUEPRINTS = [
         {"image": ("9", 0), "subject": ("5", 3)},
         {"5": OWN, "9": SAMPLING | {"close_up_size": 0, "soft_edge": 16}},
     ),
-    Blueprint(
+    SubgraphPlan(
         "Only the Box Changes",
         "Crops around a mask, edits the crop with an edit model, and pastes it back aligned, in the right"
         " colours; every pixel outside the mask stays as it is.",
@@ -71,7 +71,7 @@ def identity(*words: str) -> str:
     return str(uuid5(NAMESPACE_URL, "/".join(("inlay", *words))))
 
 
-def blueprint(plan: Blueprint, graph: dict, definitions: dict) -> dict:
+def draw_subgraph(plan: SubgraphPlan, graph: dict, definitions: dict) -> dict:
     """The file's contents: one node on the outside, and the definition of its inside."""
     inside = inner_graph(plan, graph)
     nodes = drawn_nodes(inside, definitions)
@@ -126,7 +126,7 @@ def blueprint(plan: Blueprint, graph: dict, definitions: dict) -> dict:
     }
 
 
-def inner_graph(plan: Blueprint, graph: dict) -> dict:
+def inner_graph(plan: SubgraphPlan, graph: dict) -> dict:
     """The plan's nodes in API form with its values, without the wires from outside."""
     inside = {key: deepcopy(graph[key]) for key in plan.nodes}
     for key, node in inside.items():
@@ -141,7 +141,7 @@ def inner_graph(plan: Blueprint, graph: dict) -> dict:
 class Ends:
     """What goes in and comes out: (node, output) in the workflow -> (name, type, links)."""
 
-    def __init__(self, plan: Blueprint, graph: dict, definitions: dict):
+    def __init__(self, plan: SubgraphPlan, graph: dict, definitions: dict):
         def kind(source: str, output: int) -> str:
             return definitions[graph[source]["class_type"]]["output"][output]
 

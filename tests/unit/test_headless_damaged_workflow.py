@@ -7,7 +7,7 @@ import random
 import pytest
 
 from inlay import dev
-from inlay.evaluation.readers import read_cases
+from inlay.evaluation.benchmark_datasets import read_cases
 from inlay.headless.errors import HostError
 from inlay.headless.workflow import as_graph, read_workflow
 

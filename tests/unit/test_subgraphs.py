@@ -1,19 +1,19 @@
-"""Every blueprint is the part of a bundled workflow that it says, with its ends wired."""
+"""Every subgraph is the part of a bundled workflow that it says, with its ends wired."""
 
 import json
 
 import pytest
 
-from inlay.tools.blueprints import BLUEPRINTS, INPUTS, OUTPUTS, inner_graph
-from inlay.tools.templates import SUBGRAPHS, WORKFLOWS
+from inlay.tools.subgraphs import INPUTS, OUTPUTS, SUBGRAPHS, inner_graph
+from inlay.tools.templates import SUBGRAPH_FOLDER, WORKFLOWS
 
 
-@pytest.fixture(params=BLUEPRINTS, ids=lambda plan: plan.name)
+@pytest.fixture(params=SUBGRAPHS, ids=lambda plan: plan.name)
 def parts(request):
     """(plan, the workflow it is taken from, the node outside, the definition of its inside)."""
     plan = request.param
     graph = json.loads((WORKFLOWS / "api" / f"{plan.workflow}.json").read_text(encoding="utf-8"))
-    file = json.loads((SUBGRAPHS / f"{plan.name}.json").read_text(encoding="utf-8"))
+    file = json.loads((SUBGRAPH_FOLDER / f"{plan.name}.json").read_text(encoding="utf-8"))
     [outside], [inside] = file["nodes"], file["definitions"]["subgraphs"]
     return plan, graph, outside, inside
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inlay.evaluation.readers import Case, dreambooth, read_cases
+from inlay.evaluation.benchmark_datasets import Case, dreambooth, read_cases
 from inlay.evaluation.score import hole_of
 from inlay.imaging.boxes import Box
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from inlay import dev
 from inlay.common.files import atomic_write_folder, check_writable
 from inlay.headless.client import NodeOutput
 from inlay.headless.jobs import GraphJob
@@ -20,50 +21,13 @@ from inlay.imaging.references import read_reference
 from inlay.training.finetune.regular_data import list_regular, save_regular
 
 GRAPH = {"1": {"class_type": "SaveImage", "_meta": {"title": "Save"}, "inputs": {}}}
-WRITERS = {
-    "results": """
-from inlay.headless.client import NodeOutput
-from inlay.headless.jobs import GraphJob
-from inlay.headless.results import save_result
-
-graph = {"1": {"class_type": "SaveImage", "_meta": {"title": "Save"}, "inputs": {}}}
-job = GraphJob(graph, ("cat", "room"))
-def write(round):
-    files = [("a.png", bytes([number]) * 50_000), ("b.png", bytes([number]) * 50_000)]
-    save_result(job, {"1": NodeOutput(files=files)}, number, folder)
-""",
-    "regular": """
-import torch
-from inlay.training.finetune.regular_data import save_regular
-
-def write(round):
-    image = torch.full((64, 64, 3), (round % 4) / 8)
-    save_regular(folder, [(image, torch.ones(64, 64))], ["a cup"])
-""",
-}
-LOOP = """
-print("ready", flush=True)
-sys.stdin.readline()
-failures = 0
-for round in range(rounds):
-    try:
-        write(round)
-    except Exception as error:
-        print(repr(error), file=sys.stderr)
-        failures += 1
-print(failures, flush=True)
-"""
-HEAD = """
-import sys
-from pathlib import Path
-folder, rounds, number = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-"""
+WRITERS = ("results", "regular")
+PROGRAM = dev.PACK / "tests" / "programs" / "write_folders.py"
 
 
 def start(kind: str, folder: Path, rounds: int, number: int) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    code = HEAD + WRITERS[kind] + LOOP
-    command = [sys.executable, "-c", code, str(folder), str(rounds), str(number)]
+    command = [sys.executable, str(PROGRAM), str(folder), str(rounds), str(number), kind]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     writer = subprocess.Popen(command, env=environment, text=True, **pipes)
     assert writer.stdout

@@ -1,0 +1,195 @@
+"""A subject by training, by a reference photo, or by both, on the tiny Fill and edit models.
+
+    python dev.py lab scene_subjects --work DIR [--models FOLDER] [--subjects 20] [--scenes 5] [--pilot]
+
+Every held-out subject has four photos. Fill and the edit model are finetuned on them (a LoRA, by the
+trainer's own machinery), and the subject is painted into held-out scenes whose truth is known: from words
+alone, with one photo as a reference (edit model), with the LoRA, and with both. Similarity is that of the
+painted box and the true one, by the classifier's features. A unit of the table is a subject; one JSON file
+for each, so an interrupted run goes on. --pilot takes 4 subjects. Writes subjects_KIND.md, .json and .png.
+"""
+
+import argparse
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...evaluation.tables import Table
+from ...imaging.object_picture import subject_crops
+from .. import scenes
+from ..models import assemble
+from ..models.scene_classifier import MARGIN, SIZE, SceneClassifier, trained_classifier
+from . import picture_grid
+from .attention import change
+from .dreamcom import TOKEN, finetuned
+from .quality import write_table
+from .result_cache import cell, fingerprint, pictures_of
+from .scene_quality import HELD_OUT, Painter, Task, as_image, stacked, task_of
+
+PHOTOS, PILOT, SHOWN = 4, 4, 8
+SIMILARITY = "subject similarity"
+CAPTION, CLASS, LORA = "full caption, not trained", "class only, not trained", "LoRA"
+PHOTO, BOTH = "one photo, not trained", "LoRA and one photo"
+WAYS = {"fill": (CAPTION, CLASS, LORA), "edit": (CAPTION, CLASS, PHOTO, LORA, BOTH)}
+
+
+@dataclass(frozen=True)
+class SubjectChoices:
+    """Everything that decides a subject's numbers; kept with them."""
+
+    kind: str
+    steps: int
+    rank: int
+    learning_rate: float
+    batch_size: int
+    scenes: int
+    sampling_steps: int
+    model: str
+
+
+@dataclass(frozen=True)
+class HeldOutSubject:
+    """A thing, its photos (R, H, W, 3) with masks (R, H, W), and where it shall go."""
+
+    thing: scenes.Thing
+    references: Tensor
+    reference_masks: Tensor
+    tasks: list[Task]
+
+
+def held_out_subject(index: int, count: int) -> HeldOutSubject:
+    """Subject number `index` with `count` scenes; classes take turns, all else is drawn."""
+    rng = np.random.default_rng([HELD_OUT, 12, index])
+    thing = scenes.sample_thing(rng, kind=scenes.CLASSES[index % len(scenes.CLASSES)])
+    alone = [scenes.sample_scene(rng, thing, others=0, scale=(0.62, 0.72)) for _ in range(PHOTOS)]
+    photos = [scenes.render(scene) for scene in alone]
+    tasks = [task_of(scenes.sample_scene(rng, thing), rng) for _ in range(count)]
+    masks = torch.stack([torch.from_numpy(p.mask > 0.5).float() for p in photos])
+    return HeldOutSubject(thing, torch.stack([as_image(p.image) for p in photos]), masks, tasks)
+
+
+def features(classifier: SceneClassifier, images: Tensor, masks: Tensor) -> Tensor:
+    """Unit vectors (B, D) of what is under masks (B, H, W) of images (B, H, W, 3)."""
+    with torch.no_grad():
+        return classifier(subject_crops(images.movedim(-1, 1), masks, SIZE, MARGIN))
+
+
+def numbers_of(classifier: SceneClassifier, images: Tensor, tasks: list[Task]) -> dict[str, float]:
+    """The measures of a subject's pictures, means over its scenes."""
+    holes = stacked(tasks, "hole")
+    likeness = features(classifier, images, holes) * features(classifier, stacked(tasks, "truth"), holes)
+    verdicts = classifier.describe(images.movedim(-1, 1), holes)
+    right = [
+        float(v.kind == task.thing.kind and v.colour == task.thing.colour)
+        for v, task in zip(verdicts, tasks, strict=True)
+    ]
+    return {SIMILARITY: float(likeness.sum(1).mean()), "class and colour": float(np.mean(right))}
+
+
+def measure_subject(
+    painter: Painter, classifier: SceneClassifier, index: int, choices: SubjectChoices
+) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
+    """Pictures and numbers of one subject, by the way in which the model knows it."""
+    from ...training.finetune.diffusion_transformers import resolved_recipe
+    from ...training.finetune.recipes import RECIPES
+
+    subject = held_out_subject(index, choices.scenes)
+    recipe = RECIPES["DreamCom"].with_choices(
+        steps=choices.steps, rank=choices.rank, learning_rate=choices.learning_rate,
+        batch_size=choices.batch_size, resolution=scenes.SIZE,
+    )  # fmt: skip
+    if choices.kind == "edit":
+        recipe = replace(recipe, hole_condition="reference")
+    recipe = resolved_recipe(recipe, painter.model)
+    learned = SimpleNamespace(
+        thing=subject.thing, references=subject.references, reference_masks=subject.reference_masks
+    )
+    tuned: Any = finetuned(painter, learned, recipe, index, scenes.SIZE)
+    taught = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
+    prompts = {CAPTION: scenes.caption(subject.thing), LORA: taught, BOTH: taught}
+    images, holes, photos = (stacked(subject.tasks, name) for name in ("background", "hole", "photo"))
+    pictures: dict[str, Tensor] = {"truth": stacked(subject.tasks, "truth")}
+    for way in WAYS[choices.kind]:
+        words = [prompts.get(way, f"a photo of a {subject.thing.kind}")] * len(images)
+        shown = photos if way in (PHOTO, BOTH) else None
+        model = tuned if way in (LORA, BOTH) else None
+        pictures[way] = painter.paint(
+            images, holes, words, shown, index, model, choices.sampling_steps
+        ).cpu()  # fmt: skip
+    return pictures, {way: numbers_of(classifier, pictures[way], subject.tasks) for way in pictures}
+
+
+def subject_table(results: list[dict], choices: SubjectChoices, name: str) -> Table:
+    """Means over subjects, and what the training and the photo change."""
+    rows = {row: {m: [result[row][m] for result in results] for m in results[0][row]} for row in results[0]}
+    table = Table(f"How the {choices.kind} model knows a subject", rows)
+    notes = [
+        f"{len(results)} subjects x {choices.scenes} scenes, seed {HELD_OUT}; errors over subjects;"
+        f" similarity by {name}. {choices.steps} training steps of {choices.batch_size}, rank"
+        f" {choices.rank}, rate {choices.learning_rate:g}, {PHOTOS} photos.",
+        change(table, LORA, CLASS, SIMILARITY),
+        change(table, LORA, CAPTION, SIMILARITY),
+    ]
+    if choices.kind == "edit":
+        notes += [change(table, *pair, SIMILARITY) for pair in ((PHOTO, CLASS), (BOTH, PHOTO), (BOTH, LORA))]
+    return replace(table, notes=notes)
+
+
+def subject_sheet(folder: Path, count: int, choices: SubjectChoices, side: int = 144):
+    """The first subjects, one scene each: a photo | the box | every way | the truth."""
+    ways = (*WAYS[choices.kind], "truth")
+    cells = []
+    for index in range(count):
+        subject, pictures = held_out_subject(index, choices.scenes), pictures_of(folder / f"{index:03d}.json")
+        task = subject.tasks[0]
+        panels = [picture_grid.shown(subject.references[0], side)]
+        panels.append(picture_grid.shown(task.background, side, task.box))
+        panels += [picture_grid.shown(pictures[way][0], side) for way in ways]
+        words = scenes.caption(subject.thing).removeprefix("a photo of ")
+        cells.append(picture_grid.Cell(panels, [words]))
+    return picture_grid.grid(" | ".join(["a photo", "the box", *ways]), cells, 1)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of the trainings")
+    parser.add_argument("--models", type=Path, help="a models folder that `assemble` wrote")
+    parser.add_argument("--kinds", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--subjects", type=int, default=20)
+    parser.add_argument("--scenes", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--sampling-steps", type=int, default=20)
+    parser.add_argument("--pilot", action="store_true", help=f"{PILOT} subjects")
+    parser.add_argument("--out", type=Path, help="default: DIR/subjects")
+    a = parser.parse_args()
+    out, models = a.out or a.work / "subjects", a.models or a.work / "models"
+    if a.models is None:
+        assemble.assemble(assemble.trained_parts(a.work), models)
+    classifier, count = trained_classifier(a.work), PILOT if a.pilot else a.subjects
+    for kind in a.kinds:
+        folder = out / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        painter = Painter(kind, models)
+        file = models / "diffusion_models" / f"inlay_tiny_{kind}.safetensors"
+        choices = SubjectChoices(
+            kind, a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, fingerprint(file)
+        )  # fmt: skip
+        results = [
+            cell(path, choices, partial(measure_subject, painter, classifier, index, choices))
+            for index, path in enumerate(folder / f"{number:03d}.json" for number in range(count))
+        ]
+        write_table(subject_table(results, choices, classifier.name), out, f"subjects_{kind}")
+        subject_sheet(folder, min(SHOWN, count), choices).save(out / f"subjects_{kind}.png")
+
+
+if __name__ == "__main__":
+    main()
