@@ -190,7 +190,9 @@ class SubjectFinetune(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="AdamW, with its moments in 8 bits (needs bitsandbytes), or Adafactor, which"
-                    f" keeps least; its own learning rate is {ADAFACTOR_RATE:g}, of each weight's size.",
+                    f" keeps least; its own learning rate is {ADAFACTOR_RATE:g}, of each weight's size."
+                    " Prodigy (needs prodigyopt) finds the learning rate itself: leave learning_rate at 0,"
+                    " which is 1.",
                 ),
                 io.Combo.Input(
                     "gradient_checkpointing",
@@ -455,7 +457,9 @@ class InlayTrainingOptions(io.ComfyNode):
                     options=[PRESET, *get_args(OptimizerKind)],
                     default=PRESET,
                     tooltip="AdamW, with its moments in 8 bits (needs bitsandbytes), or Adafactor, which"
-                    f" keeps least; its own learning rate is {ADAFACTOR_RATE:g}, of each weight's size.",
+                    f" keeps least; its own learning rate is {ADAFACTOR_RATE:g}, of each weight's size."
+                    " Prodigy (needs prodigyopt) finds the learning rate itself: leave learning_rate at 0,"
+                    " which is 1.",
                 ),
                 io.Combo.Input(
                     "gradient_checkpointing",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from ...imaging.augment import Augmentation
-from ..optimizers import ADAFACTOR_RATE, OptimizerKind, OptimizerSpec
+from ..optimizers import OWN_RATES, OptimizerKind, OptimizerSpec
 
 # Of the network's arithmetic. "model": the host's choice; "half": 16 bits of whatever kind suits the device.
 Precision = Literal["model", "half", "fp32", "bf16", "fp16"]
@@ -101,7 +101,7 @@ class Recipe:
     ) -> "Recipe":
         """Return this recipe with the user's choices; 0 and None keep the recipe's own."""
         alpha = self.adapter.alpha if self.adapter.alpha is None or not rank else float(rank)
-        own_rate = ADAFACTOR_RATE if optimiser == "Adafactor" else self.optimiser.learning_rate
+        own_rate = OWN_RATES.get(optimiser or "", self.optimiser.learning_rate)
         return replace(
             self,
             steps=steps or self.steps,
