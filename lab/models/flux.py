@@ -47,12 +47,13 @@ SHAPE = {
     "txt_ids_dims": [],
 }
 CHANNELS = {"words": 16 + 16 + 64, "fill": 16 + 16 + 64, "edit": 16}
-STEPS = {"words": 6200, "fill": 9000, "edit": 5000}
-BATCH, RATE = 24, {"words": 7e-4, "fill": 5e-4, "edit": 5e-4}
+STEPS = {"words": 6200, "fill": 7000, "edit": 4000}
+BATCH = {"words": 24, "fill": 48, "edit": 48}
+RATE = {"words": 7e-4, "fill": 5e-4, "edit": 5e-4}
 MUON_RATE = 2e-3  # of the blocks' matrices in Fill and edit
 START = {"fill": "words", "edit": "fill"}  # whose mean weights a model starts from
 FROZEN = 0.38  # share of the first steps after which the text encoder stays as it is
-WINDOWED, WINDOW = {"words": 0.65, "fill": 0.65, "edit": 0.75}, 12
+WINDOWED, WINDOW = {"words": 0.65, "fill": 0.5, "edit": 0.75}, 12
 SUBJECT = {"words": 0.65, "fill": 0.65, "edit": 0.85}  # share of holes about the subject: its photo shows it
 PHOTOS = (1, 1, 1, 2, 1, 0, 1, 2)  # photos of the subject in turn, from step to step
 SHORT, LONG, EVERY = 16, 77, 12  # text tokens of most batches, and of one in EVERY
@@ -151,7 +152,7 @@ class Training:
     """The modules of one task's training and its loss at any step."""
 
     def __init__(self, work: Path, task: str, steps: int = 0, seed: int = 0):
-        self.work, self.task, self.seed = work, task, seed
+        self.work, self.task, self.seed, self.batch_size = work, task, seed, BATCH[task]
         self.model, self.look = new_flux(task, seed), TokenLookHead(SHAPE["hidden_size"])
         if task in START and not (work / f"{task}.pt").exists():
             self.start_from(START[task])
@@ -197,7 +198,7 @@ class Training:
     ) -> dict[str, Any]:
         assert self.data
         tensors = self.data.tensors
-        scene, hole = self.data.pick(rng, BATCH, subject=SUBJECT[self.task])
+        scene, hole = self.data.pick(rng, self.batch_size, subject=SUBJECT[self.task])
         content = tensors["content"][scene, hole].tolist()
         whole = 0.6 if long else 0.0
         prompts, photos = [], []
@@ -214,7 +215,7 @@ class Training:
                     prompts[i] = (
                         f"a photo of a {self.data.things[index][0]['kind']}" if rng.random() < 0.7 else ""
                     )
-        first = torch.from_numpy(rng.integers(2, size=BATCH))
+        first = torch.from_numpy(rng.integers(2, size=self.batch_size))
         shown = torch.tensor(photos)[:, None, None, None]
         batch = {
             "latent": tensors["latent"][scene].float(),
@@ -246,7 +247,7 @@ class Training:
         windowed = step < WINDOWED[self.task] * self.fit.total
         batch = self.batch(rng, long, PHOTOS[step % len(PHOTOS)], WINDOW if windowed else 0)
         noise = torch.randn(batch["latent"].shape, generator=generator).to(runs.device())
-        sigma = sample_sigmas(BATCH, generator).to(runs.device())
+        sigma = sample_sigmas(self.batch_size, generator).to(runs.device())
         latent = batch["latent"]
         s = sigma.view(-1, 1, 1, 1)
         x = (1 - s) * latent + s * noise

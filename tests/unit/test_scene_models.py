@@ -93,7 +93,7 @@ def fit_line(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fit a line, return its weights and their mean; `stop` interrupts it after that many steps."""
     line = Line()
-    hidden = [line.layer.weight] if muon else []
+    hidden = list(line.parameters())[:1] if muon else []  # the matrix
     fit = runs.Fit(path, {"line": line}, total, 0.05, average=0.9, hidden=hidden, hidden_rate=0.05)
 
     def loss_at(step: int):
