@@ -182,10 +182,7 @@ def spec_from_node(
     references = collect_references(images, masks)
     notes = check_references(references, size, masks is not None)
     notes += small_photo_notes(references, crop_shapes(references, recipe, size, crop_grid(pipeline.model)))
-    distilled = distilled_note(pipeline.model)
-    if distilled:
-        logger.warning(f"Inlay: {distilled}")
-        notes.append(distilled)
+    notes += _distilled_notes(pipeline.model)
     regular = []
     own = own_captions(recipe, token, class_name, captions, len(references))
     if regular_images and recipe.preservation:
@@ -226,9 +223,7 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
     pipeline = open_parts(config) if config.text_encoders else open_checkpoint(config.checkpoint)
     recipe = resolved_recipe(with_family_numbers(recipe, pipeline.model), pipeline.model)
     check_trainable_model(pipeline.model, recipe)
-    distilled = distilled_note(pipeline.model)
-    if distilled:
-        logger.warning(f"Inlay: {distilled}")
+    _distilled_notes(pipeline.model)
     size = crop_size(pipeline.model, recipe)
     concept = Concept(caption, read_references(config.references, size))
     shapes = crop_shapes(concept.references, recipe, size, crop_grid(pipeline.model))
@@ -244,6 +239,15 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
     seed, looks = config.seed, config.attributes
     spec = FinetuneSpec(token, class_name, recipe, concept, regular, size, seed, previous, looks, own, apart)
     return pipeline, spec
+
+
+def _distilled_notes(model) -> list[str]:
+    """Return a warning where a MODEL is distilled to a few steps; it is logged too."""
+    note = distilled_note(model)
+    if not note:
+        return []
+    logger.warning(f"Inlay: {note}")
+    return [note]
 
 
 def open_checkpoint(name: str) -> Pipeline:
