@@ -148,7 +148,7 @@ EDIT_GROUPS = (
 PLANS = [
     Plan(
         "insert_subject",
-        "Inlay 1 - Insert my subject from a few photos",
+        "Inlay 01 - Insert my subject from a few photos",
         (START, THINGS, _group("2. Where, and what", "4 7 8"), LEARN, _group("4. Paint", "6 17")),
         (_sampling("11", "6", "9", "11", "13", "15"),),
         ("10", "12", "14", "16", "18"),
@@ -156,14 +156,14 @@ PLANS = [
     ),
     Plan(
         "insert_small",
-        "Inlay 2 - Insert my subject small into a large photo",
+        "Inlay 02 - Insert my subject small into a large photo",
         (START, THINGS, _group("2. Where, and what", "4 6 7"), LEARN, _group("4. Paint", "8 10 12")),
         (_sampling("8", name="Close-Up, Then Surroundings"),),
         ("9", "11"),
     ),
     Plan(
         "edit_attribute",
-        "Inlay 3 - Edit colour or material of my subject",
+        "Inlay 03 - Edit colour or material of my subject",
         (START, THINGS, _group("2. Where, and what", "4 6 7"), LEARN, _group("4. Paint", "9 11")),
         (_sampling("9"),),
         ("8", "10", "12"),
@@ -171,7 +171,7 @@ PLANS = [
     ),
     Plan(
         "insert_one_photo",
-        "Inlay 4 - Insert an object from one photo",
+        "Inlay 04 - Insert an object from one photo",
         (
             _group("Read me; the model", "note 1 3"),
             _group("1. Your object, your picture", "4 5 6"),
@@ -184,7 +184,7 @@ PLANS = [
     ),
     Plan(
         "insert_by_shape",
-        "Inlay 5 - Insert an object in a drawn shape",
+        "Inlay 05 - Insert an object in a drawn shape",
         (
             _group("Read me; the model", "note 1 3"),
             _group("1. Your object, your picture", "4 5 6"),
@@ -195,7 +195,7 @@ PLANS = [
     ),
     Plan(
         "dreammix",
-        "Inlay 6 - DreamMix - edited subject in a large photo",
+        "Inlay 06 - DreamMix - edited subject in a large photo",
         (
             _group("Read me; the model", "note 1 13"),
             THINGS,
@@ -211,7 +211,7 @@ PLANS = [
     ),
     Plan(
         "train_and_share",
-        "Inlay 7 - Train a subject and share it",
+        "Inlay 07 - Train a subject and share it",
         (
             START,
             THINGS,
@@ -224,7 +224,7 @@ PLANS = [
     ),
     Plan(
         "compare",
-        "Inlay 8 - Compare with and without",
+        "Inlay 08 - Compare with and without",
         (
             _group("Read me; the model", "note 1"),
             _group("1. Your things", "101 2 3"),
@@ -248,7 +248,7 @@ PLANS = [
     ),
     Plan(
         "insert_klein",
-        "Inlay 9 - Insert my subject with FLUX.2 klein",
+        "Inlay 09 - Insert my subject with FLUX.2 klein",
         EDIT_GROUPS,
         (_sampling("8"),),
     ),

@@ -173,6 +173,11 @@ def test_a_template_has_a_card_of_its_name(plan):
     assert Image.open(WORKFLOWS / f"{plan.title}.jpg").format == "JPEG"
 
 
+def test_templates_sorted_by_name_stand_in_the_order_of_their_numbers():
+    titles = [plan.title for plan in PLANS]
+    assert sorted(titles) == titles
+
+
 def test_three_templates_are_apps_of_nodes_on_the_outside():
     apps = [plan for plan in PLANS if plan.app]
     assert len(apps) == 3
