@@ -90,7 +90,7 @@ class InlayLoadSubject(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora_name, strength, token, class_name, clip=None) -> io.NodeOutput:
         """Return the model and text encoder with the LoRA, its weights, and the subject."""
-        from ..training.finetune.lora import peft_config, read_lora_file  # loaded when needed
+        from ..training.finetune.lora_files import peft_config, read_lora_file  # loaded when needed
 
         check_wired(model=model)
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))

@@ -67,6 +67,8 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
             "model: the node that loaded it gives no way to load a copy, which training needs; load it with"
             " Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
         )
+    if recipe.adapter.lokr and recipe.adapter.dora:
+        raise ValueError("adapter: LoKr and DoRA do not go together; choose one of them.")
     if recipe.preservation and recipe.adapter.kind == "full":
         raise ValueError(
             f"preservation: it compares the model with and without a LoRA, and {recipe.name} trains every"

@@ -18,7 +18,7 @@ from .checks import check_trainable_model, crop_size
 from .data import Concept, Reference, check_references, collect_background, collect_references
 from .diffusion_transformers import distilled_note, resolved_recipe, with_family_numbers
 from .generation import SampleOptions, prompts_in
-from .lora import as_kohya, peft_config
+from .lora_files import as_kohya, peft_config
 from .lora_formats import with_own_names
 from .pipeline import Pipeline
 from .recipes import Recipe
