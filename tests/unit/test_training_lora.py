@@ -1,6 +1,7 @@
 """The adapters of the finetuning against their equations."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +13,13 @@ from inlay.training.finetune.recipes import AdapterSpec
 SPEC = AdapterSpec(rank=3, alpha=6.0, targets=("wide", "small"), lokr=True)
 
 
-def network() -> nn.Module:
+def network() -> nn.ModuleDict:
     torch.manual_seed(0)
     layers = {"wide": nn.Linear(90, 160), "small": nn.Linear(160, 12), "other": nn.Linear(12, 2)}
-    return nn.Sequential(nn.ModuleDict(layers))[0].requires_grad_(False)
+    return nn.ModuleDict(layers).requires_grad_(False)
 
 
-def trained(spec: AdapterSpec) -> tuple[nn.Module, dict[str, torch.Tensor], object]:
+def trained(spec: AdapterSpec) -> tuple[nn.ModuleDict, dict[str, torch.Tensor], Any]:
     """A network with an adapter whose weights are drawn at random, what it exports, and the adapter."""
     net = network()
     adapter = attach_adapter(net, spec, torch.float32, seed=1)

@@ -53,9 +53,10 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
             )
     quantised = models.quantised_weights(unet)
     if row is not None and row.transformer:
-        if recipe.adapter.dora and any(is_quantised(layer) for layer in unet.modules()):
+        wide = "DoRA" if recipe.adapter.dora else "LoKr" if recipe.adapter.lokr else ""
+        if wide and any(is_quantised(layer) for layer in unet.modules()):
             raise ValueError(
-                "adapter: DoRA needs a model with weights in 16 bits, and this one is quantised; choose LoRA."
+                f"adapter: {wide} needs weights in 16 bits, and this model's are quantised; choose LoRA."
             )
     elif quantised:
         raise ValueError(

@@ -13,25 +13,17 @@ from .recipes import AdapterSpec
 Name = Callable[[str], str]  # a module's path in the UNet -> its key in a LoRA file
 
 
-class LoraAdapter:
-    """A low-rank adapter on the linear layers whose path ends with one of `spec.targets` (Hu et al. 2021)."""
+class PeftAdapter:
+    """An adapter of PEFT in a network: its layers by path, and the parameters that are trained."""
 
-    def __init__(self, unet: nn.Module, spec: AdapterSpec, dtype: torch.dtype, seed: int):
-        from peft import LoraConfig, inject_adapter_in_model  # slow to import, so not before somebody trains
+    def __init__(self, unet: nn.Module, config: Any, mark: str, dtype: torch.dtype, seed: int):
+        from peft import inject_adapter_in_model  # slow to import, so not before somebody trains
 
-        config = LoraConfig(
-            r=spec.rank,
-            lora_alpha=spec.rank if spec.alpha is None else spec.alpha,  # type: ignore[arg-type]
-            target_modules=spec.pattern or list(spec.targets),
-            init_lora_weights="gaussian" if spec.init == "gaussian" else True,
-            use_dora=spec.dora,
-            use_rslora=spec.rslora,
-        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inject_adapter_in_model(config, unet)
         self.layers: dict[str, Any] = {
-            path: layer for path, layer in unet.named_modules() if hasattr(layer, "lora_A")
+            path: layer for path, layer in unet.named_modules() if hasattr(layer, mark)
         }
         self.parameters = [p for p in unet.parameters() if p.requires_grad]
         for p in self.parameters:
@@ -47,6 +39,23 @@ class LoraAdapter:
         finally:
             for layer in self.layers.values():
                 layer._disable_adapters = False
+
+
+class LoraAdapter(PeftAdapter):
+    """A low-rank adapter on the linear layers whose path ends with one of `spec.targets` (Hu et al. 2021)."""
+
+    def __init__(self, unet: nn.Module, spec: AdapterSpec, dtype: torch.dtype, seed: int):
+        from peft import LoraConfig  # slow to import, as above
+
+        config = LoraConfig(
+            r=spec.rank,
+            lora_alpha=spec.rank if spec.alpha is None else spec.alpha,  # type: ignore[arg-type]
+            target_modules=spec.pattern or list(spec.targets),
+            init_lora_weights="gaussian" if spec.init == "gaussian" else True,
+            use_dora=spec.dora,
+            use_rslora=spec.rslora,
+        )
+        super().__init__(unet, config, "lora_A", dtype, seed)
 
     def export(self, name: Name) -> dict[str, Tensor]:
         """Return the weights under kohya's keys, which the host and diffusers read too: down, up, alpha."""
@@ -78,31 +87,21 @@ class LoraAdapter:
 LOKR_PARTS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
 
 
-class LokrAdapter:
+class LokrAdapter(PeftAdapter):
     """LoKr on the layers of a LoRA: kron(W1, W2), W2 of low rank where that is smaller (Yeh et al. 2024).
 
     The names and the scale alpha / rank are LyCORIS', which the host and other trainers read.
     """
 
     def __init__(self, unet: nn.Module, spec: AdapterSpec, dtype: torch.dtype, seed: int):
-        from peft import LoKrConfig, inject_adapter_in_model  # slow to import, as above
+        from peft import LoKrConfig  # slow to import, as above
 
         config = LoKrConfig(
             r=spec.rank,
             alpha=spec.rank if spec.alpha is None else spec.alpha,  # type: ignore[arg-type]
             target_modules=spec.pattern or list(spec.targets),
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            inject_adapter_in_model(config, unet)
-        self.layers: dict[str, Any] = {
-            path: layer for path, layer in unet.named_modules() if hasattr(layer, "lokr_w1")
-        }
-        self.parameters = [p for p in unet.parameters() if p.requires_grad]
-        for p in self.parameters:
-            p.data = p.data.to(dtype)
-
-    switched_off = LoraAdapter.switched_off
+        super().__init__(unet, config, "lokr_w1", dtype, seed)
 
     def export(self, name: Name) -> dict[str, Tensor]:
         """Return the weights under LyCORIS' keys. Where no part has a rank, W2 holds the scale."""

@@ -610,6 +610,20 @@ def quantised(model, kind):
     return model_around(model, twin, torch.float32)
 
 
+@pytest.mark.parametrize("adapter", ["DoRA", "LoKr"])
+def test_an_adapter_that_needs_whole_weights_is_refused_on_a_quantised_base(adapter, opened):
+    from inlay.training.finetune.checks import check_trainable_model
+    from inlay.training.finetune.diffusion_transformers import resolved_recipe
+    from inlay.training.finetune.recipes import RECIPES
+
+    model = quantised(opened("flux2-klein").model, "scaled")
+    recipe = resolved_recipe(RECIPES["DreamCom"].with_choices(rank=4), model)
+    check_trainable_model(model, recipe)
+    recipe = replace(recipe, adapter=replace(recipe.adapter, **{adapter.lower(): True}))
+    with pytest.raises(ValueError, match=f"adapter: {adapter} needs weights in 16 bits"):
+        check_trainable_model(model, recipe)
+
+
 @pytest.mark.parametrize("kind", ["plain", "scaled"])
 @pytest.mark.parametrize("name", ["flux2-klein", "z-image"])
 def test_a_quantised_base_stays_quantised_and_trains_as_its_widened_weights(name, kind, opened):
