@@ -208,6 +208,17 @@ def label_embedding(model, pooled: Tensor | None, size: int, device: torch.devic
     return model.model.encode_adm(pooled_output=pooled, width=size, height=size, device=device)
 
 
+def label_at_size(model, label: Tensor, height: int, width: int) -> Tensor:
+    """Return label embeddings (B, P) of SDXL with another height and width in pixels; others unchanged."""
+    if "SDXL" not in type(model.model.model_config).__name__:
+        return label
+    sizes = label_embedding(model, label[:, :0], width, label.device)  # without a pooled vector
+    assert sizes is not None
+    pooled = label[:, : label.shape[1] - sizes.shape[1]]
+    made = model.model.encode_adm(pooled_output=pooled, width=width, height=height, device=label.device)
+    return made.to(label)
+
+
 def latent_in(model, latent: Tensor) -> Tensor:
     """Return a VAE's latent as the network sees it."""
     return model.model.process_latent_in(latent)

@@ -129,8 +129,8 @@ class SubjectFinetune(io.ComfyNode):
                     max=4096,
                     step=8,
                     advanced=True,
-                    tooltip="Side of the square crops it trains on, in pixels; 0 = the model's own (SD 1.5"
-                    " 512, SD 2 512 or 768, the others 1024).",
+                    tooltip="Side in pixels of the square crops it trains on, or of a square with the area of"
+                    " the buckets; 0 = the model's own (SD 1.5 512, SD 2 512 or 768, the others 1024).",
                 ),
                 io.Image.Input(
                     "regular_images",
@@ -190,7 +190,9 @@ class SubjectFinetune(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="AdamW, with its moments in 8 bits (needs bitsandbytes), or Adafactor, which"
-                    f" keeps least; its own learning rate is {ADAFACTOR_RATE:g}, of each weight's size.",
+                    f" keeps least; its own learning rate is {ADAFACTOR_RATE:g}, of each weight's size."
+                    " Prodigy (needs prodigyopt) finds the learning rate itself: leave learning_rate at 0,"
+                    " which is 1.",
                 ),
                 io.Combo.Input(
                     "gradient_checkpointing",
@@ -372,6 +374,8 @@ def with_rare_choices(recipe, settings: dict[str, Any]):
         changes["hole_condition"] = HOLE_WAYS[settings["hole"]]
     if "layers" in settings:
         adapter["layers"] = settings["layers"]
+    if "aspect_ratios" in settings:
+        changes["aspect_ratios"] = settings["aspect_ratios"]
     if "adapter" in settings:
         adapter["dora"] = settings["adapter"] == "DoRA"
     if "schedule" in settings:
@@ -438,8 +442,8 @@ class InlayTrainingOptions(io.ComfyNode):
                     min=0,
                     max=4096,
                     step=8,
-                    tooltip="Side of the square crops it trains on, in pixels; 0 = the model's own (SD 1.5"
-                    " 512, SD 2 512 or 768, the others 1024).",
+                    tooltip="Side in pixels of the square crops it trains on, or of a square with the area of"
+                    " the buckets; 0 = the model's own (SD 1.5 512, SD 2 512 or 768, the others 1024).",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -453,7 +457,9 @@ class InlayTrainingOptions(io.ComfyNode):
                     options=[PRESET, *get_args(OptimizerKind)],
                     default=PRESET,
                     tooltip="AdamW, with its moments in 8 bits (needs bitsandbytes), or Adafactor, which"
-                    f" keeps least; its own learning rate is {ADAFACTOR_RATE:g}, of each weight's size.",
+                    f" keeps least; its own learning rate is {ADAFACTOR_RATE:g}, of each weight's size."
+                    " Prodigy (needs prodigyopt) finds the learning rate itself: leave learning_rate at 0,"
+                    " which is 1.",
                 ),
                 io.Combo.Input(
                     "gradient_checkpointing",
@@ -595,6 +601,15 @@ class InlayTrainingOptions(io.ComfyNode):
                     optional=True,
                     tooltip="With subject_references: probability of showing none of them, so that the LoRA"
                     " works alone too.",
+                ),
+                io.Combo.Input(
+                    "aspect_ratios",
+                    options=["square", "buckets"],
+                    default="square",
+                    optional=True,
+                    tooltip="square: square crops. buckets: crops keep about the shape of their photo, at the"
+                    " area of the resolution; use it for photos that are not square on transformers such as"
+                    " FLUX.",
                 ),
             ],
             outputs=[OptionsType.Output(display_name="options", tooltip="For Train Subject.")],

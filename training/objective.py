@@ -31,7 +31,10 @@ class NoiseSchedule:
 
 
 def generator_at(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Return a generator that depends on the seed, the step and the stream (0 noise, 1 order, 2 data)."""
+    """Return a generator that depends on the seed, the step and the stream.
+
+    Streams: 0 noise, 1 order, 2 data, 3 noise of regular pictures of another size, 4 order of the buckets.
+    """
     # Odd multipliers spread neighbouring steps over the whole range (Steele et al. 2014, SplitMix64).
     mixed = seed + step * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9
     return torch.Generator().manual_seed(mixed & (2**63 - 1))

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from io import StringIO
 from typing import Any, Literal
 
 import torch
@@ -12,22 +14,25 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-OptimizerKind = Literal["AdamW", "AdamW8bit", "Adafactor"]
+OptimizerKind = Literal["AdamW", "AdamW8bit", "Adafactor", "Prodigy"]
 Average = Callable[[Sequence[Tensor]], None]  # averages gradients over all processes, in place
 ADAFACTOR_RATE = 1e-2  # torch's default, of the root mean square of each weight
+# Learning rates of the optimisers that have one of their own. Prodigy multiplies its estimate by it.
+OWN_RATES: dict[str, float] = {"Adafactor": ADAFACTOR_RATE, "Prodigy": 1.0}
+PRODIGY_ESTIMATE = ("d", "d_max", "d_numerator", "k")  # what Prodigy keeps for all parameters together
 NO_STATE = ("", "master", "mean", "sample")  # checkpoint keys that are not part of the optimiser's state
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """Adafactor's rate is relative to the size of each weight."""
+    """Adafactor's rate is relative to the size of each weight, Prodigy's to its own estimate."""
 
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)  # DreamCom and DreamMix, released code
     weight_decay: float = 1e-2
     eps: float = 1e-8  # DreamCom, released code
     clip_norm: float = 1.0  # DreamCom, released code
-    kind: OptimizerKind = "AdamW"  # betas and eps are AdamW's
+    kind: OptimizerKind = "AdamW"  # betas and eps are AdamW's and Prodigy's
     schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate after the warm-up
     warmup: int = 0  # steps in which the learning rate rises from 0 in a straight line
 
@@ -55,6 +60,11 @@ def check_optimizer(spec: OptimizerSpec) -> None:
     Raises:
         ValueError: if it is not.
     """
+    if spec.kind == "Prodigy" and find_spec("prodigyopt") is None:
+        raise ValueError(
+            "optimiser: Prodigy needs the Python package prodigyopt, which is not installed; install it or"
+            " choose another optimiser."
+        )
     if spec.kind == "AdamW8bit" and not eight_bit_installed():
         raise ValueError(
             "optimiser: AdamW8bit needs the Python package bitsandbytes, which is not installed; install it"
@@ -66,7 +76,7 @@ def make_optimizer(parameters: Sequence[Tensor], spec: OptimizerSpec) -> Any:
     """Return the optimiser of a spec for `parameters`.
 
     AdamW (Loshchilov & Hutter 2019) and Adafactor (Shazeer & Stern 2018) are torch's; AdamW8bit with moments
-    in 8 bits (Dettmers et al. 2022) is bitsandbytes'.
+    in 8 bits (Dettmers et al. 2022) is bitsandbytes'; Prodigy (Mishchenko & Defazio 2024) is its authors'.
     """
     common: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
     if spec.kind == "Adafactor":
@@ -76,6 +86,12 @@ def make_optimizer(parameters: Sequence[Tensor], spec: OptimizerSpec) -> Any:
         import bitsandbytes  # pyright: ignore[reportMissingImports]  (optional, see check_optimizer)
 
         return bitsandbytes.optim.AdamW8bit(parameters, **common)
+    if spec.kind == "Prodigy":
+        import prodigyopt  # pyright: ignore[reportMissingImports]  (optional, see check_optimizer)
+
+        with redirect_stdout(StringIO()):  # it prints a line about weight decay
+            # Both switches are the authors' advice for diffusion models.
+            return prodigyopt.Prodigy(parameters, safeguard_warmup=True, use_bias_correction=True, **common)
     return torch.optim.AdamW(parameters, fused=has_fused_kernel(parameters[0].device), **common)
 
 
@@ -101,6 +117,7 @@ class UnfitState(ValueError):
 
 # Shapes of an optimizer's tensors by their names, for a parameter's shape.
 FULL_SHAPED = ("exp_avg", "exp_avg_sq", "variance", "state1", "state2")
+FLATTENED = ("s", "p0")
 STATE_NAMES = {
     "AdamW": ({"step", "exp_avg", "exp_avg_sq"},),
     "Adafactor": ({"step", "row_var", "col_var"}, {"step", "variance"}),
@@ -108,6 +125,7 @@ STATE_NAMES = {
         {"step", "state1", "state2"},  # small parameters
         {"step", "state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2"},
     ),
+    "Prodigy": ({"step", "s", "p0", "exp_avg", "exp_avg_sq"},),
 }
 EIGHT_BIT_BLOCK, EIGHT_BIT_LEVELS = 256, 256  # of bitsandbytes: values with one scale, and values of a byte
 
@@ -116,6 +134,8 @@ def state_shape(name: str, shape: torch.Size) -> tuple[int, ...] | None:
     """Return the shape of an optimizer's tensor for a parameter of `shape`; None for an unknown name."""
     if name in FULL_SHAPED:
         return tuple(shape)
+    if name in FLATTENED:
+        return (shape.numel(),)
     return {
         "step": (),
         "row_var": (*shape[:-1], 1),
@@ -228,6 +248,9 @@ class MixedPrecisionOptimizer:
         if self.scaler.is_enabled():
             scaler = self.scaler.state_dict()
             state["scale"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
+        if self.kind == "Prodigy":
+            group = self.optimiser.param_groups[0]
+            state["estimate"] = torch.tensor([group[n] for n in PRODIGY_ESTIMATE], dtype=torch.float64)
         return {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def check(self, tensors: dict[str, Tensor]) -> None:
@@ -244,6 +267,9 @@ class MixedPrecisionOptimizer:
                 found[name, int(i)] = tuple(tensor.shape)
         if self.scaler.is_enabled() and tensors.get("scale", torch.zeros(2)).shape != (2,):
             raise UnfitState("scale holds no two numbers")
+        estimate = tensors.get("estimate")
+        if self.kind == "Prodigy" and (estimate is None or estimate.shape != (len(PRODIGY_ESTIMATE),)):
+            raise UnfitState("estimate is not there")
         # Loss scaling may have left out every step so far: then there is no state at all.
         begun = any(name not in NO_STATE for name, _ in found)
         allowed = STATE_NAMES[self.kind] if begun else (set(),)
@@ -257,7 +283,9 @@ class MixedPrecisionOptimizer:
                 raise UnfitState(f"{self.kind} keeps other tensors than {', '.join(sorted(names)) or 'none'}")
             for name in names:
                 shape = found.pop((name, i))
-                if shape != state_shape(name, master.shape) and not (name == "step" and shape == (1,)):
+                # AdamW's step may be (1,); Prodigy's p0 of a weight that began at 0 is one number.
+                other = {"step": (1,), "p0": ()}.get(name)
+                if shape not in (state_shape(name, master.shape), other):
                     raise UnfitState(f"{name}.{i} has the shape {shape}")
         if found:
             raise UnfitState(f"it has {len(found)} tensors too many")
@@ -289,6 +317,9 @@ class MixedPrecisionOptimizer:
             }
         for i, mean in enumerate(self.means):
             mean.copy_(tensors[f"mean.{i}"])
+        if self.kind == "Prodigy":
+            *estimate, k = tensors["estimate"].tolist()
+            self.optimiser.param_groups[0].update(zip(PRODIGY_ESTIMATE, [*estimate, int(k)], strict=True))
         if "scale" in tensors:
             scale, tracker = tensors["scale"].tolist()
             self.scaler.load_state_dict(

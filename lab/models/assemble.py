@@ -65,8 +65,6 @@ def trained_parts(work: Path) -> dict[str, State]:
             fit = flux.Training(work, task)
             with runs.Averaged(fit.fit):
                 parts[task] = {name: value.cpu().clone() for name, value in fit.model.state_dict().items()}
-                if "text" not in parts:  # it is still being trained
-                    parts["text"] = {n: value.cpu().clone() for n, value in fit.encoder.state_dict().items()}
     return parts
 
 

@@ -1,15 +1,17 @@
 """Train the Fill and the edit model of Flux.1's class on latents of the drawn scenes.
 
+    python -m inlay.lab.models.flux --work DIR --task words
     python -m inlay.lab.models.flux --work DIR --task fill
     python -m inlay.lab.models.flux --work DIR --task edit
 
 The network is the host's own class: hidden 256, 2 double and 4 single blocks. Flow matching (Lipman et al.
 2023): x_s = (1 - s) x_0 + s noise, the target is noise - x_0. Fill gets the masked picture's latents and the
 mask's 64 pixels of each cell as further channels. Edit gets one to three reference latents: the scene with a
-grey hole, and up to two photos of the subject from other sides; it starts from Fill's weights. At first the
-text encoder learns with Fill; after the share FROZEN of the steps its weights are written to
-DIR/text_encoder.pt and stay as they are, so that the other models can use them. For the first WINDOWED share
-of the steps examples are windows of 12 x 12 cells about the hole, at two thirds of the cost.
+grey hole, and up to two photos of the subject from other sides; it starts from Fill's weights. "words" is a
+first Fill with which the text encoder learns; after the share FROZEN of its steps the encoder's weights are
+written to DIR/text_encoder.pt and stay as they are, for all models. Fill starts from that network. For the
+first WINDOWED share of the steps examples are windows of 12 x 12 cells about the hole, at two thirds of the
+cost.
 """
 
 import argparse
@@ -44,12 +46,15 @@ SHAPE = {
     "guidance_embed": True,
     "txt_ids_dims": [],
 }
-CHANNELS = {"fill": 16 + 16 + 64, "edit": 16}
-STEPS = {"fill": 9000, "edit": 5000}
-BATCH, RATE = 24, {"fill": 7e-4, "edit": 5e-4}
-FROZEN = 0.38  # share of Fill's steps after which the text encoder stays as it is
-WINDOWED, WINDOW = {"fill": 0.65, "edit": 0.75}, 12
-SUBJECT = {"fill": 0.65, "edit": 0.85}  # share of holes about the subject: its photo shows it
+CHANNELS = {"words": 16 + 16 + 64, "fill": 16 + 16 + 64, "edit": 16}
+STEPS = {"words": 6200, "fill": 7000, "edit": 4000}
+BATCH = {"words": 24, "fill": 48, "edit": 48}
+RATE = {"words": 7e-4, "fill": 5e-4, "edit": 5e-4}
+MUON_RATE = 2e-3  # of the blocks' matrices in Fill and edit
+START = {"fill": "words", "edit": "fill"}  # whose mean weights a model starts from
+FROZEN = 0.38  # share of the first steps after which the text encoder stays as it is
+WINDOWED, WINDOW = {"words": 0.65, "fill": 0.5, "edit": 0.75}, 12
+SUBJECT = {"words": 0.65, "fill": 0.65, "edit": 0.85}  # share of holes about the subject: its photo shows it
 PHOTOS = (1, 1, 1, 2, 1, 0, 1, 2)  # photos of the subject in turn, from step to step
 SHORT, LONG, EVERY = 16, 77, 12  # text tokens of most batches, and of one in EVERY
 # the host gives a Flux model vae_scale (latent - vae_shift): here that is the encoder's own scale
@@ -147,31 +152,34 @@ class Training:
     """The modules of one task's training and its loss at any step."""
 
     def __init__(self, work: Path, task: str, steps: int = 0, seed: int = 0):
-        self.work, self.task, self.seed = work, task, seed
+        self.work, self.task, self.seed, self.batch_size = work, task, seed, BATCH[task]
         self.model, self.look = new_flux(task, seed), TokenLookHead(SHAPE["hidden_size"])
-        if task == "edit" and not (work / "edit.pt").exists():
-            self.start_from_fill()
+        if task in START and not (work / f"{task}.pt").exists():
+            self.start_from(START[task])
         self.model.double_blocks[-1].register_forward_hook(self.look.keep)
         modules: dict[str, nn.Module] = {"model": self.model, "look": self.look}
-        if task == "fill":
+        blocks = []
+        if task == "words":
             self.encoder = modules["text"] = TextEncoder(seed)
             start_words(self.encoder)
         else:
             self.encoder = trained_text_encoder(work).to(runs.device())
+            blocks = [*self.model.double_blocks.parameters(), *self.model.single_blocks.parameters()]
         self.fit = runs.Fit(
-            work / f"{task}.pt", modules, steps or STEPS[task], RATE[task], average=0.998, decay=1e-2
-        )
+            work / f"{task}.pt", modules, steps or STEPS[task], RATE[task], average=0.998, decay=1e-2,
+            hidden=[p for p in blocks if p.ndim == 2], hidden_rate=MUON_RATE,
+        )  # fmt: skip
         self.frozen = int(FROZEN * self.fit.total)
         self.data: Latents | None = None
 
-    def start_from_fill(self) -> None:
-        """Take Fill's mean weights; of its input layer those of the noisy latents."""
-        fill = Training(self.work, "fill", seed=self.seed)
-        with runs.Averaged(fill.fit):
-            state = {name: value.clone() for name, value in fill.model.state_dict().items()}
-            self.look.load_state_dict(fill.look.state_dict())
-        # tokens list channel by channel, four values each
-        state["img_in.weight"] = state["img_in.weight"][:, : 16 * 4]
+    def start_from(self, task: str) -> None:
+        """Take another task's mean weights; of its input layer those of the channels that this one has."""
+        other = Training(self.work, task, seed=self.seed)
+        with runs.Averaged(other.fit):
+            state = {name: value.clone() for name, value in other.model.state_dict().items()}
+            self.look.load_state_dict(other.look.state_dict())
+        # tokens list channel by channel, four values each; the noisy latents come first
+        state["img_in.weight"] = state["img_in.weight"][:, : CHANNELS[self.task] * 4]
         self.model.load_state_dict(state)
 
     def freeze_text(self) -> None:
@@ -190,7 +198,7 @@ class Training:
     ) -> dict[str, Any]:
         assert self.data
         tensors = self.data.tensors
-        scene, hole = self.data.pick(rng, BATCH, subject=SUBJECT[self.task])
+        scene, hole = self.data.pick(rng, self.batch_size, subject=SUBJECT[self.task])
         content = tensors["content"][scene, hole].tolist()
         whole = 0.6 if long else 0.0
         prompts, photos = [], []
@@ -207,7 +215,7 @@ class Training:
                     prompts[i] = (
                         f"a photo of a {self.data.things[index][0]['kind']}" if rng.random() < 0.7 else ""
                     )
-        first = torch.from_numpy(rng.integers(2, size=BATCH))
+        first = torch.from_numpy(rng.integers(2, size=self.batch_size))
         shown = torch.tensor(photos)[:, None, None, None]
         batch = {
             "latent": tensors["latent"][scene].float(),
@@ -229,23 +237,23 @@ class Training:
         }
 
     def loss_at(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        rng, generator = runs.draws(self.seed + {"fill": 1, "edit": 2}[self.task], step)
+        rng, generator = runs.draws(self.seed + {"words": 1, "edit": 2, "fill": 3}[self.task], step)
         if step % 100 == 0 or self.data is None:
             self.data = self.data or Latents(self.work, 16)
             self.data.refresh()
-        if self.task == "fill" and step == self.frozen:
+        if self.task == "words" and step == self.frozen:
             self.freeze_text()
         long = step % EVERY == EVERY - 1
         windowed = step < WINDOWED[self.task] * self.fit.total
         batch = self.batch(rng, long, PHOTOS[step % len(PHOTOS)], WINDOW if windowed else 0)
         noise = torch.randn(batch["latent"].shape, generator=generator).to(runs.device())
-        sigma = sample_sigmas(BATCH, generator).to(runs.device())
+        sigma = sample_sigmas(self.batch_size, generator).to(runs.device())
         latent = batch["latent"]
         s = sigma.view(-1, 1, 1, 1)
         x = (1 - s) * latent + s * noise
         weight = 0.2 + 0.8 * batch["hole"]
         with runs.half_precision():
-            with torch.set_grad_enabled(self.task == "fill" and step < self.frozen):
+            with torch.set_grad_enabled(self.task == "words" and step < self.frozen):
                 ids = ids_of(batch["prompts"])[:, : LONG if long else SHORT]
                 context = self.encoder(ids.to(runs.device())).float()
             output = velocity(self.model, self.task, x, sigma, context, batch)
@@ -268,7 +276,7 @@ class Training:
 def velocity(model, task: str, x: Tensor, sigma: Tensor, context: Tensor, given: dict[str, Any]) -> Tensor:
     """The model's noise - x_0 for latents x (B, 16, h, w) at noise levels (B,)."""
     guidance = torch.full((len(x),), 3.5, device=x.device)
-    if task == "fill":
+    if task != "edit":
         x = torch.cat([x, given["masked"], mask_channels(given["pixels"])], 1)
         return model(x, sigma, context, guidance=guidance)
     return model(x, sigma, context, guidance=guidance, ref_latents=[given["masked"], *given["photos"]])
@@ -298,7 +306,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--task", choices=("fill", "edit"), required=True)
+    parser.add_argument("--task", choices=tuple(STEPS), required=True)
     parser.add_argument("--steps", type=int, default=0, help="0: the task's default")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()

@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -67,7 +67,11 @@ def finished(path: Path) -> bool:
 
 
 class Fit:
-    """A training: `modules` by name, trained by AdamW at `rate` for `total` steps, its state at `path`."""
+    """A training: `modules` by name, trained by AdamW at `rate` for `total` steps, its state at `path`.
+
+    The matrices `hidden` are trained by Muon (Jordan et al. 2024) at `hidden_rate` instead, its updates
+    scaled to AdamW's size (Liu et al. 2025, equation 4).
+    """
 
     def __init__(
         self,
@@ -78,22 +82,33 @@ class Fit:
         average: float = 0.0,
         decay: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.99),
+        hidden: Sequence[nn.Parameter] = (),
+        hidden_rate: float = 0.0,
     ):
-        self.path, self.modules, self.total, self.rate, self.average = path, modules, total, rate, average
+        self.path, self.modules, self.total, self.average = path, modules, total, average
         for module in modules.values():
             module.to(device())
         self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+        own = {id(p) for p in hidden}
+        others = [p for p in self.parameters if id(p) not in own]
         groups = [
-            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": decay},
-            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in others if p.ndim > 1], "weight_decay": decay},
+            {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+        adamw = torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, rate)]
+        if hidden:
+            muon = torch.optim.Muon(
+                hidden, lr=hidden_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+            )
+            self.optimizers.append((muon, hidden_rate))
         self.mean = [p.detach().clone() for p in self.parameters] if average else []
         self.step, self.seconds, self.log = 0, 0.0, []
         if state := load(path):
             for name, module in modules.items():
                 module.load_state_dict(state["modules"][name])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for (optimizer, _), kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
             self.mean = [kept.to(device()) for kept in state["mean"]]
             self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
 
@@ -104,7 +119,7 @@ class Fit:
     def state(self) -> dict:
         return {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
             "mean": self.mean,
             "step": self.step,
             "seconds": self.seconds,
@@ -135,14 +150,17 @@ class Fit:
         saved = last = time.monotonic()
         rows: list[dict[str, float]] = []
         while not self.done and not stopped:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * cosine(self.step, self.total)
+            for optimizer, rate in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * cosine(self.step, self.total)
             loss, shown = loss_at(self.step)
-            self.optimizer.zero_grad(set_to_none=True)
+            for optimizer, _ in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
             if torch.isfinite(norm):
-                self.optimizer.step()
+                for optimizer, _ in self.optimizers:
+                    optimizer.step()
             self.step += 1
             decay = min(self.average, (1 + self.step) / (10 + self.step))
             with torch.no_grad():

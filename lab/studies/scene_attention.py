@@ -17,10 +17,8 @@ its twin in 15 of 100 scenes, or there is no fault to mend. Writes a table (Mark
 for each.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,13 +29,13 @@ from torch import Tensor
 from ...evaluation.tables import Table
 from ...imaging.object_picture import subject_crops
 from .. import scenes
-from ..models import assemble
 from ..models.scene_classifier import MARGIN, NOTHING, SIZE, SceneClassifier, trained_classifier
 from . import picture_grid
 from .attention import LAYERS, WORDS, Masking
 from .attention import change as change_of
 from .quality import write_table
 from .scene_quality import Painter, Task, edge_step, stacked, task_of
+from .scene_study import study_folders, study_parser
 
 BATCH, SHOWN, PILOT = 20, 8, 20
 COUNTS = {"words": 100, "light": 240, "photo": 100}
@@ -232,21 +230,13 @@ def grid_of(tasks: Sequence[Task], results: dict[str, Tensor], side: int = 144) 
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder of the trainings")
-    parser.add_argument("--models", type=Path, help="a models folder that `assemble` wrote")
+    parser = study_parser(__doc__, "attention")
     parser.add_argument("--only", nargs="*", default=list(COUNTS), choices=list(COUNTS))
     parser.add_argument("--kinds", nargs="*", default=["unet", "fill"], choices=["unet", "fill"])
     parser.add_argument("--scenes", type=int, default=0, help="0: 100, for light 240")
     parser.add_argument("--pilot", action="store_true", help=f"{PILOT} scenes")
-    parser.add_argument("--out", type=Path, help="default: DIR/attention")
     a = parser.parse_args()
-    out, models = a.out or a.work / "attention", a.models or a.work / "models"
-    out.mkdir(parents=True, exist_ok=True)
-    if a.models is None:
-        assemble.assemble(assemble.trained_parts(a.work), models)
+    out, models = study_folders(a)
     count = {name: PILOT if a.pilot else a.scenes or COUNTS[name] for name in COUNTS}
     classifier: Any = trained_classifier(a.work)
     studies: dict[str, Callable[[], tuple[Table, Image.Image]]] = {}

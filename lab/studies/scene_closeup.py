@@ -8,11 +8,9 @@ pictures of 256 px, twice the size the model was trained on. A unit of a table i
 rooms; one JSON file for each, so an interrupted run goes on. Writes closeup.md, closeup.json, closeup.png.
 """
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +20,13 @@ from torch import Tensor
 from ...evaluation.tables import Table
 from ...imaging.boxes import Box
 from .. import scenes
-from ..models import assemble
 from ..models.scene_classifier import SceneClassifier, trained_classifier
 from . import picture_grid
 from .attention import change
 from .quality import write_table
-from .result_cache import cell, fingerprint, pictures_of
+from .result_cache import fingerprint, pictures_of
 from .scene_quality import Painter, Task, as_image, edge_step, gradient_share, stacked
+from .scene_study import rows_of, study_folders, study_parser, subject_cells, subject_file
 from .scene_subjects import SIMILARITY, numbers_of
 
 SEED, CANVAS, SOFT_EDGE, SHOWN = 45, 256, 2, 6
@@ -120,7 +118,7 @@ def measure_subject(
 
 def closeup_table(name: str, results: list[Mapping], choices: CloseUpChoices, judge: str) -> Table:
     """Means over subjects, and what the close-up changes."""
-    rows = {row: {m: [result[row][m] for result in results] for m in results[0][row]} for row in results[0]}
+    rows = rows_of(results)
     table, (whole, window, close) = Table(f"Boxes of {name} of the picture", rows), VIEWS
     notes = [
         f"{len(results)} subjects x {choices.rooms} rooms of {choices.canvas} px, seed {SEED}; errors over"
@@ -133,38 +131,25 @@ def closeup_table(name: str, results: list[Mapping], choices: CloseUpChoices, ju
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder of the trainings")
-    parser.add_argument("--models", type=Path, help="a models folder that `assemble` wrote")
+    parser = study_parser(__doc__, "closeup")
     parser.add_argument("--subjects", type=int, default=20)
     parser.add_argument("--rooms", type=int, default=4)
     parser.add_argument("--only", nargs="*", default=list(AREAS), choices=list(AREAS))
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=4.0)
-    parser.add_argument("--out", type=Path, help="default: DIR/closeup")
     a = parser.parse_args()
-    out, models = a.out or a.work / "closeup", a.models or a.work / "models"
-    if a.models is None:
-        assemble.assemble(assemble.trained_parts(a.work), models)
+    out, models = study_folders(a)
     painter, classifier = Painter("fill", models), trained_classifier(a.work)
     file = models / "diffusion_models" / "inlay_tiny_fill.safetensors"
     cells = []
     for name in a.only:
         folder = out / name.split()[0]
-        folder.mkdir(parents=True, exist_ok=True)
         choices = CloseUpChoices(AREAS[name], a.rooms, CANVAS, a.sampling_steps, a.cfg, fingerprint(file))
-        results = [
-            cell(path, choices, partial(measure_subject, painter, classifier, index, choices))
-            for index, path in enumerate(folder / f"{number:03d}.json" for number in range(a.subjects))
-        ]
+        measure = partial(measure_subject, painter, classifier, choices=choices)
+        results = subject_cells(folder, a.subjects, choices, measure)
         write_table(closeup_table(name, results, choices, classifier.name), out, f"closeup_{folder.name}")
         for index in range(min(SHOWN // len(a.only), a.subjects)):
-            task, shown = (
-                small_task(index, 0, choices.area),
-                pictures_of(folder / f"{index:03d}.json"),
-            )
+            task, shown = small_task(index, 0, choices.area), pictures_of(subject_file(folder, index))
             panels = [picture_grid.shown(task.background, 144, task.box)]
             panels += [picture_grid.shown(images[0], 144) for images in shown.values()]
             cells.append(picture_grid.Cell(panels, [scenes.caption(task.thing), name]))

@@ -8,9 +8,7 @@ soft edge. Seam: the mean colour step across the box's border in 1/255, less tha
 Writes paste.md, paste.json and paste.png.
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,10 +21,10 @@ from ...imaging.colour_match import FIELD, LAB
 from ...imaging.paste import PasteOptions, paste_paintings, whole_pictures
 from ...imaging.registration import SHIFT_AND_SCALE
 from .. import scenes
-from ..models import assemble
 from .quality import write_table
 from .scene_attention import SceneBench, grid_of
 from .scene_quality import Painter, Task, edge_step, stacked, task_of
+from .scene_study import study_folders, study_parser
 
 SEED, SCENES, FEATHER = 44, 100, 4
 BEFORE = "as the model painted it"
@@ -81,18 +79,10 @@ def paste_study(bench: SceneBench, count: int) -> tuple[Table, Image.Image]:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder of the trainings")
-    parser.add_argument("--models", type=Path, help="a models folder that `assemble` wrote")
+    parser = study_parser(__doc__, "paste")
     parser.add_argument("--scenes", type=int, default=SCENES)
-    parser.add_argument("--out", type=Path, help="default: DIR/paste")
     a = parser.parse_args()
-    out, models = a.out or a.work / "paste", a.models or a.work / "models"
-    out.mkdir(parents=True, exist_ok=True)
-    if a.models is None:
-        assemble.assemble(assemble.trained_parts(a.work), models)
+    out, models = study_folders(a)
     with torch.inference_mode():
         table, picture = paste_study(SceneBench(Painter("edit", models)), a.scenes)
     write_table(table, out, "paste")

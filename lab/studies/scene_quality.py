@@ -11,7 +11,6 @@ quality.json and a sheet of 24 pictures for each model. Models come from FOLDER,
 the trainings in DIR.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,11 +26,12 @@ from ...imaging.composite import paste_back
 from ...imaging.latent_mask import inpaint_pictures
 from ...imaging.masks import fill_box
 from .. import scenes
-from ..models import assemble, autoencoders, scene_data
+from ..models import autoencoders, scene_data
 from ..models.host import open_host
 from ..models.scene_classifier import SceneClassifier, Verdict, trained_classifier
 from . import picture_grid
 from .quality import write_table
+from .scene_study import study_parser
 
 HELD_OUT = 424_243  # no training draws from this seed
 BATCH = 25
@@ -237,20 +237,12 @@ def sheet(title: str, painted: Tensor, tasks: Sequence[Task], verdicts: Sequence
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder of the trainings")
-    parser.add_argument("--models", type=Path, help="a models folder that `assemble` wrote")
+    parser = study_parser(__doc__, "quality")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--only", nargs="*", default=list(SAMPLING), choices=list(SAMPLING))
-    parser.add_argument("--out", type=Path, help="default: DIR/quality")
     a = parser.parse_args()
     out = a.out or a.work / "quality"
-    out.mkdir(parents=True, exist_ok=True)
     models = a.models or a.work / "models"
-    if a.models is None:
-        assemble.assemble(assemble.trained_parts(a.work), models)
     classifier, tasks = trained_classifier(a.work), held_out_tasks(a.prompts)
     truth = stacked(tasks, "truth")
     rows: dict[str, dict[str, list[float]]] = {}

@@ -9,7 +9,6 @@ painted box and the true one, by the classifier's features. A unit of the table 
 for each, so an interrupted run goes on. --pilot takes 4 subjects. Writes subjects_KIND.md, .json and .png.
 """
 
-import argparse
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,14 +22,14 @@ from torch import Tensor
 from ...evaluation.tables import Table
 from ...imaging.object_picture import subject_crops
 from .. import scenes
-from ..models import assemble
 from ..models.scene_classifier import MARGIN, SIZE, SceneClassifier, trained_classifier
 from . import picture_grid
 from .attention import change
 from .dreamcom import TOKEN, finetuned
 from .quality import write_table
-from .result_cache import cell, fingerprint, pictures_of
+from .result_cache import fingerprint, pictures_of
 from .scene_quality import HELD_OUT, Painter, Task, as_image, stacked, task_of
+from .scene_study import rows_of, study_folders, study_parser, subject_cells, subject_file
 
 PHOTOS, PILOT, SHOWN = 4, 4, 8
 SIMILARITY = "subject similarity"
@@ -127,7 +126,7 @@ def measure_subject(
 
 def subject_table(results: list[dict], choices: SubjectChoices, name: str) -> Table:
     """Means over subjects, and what the training and the photo change."""
-    rows = {row: {m: [result[row][m] for result in results] for m in results[0][row]} for row in results[0]}
+    rows = rows_of(results)
     table = Table(f"How the {choices.kind} model knows a subject", rows)
     notes = [
         f"{len(results)} subjects x {choices.scenes} scenes, seed {HELD_OUT}; errors over subjects;"
@@ -146,7 +145,7 @@ def subject_sheet(folder: Path, count: int, choices: SubjectChoices, side: int =
     ways = (*WAYS[choices.kind], "truth")
     cells = []
     for index in range(count):
-        subject, pictures = held_out_subject(index, choices.scenes), pictures_of(folder / f"{index:03d}.json")
+        subject, pictures = held_out_subject(index, choices.scenes), pictures_of(subject_file(folder, index))
         task = subject.tasks[0]
         panels = [picture_grid.shown(subject.references[0], side)]
         panels.append(picture_grid.shown(task.background, side, task.box))
@@ -157,11 +156,7 @@ def subject_sheet(folder: Path, count: int, choices: SubjectChoices, side: int =
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder of the trainings")
-    parser.add_argument("--models", type=Path, help="a models folder that `assemble` wrote")
+    parser = study_parser(__doc__, "subjects")
     parser.add_argument("--kinds", nargs="*", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--subjects", type=int, default=20)
     parser.add_argument("--scenes", type=int, default=5)
@@ -169,24 +164,18 @@ def main():
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--pilot", action="store_true", help=f"{PILOT} subjects")
-    parser.add_argument("--out", type=Path, help="default: DIR/subjects")
     a = parser.parse_args()
-    out, models = a.out or a.work / "subjects", a.models or a.work / "models"
-    if a.models is None:
-        assemble.assemble(assemble.trained_parts(a.work), models)
+    out, models = study_folders(a)
     classifier, count = trained_classifier(a.work), PILOT if a.pilot else a.subjects
     for kind in a.kinds:
         folder = out / kind
-        folder.mkdir(parents=True, exist_ok=True)
         painter = Painter(kind, models)
         file = models / "diffusion_models" / f"inlay_tiny_{kind}.safetensors"
         choices = SubjectChoices(
             kind, a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, fingerprint(file)
         )  # fmt: skip
-        results = [
-            cell(path, choices, partial(measure_subject, painter, classifier, index, choices))
-            for index, path in enumerate(folder / f"{number:03d}.json" for number in range(count))
-        ]
+        measure = partial(measure_subject, painter, classifier, choices=choices)
+        results = subject_cells(folder, count, choices, measure)
         write_table(subject_table(results, choices, classifier.name), out, f"subjects_{kind}")
         subject_sheet(folder, min(SHOWN, count), choices).save(out / f"subjects_{kind}.png")
 

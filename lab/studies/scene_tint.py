@@ -11,8 +11,8 @@ file for each, so an interrupted run goes on. --pilot takes 4 subjects and print
 without a mask the leak must differ from zero by two standard errors. Writes tint.md, tint.json and tint.png.
 """
 
-import argparse
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,13 +23,13 @@ from torch import Tensor
 
 from ...evaluation.tables import Table
 from .. import scenes
-from ..models import assemble
 from . import picture_grid
 from .attention import LAYERS, change
 from .dreamcom import TOKEN, finetuned
 from .quality import write_table
-from .result_cache import cell, fingerprint, pictures_of
+from .result_cache import fingerprint, pictures_of
 from .scene_quality import HELD_OUT, Painter, Task, as_image, stacked, task_of
+from .scene_study import rows_of, study_folders, study_parser, subject_cells, subject_file
 
 LEAK, SHIFT = "leak along the tint", "shift along the tint"
 COLOURS = ("white", "yellow", "pink", "cyan")  # of subjects: light ones show a tint
@@ -147,7 +147,7 @@ def measure_subject(painter: Painter, index: int, choices: TintChoices, recipe) 
 
 def tint_table(results: list[dict], choices: TintChoices) -> Table:
     """Means over subjects, with the manipulation check."""
-    rows = {row: {m: [result[row][m] for result in results] for m in results[0][row]} for row in results[0]}
+    rows = rows_of(results)
     table, (nobody, *others) = Table("The colour of a finetuned subject in tinted rooms", rows), LAYERS
     leak = np.array(rows[nobody][LEAK])
     error = leak.std(ddof=1) / len(leak) ** 0.5 if len(leak) > 1 else float("nan")
@@ -164,7 +164,7 @@ def tint_sheet(folder: Path, count: int, choices: TintChoices, side: int = 144):
     """The first subjects, one scene each: a photo | the box | every way | the truth."""
     cells = []
     for index in range(count):
-        subject, pictures = tinted_subject(index, choices.scenes), pictures_of(folder / f"{index:03d}.json")
+        subject, pictures = tinted_subject(index, choices.scenes), pictures_of(subject_file(folder, index))
         panels = [picture_grid.shown(subject.references[0], side)]
         panels.append(picture_grid.shown(subject.tinted[0].background, side, subject.tinted[0].box))
         panels += [picture_grid.shown(pictures[way][0], side) for way in (*LAYERS, "truth")]
@@ -174,23 +174,15 @@ def tint_sheet(folder: Path, count: int, choices: TintChoices, side: int = 144):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder of the trainings")
-    parser.add_argument("--models", type=Path, help="a models folder that `assemble` wrote")
+    parser = study_parser(__doc__, "tint")
     parser.add_argument("--subjects", type=int, default=20)
     parser.add_argument("--scenes", type=int, default=4)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--pilot", action="store_true", help=f"{PILOT} subjects")
-    parser.add_argument("--out", type=Path, help="default: DIR/tint")
     a = parser.parse_args()
-    out, models = a.out or a.work / "tint", a.models or a.work / "models"
-    (out / "subjects").mkdir(parents=True, exist_ok=True)
-    if a.models is None:
-        assemble.assemble(assemble.trained_parts(a.work), models)
+    out, models = study_folders(a)
     painter = Painter("unet", models)
     from ...training.finetune.recipes import RECIPES
 
@@ -201,10 +193,8 @@ def main():
         resolution=scenes.SIZE,
     )  # fmt: skip
     count, folder = PILOT if a.pilot else a.subjects, out / "subjects"
-    results = [
-        cell(folder / f"{i:03d}.json", choices, lambda i=i: measure_subject(painter, i, choices, recipe))
-        for i in range(count)
-    ]
+    measure = partial(measure_subject, painter, choices=choices, recipe=recipe)
+    results = subject_cells(folder, count, choices, measure)
     write_table(tint_table(results, choices), out, "tint")
     tint_sheet(folder, min(8, count), choices).save(out / "tint.png")
 

@@ -88,10 +88,13 @@ class Line(nn.Module):
         self.layer = nn.Linear(3, 1)
 
 
-def fit_line(path: Path, total: int, stop: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def fit_line(
+    path: Path, total: int, stop: int | None = None, muon: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Fit a line, return its weights and their mean; `stop` interrupts it after that many steps."""
     line = Line()
-    fit = runs.Fit(path, {"line": line}, total, 0.05, average=0.9)
+    hidden = list(line.parameters())[:1] if muon else []  # the matrix
+    fit = runs.Fit(path, {"line": line}, total, 0.05, average=0.9, hidden=hidden, hidden_rate=0.05)
 
     def loss_at(step: int):
         rng, generator = runs.draws(7, step)
@@ -106,12 +109,13 @@ def fit_line(path: Path, total: int, stop: int | None = None) -> tuple[torch.Ten
     return line.layer.weight.detach(), mean
 
 
-def test_an_interrupted_training_ends_where_the_other_one_does(tmp_path):
-    whole = fit_line(tmp_path / "whole.pt", 40)
+@pytest.mark.parametrize("muon", [False, True])
+def test_an_interrupted_training_ends_where_the_other_one_does(tmp_path, muon):
+    whole = fit_line(tmp_path / "whole.pt", 40, muon=muon)
     with pytest.raises(KeyboardInterrupt):
-        fit_line(tmp_path / "parts.pt", 40, stop=23)
+        fit_line(tmp_path / "parts.pt", 40, stop=23, muon=muon)
     assert not runs.finished(tmp_path / "parts.pt")
-    parts = fit_line(tmp_path / "parts.pt", 40)
+    parts = fit_line(tmp_path / "parts.pt", 40, muon=muon)
     assert runs.finished(tmp_path / "parts.pt")
     assert torch.equal(whole[0], parts[0])
     assert torch.equal(whole[1], parts[1])
@@ -201,10 +205,12 @@ def test_stages_start_when_what_they_need_is_there(tmp_path):
         (tmp_path / f"{name}.done").touch()
         assert ready() == then
     shards_in("latents16")
-    assert ready() == {"latents4", "fill"}
+    assert ready() == {"latents4", "words"}
     shards_in("latents4")
-    assert ready() == {"fill"}
+    assert ready() == {"words"}
     (tmp_path / "text_encoder.pt").touch()
+    assert ready() == {"words", "unet"}
+    (tmp_path / "words.done").touch()
     assert ready() == {"fill", "unet"}
     (tmp_path / "fill.done").touch()
     (tmp_path / "unet.done").touch()

@@ -24,8 +24,8 @@ REPEATED_NAMES = {"main", "add_arguments"}
 # Folders whose functions import the pack's own modules: the host starts, and --help prints, without them.
 LATE_FOLDERS = {"nodes", "headless"}
 LATE_LIBRARIES = {
-    "PIL", "accelerate", "bitsandbytes", "datasets", "diffusers", "dreamsim", "peft", "pillow_heif", "psutil",
-    "scipy", "skimage", "torch", "torchmetrics", "torchvision", "transformers",
+    "PIL", "accelerate", "bitsandbytes", "datasets", "diffusers", "dreamsim", "peft", "pillow_heif",
+    "prodigyopt", "psutil", "scipy", "skimage", "torch", "torchmetrics", "torchvision", "transformers",
     "comfy_extras", "server",  # modules of the host that are imported after the pack
 }  # fmt: skip
 LONGEST_FUNCTION = 60  # lines; schemas and their parts are exempt: they are tables

@@ -117,7 +117,7 @@ def test_identical_references_are_worth_a_warning(caplog):
 def test_examples_are_the_picture_with_its_box_filled_grey():
     r = reference(box=(16, 48, 24, 56))
     r.mask[20, 30] = 0  # a dent does not change the box
-    found = prepare_examples([r], STILL, 64, encode, torch.zeros(1, 2, 3), None, 0)
+    found = prepare_examples([r], STILL, 64, encode, torch.zeros(1, 2, 3), None, 0).first
     hole = torch.zeros(1, 1, 8, 8)
     hole[..., 2:6, 3:7] = 1
     assert torch.equal(found.mask, hole)
@@ -129,7 +129,7 @@ def test_examples_are_the_picture_with_its_box_filled_grey():
 
 def test_the_ring_of_a_shrunk_copy_is_not_valid():
     recipe = replace(DREAMCOM, copies=40)
-    found = prepare_examples([reference()], recipe, 64, encode, torch.zeros(1, 2, 3), None, 0)
+    found = prepare_examples([reference()], recipe, 64, encode, torch.zeros(1, 2, 3), None, 0).first
     ringed = found.valid.flatten(1).min(1).values == 0
     assert 0 < ringed.sum() < 40
     assert (found.valid[ringed][..., 0, :] == 0).all()  # the ring reaches all around
@@ -138,14 +138,14 @@ def test_the_ring_of_a_shrunk_copy_is_not_valid():
 
 def test_bezier_holes_hold_the_subject_and_vary():
     recipe = replace(DREAMMIX, copies=6)
-    found = prepare_examples([reference()], recipe, 64, encode, torch.zeros(1, 2, 3), None, 0)
+    found = prepare_examples([reference()], recipe, 64, encode, torch.zeros(1, 2, 3), None, 0).first
     assert (found.mask[..., 3:5, 4:6] == 1).all()
     assert len({tuple(mask.flatten().tolist()) for mask in found.mask}) > 1
 
 
 def test_the_same_seed_prepares_the_same_examples():
     first, second, other = (
-        prepare_examples([reference(72, 90)], DREAMCOM, 64, encode, torch.zeros(1, 2, 3), None, seed)
+        prepare_examples([reference(72, 90)], DREAMCOM, 64, encode, torch.zeros(1, 2, 3), None, seed).first
         for seed in (3, 3, 4)
     )
     assert torch.equal(first.latent, second.latent)
@@ -172,7 +172,7 @@ def test_pictures_are_encoded_a_few_at_a_time_with_the_draws_of_all_at_once(reci
         sizes.append(len(picture))
         return encode(picture)
 
-    found = prepare_examples(references, recipe, 64, counted, torch.zeros(1, 2, 3), None, 3)
+    found = prepare_examples(references, recipe, 64, counted, torch.zeros(1, 2, 3), None, 3).first
     assert max(sizes) == ENCODED_AT_ONCE
     assert sum(sizes) == 2 * 3 * 7
     assert max(held) == 1
@@ -184,7 +184,7 @@ def test_pictures_are_encoded_a_few_at_a_time_with_the_draws_of_all_at_once(reci
 def test_a_thin_subject_keeps_a_hole():
     """A box of 6 pixels between the pixels that the latents' grid looks at."""
     r = reference(box=(9, 15, 8, 56))
-    found = prepare_examples([r], STILL, 64, encode, torch.zeros(1, 2, 3), None, 0)
+    found = prepare_examples([r], STILL, 64, encode, torch.zeros(1, 2, 3), None, 0).first
     assert found.mask.nonzero()[:, 2].unique().tolist() == [1]
     assert found.mask.sum() == 6
     thick, thin = torch.zeros(2, 1, 1, 64, 64)

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from inlay.training.finetune.trainer import SINGLE_PROCESS, ProcessGroup
 from inlay.training.optimizers import MixedPrecisionOptimizer, OptimizerSpec
 
 GB = 2**30
+NEEDS_PRODIGY = pytest.mark.skipif(find_spec("prodigyopt") is None, reason="needs prodigyopt")
 
 
 def test_presets_ask_for_less_and_less():
@@ -85,7 +87,7 @@ def test_bytes_a_trained_number(size, kind, ema, adapter, optimiser):
 
 
 @pytest.mark.parametrize("shape", [(300, 200), (30, 20, 3, 3), (70,)])
-@pytest.mark.parametrize("kind", ["AdamW", "Adafactor"])
+@pytest.mark.parametrize("kind", ["AdamW", "Adafactor", pytest.param("Prodigy", marks=NEEDS_PRODIGY)])
 def test_the_optimisers_bytes_are_those_it_takes(kind, shape):
     weight = nn.Parameter(torch.randn(shape))
     stepper = MixedPrecisionOptimizer([weight], OptimizerSpec(kind=kind))
@@ -93,7 +95,7 @@ def test_the_optimisers_bytes_are_those_it_takes(kind, shape):
     stepper.step()
     taken = sum(t.numel() * 4 for name, t in stepper.tensors().items() if not name.startswith("master"))
     expected = trained_need([weight.shape], 4, OptimizerSpec(kind=kind), False)[1]
-    assert expected <= taken <= expected + 16  # and the number of the step
+    assert expected <= taken <= expected + 24  # and the number of the step, and Prodigy's estimate
 
 
 def test_a_process_holds_its_share_of_a_batch():

@@ -1,11 +1,12 @@
 """The objective against the equations, written out in float64 with alphas, row by row, pixel by pixel."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
-from inlay.training.finetune.data import Examples, rows_of_step
+from inlay.training.finetune.data import BucketedExamples, Examples, rows_of_step
 from inlay.training.finetune.lora import attach_adapter
 from inlay.training.finetune.recipes import DREAMCOM, DREAMMIX, DREAMMIX_RELEASED, AdapterSpec
 from inlay.training.finetune.trainer import ProcessGroup, TrainableModel, Trainer, loss_of_pass
@@ -35,11 +36,11 @@ class Network(torch.nn.Module):
         return self.to_v(torch.tanh(hidden + 0.01 * t.view(-1, 1, 1, 1).to(x))).movedim(-1, 1)
 
 
-def make_examples(count, seed, dtype=torch.float64):
+def make_examples(count, seed, dtype=torch.float64, size=(6, 5)):
     g = torch.Generator().manual_seed(seed)
-    mask = (torch.rand(count, 1, 6, 5, generator=g) > 0.6).to(dtype)
-    valid = (torch.rand(count, 1, 6, 5, generator=g) > 0.2).to(dtype)
-    latent, masked = (torch.randn(count, 4, 6, 5, generator=g, dtype=dtype) for _ in range(2))
+    mask = (torch.rand(count, 1, *size, generator=g) > 0.6).to(dtype)
+    valid = (torch.rand(count, 1, *size, generator=g) > 0.2).to(dtype)
+    latent, masked = (torch.randn(count, 4, *size, generator=g, dtype=dtype) for _ in range(2))
     return Examples(latent, mask, masked, valid, torch.randn(1, 7, 6, generator=g, dtype=dtype))
 
 
@@ -55,12 +56,20 @@ def make_trainee(prediction, dtype=torch.float64):
 
 
 def reference_loss(trainee, recipe, subject, regular, seed, k):
-    """The rows' mean of tau * |prediction - wanted|^2 over valid pixels, plus beta times the regular one."""
-    g, batch = generator_at(seed, k), recipe.batch_size
+    """The rows' mean of the losses, plus beta times the regular one."""
+    batch = recipe.batch_size
     rows = [(subject, i) for i in rows_of_step(len(subject), batch, k, seed).tolist()]
     rows += [(regular, i) for i in rows_of_step(len(regular), batch, k, seed).tolist()] if regular else []
+    losses = reference_losses(trainee, recipe, rows, generator_at(seed, k))
+    total = sum(losses[:batch]) / batch
+    return total + recipe.beta * sum(losses[batch:]) / batch if regular else total
+
+
+def reference_losses(trainee, recipe, rows, g):
+    """The loss of each row, tau * |prediction - wanted|^2 over valid pixels; all rows have one size."""
+    height, width = rows[0][0].latent.shape[-2:]
     times = torch.randint(len(SIGMAS), (len(rows),), generator=g)
-    noises = torch.randn(len(rows), 4, 6, 5, generator=g).double()
+    noises = torch.randn(len(rows), 4, height, width, generator=g).double()
     losses = []
     for (data, i), t, noise in zip(rows, times, noises, strict=True):
         alpha = 1 / (1 + SIGMAS[t].double() ** 2)
@@ -77,8 +86,8 @@ def reference_loss(trainee, recipe, subject, regular, seed, k):
         )[0]
         inside, outside = recipe.weight_inside, recipe.weight_outside
         loss, seen = 0.0, 0
-        for row in range(6):
-            for column in range(5):
+        for row in range(height):
+            for column in range(width):
                 if data.valid[i, 0, row, column]:
                     tau = inside if m[row, column] else outside
                     if recipe.weights_squared:
@@ -86,8 +95,7 @@ def reference_loss(trainee, recipe, subject, regular, seed, k):
                     loss += tau * ((predicted[:, row, column] - wanted[:, row, column]) ** 2).sum() / 4
                     seen += 1
         losses.append(loss / seen)
-    total = sum(losses[:batch]) / batch
-    return total + recipe.beta * sum(losses[batch:]) / batch if regular else total
+    return losses
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
@@ -112,6 +120,46 @@ def test_loss_and_gradients_equal_the_equations(recipe, with_regular, prediction
     for gradient, wanted in zip(gradients, expected, strict=True):
         assert wanted.norm() > 0
         assert (gradient - wanted).norm() <= 1e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_loss_and_gradients_over_buckets_equal_the_equations(prediction):
+    """Of two sizes of the subject's pictures and regular pictures of one of them."""
+    recipe, trainee, seed = replace(DREAMMIX, batch_size=2), make_trainee(prediction), 11
+    subject = BucketedExamples((make_examples(3, 1), make_examples(2, 2, size=(4, 8))))
+    regular, joined = make_examples(4, 3), []
+    for k in range(5):
+        rows, others = subject.rows(2, k, seed), regular.rows(2, k, seed)
+        parts = [[(part, i) for i in range(2)] for part in (rows, others)]
+        joined.append(rows.latent.shape == others.latent.shape)
+        if joined[-1]:
+            losses = reference_losses(trainee, recipe, parts[0] + parts[1], generator_at(seed, k))
+        else:
+            losses = reference_losses(trainee, recipe, parts[0], generator_at(seed, k))
+            losses += reference_losses(trainee, recipe, parts[1], generator_at(seed, k, 3))
+        reference = torch.stack(losses[:2]).mean() + recipe.beta * torch.stack(losses[2:]).mean()
+        ours = loss_of_pass(trainee, recipe, subject, regular, seed, k)
+        torch.testing.assert_close(ours, reference, rtol=1e-6, atol=0)
+        gradients = torch.autograd.grad(ours, trainee.adapter.parameters)
+        expected = torch.autograd.grad(reference, trainee.adapter.parameters)
+        for gradient, wanted in zip(gradients, expected, strict=True):
+            assert (gradient - wanted).norm() <= 1e-6 * wanted.norm()
+    assert Counter(joined) == {True: 3, False: 2}  # as many passes of each size as it has pictures
+
+
+def test_the_label_is_that_of_the_size_of_the_bucket():
+    trainee, seen = make_trainee("epsilon"), []
+
+    def network(x, t, context, y, transformer_options):
+        seen.append(y)
+        return trainee.unet(x, t, context, y, transformer_options)
+
+    def label_at(label, height, width):
+        return label + torch.tensor([[height, width]])
+
+    examples = replace(make_examples(3, 1, size=(4, 8)), pooled=torch.zeros(1, 2, dtype=torch.float64))
+    loss_of_pass(replace(trainee, unet=network, label_at=label_at), DREAMCOM, examples, None, 0, 0)
+    assert seen[0].tolist() == [[32, 64]] * DREAMCOM.batch_size
 
 
 def test_a_regular_chance_takes_passes_on_regular_data_alone():

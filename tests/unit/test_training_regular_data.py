@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from inlay.imaging.references import read_reference
 from inlay.lab.studies import quality
-from inlay.training.finetune.data import Examples, Reference
+from inlay.training.finetune.data import Examples, Reference, concatenate_examples
 from inlay.training.finetune.regular_data import (
     LONGEST,
     changed_mask,
-    concatenate_examples,
     group_by_prompt,
     list_regular,
     otsu,

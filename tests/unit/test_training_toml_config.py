@@ -46,7 +46,8 @@ def test_paths_are_relative_to_the_file_and_a_file_there_comes_before_a_models_n
     assert found.out == Path("/elsewhere")
 
 
-def test_adafactor_has_its_own_rate_where_none_is_named():
+def test_optimisers_have_their_own_rate_where_none_is_named():
+    assert read_recipe({"optimiser": {"kind": "Prodigy"}}).optimiser.learning_rate == 1
     assert read_recipe({"optimiser": {"kind": "Adafactor"}}).optimiser.learning_rate == ADAFACTOR_RATE
     named = read_recipe({"optimiser": {"kind": "Adafactor", "learning_rate": 0.5}})
     assert named.optimiser.learning_rate == 0.5

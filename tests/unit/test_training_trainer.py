@@ -2,6 +2,7 @@
 
 import signal
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -11,7 +12,14 @@ from inlay.headless.finetune_cli import interrupt_between_steps, stop_handler
 from inlay.training import Diverged
 from inlay.training.finetune.trainer import SINGLE_PROCESS, Callbacks, TrainingState, run_training_loop
 from inlay.training.objective import generator_at
-from inlay.training.optimizers import OptimizerSpec, check_optimizer, eight_bit_installed, make_optimizer
+from inlay.training.optimizers import (
+    MixedPrecisionOptimizer,
+    OptimizerSpec,
+    UnfitState,
+    check_optimizer,
+    eight_bit_installed,
+    make_optimizer,
+)
 
 FAST = OptimizerSpec(learning_rate=1e-2)
 
@@ -49,6 +57,8 @@ def test_two_runs_are_the_same_bits():
 
 ADAFACTOR = OptimizerSpec(learning_rate=1e-1, kind="Adafactor")
 EIGHT_BIT = replace(FAST, kind="AdamW8bit")
+PRODIGY = OptimizerSpec(learning_rate=1.0, kind="Prodigy")
+PRODIGY_INSTALLED = find_spec("prodigyopt") is not None
 
 
 @pytest.mark.parametrize("options", [{}, {"optimiser": ADAFACTOR}, {"ema_decay": 0.9}])
@@ -290,6 +300,48 @@ def test_a_half_precision_run_gives_its_float32_masters(dtype, ema_decay):
     assert moved.max() < 1e-5
     last = kept[-1].tensors["mean.0" if ema_decay else "master.0"]
     torch.testing.assert_close(weight.detach(), last, rtol=0, atol=2e-6)
+
+
+@pytest.mark.skipif(PRODIGY_INSTALLED, reason="prodigyopt is installed")
+def test_prodigy_without_prodigyopt_gets_a_sentence():
+    with pytest.raises(ValueError, match="optimiser: Prodigy needs the Python package prodigyopt"):
+        check_optimizer(PRODIGY)
+
+
+@pytest.mark.skipif(not PRODIGY_INSTALLED, reason="needs prodigyopt")
+@pytest.mark.parametrize("begin", [0.0, 1.0])  # a LoRA's second matrix begins at 0
+def test_prodigy_takes_the_librarys_steps_and_goes_on_bit_for_bit(begin):
+    import prodigyopt  # pyright: ignore[reportMissingImports]
+
+    def problem():
+        weight, truth = (torch.randn(6, 9, generator=generator_at(n, 0)) for n in range(2))
+        weight = torch.nn.Parameter(begin * weight)
+        return weight, lambda k: (weight - truth).square().mean()
+
+    whole, loss_at = problem()
+    losses = run_training_loop([whole], loss_at, replace(PRODIGY, clip_norm=1e9), 120)
+    assert losses[-1] < 0.2 * losses[0]
+    weight, loss_at = problem()
+    library = prodigyopt.Prodigy(
+        [weight], lr=1.0, weight_decay=PRODIGY.weight_decay, safeguard_warmup=True, use_bias_correction=True
+    )
+    for k in range(120):
+        library.zero_grad()
+        loss_at(k).backward()
+        library.step()
+    assert torch.equal(weight, whole)
+    kept: list[TrainingState] = []
+    weight, loss_at = problem()
+    save = Callbacks(on_save=kept.append)
+    run_training_loop([weight], loss_at, replace(PRODIGY, clip_norm=1e9), 120, callbacks=save, save_every=70)
+    weight, loss_at = problem()
+    again = run_training_loop([weight], loss_at, replace(PRODIGY, clip_norm=1e9), 120, resume=kept[0])
+    assert again == losses
+    assert torch.equal(weight, whole)
+    foreign = dict(kept[0].tensors)
+    del foreign["estimate"]
+    with pytest.raises(UnfitState, match="estimate"):
+        MixedPrecisionOptimizer([weight], PRODIGY).load(foreign, 70)
 
 
 @pytest.mark.skipif(eight_bit_installed(), reason="bitsandbytes is installed")

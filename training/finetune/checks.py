@@ -1,5 +1,6 @@
 """What a training takes: models, earlier subjects, and the memory of the device. All known before a step."""
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from ...host.families import config_name, family_name, family_of, is_transformer
 from ...host.training import is_quantised, weight_bytes
 from ..objective import NoiseSchedule
 from ..optimizers import check_optimizer, eight_bit_installed
-from .data import LATENT_PIXEL, Examples
+from .data import LATENT_PIXEL, Examples, TrainingSet
 from .diffusion_transformers import TransformerPass, check_transformer
 from .lora import exported_shapes, lora_layers
 from .lora_formats import lora_names
@@ -188,7 +189,7 @@ def check_step_fits(
     model,
     trainable: TrainableModel,
     recipe: Recipe,
-    examples: Sequence[Examples],
+    examples: Sequence[TrainingSet],
     blocks: Sequence[nn.Module],
     checkpointing: bool,
     group: ProcessGroup = SINGLE_PROCESS,
@@ -197,7 +198,8 @@ def check_step_fits(
 
     Raises ValueError, naming a mend, when it will not fit.
     """
-    one = measured(trainable, examples[0], blocks, min(recipe.subject_references, trainable.pictures))
+    references = min(recipe.subject_references, trainable.pictures)
+    one = measured(trainable, examples[0].largest, blocks, references)
     shapes = [p.shape for p in trainable.adapter.parameters]
     trained = sum(p.numel() for p in trainable.adapter.parameters)
     count = sum(p.numel() for p in trainable.unet.parameters())
@@ -211,7 +213,8 @@ def check_step_fits(
         loaded = quantised + (count * size if dtype == trainable.dtype else 0)
         return MemoryNeed(quantised + (count - trained) * size, *parts, int(kept), loaded)
 
-    wanted, side = need(recipe, trainable.dtype, checkpointing), examples[0].latent.shape[-1] * LATENT_PIXEL
+    wanted = need(recipe, trainable.dtype, checkpointing)
+    side = math.isqrt(examples[0].largest.latent[0, 0].numel()) * LATENT_PIXEL
     logger.info(f"Inlay finetune: about {wanted.total / GIGABYTE:.2f} GB of memory ({wanted})")
     others = _with_presets(model, recipe, need)
     _check(model, wanted, others, f"choose a resolution below {side}, or a LoRA of lower rank")

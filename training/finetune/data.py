@@ -14,6 +14,7 @@ from ...common.log import logger
 from ...imaging.augment import augment
 from ...imaging.bezier import bezier_mask
 from ...imaging.boxes import bounding_box
+from ...imaging.buckets import bucket_sizes, nearest_bucket
 from ...imaging.inputs import as_images_each, as_masks_each, check_finite
 from ...imaging.latent_mask import snap_hole
 from ...imaging.masks import box_mask, check_mask, check_not_empty
@@ -129,6 +130,23 @@ def check_references(references: Sequence[Reference], size: int, masked: bool, k
     return warnings
 
 
+def small_photo_notes(references: Sequence[Reference], shapes: Sequence[tuple[int, int]]) -> list[str]:
+    """Return a warning that names the pictures smaller than their crops (height, width); it is logged too."""
+    small = [
+        f"{number} ({mask.shape[1]}x{mask.shape[0]})"
+        for number, ((_, mask), (height, width)) in enumerate(zip(references, shapes, strict=True), 1)
+        if mask.shape[0] < height or mask.shape[1] < width
+    ]
+    if not small:
+        return []
+    note = (
+        "images: smaller than the resolution of the training and enlarged, so details are blurred:"
+        f" picture {', '.join(small)}; use larger photos or a lower resolution."
+    )
+    logger.warning(f"Inlay: {note}")
+    return [note]
+
+
 @dataclass(frozen=True)
 class Examples:
     """N encoded examples: everything that a training step reads.
@@ -156,6 +174,24 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.latent)
+
+    @property
+    def largest(self) -> "Examples":
+        """The examples of the largest size: these, for all have one size."""
+        return self
+
+    @property
+    def first(self) -> "Examples":
+        """The examples of the first picture's size: these."""
+        return self
+
+    def rows(self, batch: int, step: int, seed: int) -> "Examples":
+        """Return the batch of a step, see `rows_of_step`."""
+        return self.take(rows_of_step(len(self), batch, step, seed))
+
+    def map(self, change: "Callable[[Examples], Examples]") -> "Examples":
+        """Return the examples, changed."""
+        return change(self)
 
     def take(self, rows: Tensor) -> "Examples":
         """Return the examples at `rows` (B,), with one context row each."""
@@ -201,6 +237,84 @@ class Examples:
         return Examples(**{name: change(part) for name, part in parts.items() if part is not None})
 
 
+@dataclass(frozen=True)
+class BucketedExamples:
+    """Encoded examples of several sizes; a batch is always of one of them.
+
+    buckets: the examples of each size, in the order in which the sizes appear among the pictures.
+    """
+
+    buckets: tuple[Examples, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.buckets))
+
+    @property
+    def largest(self) -> Examples:
+        """The examples of the largest size."""
+        return max(self.buckets, key=lambda part: part.latent[0].numel())
+
+    @property
+    def first(self) -> Examples:
+        """The examples of the first picture's size."""
+        return self.buckets[0]
+
+    def rows(self, batch: int, step: int, seed: int) -> Examples:
+        """Return the batch of a step, all of one size.
+
+        In each round of as many batches as there are examples, a bucket of n examples has n batches, so each
+        example is used `batch` times a round. The order of a round is drawn from the seed. A function of the
+        step alone, as `rows_of_step`.
+        """
+        turn, place = divmod(step, len(self))
+        owners = torch.arange(len(self.buckets)).repeat_interleave(torch.tensor([*map(len, self.buckets)]))
+        owners = owners[torch.randperm(len(self), generator=generator_at(seed, turn, 4))]
+        bucket = self.buckets[int(owners[place])]
+        own = turn * len(bucket) + int((owners[:place] == owners[place]).sum())
+        return bucket.rows(batch, own, seed)
+
+    def map(self, change: Callable[[Examples], Examples]) -> "BucketedExamples":
+        """Return the same buckets, each changed."""
+        return BucketedExamples(tuple(change(bucket) for bucket in self.buckets))
+
+
+TrainingSet = Examples | BucketedExamples
+
+
+def buckets_of(examples: TrainingSet) -> tuple[Examples, ...]:
+    """Return the parts of a set that have one size each."""
+    return examples.buckets if isinstance(examples, BucketedExamples) else (examples,)
+
+
+def bucketed(parts: Sequence[Examples]) -> TrainingSet:
+    """Return examples of any sizes as one set; those of one size are joined."""
+    shapes: dict[torch.Size, list[Examples]] = {}
+    for part in parts:
+        shapes.setdefault(part.latent.shape[1:], []).append(part)
+    buckets = tuple(concatenate_examples(group) for group in shapes.values())
+    return buckets[0] if len(buckets) == 1 else BucketedExamples(buckets)
+
+
+def concatenate_examples(parts: Sequence[Examples]) -> Examples:
+    """Return the rows of all parts, which have one size, as one, each with its own context."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = parts[0].take(torch.arange(len(parts[0])))
+    for part in parts[1:]:
+        whole = whole.joined(part.take(torch.arange(len(part))))
+    return whole
+
+
+def crop_shapes(
+    references: Sequence[Reference], recipe: Recipe, size: int, step: int
+) -> list[tuple[int, int]]:
+    """Return height and width of the crops of each reference; both are multiples of `step` pixels."""
+    if recipe.aspect_ratios != "buckets":
+        return [(size, size)] * len(references)
+    sizes = bucket_sizes(size, step)
+    return [nearest_bucket(mask.shape[0], mask.shape[1], sizes) for _, mask in references]
+
+
 def prepare_examples(
     references: Sequence[Reference],
     recipe: Recipe,
@@ -209,20 +323,46 @@ def prepare_examples(
     context: Tensor,
     pooled: Tensor | None,
     seed: int,
-) -> Examples:
-    """Return augmented copies of every reference, `size` pixels square, with their holes, encoded.
+    step: int = LATENT_PIXEL,
+) -> TrainingSet:
+    """Return augmented copies of every reference with their holes, encoded.
 
-    As many as the recipe asks for, or as the run will use if that is less.
-    `encode` takes pictures (B,size,size,3) in [0,1] to latents (B,4,h,w) scaled for the network; where the
+    As many as the recipe asks for, or as the run will use if that is less; `size` pixels square, or in
+    buckets of that area whose sides are multiples of `step`.
+    `encode` takes pictures (B,H,W,3) in [0,1] to latents (B,4,h,w) scaled for the network; where the
     recipe draws from the VAE's distribution, to means and standard deviations in one (B,8,h,w).
     """
     looks = recipe.steps * recipe.accumulation * recipe.batch_size
     copies = min(recipe.copies, -(-looks // len(references)))
-    views = _views(references, recipe, size, copies, torch.Generator().manual_seed(seed))
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, shape in enumerate(crop_shapes(references, recipe, size, step)):
+        groups.setdefault(shape, []).append(number)
+    generator = torch.Generator().manual_seed(seed)
+    return bucketed(
+        [
+            _examples_of_size(references, numbers, recipe, shape, copies, encode, context, pooled, generator)
+            for shape, numbers in groups.items()
+        ]
+    )
+
+
+def _examples_of_size(
+    all_references: Sequence[Reference],
+    numbers: Sequence[int],
+    recipe: Recipe,
+    shape: tuple[int, int],
+    copies: int,
+    encode: Callable[[Tensor], Tensor],
+    context: Tensor,
+    pooled: Tensor | None,
+    generator: torch.Generator,
+) -> Examples:
+    references = [all_references[number] for number in numbers]
+    views = _views(references, recipe, shape, copies, generator)
     groups = iter(lambda: list(islice(views, ENCODED_AT_ONCE // 2)), [])  # drawn as they are encoded
     parts = zip(*(_encoded(group, encode) for group in groups), strict=True)
     latent, mask, masked, valid, pixels = (torch.cat(part) for part in parts)
-    photo = torch.arange(len(references)).repeat_interleave(copies)
+    photo = torch.tensor(numbers).repeat_interleave(copies)
     rest = {"photo": photo, "pixel_mask": pixels if recipe.hole_condition == "channels" else None}
     if not recipe.sample_posterior:
         return Examples(latent, mask, masked, valid, context, pooled, **rest)
@@ -250,17 +390,21 @@ def with_subject_references(
     return replace(rows, subject_references=drawn)
 
 
-TrainingView = tuple[Tensor, Tensor, Tensor]  # picture (1,3,S,S) in [-1,1], hole and valid (1,1,S,S)
+TrainingView = tuple[Tensor, Tensor, Tensor]  # picture (1,3,H,W) in [-1,1], hole and valid (1,1,H,W)
 
 
 def _views(
-    references: Sequence[Reference], recipe: Recipe, size: int, copies: int, generator: torch.Generator
+    references: Sequence[Reference],
+    recipe: Recipe,
+    shape: tuple[int, int],
+    copies: int,
+    generator: torch.Generator,
 ) -> Iterator[TrainingView]:
     for reference in references:
         image = reference.image.movedim(-1, 0)[None].float() * 2 - 1
         mask = (reference.mask > 0.5).float()[None, None]
         for _ in range(copies):
-            view, subject, valid = augment(image, mask, size, generator, recipe.augmentation)
+            view, subject, valid = augment(image, mask, shape, generator, recipe.augmentation)
             hole = box_mask(subject[:, 0]) if recipe.hole == "box" else bezier_mask(subject[:, 0], generator)
             yield view, hole[:, None], valid
 
@@ -276,7 +420,7 @@ def _encoded(group: Sequence[TrainingView], encode: Callable[[Tensor], Tensor]) 
 
 
 def shrunk_hole(hole: Tensor, grid: torch.Size | tuple[int, int]) -> Tensor:
-    """Holes (B,1,S,S) on the latents' grid (h,w), see `snap_hole`."""
+    """Holes (B,1,H,W) on the latents' grid (h,w), see `snap_hole`."""
     return snap_hole(hole[:, 0], (grid[0], grid[1]))[:, None]
 
 

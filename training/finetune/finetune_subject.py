@@ -186,7 +186,9 @@ def _train(
     states = (store.find_state(name) for name in names)
     resume = next((state for state in states if state), None)
     references = encode_references(pipeline, spec.concept, spec.size) if recipe.subject_references else []
-    preview = _preview(pipeline, spec, examples[0], references, options) if options.preview_every else None
+    preview = (
+        _preview(pipeline, spec, examples[0].first, references, options) if options.preview_every else None
+    )
     if preview and resume:
         preview.load(resume.tensors)
 

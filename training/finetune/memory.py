@@ -111,7 +111,7 @@ def trained_need(
         shape.numel() // shape[-1] + shape.numel() // shape[-2] if len(shape) > 1 else shape.numel()
         for shape in sizes
     )
-    states = {"AdamW": 8 * count, "AdamW8bit": 2 * count, "Adafactor": 4 * factored}
+    states = {"AdamW": 8 * count, "AdamW8bit": 2 * count, "Adafactor": 4 * factored, "Prodigy": 16 * count}
     return count * (2 * size + masters + 4 * ema), states[optimiser.kind]
 
 

@@ -22,13 +22,21 @@ from ...imaging.latent_mask import inpaint_pictures
 from ...imaging.references import is_whole_frame
 from ...imaging.views import resize_image
 from .checks import check_parameters_fit, check_step_fits, crop_grid, diffusion_of, precision_of
-from .data import Concept, Examples, Reference, prepare_examples, shrunk_hole
+from .data import (
+    Concept,
+    Examples,
+    Reference,
+    TrainingSet,
+    bucketed,
+    buckets_of,
+    prepare_examples,
+    shrunk_hole,
+)
 from .diffusion_transformers import transformer_pass, transformer_schedule
 from .lora import attach_adapter
 from .lora_formats import lora_names
 from .memory import recompute
 from .recipes import Recipe
-from .regular_data import concatenate_examples
 from .store import fingerprint, rounded_samples
 from .trainer import (
     HELD_OUT_LEVELS,
@@ -154,8 +162,8 @@ def encode_examples(
     seed: int,
     captions: Sequence[int] = (),
     class_captions: Sequence[int] = (),
-) -> Examples:
-    """Return a concept as `Examples` of ordinary tensors on the CPU.
+) -> TrainingSet:
+    """Return a concept as examples of ordinary tensors on the CPU.
 
     captions, class_captions: the number of each picture's text, and of the one with the class instead of the
         token. Without them every example has `text`, which transformers cannot read.
@@ -172,18 +180,25 @@ def encode_examples(
         scaled = _scaled_latent(pipeline, mean)
         return torch.cat([scaled, _scaled_latent(pipeline, mean + deviation) - scaled], dim=1)
 
-    examples = prepare_examples(concept.references, recipe, size, encode, text.context, text.label, seed)
-    if captions:
-        assert examples.photo is not None
-        examples = replace(
-            examples,
+    step = crop_grid(pipeline.model)
+    examples = prepare_examples(
+        concept.references, recipe, size, encode, text.context, text.label, seed, step
+    )
+
+    def captioned(part: Examples) -> Examples:
+        if not captions:
+            return part
+        assert part.photo is not None
+        return replace(
+            part,
             context=torch.zeros(1, 0, 0),
             pooled=None,
-            caption=torch.tensor(captions)[examples.photo],
-            class_caption=torch.tensor(class_captions)[examples.photo] if class_captions else None,
+            caption=torch.tensor(captions)[part.photo],
+            class_caption=torch.tensor(class_captions)[part.photo] if class_captions else None,
         )
+
     with torch.inference_mode(False):
-        return examples.cloned()
+        return examples.map(lambda part: captioned(part).cloned())
 
 
 def encode_references(pipeline: Pipeline, concept: Concept, size: int) -> list[Tensor]:
@@ -221,7 +236,7 @@ def encode_held_out(
     )
     number = [list(texts).index(caption)] if numbered else []
     # The seed stays, so that trainings with different seeds can be compared.
-    examples = encode_examples(pipeline, held_out, texts[caption], few, size, 0, number)
+    examples = encode_examples(pipeline, held_out, texts[caption], few, size, 0, number).first
     return replace(examples, photo=torch.full((HELD_OUT_LEVELS,), number_of_photo))
 
 
@@ -263,7 +278,7 @@ def encode_concepts(
     seed: int,
     captions: Sequence[str] = (),
     class_captions: Sequence[str] = (),
-) -> list[Examples]:
+) -> list[TrainingSet]:
     """Return the subject's examples and, where `concepts` go on with regular pictures, all of theirs.
 
     Args:
@@ -274,7 +289,7 @@ def encode_concepts(
     numbers = {caption: number for number, caption in enumerate(texts)}
     numbered = captions or class_captions or recipe.caption_dropout or families.is_transformer(pipeline.model)
 
-    def encode(part: Concept, recipe: Recipe, own: Sequence[str], of_class: Sequence[str]) -> Examples:
+    def encode(part: Concept, recipe: Recipe, own: Sequence[str], of_class: Sequence[str]) -> TrainingSet:
         chosen: list[int] = []
         if numbered:
             chosen = [numbers[caption] for caption in own or [part.caption] * len(part.references)]
@@ -285,9 +300,9 @@ def encode_concepts(
     if regular:
         fewer = replace(recipe, copies=recipe.regular_copies)
         parts = [encode(part, fewer, (), ()) for part in regular]
-        others = concatenate_examples(parts)
+        others = bucketed([bucket for part in parts for bucket in buckets_of(part)])
         with torch.inference_mode(False):
-            examples.append(replace(others, photo=torch.full((len(others),), -1)))
+            examples.append(others.map(lambda part: replace(part, photo=torch.full((len(part),), -1))))
     return examples
 
 
@@ -296,7 +311,7 @@ def encode_concepts(
 
 def train_lora(
     pipeline: Pipeline,
-    examples: Sequence[Examples],
+    examples: Sequence[TrainingSet],
     recipe: Recipe,
     seed: int,
     resume: TrainingState | None = None,
@@ -424,6 +439,7 @@ def trainable_model(
         device=model.load_device,
         texts=[(text.context.clone(), None if text.label is None else text.label.clone()) for text in texts],
         blank=blank,
+        label_at=partial(models.label_at_size, model) if recipe.aspect_ratios == "buckets" else None,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from ...imaging.augment import Augmentation
-from ..optimizers import ADAFACTOR_RATE, OptimizerKind, OptimizerSpec
+from ..optimizers import OWN_RATES, OptimizerKind, OptimizerSpec
 
 # Of the network's arithmetic. "model": the host's choice; "half": 16 bits of whatever kind suits the device.
 Precision = Literal["model", "half", "fp32", "bf16", "fp16"]
@@ -78,6 +78,9 @@ class Recipe:
     # of showing none of them, so that the LoRA works alone too (ours).
     subject_references: int = 0
     reference_dropout: float = 0.1
+    # "square": as DreamCom crops. "buckets": crops keep about the shape of their photo, at the area of the
+    # square, as kohya's sd-scripts and ai-toolkit crop.
+    aspect_ratios: Literal["square", "buckets"] = "square"
 
     @property
     def uses_regular(self) -> bool:
@@ -98,7 +101,7 @@ class Recipe:
     ) -> "Recipe":
         """Return this recipe with the user's choices; 0 and None keep the recipe's own."""
         alpha = self.adapter.alpha if self.adapter.alpha is None or not rank else float(rank)
-        own_rate = ADAFACTOR_RATE if optimiser == "Adafactor" else self.optimiser.learning_rate
+        own_rate = OWN_RATES.get(optimiser or "", self.optimiser.learning_rate)
         return replace(
             self,
             steps=steps or self.steps,

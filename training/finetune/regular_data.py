@@ -26,7 +26,7 @@ from ...common.files import atomic_write
 from ...imaging.boxes import Box
 from ...imaging.masks import check_mask, fill_box
 from ..objective import generator_at
-from .data import Concept, Examples, Reference
+from .data import Concept, Reference
 
 BOX_SIDES = (0.55, 0.85)  # ours: of the picture's sides, so that the subject is large and its place varies
 STRONG = 0.2  # ours: colours that changed more than this count alike, so that pale parts are not lost
@@ -47,14 +47,6 @@ def group_by_prompt(references: Sequence[Reference], prompts: Sequence[str]) -> 
     for number, reference in enumerate(references):
         groups.setdefault(prompts[number if len(prompts) > 1 else 0], []).append(reference)
     return [Concept(prompt, group) for prompt, group in groups.items()]
-
-
-def concatenate_examples(parts: Sequence[Examples]) -> Examples:
-    """Return the rows of all parts as one, each with its own context."""
-    whole = parts[0].take(torch.arange(len(parts[0])))
-    for part in parts[1:]:
-        whole = whole.joined(part.take(torch.arange(len(part))))
-    return whole
 
 
 def random_box(height: int, width: int, seed: int) -> Tensor:

@@ -14,8 +14,16 @@ from ...conditioning.compatibility import check_clip_fits, check_vae_fits
 from ...host import models
 from ...imaging.references import is_whole_frame, list_references, read_reference
 from .attribute_dictionary import Attributes
-from .checks import check_trainable_model, crop_size
-from .data import Concept, Reference, check_references, collect_background, collect_references
+from .checks import check_trainable_model, crop_grid, crop_size
+from .data import (
+    Concept,
+    Reference,
+    check_references,
+    collect_background,
+    collect_references,
+    crop_shapes,
+    small_photo_notes,
+)
 from .diffusion_transformers import distilled_note, resolved_recipe, with_family_numbers
 from .generation import SampleOptions, prompts_in
 from .lora import as_kohya, peft_config
@@ -173,10 +181,8 @@ def spec_from_node(
     size = crop_size(pipeline.model, recipe)
     references = collect_references(images, masks)
     notes = check_references(references, size, masks is not None)
-    distilled = distilled_note(pipeline.model)
-    if distilled:
-        logger.warning(f"Inlay: {distilled}")
-        notes.append(distilled)
+    notes += small_photo_notes(references, crop_shapes(references, recipe, size, crop_grid(pipeline.model)))
+    notes += _distilled_notes(pipeline.model)
     regular = []
     own = own_captions(recipe, token, class_name, captions, len(references))
     if regular_images and recipe.preservation:
@@ -217,11 +223,11 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
     pipeline = open_parts(config) if config.text_encoders else open_checkpoint(config.checkpoint)
     recipe = resolved_recipe(with_family_numbers(recipe, pipeline.model), pipeline.model)
     check_trainable_model(pipeline.model, recipe)
-    distilled = distilled_note(pipeline.model)
-    if distilled:
-        logger.warning(f"Inlay: {distilled}")
+    _distilled_notes(pipeline.model)
     size = crop_size(pipeline.model, recipe)
     concept = Concept(caption, read_references(config.references, size))
+    shapes = crop_shapes(concept.references, recipe, size, crop_grid(pipeline.model))
+    small_photo_notes(concept.references, shapes)
     notes = read_captions(config.references)
     own = own_captions(recipe, token, class_name, notes, len(concept.references))
     if config.regular and recipe.preservation:
@@ -233,6 +239,15 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
     seed, looks = config.seed, config.attributes
     spec = FinetuneSpec(token, class_name, recipe, concept, regular, size, seed, previous, looks, own, apart)
     return pipeline, spec
+
+
+def _distilled_notes(model) -> list[str]:
+    """Return a warning where a MODEL is distilled to a few steps; it is logged too."""
+    note = distilled_note(model)
+    if not note:
+        return []
+    logger.warning(f"Inlay: {note}")
+    return [note]
 
 
 def open_checkpoint(name: str) -> Pipeline:

@@ -39,7 +39,7 @@ RESUME_AGE = 24 * 3600  # seconds; a younger file may belong to a run of another
 # Fields of a recipe since version 0.1.0.
 ADDED_FIELDS = (
     "sample_posterior", "regular_chance", "hole_condition", "timesteps", "shift", "guidance", "min_snr",
-    "caption_dropout", "preservation", "subject_references", "reference_dropout",
+    "caption_dropout", "preservation", "subject_references", "reference_dropout", "aspect_ratios",
 )  # fmt: skip
 ADDED_OPTIMISER_FIELDS = ("schedule", "warmup")
 ADDED_ADAPTER_FIELDS = ("layers", "pattern")

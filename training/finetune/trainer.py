@@ -22,7 +22,7 @@ from ..objective import (
     total,
 )
 from ..optimizers import Average, MixedPrecisionOptimizer, OptimizerSpec, UnfitState
-from .data import Examples, rows_of_step, with_subject_references
+from .data import LATENT_PIXEL, Examples, TrainingSet, with_subject_references
 from .lora import FullAdapter, LoraAdapter
 from .recipes import Recipe
 
@@ -69,13 +69,15 @@ class TrainableModel:
     texts: Sequence[tuple[Tensor, Tensor | None]] = ()  # context and pooled of every caption, for UNets
     blank: int = 0  # which caption is empty
     pictures: int = 0
+    # Label embeddings (B, P) with the height and width of the pictures in pixels (SDXL with buckets).
+    label_at: Callable[[Tensor, int, int], Tensor] | None = None
 
 
 def loss_of_pass(
     trainable: TrainableModel,
     recipe: Recipe,
-    subject: Examples,
-    regular: Examples | None,
+    subject: TrainingSet,
+    regular: TrainingSet | None,
     seed: int,
     k: int,
     group: ProcessGroup = SINGLE_PROCESS,
@@ -89,15 +91,20 @@ def loss_of_pass(
     if regular is not None and recipe.regular_chance:
         chosen = torch.rand((), generator=generator_at(seed, k, 2)) < recipe.regular_chance
         subject, regular = regular if chosen else subject, None
-    rows = subject.take(rows_of_step(len(subject), batch, k, seed))
-    if regular is not None:
-        rows = rows.joined(regular.take(rows_of_step(len(regular), batch, k, seed)))
-    share = None if group.size == 1 else group.share(torch.arange(len(rows)), batch)
-    errors = per_sample_loss(trainable, recipe, rows, generator_at(seed, k), share)
+
+    def errors_of(rows: Examples, stream: int = 0) -> Tensor:
+        share = None if group.size == 1 else group.share(torch.arange(len(rows)), batch)
+        return per_sample_loss(trainable, recipe, rows, generator_at(seed, k, stream), share)
+
+    rows = subject.rows(batch, k, seed)
     if regular is None:
-        return total(errors)
-    own, others = errors.chunk(2)
-    return total(own, others, recipe.beta)
+        return total(errors_of(rows))
+    others = regular.rows(batch, k, seed)
+    if rows.latent.shape[1:] == others.latent.shape[1:]:
+        own, regular_errors = errors_of(rows.joined(others)).chunk(2)
+    else:  # of two sizes: one after the other
+        own, regular_errors = errors_of(rows), errors_of(others, 3)
+    return total(own, regular_errors, recipe.beta)
 
 
 def per_sample_loss(
@@ -176,13 +183,20 @@ def text_of(trainable: TrainableModel, rows: Examples) -> tuple[Tensor, Tensor |
     change the softmax of cross-attention.
     """
     if rows.caption is None:
-        return rows.context, rows.pooled
+        return rows.context, _label_at_size(trainable, rows.pooled, rows)
     chosen = [trainable.texts[number] for number in rows.caption.tolist()]
     length = math.lcm(*(context.shape[1] for context, _ in chosen))
     contexts = [context.repeat(1, length // context.shape[1], 1) for context, _ in chosen]
     labels = [label for _, label in chosen if label is not None]
     pooled = torch.cat(labels).to(trainable.device) if labels else None
-    return torch.cat(contexts).to(trainable.device), pooled
+    return torch.cat(contexts).to(trainable.device), _label_at_size(trainable, pooled, rows)
+
+
+def _label_at_size(trainable: TrainableModel, pooled: Tensor | None, rows: Examples) -> Tensor | None:
+    if trainable.label_at is None or pooled is None:
+        return pooled
+    height, width = rows.latent.shape[-2:]
+    return trainable.label_at(pooled, height * LATENT_PIXEL, width * LATENT_PIXEL)
 
 
 def _drawn_levels(
@@ -341,8 +355,8 @@ class Trainer:
 
     def fit(
         self,
-        subject: Examples,
-        regular: Examples | None = None,
+        subject: TrainingSet,
+        regular: TrainingSet | None = None,
         resume: TrainingState | None = None,
         callbacks: Callbacks = QUIET,
         save_every: int = 0,

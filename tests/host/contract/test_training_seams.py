@@ -199,6 +199,13 @@ def test_models_label_embedding(parts):
     assert models.label_embedding(parts.model, torch.zeros(1, 768), 64, torch.device("cpu")) is None
 
 
+def test_models_label_at_size(parts):
+    from inlay.host import models
+
+    label = torch.zeros(1, 8)
+    assert models.label_at_size(parts.model, label, 64, 96) is label  # SDXL: in finetune/test_families.py
+
+
 def test_models_latent_in(parts):
     from inlay.host import models
 

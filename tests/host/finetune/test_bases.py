@@ -216,8 +216,9 @@ def test_latents_are_drawn_from_the_vaes_distribution(autoencoder, parts, pictur
     )
     with torch.inference_mode():
         text = encode_captions(pipeline, [concept.caption], 64)[concept.caption]
-        means = encode_examples(pipeline, concept, text, recipe, 64, 7)
-        drawn = encode_examples(pipeline, concept, text, replace(recipe, sample_posterior=True), 64, 7)
+        means = encode_examples(pipeline, concept, text, recipe, 64, 7).first
+        posterior = replace(recipe, sample_posterior=True)
+        drawn = encode_examples(pipeline, concept, text, posterior, 64, 7).first
     assert means.deviation is None
     assert drawn.deviation is not None
     assert drawn.masked_deviation is not None

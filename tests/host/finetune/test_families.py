@@ -163,6 +163,20 @@ def _row(examples, recipe):
     return int(rows_of_step(len(examples), recipe.batch_size, 2, 5))
 
 
+def test_sdxl_is_given_the_size_of_its_bucket(make_model, in_process_host):
+    from inlay.host import models
+
+    with torch.inference_mode():
+        model = make_model("SDXL", 9, "EPS")
+    pooled = torch.randn(2, 1280)
+    square = models.label_embedding(model, pooled, 64, pooled.device)
+    assert square is not None
+    wanted = model.model.encode_adm(pooled_output=pooled, height=64, width=96, device=pooled.device)
+    assert not torch.equal(square, wanted)
+    assert torch.equal(models.label_at_size(model, square, 64, 96), wanted)
+    assert torch.equal(models.label_at_size(model, square, 64, 64), square)
+
+
 def test_a_prediction_is_told_by_how_it_is_wired(make_model, in_process_host):
     """ModelSamplingDiscrete turns a noise model into a v model; the trainer follows."""
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete

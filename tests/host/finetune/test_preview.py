@@ -64,7 +64,7 @@ def test_a_sample_is_what_the_finished_model_would_paint(parts, pictures, store_
         size = crop_size(parts.model, recipe)
         pipeline = Pipeline(parts.model, parts.clip, parts.vae)
         text = encode_captions(pipeline, [subject.caption], size)[subject.caption]
-        examples = encode_examples(pipeline, material, text, recipe, size, 7)
+        examples = encode_examples(pipeline, material, text, recipe, size, 7).first
         scene = make_preview_scene(parts.clip, parts.vae, examples, subject.caption, 7, masked=True)
         comfy.model_management.load_models_gpu([model])
         painted = paint_preview(scene, model)

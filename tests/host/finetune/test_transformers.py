@@ -179,14 +179,14 @@ def trained_parts(
     return trainable, recipe, texts
 
 
-def random_examples(trainable, count=3, captions=(0,), dtype=torch.float64):
+def random_examples(trainable, count=3, captions=(0,), dtype=torch.float64, size=(8, 8)):
     from inlay.training.finetune.data import Examples
 
     base = trainable.host_pass.host.base
     generator = torch.Generator().manual_seed(3)
     channels = base.latent_format.latent_channels
-    latent, masked = (torch.randn(count, channels, 8, 8, generator=generator, dtype=dtype) for _ in range(2))
-    mask = torch.zeros(count, 1, 8, 8, dtype=dtype)
+    latent, masked = (torch.randn(count, channels, *size, generator=generator, dtype=dtype) for _ in range(2))
+    mask = torch.zeros(count, 1, *size, dtype=dtype)
     mask[..., 2:6, 2:8] = 1
     valid = torch.ones_like(mask)
     valid[..., 7] = 0
@@ -210,7 +210,7 @@ def reference_loss(trainable, recipe, rows, generator, prediction, texts, patch,
     count = len(rows.latent)
     if prediction == "velocity":
         normal = torch.randn(count, generator=generator)
-        tokens = (8 // patch) ** 2
+        tokens = (rows.latent.shape[-2] // patch) * (rows.latent.shape[-1] // patch)
         shift = recipe.shift or math.exp(0.5 + 0.65 * (tokens - 256) / 3840)
         u = normal.sigmoid()
         sigma = (shift * u / (1 + (shift - 1) * u)).double()
@@ -567,6 +567,132 @@ def test_options_of_every_kind_train_and_resume_what_they_should(opened, train, 
     assert not any("mlp" in key for key in lora)
     assert sum(key.endswith("dora_scale") for key in lora) == len(model.patches) > 0
     assert all(torch.isfinite(torch.tensor(loss["loss"])))
+
+
+def photo_of(height, width, seed):
+    """A picture (1, H, W, 3) and the mask of a subject in it."""
+    mask = torch.zeros(1, height, width)
+    mask[:, height // 4 : height // 2, width // 4 : width // 2] = 1
+    return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(seed)), mask
+
+
+BUCKETED = {"flux2-klein": 16, "qwen-image-edit-2511": 32}  # with the grid of the sizes in pixels
+
+
+@pytest.fixture
+def trained_shapes(monkeypatch):
+    """Sizes (height, width) of the latents of every pass, in order."""
+    from inlay.training.finetune import trainer
+
+    shapes, errors = [], trainer.per_sample_loss
+
+    def recorded(trainable, recipe, rows, *rest):
+        shapes.append(tuple(rows.latent.shape[-2:]))
+        return errors(trainable, recipe, rows, *rest)
+
+    monkeypatch.setattr(trainer, "per_sample_loss", recorded)
+    return shapes
+
+
+@pytest.mark.parametrize("name", BUCKETED)
+def test_a_training_in_buckets_keeps_the_shape_of_photos_and_goes_on_with_the_same_bits(
+    name, train, store_folder, monkeypatch, trained_shapes
+):
+    import shutil
+
+    from inlay.nodes import subject_finetune
+
+    step = BUCKETED[name]
+    (wide, wide_mask), (square, square_mask) = (
+        photo_of(4 * step, 6 * step, 0),
+        photo_of(5 * step, 5 * step, 1),
+    )
+    shown = {"images": [wide, square], "masks": [wide_mask, square_mask], "resolution": 5 * step}
+    shown |= {"steps": 4, "preview_every": 0, "options": {"aspect_ratios": "buckets"}}
+    whole, passes = train(name, **shown), [*trained_shapes]
+    assert all(math.isfinite(loss) for loss in whole[2]["loss"])
+    assert {height / width for height, width in passes} == {1.0, 4 / 6}
+    shutil.rmtree(store_folder)
+    trained_shapes.clear()
+
+    class Failing(subject_finetune.NodeProgress):
+        def __call__(self, step, loss):
+            if step == 1:
+                raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subject_finetune, "NodeProgress", Failing)
+        with pytest.raises(MemoryError):
+            train(name, **shown)
+    assert 0 < len(trained_shapes) < len(passes)
+    resumed = train(name, **shown)
+    assert trained_shapes == passes
+    assert all(torch.equal(whole[1][key], resumed[1][key]) for key in whole[1])
+    assert whole[2] == resumed[2]
+
+
+def test_regular_pictures_have_buckets_of_their_own(train, store_folder, trained_shapes):
+    (wide, wide_mask), (tall, tall_mask) = photo_of(64, 96, 0), photo_of(96, 64, 1)
+    shown = {"images": [wide], "masks": [wide_mask], "regular_images": [tall], "regular_masks": [tall_mask]}
+    shown |= {"recipe": "DreamMix", "resolution": 80, "steps": 1, "preview_every": 0}
+    loss = train("z-image", **shown, options={"aspect_ratios": "buckets"})[2]["loss"]
+    assert math.isfinite(loss[0])
+    assert [height < width for height, width in trained_shapes] == [True, False] * 4
+
+
+def test_square_crops_are_the_default(train, store_folder, trained_shapes):
+    (wide, wide_mask), (square, square_mask) = photo_of(64, 96, 0), photo_of(80, 80, 1)
+    shown = {"images": [wide, square], "masks": [wide_mask, square_mask], "preview_every": 0}
+    default = train("flux2-klein", **shown, batch_size=2)
+    assert len(set(trained_shapes)) == 1
+    square = train("flux2-klein", **shown, batch_size=2, options={"aspect_ratios": "square"})
+    assert square[3].lora == default[3].lora
+    assert len(trained_shapes) == 2  # it was not trained again
+
+
+def test_square_photos_train_the_same_bits_with_and_without_buckets(train, store_folder):
+    (first, first_mask), (second, second_mask) = photo_of(96, 96, 0), photo_of(80, 80, 1)
+    shown = {"images": [first, second], "masks": [first_mask, second_mask], "preview_every": 0}
+    square = train("flux2-klein", **shown)
+    buckets = train("flux2-klein", **shown, options={"aspect_ratios": "buckets"})
+    assert square[3].lora != buckets[3].lora  # both were trained
+    assert square[2] == buckets[2]
+    assert all(torch.equal(square[1][key], buckets[1][key]) for key in square[1])
+
+
+def test_loss_and_gradients_over_two_buckets_are_those_of_the_equations(opened):
+    from inlay.host.training import training_switches
+    from inlay.training.finetune.data import BucketedExamples
+    from inlay.training.finetune.recipes import RECIPES
+    from inlay.training.finetune.trainer import loss_of_pass
+    from inlay.training.objective import generator_at
+
+    recipe = replace(RECIPES["DreamMix"].with_choices(rank=4, batch_size=2), beta=0.4)
+    with torch.inference_mode(False), torch.enable_grad():
+        trainable, recipe, texts = trained_parts(opened, "flux2-klein", recipe, torch.float64)
+        sizes, captions = ((8, 8), (6, 10), (12, 8)), (0,) * 3
+        square, wide, tall = (random_examples(trainable, captions=captions, size=size) for size in sizes)
+        subject = BucketedExamples((square, wide))
+
+        def reference(rows, generator):
+            return reference_loss(trainable, recipe, rows, generator, "velocity", texts, trainable.patch)
+
+        used = set()
+        for k in range(2):
+            rows = subject.rows(2, k, 5)
+            used.add(rows.latent.shape[-2:])
+            with training_switches(trainable.unet):
+                loss = loss_of_pass(trainable, recipe, subject, tall, 5, k)
+                found = torch.autograd.grad(loss, trainable.adapter.parameters)
+                wanted = reference(rows, generator_at(5, k))
+                wanted = wanted + 0.4 * reference(tall.rows(2, k, 5), generator_at(5, k, 3))
+                gradients = torch.autograd.grad(wanted, trainable.adapter.parameters)
+            assert abs(float(loss.detach() - wanted.detach())) < 1e-6 * float(wanted.detach())
+            difference = (
+                sum(float(((a - b) ** 2).sum()) for a, b in zip(found, gradients, strict=True)) ** 0.5
+            )
+            assert difference < 1e-6 * sum(float((b**2).sum()) for b in gradients) ** 0.5
+    assert len(used) == 2
 
 
 def test_a_unet_takes_captions_preservation_and_min_snr_as_well(pictures, store_folder, run):

@@ -1,0 +1,53 @@
+"""What the studies in the world of `scenes` share: options, folders, one stored cell for each subject."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..models import assemble
+from .result_cache import cell
+
+
+def study_parser(description: str | None, name: str) -> argparse.ArgumentParser:
+    """Return a parser with --work, --models and --out; results go to DIR/`name` unless --out is given."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of the trainings")
+    parser.add_argument("--models", type=Path, help="a models folder that `assemble` wrote")
+    parser.add_argument("--out", type=Path, help=f"default: DIR/{name}")
+    parser.set_defaults(study=name)
+    return parser
+
+
+def study_folders(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Return the folder of the results, created, and that of the models, assembled where none was named."""
+    out = options.out or options.work / options.study
+    out.mkdir(parents=True, exist_ok=True)
+    if options.models:
+        return out, options.models
+    models = options.work / "models"
+    assemble.assemble(assemble.trained_parts(options.work), models)
+    return out, models
+
+
+def subject_cells(
+    folder: Path, count: int, choices: Any, measure: Callable[[int], tuple[dict, Any]]
+) -> list[Any]:
+    """Return the numbers of `count` subjects; each is measured once and kept in FOLDER/NUMBER.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        cell(subject_file(folder, index), choices, lambda index=index: measure(index))
+        for index in range(count)
+    ]
+
+
+def subject_file(folder: Path, index: int) -> Path:
+    """Return the file of a subject's numbers; its pictures stand beside it."""
+    return folder / f"{index:03d}.json"
+
+
+def rows_of(results: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, list[float]]]:
+    """Return a table's rows, a value for each subject, from each subject's numbers by row and measure."""
+    return {row: {m: [result[row][m] for result in results] for m in results[0][row]} for row in results[0]}
