@@ -53,16 +53,20 @@ def atomic_write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     partial.mkdir()
     try:
         write(partial)
+        _fsync_tree(partial)  # before the old folder goes: the two renames follow each other at once
         for left in reversed(range(RETRIES)):
             former = _partial_of(hidden)
-            with suppress(FileNotFoundError):
-                os.replace(folder, former)
-            shutil.rmtree(former, ignore_errors=True)
             try:
-                return atomic_replace(partial, folder)
+                with suppress(FileNotFoundError):
+                    _rename(folder, former)
+                _rename(partial, folder)
+                break
             except OSError as error:  # another process has just written it
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not left:
                     raise
+            finally:
+                shutil.rmtree(former, ignore_errors=True)
+        _fsync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -119,18 +123,26 @@ def atomic_replace(partial: Path, path: Path) -> None:
         partial: the temporary file or folder.
         path: the final name; an existing file is replaced.
     """
-    inside = partial.rglob("*") if partial.is_dir() else ()
-    for part in (*inside, partial):
-        _fsync(part)
+    _fsync_tree(partial)
+    _rename(partial, path)
+    _fsync(path.parent)
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Rename a file or folder; on Windows wait for other processes that read the new one."""
     for left in reversed(range(RETRIES)):
         try:
-            os.replace(partial, path)
-            break
+            return os.replace(old, new)
         except PermissionError:
             if os.name != "nt" or not left:
                 raise
             time.sleep(PAUSE)
-    _fsync(path.parent)
+
+
+def _fsync_tree(path: Path) -> None:
+    inside = path.rglob("*") if path.is_dir() else ()
+    for part in (*inside, path):
+        _fsync(part)
 
 
 def _fsync(path: Path) -> None:

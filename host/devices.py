@@ -32,7 +32,7 @@ def raise_if_interrupted() -> None:
     management.throw_exception_if_processing_interrupted()
 
 
-WAIT = 5.0  # seconds for the host's main thread to answer
+WAIT = 60.0  # seconds for the host's main thread to answer; a busy machine takes several
 
 
 class DelayedTermination:

@@ -4,6 +4,7 @@ import base64
 import io
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from aiohttp import web
 from PIL import Image
 from server import PromptServer
 
+from ..common.files import atomic_write
 from ..common.log import logger
 
 PAGE_THUMBNAIL = 128  # pixels of the longer side of a picture in a message
@@ -49,8 +51,6 @@ def install_examples(source: Path = EXAMPLES) -> None:
             copy = target / file.relative_to(source)
             if not copy.exists():
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                partial = copy.with_suffix(".partial")
-                shutil.copyfile(file, partial)
-                partial.replace(copy)
+                atomic_write(copy, partial(shutil.copyfile, file))  # other hosts may do the same now
     except OSError as error:
         logger.warning(f"Inlay: the example pictures were not copied to input: {error}")

@@ -1,10 +1,24 @@
 """Shared by every test: `inlay` is this checkout, whatever its folder is called."""
 
-import pytest
-from hypothesis import settings
+import sys
 
-settings.register_profile("inlay", deadline=None)  # how long an example takes says nothing of the code
+import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes depends on the machine. The same examples in every run: a test that fails has
+# found something in the change at hand. `--hypothesis-profile=search` draws new ones, and more of them.
+BASE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("inlay", BASE, derandomize=True)
+settings.register_profile("search", BASE, derandomize=False, max_examples=1000)
 settings.load_profile("inlay")
+SEED = 5_012_017  # of torch's own generator; no test names it, so that no other draw is the same
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Seed torch before every test and its fixtures: what they draw without a generator is reproducible."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(SEED)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -6,9 +6,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 NEWER_FRONT_END = "1.58.1"  # of comfyui-frontend-package, beside the one that the host pins
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
@@ -37,6 +38,25 @@ def chromium() -> Iterator:
         browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+def appears(locator: Any, seconds: float = 1) -> bool:
+    """Return whether an element is visible, or becomes so within that time."""
+    from playwright.sync_api import TimeoutError as NotYet
+
+    try:
+        locator.wait_for(state="visible", timeout=seconds * 1000)
+    except NotYet:
+        return False
+    return True
+
+
+def repeat_until(act: Callable[[], None], locator: Any, tries: int = 20) -> None:
+    """Act until the element is visible, with longer and longer pauses; the last try may have failed."""
+    for number in range(1, tries + 1):
+        act()
+        if appears(locator, number):
+            return
 
 
 def front_end(version: str, folder: Path) -> Path:

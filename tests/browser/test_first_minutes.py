@@ -10,10 +10,13 @@ import pytest
 from PIL import Image
 
 from inlay.headless import Client
+from inlay.tools import browser
 from inlay.tools.template_layout import foreign_nodes, template
 from inlay.tools.template_plans import PLANS
 from inlay.tools.templates import WORKFLOWS
 from inlay.tools.tiny import tiny_graph
+
+from .conftest import SHOTS
 
 GREEN = (120, 140, 90)  # of painted.png, whose hole is 40:80, 40:86
 SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "KSampler": 2}  # steps
@@ -29,6 +32,10 @@ DRAWN = """() => app.graph._nodes.map(node => {
 COUNT_CLICKS = """() => {
   window.clicks = 0
   window.addEventListener('pointerdown', () => window.clicks++, true)
+}"""
+# Ends when the page has drawn five more times: widgets of the DOM follow the canvas.
+FRAMES = """async () => {
+  for (let count = 0; count < 5; count++) await new Promise((drawn) => requestAnimationFrame(drawn))
 }"""
 SHOWN = """() => app.graph._nodes.filter(node => node.type === 'SaveImage')
   .every(node => app.nodeOutputs?.[String(node.id)]?.images?.length)"""
@@ -53,6 +60,7 @@ def open_template(page, title: str) -> dict:
     card.click()
     page.wait_for_function("count => app.graph._nodes.length === count", arg=len(file["nodes"]))
     page.wait_for_timeout(1500)  # the view is fitted some time after the nodes are there
+    page.evaluate(FRAMES)
     return file
 
 
@@ -76,6 +84,7 @@ def look_at(page, kind: str) -> None:
         kind,
     )
     page.wait_for_timeout(700)
+    page.evaluate(FRAMES)
 
 
 def run(page) -> None:
@@ -139,7 +148,7 @@ def test_a_template_of_the_published_pack_opens_ready(screen, published, plan):
              .flatMap(node => node.widgets.find(widget => widget.name === 'image').options.values)"""
     )
     assert set(pictures) <= set(options)
-    assert screen.evaluate("() => app.canvas.ds.scale") >= LEAST_ZOOM
+    screen.wait_for_function("least => app.canvas.ds.scale >= least", arg=LEAST_ZOOM)
     boxes = screen.evaluate(DRAWN)
     for number, (title, left, top, right, bottom) in enumerate(boxes):
         for other, a, b, c, d in boxes[:number]:
@@ -149,6 +158,14 @@ def test_a_template_of_the_published_pack_opens_ready(screen, published, plan):
 
 BOX = """() => app.graph._nodes.find(node => node.type === 'InlayBoxMask').widgets
   .filter(widget => ['x', 'y', 'width', 'height'].includes(widget.name)).map(widget => widget.value)"""
+
+
+def box_is(page, expected, near: int) -> None:
+    """Wait until x, y, width and height of the box are the expected ones, to `near` pixels."""
+    page.wait_for_function(
+        f"([expected, near]) => ({BOX})().every((value, i) => Math.abs(value - expected[i]) <= near)",
+        arg=[expected, near],
+    )
 
 
 def drag(page, start, end) -> None:
@@ -179,21 +196,21 @@ def test_the_box_is_drawn_moved_and_resized_by_the_mouse_before_any_run(screen, 
     screen.wait_for_function("() => document.querySelector('.inlay-box')?.dataset.size === '512x512'")
     near = 3  # pixels of the picture: the mouse moves by whole ones of the screen
     drag(screen, (200, 200), (250, 230))
-    assert screen.evaluate(BOX) == pytest.approx([150, 130, 200, 200], abs=near)
+    box_is(screen, [150, 130, 200, 200], near)
     drag(screen, (350, 330), (400, 400))  # the lower right corner
-    assert screen.evaluate(BOX) == pytest.approx([150, 130, 250, 270], abs=near)
+    box_is(screen, [150, 130, 250, 270], near)
     drag(screen, (20, 20), (90, 110))  # a new one
-    assert screen.evaluate(BOX) == pytest.approx([20, 20, 70, 90], abs=near)
+    box_is(screen, [20, 20, 70, 90], near)
     drag(screen, (50, 60), (-300, 900))
+    box_is(screen, [0, 512 - 90, 70, 90], near)
     x, y, width, height = screen.evaluate(BOX)
     assert (x, y + height) == (0, 512)  # it stays inside
     drawn = [x, y, width, height]
     screen.evaluate("() => app.extensionManager.command.execute('Comfy.Undo')")
-    screen.wait_for_timeout(1000)
-    assert screen.evaluate(BOX) == pytest.approx([20, 20, 70, 90], abs=near)
+    box_is(screen, [20, 20, 70, 90], near)
+    screen.wait_for_timeout(1000)  # for what the page writes down of the change
     screen.evaluate("() => app.extensionManager.command.execute('Comfy.Redo')")
-    screen.wait_for_timeout(1000)
-    assert screen.evaluate(BOX) == drawn
+    box_is(screen, drawn, 0)
     saved = screen.evaluate("() => app.graph.serialize()")
     assert [len(node["widgets_values"]) for node in saved["nodes"] if node["type"] == "InlayBoxMask"] == [4]
     screen.evaluate("graph => app.loadGraphData(graph)", saved)  # as after a reload
@@ -280,15 +297,14 @@ def test_a_sentence_is_translated_and_goes_when_the_next_run_begins(screen, publ
         screen.wait_for_timeout(3000)  # the page reads its words anew
         show(screen, boxed(x=5000))
         run(screen)
-        message = screen.locator(".inlay-message")
+        message = screen.locator(".inlay-message", has_text="方框")
         message.wait_for(state="attached")
         assert "512x512" in message.text_content()
-        assert "方框" in message.text_content()
         screen.evaluate(
             """() => app.graph._nodes.find(node => node.type === 'InlayBoxMask')
                  .widgets.find(widget => widget.name === 'x').value = 0"""
         )
-        run(screen)
+        run_to_the_end(screen)  # or the next test would see its end
         message.wait_for(state="detached")
     finally:
         screen.evaluate("async () => app.extensionManager.setting.set('Comfy.Locale', 'en')")
@@ -328,15 +344,66 @@ def test_the_same_with_a_painted_mask_and_with_a_cut_out_model(screen, published
     look_at(screen, "InlayLoadReferences")
     screen.evaluate(DROP, PHOTOS)
     screen.wait_for_function("() => document.querySelector('.inlay-references').dataset.count === '4'")
+    before = set((published.base / "work" / "output").rglob("with_inlay*.png"))
     run_to_the_end(screen)
-    saved = sorted(
-        (published.base / "work" / "output").rglob("with_inlay*.png"), key=lambda p: p.stat().st_mtime
-    )
-    result = np.asarray(Image.open(saved[-1]).convert("RGB"), dtype=int)
+    [saved] = set((published.base / "work" / "output").rglob("with_inlay*.png")) - before
+    result = np.asarray(Image.open(saved).convert("RGB"), dtype=int)
     change = np.abs(result - GREEN).max(-1)
     assert change[44:82, 44:76].mean() > 3  # inside of what was painted, not in the box
     assert change[:36].max() <= 1
     assert screen.locator(".inlay-message", has_text="There is no mask").count() == 0
+
+
+FIELD = "[data-testid=app-mode-widget-item]"
+LABELS = {"box": "Where the object goes", "references": "Your photos", "training": "Training"}
+
+
+def open_app(page) -> None:
+    """The open workflow as an app."""
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    page.locator(FIELD).first.wait_for()
+    page.wait_for_timeout(1500)
+    tour = page.get_by_role("button", name="Skip", exact=True)  # what the newer page offers
+    if tour.is_visible():
+        tour.click()
+
+
+@pytest.mark.parametrize("plan", [plan for plan in PLANS if plan.app], ids=lambda plan: plan.graph)
+def test_an_app_names_its_fields_in_plain_words(visitor, plan):
+    visitor.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    open_template(visitor, plan.title)
+    open_app(visitor)
+    expected = [
+        plan.labels.get(f"{node}.{name}") or LABELS[name.removeprefix("inlay_")]
+        for node, name in plan.app["inputs"]
+    ]
+    assert visitor.get_by_test_id("builder-widget-label").all_inner_texts() == expected
+    assert visitor.locator(f"{FIELD} .inlay-box canvas").is_visible()
+    visitor.screenshot(path=SHOTS / f"app_{plan.graph}.png")
+    visitor.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+
+
+def test_an_app_shows_the_stage_and_the_steps_of_its_training(visitor, published):
+    visitor.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    show(visitor, tiny_insert(published, "tiny_background.png", class_name="app"))
+    open_app(visitor)
+    visitor.evaluate(DROP, PHOTOS)
+    visitor.wait_for_function("() => document.querySelector('.inlay-references').dataset.count === '4'")
+    visitor.evaluate(FOLLOW)
+    visitor.get_by_test_id("linear-run-button").get_by_role("button", name="Run").click()
+    chart = visitor.locator(f"{FIELD} .inlay-training")
+    visitor.wait_for_function("() => document.querySelector('.inlay-training').dataset.state === 'running'")
+    visitor.wait_for_timeout(500)
+    [left, top, right, bottom] = chart.evaluate(
+        "root => { const { left, top, right, bottom } = root.getBoundingClientRect();"
+        " return [left, top, right, bottom] }"
+    )
+    assert 0 <= left < right <= 1600
+    assert 0 <= top < bottom <= 1000
+    visitor.wait_for_function("() => window.ended.length > 0", timeout=900_000)
+    assert visitor.evaluate("() => window.ended") == ["execution_success"]
+    assert chart.get_attribute("data-step") == "2"
+    visitor.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
 
 
 SEARCHES = {
@@ -355,15 +422,15 @@ def test_five_searches_find_the_right_node_first(visitor, published):
         visitor.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
         visitor.wait_for_timeout(1000)
         field = visitor.locator("input[role=combobox]").first
-        for _ in range(10):
+
+        def look() -> None:
             visitor.keyboard.press("Escape")
             visitor.mouse.dblclick(900, 600)
-            visitor.wait_for_timeout(1000)
-            if field.is_visible():
-                break
+
+        browser.repeat_until(look, field)
         field.fill(query)
-        visitor.wait_for_timeout(1500)
         first = visitor.locator("[role=option]").first
+        browser.appears(first.get_by_text(SEARCHES[query], exact=True), 60)  # the list is filtered later
         found[query] = first.inner_text().split("\n")[0]
         visitor.keyboard.press("Escape")
     assert found == SEARCHES

@@ -36,4 +36,6 @@ for turn in range(rounds):
     except Exception as error:
         print(repr(error), file=sys.stderr)
         failures += 1
+    if not turn:
+        print("written", flush=True)
 print(failures, flush=True)

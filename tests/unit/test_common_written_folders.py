@@ -69,7 +69,7 @@ def test_two_processes_write_one_folder(tmp_path, kind, rounds):
         check_whole(kind, folder)
         time.sleep(0.02)
     ends = [writer.communicate() for writer in writers]
-    assert [out.strip() for out, _ in ends] == ["0", "0"], ends
+    assert [out.split() for out, _ in ends] == [["written", "0"]] * 2, ends
     names = [path.name for path in folder.rglob("*") if path.name.endswith(".partial")]
     assert names == []
     if kind == "results":
@@ -85,16 +85,18 @@ def test_two_processes_write_one_folder(tmp_path, kind, rounds):
 def test_kill_9_leaves_whole_folders_and_what_it_left_goes(tmp_path, kind):
     rng, folder = random.Random(0), tmp_path / "out"
     for _ in range(2):
-        writer = start(kind, folder, 100_000, 1)
+        writer = start(kind, folder, 10_000_000, 1)
         go(writer)
-        time.sleep(rng.uniform(0.05, 0.3))
+        assert writer.stdout
+        assert writer.stdout.readline().strip() == "written"
+        time.sleep(rng.uniform(0, 0.1))  # into some later write
         writer.kill()
         writer.communicate()
         check_whole(kind, folder)
     writer = start(kind, folder, 4, 1)
     go(writer)
     out, errors = writer.communicate()
-    assert (out.strip(), errors) == ("0", "")
+    assert (out.split(), errors) == (["written", "0"], "")
     check_whole(kind, folder)
     assert not list(folder.rglob("*.partial"))
 

@@ -107,7 +107,7 @@ def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     bare = {name: value for name, value in os.environ.items() if not name.startswith("COMFYUI")}
     return subprocess.run(
         [sys.executable, str(dev.PACK / "dev.py"), *arguments],
-        env=bare | environment, capture_output=True, text=True, timeout=60,
+        env=bare | environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 

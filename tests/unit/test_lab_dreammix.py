@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from inlay.imaging.boxes import bounding_box
 from inlay.lab import world
@@ -115,13 +116,20 @@ def results(count=4):
     return found
 
 
-def test_the_tables_say_what_each_part_adds_and_how_surely(tmp_path):
+def test_the_tables_say_what_each_part_adds_and_how_surely():
     tables = dreammix.box_table(results(), load_judge(), CHOICES)
     assert len(tables) == len(SIDES)
     text = tables[0].markdown()
     assert "The close-up over the whole picture: similarity 0.100 +- 0.000" in text
     assert "TAS over none: class and colour 0.000 +- 0.000 (0.0 standard errors)" in text
     assert "TAS took 0.050 +- 0.000" in text
-    shares = dreammix.tabulated([result["lambda"] for result in results()], "shares", [])
-    dreammix.lambda_curves(shares, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_the_curves_show_the_figures(tmp_path):
+    drawn = []
+    for count in (4, 4, 5):
+        shares = dreammix.tabulated([result["lambda"] for result in results(count)], "shares", [])
+        dreammix.lambda_curves(shares, tmp_path / "curves.png")
+        drawn.append(np.asarray(Image.open(tmp_path / "curves.png")))
+    assert np.array_equal(drawn[0], drawn[1])
+    assert drawn[0].shape != drawn[2].shape or (drawn[0] != drawn[2]).any()

@@ -375,7 +375,7 @@ def test_two_processes_save_one_name(tmp_path, rounds):
 
 
 def test_a_file_that_another_process_is_writing_stays(tmp_path):
-    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         machine = disk._owner().rpartition("-")[0]
         live = tmp_path / f"cat.resume.{machine}-{sleeper.pid}.1-1.partial"
@@ -387,7 +387,7 @@ def test_a_file_that_another_process_is_writing_stays(tmp_path):
         assert old.exists()
     finally:
         sleeper.kill()
-        sleeper.wait()
+        sleeper.communicate()
     Store(tmp_path).save_state("cat", TrainingState(1, [0.1], {"master.0": torch.ones(2)}))
     assert [path.name for path in tmp_path.iterdir()] == ["cat.resume"]
 

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from statistics import median
 from typing import Any
 
@@ -18,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 POINTS = 300  # of a curve: longer runs have means of several steps as points
 MAX_SAMPLES = 12  # on a strip: of more, every second one goes, the first and the last stay
 MAX_NODES = 16  # remembered
+_numbers = count()  # clocks stand still for some milliseconds
 
 
 @dataclass
@@ -31,7 +33,7 @@ class TrainingProgress:
     node: str
     steps: int
     workflow: str = ""
-    key: str = field(default_factory=lambda: f"{time.time():.6f}")
+    key: str = field(default_factory=lambda: f"{time.time():.6f}-{next(_numbers)}")
     state: str = "running"  # then "finished", "stopped" (interrupted) or "failed"; "loaded": stored before
     stage: str = ""  # what happens before the first step; the name of what was loaded
     left: float | None = None  # seconds, estimated

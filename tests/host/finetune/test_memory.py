@@ -31,10 +31,10 @@ def test_checkpointing_changes_no_bit_of_the_result(pictures, store_folder, run,
 
 @pytest.mark.parametrize("memory", ["24 GB", "16 GB", "12 GB", "8 GB"])
 def test_a_preset_trains_the_same_batch_in_parts(pictures, store_folder, run, memory):
-    model, _lora, loss, subject, _ = run(*pictures, memory=memory, batch_size=2, steps=2)
+    model, lora, loss, subject, _ = run(*pictures, memory=memory, batch_size=2, steps=2)
     assert len(loss["loss"]) == 2
     assert all(torch.isfinite(torch.tensor(loss["loss"])))
-    assert len(model.patches) == 32
+    assert len(model.patches) == len(lora) // 3 > 0
     assert subject.steps == 2
 
 

@@ -14,7 +14,7 @@ def test_every_output_and_an_untouched_model(parts, pictures, store_folder, run,
     assert torch.equal(predict(parts.model), answer)
     assert not parts.model.patches
 
-    assert len(model.patches) == 32 == len(lora) // 3  # every key of the file found its layer
+    assert len(model.patches) == len(lora) // 3 > 0  # every key of the file found its layer
     assert not torch.equal(predict(model), answer)
     assert torch.equal(predict(parts.model), answer)  # and taking the patched branch away restores the bits
     assert len(loss["loss"]) == 3

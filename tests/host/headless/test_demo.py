@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from inlay import dev
-from inlay.headless import Interrupted
+from inlay.headless import Client, Interrupted
 from inlay.tools import demo_options as job
 from inlay.tools.demo import INLAY, PLAIN, TINY, arguments, picture
+
+PATIENCE = 1800  # seconds, for a very busy machine
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def start(tmp_path: Path, *options: str, **environment: str) -> subprocess.Popen
 
 
 def hosts_of(tmp_path: Path) -> list[psutil.Process]:
-    """Processes that work in `tmp_path`."""
+    """Processes that work in `tmp_path`: the demo, and its host with a `--port`."""
     return [
         process
         for process in psutil.process_iter(["cmdline"])
@@ -52,7 +55,7 @@ def hosts_of(tmp_path: Path) -> list[psutil.Process]:
 
 def test_the_demo_makes_its_pictures_and_leaves_nothing_running(models, tmp_path):
     demo = start(tmp_path, "--steps", "2")
-    said, complaints = demo.communicate(timeout=540)
+    said, complaints = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 0, complaints
     assert hosts_of(tmp_path) == []
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -102,19 +105,31 @@ def test_pictures_of_any_size_go_through_the_bundled_graph(client, server, tiny_
 @pytest.mark.skipif(os.name == "nt", reason="a Ctrl-C cannot be sent to one process on Windows")
 def test_ctrl_c_stops_the_training_and_the_host(models, tmp_path):
     demo = start(tmp_path, "--steps", "100000")
-    assert demo.stdout is not None
-    assert any("Your Subject" in line for line in demo.stdout)  # the last node before the training
-    assert hosts_of(tmp_path)
-    demo.send_signal(signal.SIGINT)
-    _, complaints = demo.communicate(timeout=120)
+    try:
+        wait_for_training(demo, tmp_path)
+        demo.send_signal(signal.SIGINT)
+        _, complaints = demo.communicate(timeout=PATIENCE)
+    finally:
+        demo.kill()  # its host ends with it
     assert demo.returncode == 130
     assert "Stopped" in complaints
     assert hosts_of(tmp_path) == []
     assert "Processing interrupted" in (tmp_path / "work" / "host.log").read_text(encoding="utf-8")
 
 
+def wait_for_training(demo: subprocess.Popen, tmp_path: Path) -> None:
+    """Wait until the demo's training has taken a step."""
+    assert demo.stdout is not None
+    assert any("Your Subject" in line for line in demo.stdout)  # the last node before the training
+    [words] = [found for process in hosts_of(tmp_path) if "--port" in (found := process.cmdline())]
+    client = Client(f"127.0.0.1:{words[words.index('--port') + 1]}")
+    while not any(run["step"] > 1 for run in client.session.get(f"{client.url}/inlay/training").json()):
+        assert demo.poll() is None, demo.communicate()[1]
+        time.sleep(0.05)
+
+
 def test_an_interrupt_stops_the_training_at_once(client, server, tiny_checkpoint):
-    asked = job.check(arguments().parse_args(["--steps", "400"]))
+    asked = job.check(arguments().parse_args(["--steps", "4000"]))
     job.put_inputs(asked, server.work / "input")
     graph = job.fill_in(job.read_graph(), asked)
     steps = []
@@ -127,12 +142,12 @@ def test_an_interrupt_stops_the_training_at_once(client, server, tiny_checkpoint
 
     with pytest.raises(Interrupted):
         client.run(graph, interrupt_when_it_trains)
-    assert max(steps) < 200  # the host tells where it is every half percent, so not at once
+    assert max(steps) < 2000  # minutes before its end, on any machine
 
 
 def failed(demo: subprocess.Popen, tmp_path: Path) -> str:
     """What the demo complains of; it has failed and left nothing running."""
-    _, complaints = demo.communicate(timeout=300)
+    _, complaints = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 1, complaints
     assert "Traceback" not in complaints
     assert hosts_of(tmp_path) == []

@@ -39,6 +39,20 @@ def invert(name: str) -> dict:
     }
 
 
+def endless(checkpoint: str) -> dict:
+    """A stock graph that samples for an hour, unless it is interrupted."""
+    sampler = {"seed": 0, "steps": 10_000, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal"}
+    wires = {"model": ["1", 0], "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0]}
+    return {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a mug"}},
+        "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 768, "height": 768, "batch_size": 2}},
+        "4": {"class_type": "KSampler", "inputs": {**sampler, **wires, "denoise": 1.0}},
+        "5": {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0], "vae": ["1", 2]}},
+        "6": {"class_type": "PreviewImage", "inputs": {"images": ["5", 0]}},
+    }
+
+
 @pytest.fixture
 def picture(tmp_path):
     path = tmp_path / "gradient.png"
@@ -70,10 +84,15 @@ def test_a_notebook_whose_own_loop_runs_can_wait_for_a_graph(client, picture):
 def test_what_is_cached_is_reported_so(client, picture):
     graph = invert(client.upload(picture))
     client.run(graph)
-    seen = []
-    again = client.run(graph, seen.append)
-    assert {progress.node for progress in seen if progress.state == "cached"} >= {"1", "2"}
-    assert again["3"].images
+    for _ in range(30):  # a host with little free memory drops what it has cached
+        seen = []
+        again = client.run(graph, seen.append)
+        assert again["3"].images
+        cached = {progress.node for progress in seen if progress.state == "cached"}
+        if cached >= {"1", "2"}:
+            return
+        time.sleep(1)
+    pytest.fail(f"only {cached} was cached")
 
 
 def test_a_bad_value_is_one_sentence_that_names_node_and_input(client, picture):
@@ -117,25 +136,26 @@ def test_a_node_that_raises_is_named(client):
         client.run(replace_text("("))
 
 
-def test_a_waiting_run_that_somebody_takes_out_of_the_queue_ends(client, server, picture):
+def test_a_waiting_run_that_somebody_takes_out_of_the_queue_ends(client, server, tiny_checkpoint, picture):
     """The host says no more than that its queue has changed."""
     graph = invert(client.upload(picture))
-    long = invert(client.upload(picture))
-    long["2"] = {"class_type": "ImageScale", "inputs": {
-        "image": ["1", 0], "upscale_method": "lanczos", "width": 6000, "height": 6000, "crop": "disabled",
-    }}  # fmt: skip
     first, second, name = Client(server.url), Client(server.url), str(uuid.uuid4())
     with ThreadPoolExecutor(2) as pool:
-        running = pool.submit(first.run, long)
-        while not client.queued() and not running.done():
-            time.sleep(0.01)
-        waiting = pool.submit(second.run, graph, prompt_id=name)
-        while name not in client.queued() and not waiting.done():
-            time.sleep(0.01)
-        client.session.post(f"{server.url}/queue", json={"delete": [name]}, timeout=10)
-        with pytest.raises(Interrupted, match="taken out of the host's queue"):
-            waiting.result(timeout=60)
-        assert running.result(timeout=120)["3"].images
+        running = pool.submit(first.run, endless(tiny_checkpoint))
+        try:
+            while not client.queued() and not running.done():
+                time.sleep(0.01)
+            waiting = pool.submit(second.run, graph, prompt_id=name)
+            while name not in client.queued() and not waiting.done():
+                time.sleep(0.01)
+            assert client.session.post(f"{server.url}/queue", json={"delete": [name]}, timeout=600).ok
+            with pytest.raises(Interrupted, match="taken out of the host's queue"):
+                waiting.result(timeout=600)
+            assert not running.done()
+        finally:
+            client.interrupt()
+        with pytest.raises(Interrupted, match="was interrupted"):
+            running.result(timeout=600)
 
 
 def test_the_host_is_gone_after_the_block(comfyui_path, tmp_path):
@@ -171,19 +191,22 @@ def test_a_host_that_is_killed_under_a_graph_names_its_log(comfyui_path, tmp_pat
         graph = invert(client.upload(picture))
         host = psutil.Process(server.pid)
         host.kill()
-        psutil.wait_procs([host], timeout=10)
+        host.wait(timeout=600)
         with pytest.raises(HostGone):
             client.run(graph)
         client.run(graph)
     assert server.process is None
 
 
-def test_a_host_that_falls_silent_is_gone(comfyui_path, tmp_path, picture, monkeypatch):
+def test_a_host_that_falls_silent_is_gone(comfyui_path, tmp_path, monkeypatch):
     """Such as one on a machine that sleeps: its connection stays open."""
     from inlay.headless import client as module
+    from inlay.lab.models.checkpoint import assemble, random_parts
 
     monkeypatch.setattr(module, "HEARTBEAT", 1)
-    with Server(tmp_path, comfyui=comfyui_path) as server:
+    models = {"checkpoints": tmp_path / "checkpoints"}
+    name = assemble(models["checkpoints"] / "tiny.safetensors", random_parts(0)).name
+    with Server(tmp_path, comfyui=comfyui_path, models=models) as server:
         host = psutil.Process(server.pid)
 
         class Watcher(Client):
@@ -195,11 +218,9 @@ def test_a_host_that_falls_silent_is_gone(comfyui_path, tmp_path, picture, monke
             def _is_known(self, prompt_id):  # asked when a message came that was sent before
                 return True
 
-        client = Watcher(server.url)
-        graph = invert(client.upload(picture))
         try:
             with pytest.raises(HostGone, match="went away while the graph was running"):
-                client.run(graph)
+                Watcher(server.url).run(endless(name))
         finally:
             host.resume()
 
@@ -221,6 +242,6 @@ def test_the_host_ends_with_the_one_who_asked(comfyui_path, tmp_path, how):
         parent.kill()
     else:
         parent.send_signal(signal.SIGINT)
-    parent.wait(timeout=30)
-    host.wait(timeout=10)
+    parent.wait(timeout=600)
+    host.wait(timeout=600)
     assert not host.is_running()

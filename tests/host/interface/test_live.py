@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
@@ -36,12 +37,12 @@ def watch(server, run) -> list[dict]:
         seen = []
         async with (
             aiohttp.ClientSession() as session,
-            session.ws_connect(f"{server.url}/ws?clientId=another-page", max_msg_size=0) as socket,
+            session.ws_connect(f"{server.url}/ws?clientId={uuid.uuid4()}", max_msg_size=0) as socket,
         ):
             with ThreadPoolExecutor() as pool:
                 running = asyncio.wrap_future(pool.submit(run))
                 while not (seen and seen[-1]["state"] != "running"):
-                    message = await socket.receive(timeout=120)
+                    message = await socket.receive(timeout=900)
                     if message.type == aiohttp.WSMsgType.TEXT:
                         event = json.loads(message.data)
                         seen += [event["data"]] if event["type"] == "inlay.training" else []
@@ -76,9 +77,9 @@ def test_the_stages_before_the_first_step_are_shown_and_a_stored_result_says_wha
     stages = list(dict.fromkeys(event["stage"] for event in events))
     expected = ["looking for a stored result", "encoding 4 photos", "loading the model", "measuring memory"]
     assert stages == [*expected, "first step", ""]
-    assert [event["left"] is None for event in events if event["step"] == 4] == [False] * sum(
-        event["step"] == 4 for event in events
-    )
+    left = [event["left"] for event in events if event["step"] == 4]
+    assert left
+    assert all(seconds is not None and seconds >= 0 for seconds in left)
     again = training(4, "bucket")
     again[FINETUNE]["inputs"]["preview_every"] = 3  # runs the node again, and changes no weight
     events = watch(server, lambda: Client(server.url).run(again))
@@ -98,19 +99,19 @@ def test_a_training_that_is_interrupted_says_so(client, server, training):
                 own.interrupt()
 
         with pytest.raises(Interrupted):
-            own.run(training(500, "kettle"), stop)
+            own.run(training(5000, "kettle"), stop)  # longer than any interruption takes
 
     assert watch(server, run)[-1]["state"] == "stopped"
     assert state_of(client)["state"] == "stopped"
 
 
-def test_the_front_end_code_is_small_and_served(client, server):
-    files = [path for path in (dev.PACK / "web").rglob("*") if path.suffix in (".js", ".css")]
-    assert sum(path.stat().st_size for path in files) <= 45_000
+def test_the_front_end_code_is_served(client, server):
     served = client.session.get(f"{server.url}/extensions", timeout=60).json()
-    ours = [path for path in served if path.startswith(f"/extensions/{server.pack_folder().name}/")]
-    assert len(ours) == len([path for path in files if path.suffix == ".js"])
-    assert all(client.session.get(server.url + path, timeout=60).ok for path in ours)
+    web, ours = dev.PACK / "web", f"/extensions/{server.pack_folder().name}/"
+    scripts = {ours + path.relative_to(web).as_posix(): path.read_bytes() for path in web.rglob("*.js")}
+    assert {path for path in served if path.startswith(ours)} == scripts.keys()
+    for path, content in scripts.items():
+        assert client.session.get(server.url + path, timeout=60).content == content
 
 
 def test_a_training_is_tagged_with_the_workflow_that_a_page_queued(client, server, training):
