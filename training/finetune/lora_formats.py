@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from ...common.lora_files import alpha_of
 from ...families.table import label_of
 from ...host import models
 from ...host.families import config_name, family_name, family_of, is_transformer, require_family
 from .lora import LOKR_PARTS
-from .lora_files import alpha_of
 from .recipes import Recipe
 from .subject import Subject
 
