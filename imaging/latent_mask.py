@@ -1,8 +1,8 @@
 """The hole on the latent grid, and the pictures behind the condition of a 9-channel inpainting UNet.
 
-One rule for training, the mask channel, the noise mask and attention: a latent pixel lies in the hole where
-the first picture pixel under it does (nearest neighbour, as inpainting models are trained and as DreamCom
-masks attention). A hole that would vanish keeps every latent pixel that it touches.
+One rule for training, the mask channel, the noise mask and attention of UNets: a latent pixel lies in the
+hole where the first picture pixel under it does (nearest neighbour, as inpainting models are trained and as
+DreamCom masks attention). A hole that would vanish keeps every latent pixel that it touches.
 """
 
 from collections.abc import Sequence

@@ -12,6 +12,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..common.log import logger
+from ..common.lora_files import peft_config, read_lora_file
 from ..conditioning.fooocus import InpaintHead, InpaintPatch
 from ..encoders import AUTO_LAYOUT, CHOICES
 from ..families.table import label_of
@@ -90,8 +91,6 @@ class InlayLoadSubject(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora_name, strength, token, class_name, clip=None) -> io.NodeOutput:
         """Return the model and text encoder with the LoRA, its weights, and the subject."""
-        from ..training.finetune.lora import peft_config, read_lora_file  # loaded when needed
-
         check_wired(model=model)
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
         lora, metadata = read_lora_file(path)

@@ -377,7 +377,7 @@ def with_rare_choices(recipe, settings: dict[str, Any]):
     if "aspect_ratios" in settings:
         changes["aspect_ratios"] = settings["aspect_ratios"]
     if "adapter" in settings:
-        adapter["dora"] = settings["adapter"] == "DoRA"
+        adapter |= {name.lower(): settings["adapter"] == name for name in ("DoRA", "LoKr")}
     if "schedule" in settings:
         optimiser["schedule"] = settings["schedule"]
     if "warmup_steps" in settings:
@@ -504,11 +504,11 @@ class InlayTrainingOptions(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "adapter",
-                    options=[PRESET, "LoRA", "DoRA"],
+                    options=[PRESET, "LoRA", "DoRA", "LoKr"],
                     default=PRESET,
                     optional=True,
                     tooltip="DoRA trains the size of each weight row apart from its direction: slower, and"
-                    " often closer to training every weight.",
+                    " often closer to training every weight. LoKr makes a far smaller file.",
                 ),
                 io.Combo.Input(
                     "schedule",

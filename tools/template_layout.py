@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..headless.node_definitions import inputs_of
 from .drawing import drawn_node, wires
 from .subgraphs import Ends, SubgraphPlan, draw_subgraph, identity
 from .template_plans import MODELS, NOTE, Part, Plan
@@ -54,6 +55,12 @@ def template(plan: Plan, graph: dict, definitions: dict, note: str, variant: str
         subgraphs.append(subgraph)
         folded[subgraph["id"]] = part
     nodes, groups = arrange(plan, shown, known, folded, note)
+    for name, label in plan.labels.items():
+        key, widget = name.split(".")
+        kind = inputs_of(known[shown[key]["class_type"]])[widget][0]
+        kind = "COMBO" if isinstance(kind, list) else kind
+        socket = {"name": widget, "type": kind, "link": None, "widget": {"name": widget}, "label": label}
+        nodes[int(key)]["inputs"].append(socket)
     links = []
     real = {key: node for key, node in nodes.items() if node["type"] != "MarkdownNote"}
     for link, (source, output, target, slot) in enumerate(wires(shown, real), 1):

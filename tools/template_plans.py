@@ -108,6 +108,7 @@ class Plan:
     parts: tuple[Part, ...] = ()
     dropped: tuple[str, ...] = ()
     app: dict[str, Any] = field(default_factory=dict)  # the front end's `linearData`
+    labels: dict[str, str] = field(default_factory=dict)  # "node.input" -> what an app calls it
     width: int = 292  # pixels of a column
     between: int = 12  # groups
     last: int = 292  # pixels of the last column: Save Image is never narrower
@@ -118,9 +119,13 @@ def _group(title: str, *columns: str) -> tuple[str, tuple[tuple[str, ...], ...]]
 
 
 def _app(*inputs: str, output: str) -> dict[str, Any]:
-    """The app form: "node.input" to set, and the node whose picture is shown."""
+    """The app form: "node.input" to set or to look at, and the node whose picture is shown."""
     pairs = [name.split(".") for name in inputs]
     return {"inputs": [[node, widget] for node, widget in pairs], "outputs": [output]}
+
+
+FOLDER, PICTURE, CLASS = "Folder of the photos", "Your picture", "What the object is"
+PROMPT = "What to paint; sks is your object"
 
 
 BOX = "Paint Into the Box"
@@ -152,7 +157,17 @@ PLANS = [
         (START, THINGS, _group("2. Where, and what", "4 7 8"), LEARN, _group("4. Paint", "6 17")),
         (_sampling("11", "6", "9", "11", "13", "15"),),
         ("10", "12", "14", "16", "18"),
-        _app("2.folder", "3.image", "4.inlay_box", "5.class_name", "7.text", output="17"),
+        _app(
+            "2.inlay_references",
+            "2.folder",
+            "3.image",
+            "4.inlay_box",
+            "5.class_name",
+            "7.text",
+            "5.inlay_training",
+            output="17",
+        ),
+        {"2.folder": FOLDER, "3.image": PICTURE, "5.class_name": CLASS, "7.text": PROMPT},
     ),
     Plan(
         "insert_small",
@@ -167,7 +182,17 @@ PLANS = [
         (START, THINGS, _group("2. Where, and what", "4 6 7"), LEARN, _group("4. Paint", "9 11")),
         (_sampling("9"),),
         ("8", "10", "12"),
-        _app("2.folder", "3.image", "4.inlay_box", "5.class_name", "6.prompt", output="11"),
+        _app(
+            "2.inlay_references",
+            "2.folder",
+            "3.image",
+            "4.inlay_box",
+            "5.class_name",
+            "6.prompt",
+            "5.inlay_training",
+            output="11",
+        ),
+        {"2.folder": FOLDER, "3.image": PICTURE, "5.class_name": CLASS, "6.prompt": PROMPT},
     ),
     Plan(
         "insert_one_photo",
@@ -181,6 +206,7 @@ PLANS = [
         (_sampling("10", "9", "10", "11", "12"),),
         (),
         _app("4.image", "6.image", "7.inlay_box", output="13"),
+        {"4.image": "Photo of the object", "6.image": PICTURE},
     ),
     Plan(
         "insert_by_shape",

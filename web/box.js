@@ -1,7 +1,8 @@
 // Box Mask: the picture with a rectangle to draw, move and resize. It writes x, y, width and height.
 
 import { app } from "../../scripts/app.js"
-import { addElement, element, fit, isLinked, outputOf, recordChange, setWidget, upstreamUrl, viewUrl, widgetOf } from "./common.js"
+import { addElement, element, fit, isLinked, outputOf, penOf, recordChange, setWidget } from "./common.js"
+import { updateViews, upstreamUrl, viewUrl, widgetOf } from "./common.js"
 import { text } from "./translations.js"
 
 const NODE = "InlayBoxMask"
@@ -9,10 +10,9 @@ const NAMES = ["x", "y", "width", "height"]
 const HEIGHT = 220 // pixels of the picture's place, at least
 const LINE = 18 // below it
 const GRIP = 8 // half the size of the area around a corner or an edge that takes hold of it
-const CURSORS = ["nwse", "ns", "nesw", "ew", "nwse", "ns", "nesw", "ew"] // of the eight grips, clockwise
 
 // The box that a drag of one grip gives. `grip` is [-1|0|1, -1|0|1]: which sides move with the mouse.
-export function resized({ x, y, width, height }, [across, down], dx, dy, size) {
+function resized({ x, y, width, height }, [across, down], dx, dy, size) {
   const limit = (value, most) => Math.min(Math.max(value, 0), most)
   const moved = (start, length, side, by, most) => {
     const ends = [start, start + length]
@@ -26,7 +26,7 @@ export function resized({ x, y, width, height }, [across, down], dx, dy, size) {
 }
 
 // The box, moved by so much and kept inside of the picture.
-export function moved({ x, y, width, height }, dx, dy, size) {
+function moved({ x, y, width, height }, dx, dy, size) {
   const inside = (value, length, most) => Math.round(Math.min(Math.max(value, 0), Math.max(most - length, 0)))
   return { x: inside(x + dx, width, size.width), y: inside(y + dy, height, size.height), width, height }
 }
@@ -37,7 +37,6 @@ class BoxEditor {
     this.picture = undefined // an image that is loaded
     this.size = undefined // of the picture, in its own pixels
     this.root = element("div", { display: "flex", flexDirection: "column", minHeight: `${HEIGHT + LINE}px` })
-    this.root.className = "inlay-box"
     const filling = { flex: "1 1 0", minHeight: `${HEIGHT}px`, width: "100%", touchAction: "none" }
     this.canvas = element("canvas", { ...filling, outline: "none" }, this.root)
     this.canvas.tabIndex = 0
@@ -49,7 +48,7 @@ class BoxEditor {
       this.canvas.addEventListener(end, (event) => this.release(event))
     this.canvas.addEventListener("keydown", (event) => this.nudge(event))
     new ResizeObserver(() => requestAnimationFrame(() => this.draw())).observe(this.canvas)
-    addElement(node, "inlay_box", this.root, HEIGHT + LINE + 20)
+    addElement(node, "box", this.root, HEIGHT + LINE + 20)
   }
 
   get box() {
@@ -192,12 +191,9 @@ class BoxEditor {
   draw() {
     const { canvas, picture } = this
     const ratio = (window.devicePixelRatio || 1) * Math.max(1, app.canvas?.ds?.scale ?? 1)
-    const [width, height] = [canvas.clientWidth, canvas.clientHeight]
-    if (!width || !height) return
-    canvas.width = Math.round(width * ratio)
-    canvas.height = Math.round(height * ratio)
-    const pen = canvas.getContext("2d")
-    pen.setTransform(ratio, 0, 0, ratio, 0, 0)
+    const pen = penOf(canvas, ratio)
+    if (!pen) return
+    const { clientWidth: width, clientHeight: height } = canvas
     pen.fillStyle = "rgba(0, 0, 0, 0.25)"
     pen.fillRect(0, 0, width, height)
     this.line.textContent = ""
@@ -217,9 +213,10 @@ class BoxEditor {
 
 const cursor = (held) => {
   if (held === "draw") return "crosshair"
-  if (held === "move") return "move"
-  const order = ["-1,-1", "0,-1", "1,-1", "1,0", "1,1", "0,1", "-1,1", "-1,0"]
-  return `${CURSORS[order.indexOf(String(held))]}-resize`
+  if (held === "move") return held
+  const [across, down] = held
+  if (!across || !down) return across ? "ew-resize" : "ns-resize"
+  return across === down ? "nwse-resize" : "nesw-resize"
 }
 
 function drawHint(pen, hint, width, height) {
@@ -257,30 +254,10 @@ function drawBox(pen, box, [left, top, scale], size, dim) {
         pen.fillRect(x + across * width - 3.5, y + down * height - 3.5, 7, 7)
 }
 
-const editors = new Map() // node -> its editor
+const create = (node) => {
+  const editor = new BoxEditor(node)
+  fit(node)
+  return editor
+}
 
-app.registerExtension({
-  name: "inlay.box",
-  nodeCreated(node) {
-    if (node.comfyClass !== NODE) return
-    const editor = new BoxEditor(node)
-    editors.set(node, editor)
-    const removed = node.onRemoved
-    node.onRemoved = function (...given) {
-      editors.delete(node)
-      return removed?.apply(this, given)
-    }
-    const added = node.onAdded
-    node.onAdded = function (...given) {
-      editors.set(node, editor) // a node that comes back by undo
-      return added?.apply(this, given)
-    }
-    fit(node)
-  },
-  setup() {
-    // The page has no event for a changed picture of another node.
-    setInterval(() => {
-      for (const [node, editor] of editors) if (node.graph) editor.update()
-    }, 250)
-  },
-})
+updateViews("inlay.box", NODE, create, 250)

@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
+import { text } from "./translations.js"
 
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/extensions/")[1].split("/")[0])
 
@@ -45,6 +46,17 @@ export function element(tag, style, parent) {
   return made
 }
 
+// A pen in pixels of the page on the cleared canvas; nothing while the canvas has no size.
+export function penOf(canvas, ratio) {
+  const { clientWidth: width, clientHeight: height } = canvas
+  if (!width || !height) return undefined
+  canvas.width = Math.round(width * ratio)
+  canvas.height = Math.round(height * ratio)
+  const pen = canvas.getContext("2d")
+  pen.setTransform(ratio, 0, 0, ratio, 0, 0)
+  return pen
+}
+
 export function redraw(node) {
   node.setDirtyCanvas?.(true, true)
 }
@@ -56,9 +68,41 @@ export function fit(node) {
   redraw(node)
 }
 
+// Calls `then` after what a node does at an event already.
+export function chain(node, event, then) {
+  const before = node[event]
+  node[event] = function (...given) {
+    const result = before?.apply(this, given)
+    then.apply(this, given)
+    return result
+  }
+}
+
+// Makes a view for every node of a type and updates them: the page has no event for a changed picture of another node.
+export function updateViews(name, type, create, pause) {
+  const views = new Map() // node -> its view
+  app.registerExtension({
+    name,
+    nodeCreated(node) {
+      if (node.comfyClass !== type) return
+      const view = create(node)
+      views.set(node, view)
+      chain(node, "onRemoved", () => views.delete(node))
+      chain(node, "onAdded", () => views.set(node, view)) // a node that comes back by undo
+    },
+    setup() {
+      setInterval(() => {
+        for (const [node, view] of views) if (node.graph) view.update()
+      }, pause)
+    },
+  })
+}
+
 // Adds an element to a node, in both renderers; it is no value of the workflow or of the prompt.
+// An app shows it under its label.
 export function addElement(node, name, root, height, options = {}) {
-  const widget = node.addDOMWidget(name, `inlay.${name}`, root, {
+  root.className = `inlay-${name}`
+  const widget = node.addDOMWidget(`inlay_${name}`, `inlay.inlay_${name}`, root, {
     serialize: false,
     hideOnZoom: false,
     getValue: () => "",
@@ -67,6 +111,7 @@ export function addElement(node, name, root, height, options = {}) {
     ...options,
   })
   widget.serialize = false
+  widget.label = text(name)
   return widget
 }
 

@@ -39,7 +39,6 @@ function addMessage(node) {
     userSelect: "text",
     whiteSpace: "pre-wrap",
   })
-  root.className = "inlay-message"
   const lines = () => {
     const room = Math.max(node.size[0] - 40, 80) / 6.6 // letters in a line, about
     const wide = (line) => [...line].reduce((sum, letter) => sum + (letter > "\u2e80" ? 2 : 1), 0)
@@ -47,7 +46,7 @@ function addMessage(node) {
   }
   const height = () => (root.textContent ? 32 + LINE * Math.min(lines(), 8) : 0)
   root.style.minHeight = "30px" // the Vue renderer takes its size from the style
-  const widget = addElement(node, "inlay_message", root, height, { getMaxHeight: height })
+  const widget = addElement(node, "message", root, height, { getMaxHeight: height })
   const view = { root, widget, grown: 0 }
   views.set(node, view)
   return view
@@ -86,7 +85,7 @@ function report(path, type, key, sentences) {
 }
 
 // The text of an exception without the host's additions.
-export function sentenceOf({ exception_type: kind = "", exception_message: message = "" }, name) {
+function sentenceOf({ exception_type: kind = "", exception_message: message = "" }, name) {
   const said = message.trim()
   if (/OutOfMemory/.test(kind) || said.includes("ran out of memory on your GPU")) return text("memory")
   if (/(^|\.)ValueError$/.test(kind)) return said.split("\n\nTIPS:")[0]
@@ -103,22 +102,16 @@ const REFUSALS = {
   },
   value_not_in_list: (error, input) =>
     error.extra_info?.received_value ? text("choice", input, error.extra_info.received_value) : text("empty", input),
-  value_smaller_than_min: (error, input) => {
-    const { received_value: value, input_config: config } = error.extra_info
-    return text("small", input, value, config?.[1]?.min)
-  },
-  value_bigger_than_max: (error, input) => {
-    const { received_value: value, input_config: config } = error.extra_info
-    return text("big", input, value, config?.[1]?.max)
-  },
-  return_type_mismatch: (error, input) => {
-    const { received_type: received, input_config: config } = error.extra_info
-    return text("type", input, received, [config?.[0]].flat().join(", "))
-  },
+  value_smaller_than_min: ({ extra_info: { received_value: value, input_config: config } }, input) =>
+    text("small", input, value, config?.[1]?.min),
+  value_bigger_than_max: ({ extra_info: { received_value: value, input_config: config } }, input) =>
+    text("big", input, value, config?.[1]?.max),
+  return_type_mismatch: ({ extra_info: { received_type: received, input_config: config } }, input) =>
+    text("type", input, received, [config?.[0]].flat().join(", ")),
 }
 
 // Our sentence for one entry of the host's `node_errors`.
-export function refusalOf(error, type) {
+function refusalOf(error, type) {
   const input = error.extra_info?.input_name ?? ""
   const known = REFUSALS[error.type]
   return known ? known(error, input, type) : error.details || error.message

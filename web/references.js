@@ -1,20 +1,19 @@
 // Load References: the photos with their masks on the node; photos are dropped on it or chosen from a dialog.
 
-import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
-import { addElement, element, isLinked, outputOf, recordChange, setWidget, viewUrl, widgetOf } from "./common.js"
+import { addElement, element, isLinked, outputOf, recordChange, setWidget, updateViews, viewUrl, widgetOf } from "./common.js"
 import { showMessage, toast } from "./messages.js"
 import { text, translated } from "./translations.js"
 
 const NODE = "InlayLoadReferences"
-const SIDE = 72 // pixels of a thumbnail
+const SIDE = 62 // pixels of a thumbnail: four in a row of an app
 const KINDS = /^image\/|\.(jpe?g|jfif|png|webp|bmp|tiff?|gif|avif|hei[cf])$/i
+const photosOf = (files) => [...files].filter((file) => KINDS.test(file.type) || KINDS.test(file.name))
 
 class PhotoView {
   constructor(node) {
     this.node = node
     this.root = element("div", { display: "flex", flexDirection: "column", gap: "4px", minHeight: `${SIDE + 40}px` })
-    this.root.className = "inlay-references"
     const grid = { display: "flex", flexWrap: "wrap", gap: "4px", alignContent: "flex-start" }
     this.grid = element("div", { ...grid, flex: "1 1 0", overflowY: "auto" }, this.root)
     this.button = element("button", { flex: "none", fontSize: "12px", padding: "3px", cursor: "pointer" }, this.root)
@@ -23,21 +22,21 @@ class PhotoView {
     Object.assign(this.files, { type: "file", multiple: true, accept: "image/*,.heic,.heif,.avif,.jfif" })
     this.button.onclick = () => this.files.click()
     this.files.onchange = () => {
-      this.send([...this.files.files])
+      this.send(this.files.files)
       this.files.value = ""
     }
     this.root.addEventListener("dragover", (event) => event.preventDefault())
     this.root.addEventListener("drop", (event) => {
       event.preventDefault()
       event.stopPropagation()
-      this.send([...event.dataTransfer.files])
+      this.send(event.dataTransfer.files)
     })
-    addElement(node, "inlay_references", this.root, SIDE + 60)
+    addElement(node, "references", this.root, SIDE + 60)
     node.onDragOver = (event) => [...(event?.dataTransfer?.items ?? [])].some((item) => item.kind === "file")
     node.onDragDrop = (event) => {
-      const files = [...event.dataTransfer.files].filter((file) => KINDS.test(file.type) || KINDS.test(file.name))
-      if (files.length) this.send(files)
-      return files.length > 0
+      const { files } = event.dataTransfer
+      this.send(files)
+      return photosOf(files).length > 0
     }
   }
 
@@ -80,7 +79,7 @@ class PhotoView {
 
   // The first photos make a folder of their own, later ones join them.
   async send(files) {
-    const pictures = files.filter((file) => KINDS.test(file.type) || KINDS.test(file.name))
+    const pictures = photosOf(files)
     if (!pictures.length) return
     if (this.sent !== this.folder) this.sent = newFolder()
     this.button.textContent = text("sent", pictures.length)
@@ -109,29 +108,10 @@ function newFolder() {
   return `photos ${day} ${[now.getHours(), now.getMinutes(), now.getSeconds()].map(two).join("")}`
 }
 
-const views = new Map() // node -> its view
+const create = (node) => {
+  const view = new PhotoView(node)
+  node.setSize([Math.max(node.size[0], 300), node.computeSize()[1] + SIDE]) // for two rows, or a warning
+  return view
+}
 
-app.registerExtension({
-  name: "inlay.references",
-  nodeCreated(node) {
-    if (node.comfyClass !== NODE) return
-    const view = new PhotoView(node)
-    views.set(node, view)
-    const removed = node.onRemoved
-    node.onRemoved = function (...given) {
-      views.delete(node)
-      return removed?.apply(this, given)
-    }
-    const added = node.onAdded
-    node.onAdded = function (...given) {
-      views.set(node, view)
-      return added?.apply(this, given)
-    }
-    node.setSize([Math.max(node.size[0], 300), node.computeSize()[1] + SIDE]) // for two rows, or a warning
-  },
-  setup() {
-    setInterval(() => {
-      for (const [node, view] of views) if (node.graph) view.update()
-    }, 300)
-  },
-})
+updateViews("inlay.references", NODE, create, 300)

@@ -2,7 +2,7 @@
 // Old workflows that set one still show it; Training Options has them all.
 
 import { app } from "../../scripts/app.js"
-import { isLinked, redraw, widgetOf } from "./common.js"
+import { chain, isLinked, redraw, widgetOf } from "./common.js"
 import { text } from "./translations.js"
 
 const NODE = "SubjectFinetune"
@@ -19,7 +19,7 @@ const DEFAULTS = {
   attributes: "",
 }
 
-export function hideUnused(node) {
+function hideUnused(node) {
   for (const [name, usual] of Object.entries(DEFAULTS)) {
     const widget = widgetOf(node, name)
     if (!widget) continue
@@ -38,17 +38,8 @@ app.registerExtension({
     if (node.comfyClass !== NODE) return
     hideUnused(node)
     node.setSize([Math.max(node.size[0], 300), node.computeSize()[1]])
-    for (const event of ["onConfigure", "onConnectionsChange"]) {
-      const chained = node[event]
-      node[event] = function (...given) {
-        const result = chained?.apply(this, given)
-        hideUnused(this)
-        return result
-      }
-    }
-    const menu = node.getExtraMenuOptions
-    node.getExtraMenuOptions = function (canvas, options) {
-      const result = menu?.apply(this, arguments)
+    for (const event of ["onConfigure", "onConnectionsChange"]) chain(node, event, () => hideUnused(node))
+    chain(node, "getExtraMenuOptions", function (canvas, options) {
       options.push({
         content: text(this.properties.inlay_all ? "fewer_settings" : "all_settings"),
         callback: () => {
@@ -57,7 +48,6 @@ app.registerExtension({
           this.setSize([this.size[0], this.computeSize()[1]])
         },
       })
-      return result
-    }
+    })
   },
 })

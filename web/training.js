@@ -3,7 +3,7 @@
 
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
-import { addElement, element, findNode, fit, rootGraph } from "./common.js"
+import { addElement, element, findNode, fit, penOf, rootGraph } from "./common.js"
 import { text, translated } from "./translations.js"
 
 const NODE = "SubjectFinetune"
@@ -51,20 +51,17 @@ async function fetchRuns() {
 
 function show(run) {
   const node = isElsewhere(run) ? undefined : findNode(run.node, NODE)
-  if (!node) return
-  if (!views.has(node)) views.set(node, addView(node))
-  views.get(node).show(run)
+  views.get(node)?.show(run)
 }
 
 function addView(node) {
+  let run
   const root = element("div", { display: "flex", flexDirection: "column", gap: "4px", overflow: "hidden" })
-  root.className = "inlay-training"
   const canvas = element("canvas", { width: "100%", height: `${CHART}px`, flex: "none" }, root)
   const strip = element("div", { display: "flex", gap: "3px", overflowX: "auto", flex: "none" }, root)
-  const height = () => CHART + 20 + (strip.childElementCount ? STRIP + 4 : 0)
-  addElement(node, "inlay_training", root, height)
-
-  let run
+  const height = () => (run ? CHART + 20 + (strip.childElementCount ? STRIP + 4 : 0) : 0)
+  canvas.hidden = true // until the first run
+  addElement(node, "training", root, height)
   let asked = false
   const draw = () => {
     asked = false
@@ -72,15 +69,18 @@ function addView(node) {
   }
   new ResizeObserver(() => requestAnimationFrame(draw)).observe(canvas)
 
-  fit(node)
   return {
     show(newer) {
-      run = newer
       const before = height()
+      const isNew = newer.key !== run?.key
+      run = newer
+      canvas.hidden = false
       drawStrip(strip, run.samples)
       if (height() !== before) fit(node)
+      if (isNew || height() !== before) // in an app
+        setTimeout(() => root.closest("[data-testid=app-mode-widget-item]")?.scrollIntoView(), 100)
       root.dataset.state = run.state
-      root.dataset.stage = run.stage ?? ""
+      canvas.title = root.dataset.stage = run.stage ?? ""
       if (run.stage && run.state === "running")
         translated(run.stage).then((stage) => {
           run.stageText = stage
@@ -109,7 +109,7 @@ function drawStrip(strip, samples) {
 }
 
 // Running mean with a window of a tenth of the points: single steps of a diffusion loss say little.
-export function smoothed(points) {
+function smoothed(points) {
   const half = Math.max(1, Math.floor(points.length / 20))
   return points.map(([step], i) => {
     const near = points.slice(Math.max(0, i - half), i + half + 1)
@@ -125,7 +125,7 @@ function duration(seconds) {
 }
 
 function caption(run) {
-  if (run.state === "loaded") return text("loaded", run.stage.replace(/\.safetensors$/, ""))
+  if (run.state === "loaded") return text("loaded", run.stage.replace(/(-[\da-f]{16})?\.safetensors$/, ""))
   if (run.state === "running" && run.stage) return run.stageText ?? run.stage
   const endings = { stopped: "stopped", failed: "failed_at", finished: "finished" }
   const parts = [text("step", run.step, run.steps)]
@@ -135,17 +135,11 @@ function caption(run) {
 }
 
 function drawChart(canvas, run) {
-  const ratio = window.devicePixelRatio || 1
-  const width = canvas.clientWidth
-  const height = canvas.clientHeight
-  if (!width || !height) return
-  if (canvas.width !== Math.round(width * ratio)) canvas.width = Math.round(width * ratio)
-  if (canvas.height !== Math.round(height * ratio)) canvas.height = Math.round(height * ratio)
-  const pen = canvas.getContext("2d")
+  const pen = penOf(canvas, window.devicePixelRatio || 1)
+  if (!pen) return
+  const { clientWidth: width, clientHeight: height } = canvas
   const colour = (name, otherwise) => getComputedStyle(canvas).getPropertyValue(name).trim() || otherwise
   const ink = colour("--descrip-text", "#999")
-  pen.setTransform(ratio, 0, 0, ratio, 0, 0)
-  pen.clearRect(0, 0, width, height)
   pen.font = "10px sans-serif"
   pen.fillStyle = ink
 
@@ -186,6 +180,9 @@ function drawChart(canvas, run) {
 
 app.registerExtension({
   name: "inlay.training",
+  nodeCreated(node) {
+    if (node.comfyClass === NODE) views.set(node, addView(node)) // empty: an app finds it when it opens
+  },
   setup() {
     api.addEventListener(EVENT, ({ detail }) => {
       if (merge(detail)) show(runs.get(place(detail)))

@@ -2,18 +2,25 @@
 
     python dev.py bench memory                    the table of docs/which_model_to_train.md
     python dev.py bench memory --family z-image --side 768
+    python dev.py bench memory --cards            the tables of docs/memory_and_time.md
 
 The networks are the host's own on the device "meta": shapes without numbers. What the forward pass keeps for
 the backward pass is counted on it at the full size of the picture; Train Subject does so on two small ones
 before its first step. One picture in a pass, the LoRA of the family's row, a reference where the family has
 edit models.
+
+With --cards, what SD models and families need without and with gradient checkpointing, the smallest card that
+then has 2 GB left, and how much a step computes: the operations of a forward pass (matrix products,
+convolutions, attention) times three: forward, forward again in the backward pass, and the gradients of the
+activations; the frozen weights get none.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +32,25 @@ TRAINED = (
     "flux2-dev",
 )  # fmt: skip
 TEXT = 256  # tokens; FLUX.2 pads its text to 512
+# The inpainting UNets as their published configurations have them: label, own side in pixels, configuration.
+SD = {"in_channels": 9, "out_channels": 4, "model_channels": 320, "use_spatial_transformer": True,
+      "image_size": 32, "legacy": False}  # fmt: skip
+UNETS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "sd15": ("SD 1.5 inpainting", 512, SD | {
+        "num_res_blocks": [2, 2, 2, 2], "channel_mult": (1, 2, 4, 4), "num_heads": 8, "context_dim": 768,
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0]}),
+    "sdxl": ("SDXL inpainting", 1024, SD | {
+        "num_res_blocks": [2, 2, 2], "channel_mult": (1, 2, 4), "num_head_channels": 64, "context_dim": 2048,
+        "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "use_linear_in_transformer": True,
+        "num_classes": "sequential", "adm_in_channels": 2816}),
+}  # fmt: skip
+LEFT = 2  # gigabytes for driver, desktop and VAE
+CARDS = (8, 12, 16, 24, 32, 48, 80)  # gigabytes
+RATES = (10, 50, 200)  # 10^12 operations in a second
+STEPS = 1000
+attention_flops = [0]  # of the forward passes so far: the counter does not see FusedAttention
 
 
 def open_host() -> None:
@@ -55,6 +81,7 @@ class FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v):  # pyright: ignore[reportIncompatibleMethodOverride]
         out = torch.empty_like(q)
+        attention_flops[0] += 4 * q.numel() * k.shape[-2]  # q k^T and its product with v
         ctx.save_for_backward(q, k, v, out)
         return out
 
@@ -132,6 +159,102 @@ def forecast(name: str, side: int, fp8: bool, rank: int = 0) -> dict[bool, int]:
     }
 
 
+class Cost(NamedTuple):
+    """Of a step of one picture: bytes without and with checkpointing, operations of the forward pass."""
+
+    bytes: dict[bool, int]
+    operations: float
+
+
+def counted(forward: Callable[[], Any]) -> tuple[Any, float]:
+    """What `forward` returns, and its operations."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    attention_flops[0] = 0
+    with FlopCounterMode(display=False) as counter:
+        result = forward()
+    return result, counter.get_total_flops() + attention_flops[0]
+
+
+def unet_cost(name: str) -> Cost:
+    """DreamCom's LoRA on an inpainting UNet, at the model's own side."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    from inlay.host.models import block_modules
+    from inlay.host.training import training_switches
+    from inlay.training.finetune.lora import attach_adapter
+    from inlay.training.finetune.memory import trace, trained_need, with_preset
+    from inlay.training.finetune.recipes import DREAMCOM, MEMORY_PRESETS
+
+    _, side, sizes = UNETS[name]
+    half = torch.bfloat16
+    network = UNetModel(**sizes, dtype=half, device=META, operations=comfy.ops.disable_weight_init)
+    network.requires_grad_(False)
+    frozen = sum(p.numel() for p in network.parameters()) * half.itemsize
+    with META:
+        adapter = attach_adapter(network, DREAMCOM.adapter, half, 0)
+    grid = torch.empty(1, 9, side // 8, side // 8, dtype=half, device=META)
+    context = torch.empty(1, 77, sizes["context_dim"], dtype=half, device=META)
+    pooled = torch.empty(1, 2816, dtype=half, device=META) if "adm_in_channels" in sizes else None
+    options = {"optimized_attention_override": lambda host, *args, **kwargs: attend(*args, **kwargs)}
+
+    def forward():
+        time = torch.empty(1, device=META)
+        return network(grid, time, context=context, y=pooled, transformer_options=options)
+
+    with training_switches(network):
+        kept, operations = counted(lambda: trace(network, block_modules(network), forward))
+    needs = {}
+    for preset in MEMORY_PRESETS.values():
+        if preset.half:
+            optimiser = with_preset(DREAMCOM, preset, True).optimiser
+            parts = trained_need([p.shape for p in adapter.parameters], half.itemsize, optimiser, False)
+            needs[preset.checkpointing] = round(frozen + sum(parts) + kept.activations(preset.checkpointing))
+    return Cost(needs, operations)
+
+
+def memory_cells(cost: Cost) -> list[str]:
+    """Without and with checkpointing, and the smallest card that holds the latter."""
+    needs = [cost.bytes[checkpointing] / GIGABYTE for checkpointing in (False, True)]
+    card = next((f"{size} GB" for size in CARDS if needs[1] + LEFT <= size), f"more than {CARDS[-1]} GB")
+    return [*(f"{need:.1f} GB" for need in needs), card]
+
+
+def time_cells(cost: Cost) -> list[str]:
+    """Operations of a step with checkpointing, and the time of many steps at some rates."""
+    step = 3 * cost.operations / 1e12
+    minutes = [step * STEPS / rate / 60 for rate in RATES]
+    return [f"{step:.0f}" if step >= 10 else f"{step:.1f}", *map(duration, minutes)]
+
+
+def duration(minutes: float) -> str:
+    if minutes < 1:
+        return "under 1 min"
+    return f"{minutes:.0f} min" if minutes < 60 else f"{minutes / 60:.1f} h"
+
+
+def print_cards() -> None:
+    from inlay.families.table import named
+
+    costs = [([label, str(side), "16 bits"], unet_cost(name)) for name, (label, side, _) in UNETS.items()]
+    for name in TRAINED:
+        for side in (512, 1024):
+            need, operations = counted(lambda name=name, side=side: forecast(name, side, fp8=True))
+            costs.append(([named(name).label, str(side), "fp8"], Cost(need, operations)))
+    heads = ["model", "side", "weights"]
+    tables = [
+        (["without checkpointing", "with checkpointing", "smallest card"], memory_cells),
+        (["10^12 operations of a step", *(f"{STEPS} steps at {rate}" for rate in RATES)], time_cells),
+    ]
+    for number, (more, cells) in enumerate(tables):
+        if number:
+            print()
+        rows = [heads + more, ["---"] * (3 + len(more)), *(start + cells(cost) for start, cost in costs)]
+        for row in rows:
+            print("|", " | ".join(row), "|")
+
+
 def row_of(name: str, side: int) -> str:
     from inlay.families.table import named
 
@@ -148,8 +271,11 @@ def main() -> None:
     )
     parser.add_argument("--family", choices=TRAINED, help="one family (default: all)")
     parser.add_argument("--side", type=int, help="of the square pictures in pixels (default: 512, 768, 1024)")
+    parser.add_argument("--cards", action="store_true", help="memory and time by graphics card")
     options = parser.parse_args()
     open_host()
+    if options.cards:
+        return print_cards()
     sides = [options.side] if options.side else [512, 768, 1024]
     print("| model | billions of weights | side | bf16 | bf16, checkpointing | fp8, checkpointing |")
     print("|---|---|---|---|---|---|")

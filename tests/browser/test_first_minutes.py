@@ -16,6 +16,8 @@ from inlay.tools.template_plans import PLANS
 from inlay.tools.templates import WORKFLOWS
 from inlay.tools.tiny import tiny_graph
 
+from .conftest import SHOTS
+
 GREEN = (120, 140, 90)  # of painted.png, whose hole is 40:80, 40:86
 SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "KSampler": 2}  # steps
 LEAST_ZOOM, CLICKS = 0.7, 12
@@ -350,6 +352,58 @@ def test_the_same_with_a_painted_mask_and_with_a_cut_out_model(screen, published
     assert change[44:82, 44:76].mean() > 3  # inside of what was painted, not in the box
     assert change[:36].max() <= 1
     assert screen.locator(".inlay-message", has_text="There is no mask").count() == 0
+
+
+FIELD = "[data-testid=app-mode-widget-item]"
+LABELS = {"box": "Where the object goes", "references": "Your photos", "training": "Training"}
+
+
+def open_app(page) -> None:
+    """The open workflow as an app."""
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    page.locator(FIELD).first.wait_for()
+    page.wait_for_timeout(1500)
+    tour = page.get_by_role("button", name="Skip", exact=True)  # what the newer page offers
+    if tour.is_visible():
+        tour.click()
+
+
+@pytest.mark.parametrize("plan", [plan for plan in PLANS if plan.app], ids=lambda plan: plan.graph)
+def test_an_app_names_its_fields_in_plain_words(visitor, plan):
+    visitor.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    open_template(visitor, plan.title)
+    open_app(visitor)
+    expected = [
+        plan.labels.get(f"{node}.{name}") or LABELS[name.removeprefix("inlay_")]
+        for node, name in plan.app["inputs"]
+    ]
+    assert visitor.get_by_test_id("builder-widget-label").all_inner_texts() == expected
+    assert visitor.locator(f"{FIELD} .inlay-box canvas").is_visible()
+    visitor.screenshot(path=SHOTS / f"app_{plan.graph}.png")
+    visitor.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+
+
+def test_an_app_shows_the_stage_and_the_steps_of_its_training(visitor, published):
+    visitor.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    show(visitor, tiny_insert(published, "tiny_background.png", class_name="app"))
+    open_app(visitor)
+    visitor.evaluate(DROP, PHOTOS)
+    visitor.wait_for_function("() => document.querySelector('.inlay-references').dataset.count === '4'")
+    visitor.evaluate(FOLLOW)
+    visitor.get_by_test_id("linear-run-button").get_by_role("button", name="Run").click()
+    chart = visitor.locator(f"{FIELD} .inlay-training")
+    visitor.wait_for_function("() => document.querySelector('.inlay-training').dataset.state === 'running'")
+    visitor.wait_for_timeout(500)
+    [left, top, right, bottom] = chart.evaluate(
+        "root => { const { left, top, right, bottom } = root.getBoundingClientRect();"
+        " return [left, top, right, bottom] }"
+    )
+    assert 0 <= left < right <= 1600
+    assert 0 <= top < bottom <= 1000
+    visitor.wait_for_function("() => window.ended.length > 0", timeout=900_000)
+    assert visitor.evaluate("() => window.ended") == ["execution_success"]
+    assert chart.get_attribute("data-step") == "2"
+    visitor.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
 
 
 SEARCHES = {

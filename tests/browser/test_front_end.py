@@ -189,6 +189,7 @@ def test_a_training_is_seen_in_two_tabs_survives_a_reload_and_stops_when_it_is_s
         open_template(other, host, "train_and_share")
     other.wait_for_timeout(1000)
     assert other.evaluate(f"() => String({FINETUNE}.id)") == page.evaluate(f"() => String({FINETUNE}.id)")
-    assert other.evaluate(f"() => {FINETUNE}.widgets.every(widget => widget.name !== 'inlay_training')")
-    assert page.evaluate(f"() => {FINETUNE}.widgets.some(widget => widget.name === 'inlay_training')")
+    view = f"{FINETUNE}.widgets.find(widget => widget.name === 'inlay_training').element"
+    state = f"() => {view}.dataset.state ?? ''"
+    assert (other.evaluate(state), page.evaluate(state)) == ("", "stopped")
     other.close()

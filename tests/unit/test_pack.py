@@ -35,6 +35,12 @@ def test_only_whole_rooms_are_left_out_of_the_published_pack():
     assert not needed & left_out
 
 
+def test_the_pages_code_stays_small():
+    """What every page of the front end loads, and the sentences it loads when the language is Chinese."""
+    files = [*(dev.PACK / "web").glob("*.js"), *(dev.PACK / "web").glob("*.json")]
+    assert sum(path.stat().st_size for path in files) <= 45_000
+
+
 def alone():
     """The environment, without this checkout on the import path."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -186,6 +186,15 @@ def test_three_templates_are_apps_of_nodes_on_the_outside():
         assert file_of(plan)["extra"]["linearData"] == plan.app
         assert all(key in nodes for key, *_ in plan.app["inputs"])
         assert all(nodes[key]["type"] == "SaveImage" for key in plan.app["outputs"])
+        labelled = {
+            f"{key}.{socket['name']}": socket["label"]
+            for key, node in nodes.items()
+            for socket in node.get("inputs", ())
+            if "label" in socket
+        }
+        assert labelled == plan.labels
+        own = {f"{key}.{name}" for key, name in plan.app["inputs"] if not name.startswith("inlay_")}
+        assert own == set(plan.labels)  # the page names the pack's own elements
 
 
 def test_the_pictures_that_templates_name_come_with_the_pack():

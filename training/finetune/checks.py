@@ -54,9 +54,10 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
             )
     quantised = models.quantised_weights(unet)
     if row is not None and row.transformer:
-        if recipe.adapter.dora and any(is_quantised(layer) for layer in unet.modules()):
+        wide = "DoRA" if recipe.adapter.dora else "LoKr" if recipe.adapter.lokr else ""
+        if wide and any(is_quantised(layer) for layer in unet.modules()):
             raise ValueError(
-                "adapter: DoRA needs a model with weights in 16 bits, and this one is quantised; choose LoRA."
+                f"adapter: {wide} needs weights in 16 bits, and this model's are quantised; choose LoRA."
             )
     elif quantised:
         raise ValueError(
@@ -68,6 +69,8 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
             "model: the node that loaded it gives no way to load a copy, which training needs; load it with"
             " Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
         )
+    if recipe.adapter.lokr and recipe.adapter.dora:
+        raise ValueError("adapter: LoKr and DoRA do not go together; choose one of them.")
     if recipe.preservation and recipe.adapter.kind == "full":
         raise ValueError(
             f"preservation: it compares the model with and without a LoRA, and {recipe.name} trains every"

@@ -1,20 +1,11 @@
-"""What is trained, a PEFT adapter or the weights themselves, and the LoRA files of other programs.
+"""What is trained: a PEFT adapter in the network's layers, or the weights themselves."""
 
-Files have kohya's keys, which the host and diffusers read too. diffusers writes
-`unet.<path>.lora.down.weight` (DreamMix's file), PEFT and newer diffusers `unet.<path>.lora_A.weight`, and
-diffusers before 0.22 wrote `<path>.processor.to_k_lora.down.weight`; of these the host reads only the last.
-"""
-
-import json
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .recipes import AdapterSpec
@@ -22,25 +13,17 @@ from .recipes import AdapterSpec
 Name = Callable[[str], str]  # a module's path in the UNet -> its key in a LoRA file
 
 
-class LoraAdapter:
-    """A low-rank adapter on the linear layers whose path ends with one of `spec.targets` (Hu et al. 2021)."""
+class PeftAdapter:
+    """An adapter of PEFT in a network: its layers by path, and the parameters that are trained."""
 
-    def __init__(self, unet: nn.Module, spec: AdapterSpec, dtype: torch.dtype, seed: int):
-        from peft import LoraConfig, inject_adapter_in_model  # slow to import, so not before somebody trains
+    def __init__(self, unet: nn.Module, config: Any, mark: str, dtype: torch.dtype, seed: int):
+        from peft import inject_adapter_in_model  # slow to import, so not before somebody trains
 
-        config = LoraConfig(
-            r=spec.rank,
-            lora_alpha=spec.rank if spec.alpha is None else spec.alpha,  # type: ignore[arg-type]
-            target_modules=spec.pattern or list(spec.targets),
-            init_lora_weights="gaussian" if spec.init == "gaussian" else True,
-            use_dora=spec.dora,
-            use_rslora=spec.rslora,
-        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inject_adapter_in_model(config, unet)
         self.layers: dict[str, Any] = {
-            path: layer for path, layer in unet.named_modules() if hasattr(layer, "lora_A")
+            path: layer for path, layer in unet.named_modules() if hasattr(layer, mark)
         }
         self.parameters = [p for p in unet.parameters() if p.requires_grad]
         for p in self.parameters:
@@ -56,6 +39,23 @@ class LoraAdapter:
         finally:
             for layer in self.layers.values():
                 layer._disable_adapters = False
+
+
+class LoraAdapter(PeftAdapter):
+    """A low-rank adapter on the linear layers whose path ends with one of `spec.targets` (Hu et al. 2021)."""
+
+    def __init__(self, unet: nn.Module, spec: AdapterSpec, dtype: torch.dtype, seed: int):
+        from peft import LoraConfig  # slow to import, as above
+
+        config = LoraConfig(
+            r=spec.rank,
+            lora_alpha=spec.rank if spec.alpha is None else spec.alpha,  # type: ignore[arg-type]
+            target_modules=spec.pattern or list(spec.targets),
+            init_lora_weights="gaussian" if spec.init == "gaussian" else True,
+            use_dora=spec.dora,
+            use_rslora=spec.rslora,
+        )
+        super().__init__(unet, config, "lora_A", dtype, seed)
 
     def export(self, name: Name) -> dict[str, Tensor]:
         """Return the weights under kohya's keys, which the host and diffusers read too: down, up, alpha."""
@@ -84,6 +84,57 @@ class LoraAdapter:
                 magnitude.data.copy_(tensors[f"{key}.dora_scale"][:, 0])
 
 
+LOKR_PARTS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+
+
+class LokrAdapter(PeftAdapter):
+    """LoKr on the layers of a LoRA: kron(W1, W2), W2 of low rank where that is smaller (Yeh et al. 2024).
+
+    The names and the scale alpha / rank are LyCORIS', which the host and other trainers read.
+    """
+
+    def __init__(self, unet: nn.Module, spec: AdapterSpec, dtype: torch.dtype, seed: int):
+        from peft import LoKrConfig  # slow to import, as above
+
+        config = LoKrConfig(
+            r=spec.rank,
+            alpha=spec.rank if spec.alpha is None else spec.alpha,  # type: ignore[arg-type]
+            target_modules=spec.pattern or list(spec.targets),
+        )
+        super().__init__(unet, config, "lokr_w1", dtype, seed)
+
+    def export(self, name: Name) -> dict[str, Tensor]:
+        """Return the weights under LyCORIS' keys. Where no part has a rank, W2 holds the scale."""
+        tensors = {}
+        for path, layer in self.layers.items():
+            key, scale = name(path), layer.scaling["default"]
+            parts = {part: _stored(weight) for part, weight in _lokr_parts(layer)}
+            if not any(part.endswith("_b") for part in parts):
+                parts["lokr_w2"] = parts["lokr_w2"] * scale
+                scale = 1.0
+            tensors |= {f"{key}.{part}": weight for part, weight in parts.items()}
+            tensors[f"{key}.alpha"] = torch.tensor(float(scale * layer.r["default"]))
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor], name: Name) -> None:
+        """Set the weights to those that `export` gave; a file of another alpha keeps its strength."""
+        for path, layer in self.layers.items():
+            key, ranked = name(path), False
+            for part, weight in _lokr_parts(layer):
+                weight.data.copy_(tensors[f"{key}.{part}"])
+                ranked |= part.endswith("_b")
+            scale = float(tensors[f"{key}.alpha"]) / layer.r["default"] if ranked else 1.0
+            last = next(weight for part, weight in _lokr_parts(layer) if part in ("lokr_w2", "lokr_w2_a"))
+            last.data.mul_(scale / layer.scaling["default"])
+
+
+def _lokr_parts(layer: Any) -> list[tuple[str, nn.Parameter]]:
+    """Return the matrices that a LoKr layer has, by their names."""
+    return [
+        (part, getattr(layer, part)["default"]) for part in LOKR_PARTS if "default" in getattr(layer, part)
+    ]
+
+
 class FullAdapter:
     """Every weight of the UNet, kept as a difference so that it can be applied and removed like a LoRA."""
 
@@ -110,7 +161,7 @@ class FullAdapter:
 
 def attach_adapter(
     unet: nn.Module, spec: AdapterSpec, dtype: torch.dtype, seed: int
-) -> LoraAdapter | FullAdapter:
+) -> LoraAdapter | LokrAdapter | FullAdapter:
     """Make `unet` trainable in place by `spec`; its other weights stay frozen.
 
     `dtype` is that of the network's arithmetic, so no layer has to cast. `seed` draws a LoRA's first weights.
@@ -119,7 +170,7 @@ def attach_adapter(
     if spec.kind == "full":
         return FullAdapter(unet, dtype)
     lora_layers(unet, spec)
-    return LoraAdapter(unet, spec, dtype, seed)
+    return (LokrAdapter if spec.lokr else LoraAdapter)(unet, spec, dtype, seed)
 
 
 def lora_layers(unet: nn.Module, spec: AdapterSpec) -> dict[str, nn.Linear]:
@@ -151,12 +202,29 @@ def exported_shapes(unet: nn.Module, spec: AdapterSpec, name: Name) -> dict[str,
     shapes: dict[str, tuple[int, ...]] = {}
     for path, layer in lora_layers(unet, spec).items():
         key = name(path)
+        if spec.lokr:
+            shapes |= {f"{key}.{part}": shape for part, shape in lokr_shapes(layer, spec.rank).items()}
+            shapes[f"{key}.alpha"] = ()
+            continue
         shapes[f"{key}.lora_down.weight"] = (spec.rank, layer.in_features)
         shapes[f"{key}.lora_up.weight"] = (layer.out_features, spec.rank)
         shapes[f"{key}.alpha"] = ()
         if spec.dora:
             shapes[f"{key}.dora_scale"] = (layer.out_features, 1)
     return shapes
+
+
+def lokr_shapes(layer: nn.Linear, rank: int) -> dict[str, tuple[int, int]]:
+    """Return the shapes of the parts that PEFT gives a layer: factors near the square root, W1 whole."""
+    from peft.tuners.lokr.layer import factorization
+
+    out_1, out_2 = factorization(layer.out_features)
+    in_1, in_2 = factorization(layer.in_features)
+    if rank < max(out_2, in_2) / 2:
+        second = {"lokr_w2_a": (out_2, rank), "lokr_w2_b": (rank, in_2)}
+    else:
+        second = {"lokr_w2": (out_2, in_2)}
+    return {"lokr_w1": (out_1, in_1), **second}
 
 
 def _difference(path: str, name: Name) -> str:
@@ -166,85 +234,3 @@ def _difference(path: str, name: Name) -> str:
 
 def _stored(weight: Tensor) -> Tensor:
     return weight.detach().float().cpu().contiguous()
-
-
-PARTS = {
-    "lora_A": "lora_down.weight",
-    "lora_B": "lora_up.weight",
-    "lora.down": "lora_down.weight",
-    "lora.up": "lora_up.weight",
-    "lora_linear_layer.down": "lora_down.weight",
-    "lora_linear_layer.up": "lora_up.weight",
-    "lora_magnitude_vector": "dora_scale",
-}
-PART_PATTERN = "|".join(map(re.escape, PARTS))
-DIFFUSERS_KEY = re.compile(
-    rf"(?:unet\.)?((?:down|mid|up)_blocks?\..+?)[._]({PART_PATTERN})(?:\.default)?(?:\.weight)?"
-)
-
-
-def read_lora_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a LoRA file, with diffusers' names turned into kohya's, and its metadata.
-
-    Raises ValueError when it is no safetensors file.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"lora_name: {path.name} is no safetensors file or damaged; download it again."
-        ) from error
-    try:
-        return as_kohya(tensors, _settings(metadata.get("lora_adapter_metadata", "{}"))), metadata
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"lora_name: {path.name} holds no weights or settings of a LoRA; download it again."
-        ) from error
-
-
-def _settings(text: str) -> dict:
-    """PEFT's settings; none where another program wrote something else under their name."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def peft_config(path: Path) -> dict:
-    """Return PEFT's settings in a LoRA file, as newer diffusers write them; empty where there are none."""
-    with safe_open(path, "pt") as file:
-        return _settings((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-
-
-def as_kohya(tensors: Mapping[str, Tensor], config: Mapping) -> dict[str, Tensor]:
-    """Return the tensors under kohya's keys; names that are not diffusers' stay as they are.
-
-    `config`: PEFT's settings as newer diffusers write them into the file, "unet.lora_alpha" and so on;
-    without them the scale alpha / rank is 1, as diffusers has it.
-    """
-    renamed = {}
-    for key, tensor in tensors.items():
-        match = DIFFUSERS_KEY.fullmatch(key)
-        if not match:
-            renamed[key] = tensor
-            continue
-        path = re.sub(r"to_out$", "to_out.0", match[1].replace(".processor", ""))
-        name, part = "lora_unet_" + path.replace(".", "_"), PARTS[match[2]]
-        renamed[f"{name}.{part}"] = tensor[:, None] if part == "dora_scale" and tensor.ndim == 1 else tensor
-        if part == "lora_down.weight" and config.get("unet.lora_alpha") is not None:
-            settings = {key.removeprefix("unet."): value for key, value in config.items()}
-            renamed[f"{name}.alpha"] = torch.tensor(alpha_of(path, tensor.shape[0], settings))
-    return renamed
-
-
-def alpha_of(path: str, rank: int, config: Mapping) -> float:
-    """Return the alpha of a layer by PEFT's settings, "lora_alpha" and so on.
-
-    kohya's scale is alpha / rank; rank-stabilised LoRA's is alpha / sqrt(rank).
-    """
-    own = config.get("alpha_pattern") or {}
-    alpha = next((a for end, a in own.items() if f".{path}".endswith(f".{end}")), config["lora_alpha"])
-    return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)

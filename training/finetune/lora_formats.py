@@ -1,4 +1,4 @@
-"""How a trained LoRA is named inside its file, what the file holds beside it, and other programs' names."""
+"""Names of a LoRA's layers: in our own files, and in other programs' files for transformers."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from ...common.lora_files import alpha_of
 from ...families.table import label_of
 from ...host import models
 from ...host.families import config_name, family_name, family_of, is_transformer, require_family
-from .lora import alpha_of
+from .lora import LOKR_PARTS
 from .recipes import Recipe
 from .subject import Subject
 
-LORA_PARTS = ("lora_down.weight", "lora_up.weight", "alpha", "dora_scale", "diff", "diff_b")
+LORA_PARTS = (
+    "lora_down.weight", "lora_up.weight", "alpha", "dora_scale", "diff", "diff_b", *LOKR_PARTS
+)  # fmt: skip
 
 
 def lora_names(model) -> Callable[[str], str]:
@@ -66,7 +69,7 @@ def lora_metadata(model, subject: Subject, recipe: Recipe) -> dict[str, str]:
     adapter = recipe.adapter
     return {
         "inlay": subject.to_json(),
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if adapter.lokr else "networks.lora",
         "ss_network_dim": str(adapter.rank),
         "ss_network_alpha": str(adapter.rank if adapter.alpha is None else adapter.alpha),
         "ss_base_model_version": base_model_version(model),
@@ -118,7 +121,6 @@ def as_diffusers(model, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
 OTHER_PARTS = (
     *LORA_PARTS, "lora_A.weight", "lora_B.weight", "lora_A.default.weight", "lora_B.default.weight",
     "lora_A", "lora_B", "lora.down.weight", "lora.up.weight", "lora_magnitude_vector",
-    "lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b",
     "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "w_norm", "b_norm",
 )  # fmt: skip
 PREFIXES = ("lora_unet_", "lora_transformer_", "diffusion_model.", "transformer.")

@@ -27,6 +27,7 @@ class AdapterSpec:
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # ends of module paths
     init: Literal["gaussian", "kaiming"] = "kaiming"  # of A; B starts at zero
     dora: bool = False  # DoRA: magnitude and direction apart (Liu et al. 2024)
+    lokr: bool = False  # LoKr: a Kronecker product instead of a product (Yeh et al. 2024)
     rslora: bool = False  # scale alpha / sqrt(rank) (Kalajdzievski 2023)
     # Which layers of a transformer, in words: its family's row has their paths.
     layers: LayerChoice = "attention and feed-forward"

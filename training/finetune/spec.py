@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...common.files import read_text
 from ...common.log import logger
+from ...common.lora_files import as_kohya, peft_config
 from ...conditioning.compatibility import check_clip_fits, check_vae_fits
 from ...host import models
 from ...imaging.references import is_whole_frame, list_references, read_reference
@@ -26,7 +27,6 @@ from .data import (
 )
 from .diffusion_transformers import distilled_note, resolved_recipe, with_family_numbers
 from .generation import SampleOptions, prompts_in
-from .lora import as_kohya, peft_config
 from .lora_formats import with_own_names
 from .pipeline import Pipeline
 from .recipes import Recipe

@@ -42,7 +42,7 @@ ADDED_FIELDS = (
     "caption_dropout", "preservation", "subject_references", "reference_dropout", "aspect_ratios",
 )  # fmt: skip
 ADDED_OPTIMISER_FIELDS = ("schedule", "warmup")
-ADDED_ADAPTER_FIELDS = ("layers", "pattern")
+ADDED_ADAPTER_FIELDS = ("layers", "pattern", "lokr")
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:

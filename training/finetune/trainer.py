@@ -23,7 +23,7 @@ from ..objective import (
 )
 from ..optimizers import Average, MixedPrecisionOptimizer, OptimizerSpec, UnfitState
 from .data import LATENT_PIXEL, Examples, TrainingSet, with_subject_references
-from .lora import FullAdapter, LoraAdapter
+from .lora import FullAdapter, LokrAdapter, LoraAdapter
 from .recipes import Recipe
 
 
@@ -59,7 +59,7 @@ class TrainableModel:
 
     unet: nn.Module
     diffusion: NoiseSchedule
-    adapter: LoraAdapter | FullAdapter
+    adapter: LoraAdapter | LokrAdapter | FullAdapter
     dtype: torch.dtype
     device: torch.device
     inpainting: bool = True
@@ -169,7 +169,7 @@ def _changed_prediction(
     trainable: TrainableModel, rows: Examples, noise: Tensor, t: Tensor, sigma: Tensor, options: dict
 ) -> Tensor:
     """Return the mean squared difference (B,) that the adapter makes to the prediction of each row."""
-    assert isinstance(trainable.adapter, LoraAdapter)
+    assert not isinstance(trainable.adapter, FullAdapter)
     with torch.no_grad(), trainable.adapter.switched_off():
         before = _predict(trainable, rows, noise, t, sigma, options).float()
     after = _predict(trainable, rows, noise, t, sigma, options).float()

@@ -103,6 +103,12 @@ def answer():
     return predict
 
 
+def test_every_family_that_can_be_trained_is_trained_here():
+    from inlay.families.table import FAMILIES
+
+    assert set(TRAINED) == {row.name for row in FAMILIES if row.transformer and not row.trainable}
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_node_teaches_it(name, opened, train, store_folder, weights, answer):
     import comfy.model_management
@@ -553,11 +559,12 @@ def test_output_preservation_is_its_definition(opened, dropped):
         torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-8)
 
 
-def test_options_of_every_kind_train_and_resume_what_they_should(opened, train, store_folder):
+@pytest.mark.parametrize(("adapter", "part"), [("DoRA", "dora_scale"), ("LoKr", "lokr_w1")])
+def test_options_of_every_kind_train_and_resume_what_they_should(opened, train, store_folder, adapter, part):
     from inlay.nodes import InlayTrainingOptions
 
     given = {
-        "hole": "loss alone", "layers": "attention", "adapter": "DoRA", "schedule": "cosine",
+        "hole": "loss alone", "layers": "attention", "adapter": adapter, "schedule": "cosine",
         "warmup_steps": 2, "caption_dropout": 0.5, "min_snr": 5.0, "preservation": 1.0,
     }  # fmt: skip
     node: Any = InlayTrainingOptions
@@ -565,7 +572,7 @@ def test_options_of_every_kind_train_and_resume_what_they_should(opened, train, 
     assert options == given
     model, lora, loss, *_ = train("qwen-image-edit-2511", options=options, steps=3)
     assert not any("mlp" in key for key in lora)
-    assert sum(key.endswith("dora_scale") for key in lora) == len(model.patches) > 0
+    assert sum(key.endswith(part) for key in lora) == len(model.patches) > 0
     assert all(torch.isfinite(torch.tensor(loss["loss"])))
 
 
@@ -727,6 +734,20 @@ def quantised(model, kind):
     from inlay.host.models import model_around
 
     return model_around(model, twin, torch.float32)
+
+
+@pytest.mark.parametrize("adapter", ["DoRA", "LoKr"])
+def test_an_adapter_that_needs_whole_weights_is_refused_on_a_quantised_base(adapter, opened):
+    from inlay.training.finetune.checks import check_trainable_model
+    from inlay.training.finetune.diffusion_transformers import resolved_recipe
+    from inlay.training.finetune.recipes import RECIPES
+
+    model = quantised(opened("flux2-klein").model, "scaled")
+    recipe = resolved_recipe(RECIPES["DreamCom"].with_choices(rank=4), model)
+    check_trainable_model(model, recipe)
+    recipe = replace(recipe, adapter=replace(recipe.adapter, **{adapter.lower(): True}))
+    with pytest.raises(ValueError, match=f"adapter: {adapter} needs weights in 16 bits"):
+        check_trainable_model(model, recipe)
 
 
 @pytest.mark.parametrize("kind", ["plain", "scaled"])

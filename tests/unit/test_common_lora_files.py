@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from inlay.training.finetune.lora import as_kohya, read_lora_file
+from inlay.common.lora_files import as_kohya, read_lora_file
 
 PATH = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
 NAME = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2"
