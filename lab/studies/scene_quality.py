@@ -31,7 +31,7 @@ from ..models.host import open_host
 from ..models.scene_classifier import SceneClassifier, Verdict, trained_classifier
 from . import picture_grid
 from .quality import write_table
-from .scene_study import study_parser
+from .scene_study import study_folders, study_parser
 
 HELD_OUT = 424_243  # no training draws from this seed
 BATCH = 25
@@ -241,8 +241,7 @@ def main():
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--only", nargs="*", default=list(SAMPLING), choices=list(SAMPLING))
     a = parser.parse_args()
-    out = a.out or a.work / "quality"
-    models = a.models or a.work / "models"
+    out, models = study_folders(a)
     classifier, tasks = trained_classifier(a.work), held_out_tasks(a.prompts)
     truth = stacked(tasks, "truth")
     rows: dict[str, dict[str, list[float]]] = {}
