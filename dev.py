@@ -280,8 +280,10 @@ def check(python: Path, host: Path, arguments: list[str]) -> int:
             f"{tempfile.gettempdir()}; {free:.1f} GB are free."
         )
     named = [argument for argument in arguments if Path(argument.split("::")[0]).exists()]
-    # Without named tests the files are shared out to two processes, each with the cores' half of the threads.
-    every = [str(PACK / "tests"), "-n", "2", "--dist", "loadfile", *arguments]
+    # Without named tests the files are shared out to two processes, each with the cores' half of the threads,
+    # in their order: sorted by their number of tests the longest file, which has two, would come last.
+    shared = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+    every = [str(PACK / "tests"), *shared, *arguments]
     tests = arguments if named else every
     parts = {
         "ruff": module("ruff", "check", str(PACK)),

@@ -58,6 +58,7 @@ def check_whole(kind: str, folder: Path) -> None:
     assert len(contents) <= 2  # of one writer, or of two between the two reads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.repeats)])
 def test_two_processes_write_one_folder(tmp_path, kind, rounds):
@@ -81,6 +82,7 @@ def test_two_processes_write_one_folder(tmp_path, kind, rounds):
         assert len(list_regular(folder)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
 def test_kill_9_leaves_whole_folders_and_what_it_left_goes(tmp_path, kind):
     rng, folder = random.Random(0), tmp_path / "out"

@@ -68,6 +68,7 @@ def test_workers_find_the_package_in_every_form_of_the_command(tmp_path, folder,
     assert done.stdout.strip() == "worked in another process", done.stderr
 
 
+@pytest.mark.slow
 def test_spawned_workers_load_data_whatever_the_folder_is_called(tmp_path):
     pack = tmp_path / "inlay-main"
     for name in ("training", "encoders", "imaging", "headless", "common"):

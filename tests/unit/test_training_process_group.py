@@ -40,6 +40,7 @@ def run(tmp_path, text, processes, *arguments):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(tmp_path):
     """The same examples, noise and steps; only the order of float32 sums differs: 1e-5 after 20 steps."""
     one, two = (launch(tmp_path, processes, accumulation=2, steps=20) for processes in (1, 2))
@@ -50,6 +51,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
         torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_processes_stop_after_the_same_step(tmp_path):
     """Only the second is told, and the first keeps the state."""
     run(tmp_path, STOP, 2, tmp_path)

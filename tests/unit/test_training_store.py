@@ -294,6 +294,7 @@ def test_damaged_samples_are_left_out(tmp_path, caplog):
 WRITER = (dev.PACK / "tests" / "programs" / "store_writer.py").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path):
     rng, store = random.Random(0), Store(tmp_path)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -348,6 +349,7 @@ def test_names_are_safe_for_every_file_system():
 SAVER = (dev.PACK / "tests" / "programs" / "state_saver.py").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.repeats)])
 def test_two_processes_save_one_name(tmp_path, rounds):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
