@@ -128,6 +128,13 @@ FOLDER, PICTURE, CLASS = "Folder of the photos", "Your picture", "What the objec
 PROMPT = "What to paint; sks is your object"
 
 
+def _training_app(prompt: str, output: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The app form and the labels of a workflow that trains a subject; `prompt` is "node.input"."""
+    fields = ("2.inlay_references", "2.folder", "3.image", "4.inlay_box", "5.class_name", prompt)
+    labels = {"2.folder": FOLDER, "3.image": PICTURE, "5.class_name": CLASS, prompt: PROMPT}
+    return _app(*fields, "5.inlay_training", output=output), labels
+
+
 BOX = "Paint Into the Box"
 START = _group("Read me; the model", "note 1")
 THINGS = _group("1. Your photos, your picture", "101 2 3")
@@ -157,17 +164,7 @@ PLANS = [
         (START, THINGS, _group("2. Where, and what", "4 7 8"), LEARN, _group("4. Paint", "6 17")),
         (_sampling("11", "6", "9", "11", "13", "15"),),
         ("10", "12", "14", "16", "18"),
-        _app(
-            "2.inlay_references",
-            "2.folder",
-            "3.image",
-            "4.inlay_box",
-            "5.class_name",
-            "7.text",
-            "5.inlay_training",
-            output="17",
-        ),
-        {"2.folder": FOLDER, "3.image": PICTURE, "5.class_name": CLASS, "7.text": PROMPT},
+        *_training_app("7.text", output="17"),
     ),
     Plan(
         "insert_small",
@@ -182,17 +179,7 @@ PLANS = [
         (START, THINGS, _group("2. Where, and what", "4 6 7"), LEARN, _group("4. Paint", "9 11")),
         (_sampling("9"),),
         ("8", "10", "12"),
-        _app(
-            "2.inlay_references",
-            "2.folder",
-            "3.image",
-            "4.inlay_box",
-            "5.class_name",
-            "6.prompt",
-            "5.inlay_training",
-            output="11",
-        ),
-        {"2.folder": FOLDER, "3.image": PICTURE, "5.class_name": CLASS, "6.prompt": PROMPT},
+        *_training_app("6.prompt", output="11"),
     ),
     Plan(
         "insert_one_photo",

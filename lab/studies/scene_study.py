@@ -21,6 +21,18 @@ def study_parser(description: str | None, name: str) -> argparse.ArgumentParser:
     return parser
 
 
+def training_parser(description: str | None, name: str, each: int, pilot: int) -> argparse.ArgumentParser:
+    """Return a parser of a study that finetunes subjects, with `each` scenes a subject by default."""
+    parser = study_parser(description, name)
+    parser.add_argument("--subjects", type=int, default=20)
+    parser.add_argument("--scenes", type=int, default=each)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--sampling-steps", type=int, default=20)
+    parser.add_argument("--pilot", action="store_true", help=f"{pilot} subjects")
+    return parser
+
+
 def study_folders(options: argparse.Namespace) -> tuple[Path, Path]:
     """Return the folder of the results, created, and that of the models, assembled where none was named."""
     out = options.out or options.work / options.study

@@ -29,7 +29,7 @@ from .dreamcom import TOKEN, finetuned
 from .quality import write_table
 from .result_cache import fingerprint, pictures_of
 from .scene_quality import HELD_OUT, Painter, Task, as_image, stacked, task_of
-from .scene_study import rows_of, study_folders, study_parser, subject_cells, subject_file
+from .scene_study import rows_of, study_folders, subject_cells, subject_file, training_parser
 
 PHOTOS, PILOT, SHOWN = 4, 4, 8
 SIMILARITY = "subject similarity"
@@ -156,14 +156,8 @@ def subject_sheet(folder: Path, count: int, choices: SubjectChoices, side: int =
 
 
 def main():
-    parser = study_parser(__doc__, "subjects")
+    parser = training_parser(__doc__, "subjects", 5, PILOT)
     parser.add_argument("--kinds", nargs="*", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--subjects", type=int, default=20)
-    parser.add_argument("--scenes", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--sampling-steps", type=int, default=20)
-    parser.add_argument("--pilot", action="store_true", help=f"{PILOT} subjects")
     a = parser.parse_args()
     out, models = study_folders(a)
     classifier, count = trained_classifier(a.work), PILOT if a.pilot else a.subjects

@@ -29,7 +29,7 @@ from .dreamcom import TOKEN, finetuned
 from .quality import write_table
 from .result_cache import fingerprint, pictures_of
 from .scene_quality import HELD_OUT, Painter, Task, as_image, stacked, task_of
-from .scene_study import rows_of, study_folders, study_parser, subject_cells, subject_file
+from .scene_study import rows_of, study_folders, subject_cells, subject_file, training_parser
 
 LEAK, SHIFT = "leak along the tint", "shift along the tint"
 COLOURS = ("white", "yellow", "pink", "cyan")  # of subjects: light ones show a tint
@@ -174,13 +174,7 @@ def tint_sheet(folder: Path, count: int, choices: TintChoices, side: int = 144):
 
 
 def main():
-    parser = study_parser(__doc__, "tint")
-    parser.add_argument("--subjects", type=int, default=20)
-    parser.add_argument("--scenes", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--sampling-steps", type=int, default=20)
-    parser.add_argument("--pilot", action="store_true", help=f"{PILOT} subjects")
+    parser = training_parser(__doc__, "tint", 4, PILOT)
     a = parser.parse_args()
     out, models = study_folders(a)
     painter = Painter("unet", models)

@@ -19,7 +19,7 @@ from .checks import check_previous
 from .data import Examples
 from .generation import CAPTION_ONLY, Preview, SampleOptions, make_preview_scene
 from .lora import exported_shapes
-from .lora_formats import as_diffusers, lora_metadata, lora_names
+from .lora_formats import as_diffusers, check_diffusers_reads, lora_metadata, lora_names
 from .memory import with_preset
 from .pipeline import (
     EncodedText,
@@ -153,6 +153,9 @@ def finetune_from_config(
         eight_bit = eight_bit_installed() and not config.optimiser_named
         recipe = split_batch(with_preset(config.recipe, preset, eight_bit), group.size)
         pipeline, spec = spec_from_toml(config, recipe)
+        for_diffusers = config.diffusers_file and is_transformer(pipeline.model)
+        if for_diffusers:
+            check_diffusers_reads(spec.recipe.adapter)
         on_plan(spec.recipe.steps)
         options = RunOptions(
             checkpointing=preset.checkpointing,
@@ -163,7 +166,7 @@ def finetune_from_config(
             group=group,
         )
         subject, lora, *_ = finetune_subject(pipeline, spec, store, options)
-        if config.diffusers_file and is_transformer(pipeline.model) and group.number == 0:
+        if for_diffusers and group.number == 0:
             store.save_for_diffusers(Path(subject.lora).stem, as_diffusers(pipeline.model, lora))
         return subject, store.folder / Path(subject.lora).name
 

@@ -11,7 +11,7 @@ from ...families.table import label_of
 from ...host import models
 from ...host.families import config_name, family_name, family_of, is_transformer, require_family
 from .lora import LOKR_PARTS
-from .recipes import Recipe
+from .recipes import AdapterSpec, Recipe
 from .subject import Subject
 
 LORA_PARTS = (
@@ -80,19 +80,23 @@ def lora_metadata(model, subject: Subject, recipe: Recipe) -> dict[str, str]:
     }
 
 
+def check_diffusers_reads(adapter: AdapterSpec) -> None:
+    """Raise ValueError for an adapter on a transformer that diffusers cannot read."""
+    if adapter.dora or adapter.lokr:
+        raise ValueError(
+            "diffusers_file: diffusers reads plain LoRAs alone for this model; set dora and lokr to false, or"
+            " leave diffusers_file out."
+        )
+
+
 def as_diffusers(model, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a LoRA of ours on a transformer in diffusers' layout, under the names of its network.
 
     The parts of a weight that is fused in the host alone get the same A and their rows of B. B holds the
-    scale alpha / rank, for diffusers keeps alpha outside the weights.
-
-    Raises:
-        ValueError: for an adapter that is no plain LoRA.
+    scale alpha / rank, for diffusers keeps alpha outside the weights. The adapter is one that
+    `check_diffusers_reads` takes.
     """
     names = require_family(model).lora
-    parts = {_split(key)[1] for key in lora}
-    if parts - {"lora_down.weight", "lora_up.weight", "alpha"}:
-        raise ValueError("diffusers_file: diffusers reads plain LoRAs alone for this model; choose LoRA.")
     paths = [key.removesuffix(".lora_down.weight") for key in lora if key.endswith(".lora_down.weight")]
     table: dict[str, tuple[str, int, int | None]] = {}
     if names.diffusers:

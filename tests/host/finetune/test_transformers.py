@@ -1042,6 +1042,21 @@ def config_in(folder, out):
     return config
 
 
+@pytest.mark.parametrize("adapter", ["dora", "lokr"])
+def test_an_adapter_that_diffusers_cannot_read_is_refused_before_the_training(fill_folder, adapter):
+    from inlay.training.finetune.finetune_subject import finetune_from_config
+    from inlay.training.finetune.toml_config import read_toml
+    from inlay.training.finetune.trainer import SINGLE_PROCESS
+
+    file = config_in(fill_folder, f"refused_{adapter}")
+    file.write_text(f"{file.read_text(encoding='utf-8')}{adapter} = true\n", encoding="utf-8")
+    plan = []
+    with pytest.raises(ValueError, match="diffusers_file: diffusers reads plain LoRAs alone"):
+        finetune_from_config(read_toml(file), SINGLE_PROCESS, lambda step, loss: None, plan.append)
+    assert plan == []
+    assert not list((fill_folder / f"refused_{adapter}").glob("*"))
+
+
 @pytest.fixture(scope="module")
 def trained_alone(fill_folder):
     """A training of the folder's config in this process: subject, LoRA, losses and the planned steps."""
