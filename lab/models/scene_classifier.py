@@ -38,7 +38,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 POSE = ("x", "z", "scale", "yaw")
 GROUP, VIEWS, SHARD = 4, 2, 32  # things that differ in one respect, pictures of each, groups in a file
-GROUPS, BATCH, STEPS, RATE = 1280, 12, 3500, 3e-3
+GROUPS, BATCH, STEPS, RATE = 1280, 12, 5000, 3e-3
 TEMPERATURE = 0.1
 
 
@@ -191,13 +191,20 @@ def load_portraits(folder: Path) -> dict[str, np.ndarray]:
 
 
 def jittered_crop(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, box: np.ndarray) -> Tensor:
-    """A subject as it is shown to the classifier: in a box up to a quarter too wide, or its outline."""
+    """A subject as it is shown to the classifier: in the box that it and its shadow take, or its outline.
+
+    Of 120 drawn scenes, that box reaches 0 to .5 of the subject's height below it, and on the lit side 0 to
+    .2 and on the other 0 to 2.3 of its width beside it.
+    """
     picture = torch.from_numpy(image).permute(2, 0, 1) / 255
     if rng.random() < 0.3:
         near, shown = Box(*box.tolist()), torch.from_numpy(mask)
     else:
         size = np.tile(box[2:] - box[:2], 2)
-        grown = box + (rng.uniform(-0.03, 0.25, 4) * size * [-1, -1, 1, 1]).round().astype(int)
+        shadow = 2.3 * rng.random() ** 2
+        beside = rng.permutation([shadow, rng.uniform(-0.03, 0.2)])
+        grow = np.array([rng.uniform(-0.03, 0.1), beside[0], rng.uniform(-0.03, 0.55), beside[1]])
+        grown = box + (grow * size * [-1, -1, 1, 1]).round().astype(int)
         near = Box(*grown.tolist()).clamp(*mask.shape)
         shown = torch.zeros(mask.shape, dtype=torch.bool)
         rows, columns = near.slices
