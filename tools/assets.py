@@ -1,10 +1,10 @@
-"""The pictures that the bundled workflows start from: four photos of one subject, a small and a large room,
-one photo of an object, and a shape to insert it in.
+"""The pictures that the bundled workflows start from with the tiny UNet: four photos of one subject, a small
+and a large room, one photo of an object, and a shape to insert it in.
 
     python dev.py tool assets
 
-Writes tools/assets for the tiny models, and the same scenes larger into workflows/examples for the published
-templates. A photo's alpha channel is its subject's mask; the rooms' boxes are BOX and LARGE_BOX at tiny size.
+Writes tools/assets/inlay_*. A photo's alpha channel is its subject's mask; the rooms' boxes are BOX and
+LARGE_BOX. `example_pictures` draws the pictures of the published workflows.
 """
 
 import argparse
@@ -16,8 +16,7 @@ from PIL import Image
 from ..lab import world
 
 PACK = Path(__file__).parent.parent
-TINY, EXAMPLES = PACK / "tools" / "assets", PACK / "workflows" / "examples"
-SIDE, LARGE_SIDE = 512, 1280  # pixels of the examples
+TINY = PACK / "tools" / "assets"
 SUBJECT = world.Thing(
     kind="mug",
     colour="orange",
@@ -100,4 +99,3 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     write(TINY, world.SIZE, 640)
-    write(EXAMPLES, SIDE, LARGE_SIDE)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ..headless import Client, Graph, HostError, Server
 from ..lab.models import identity
-from .assets import EXAMPLES
 from .demo import say, stop, tiny_checkpoint
 from .demo_options import ASSETS, PACK
+from .example_pictures import EXAMPLES
 from .template_layout import template
 from .template_plans import PLANS, TINY_ONLY
 from .templates import note_of

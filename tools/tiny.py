@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from ..headless import Graph
+from . import assets, example_pictures
 
 GRAPHS = Path(__file__).resolve().parent.parent / "workflows" / "api"
 CHECKPOINT, PIX2PIX = "inlay_tiny.safetensors", "inlay_tiny_pix2pix.safetensors"
 IDENTITY, OPTIMIZER = "inlay_tiny_identity.safetensors", "inlay_tiny_optimizer.safetensors"
 EDIT, FILL = "inlay_tiny_edit.safetensors", "inlay_tiny_fill.safetensors"  # of Flux.1's class
 CLIP, VAE = "inlay_tiny_clip.safetensors", "inlay_tiny_16.safetensors"
-SIDE = 96  # pixels of the tiny models' pictures
-SMALLER = {"inlay_background.png": 512 / 96, "inlay_large_room.png": 2.0}  # published / tiny picture
+SIDE, FLOW_SIDE = 96, 128  # pixels of the pictures of the tiny UNet, and of the models of Flux.1's class
+BOXES = {
+    "inlay_background.png": assets.BOX,
+    "inlay_large_room.png": assets.LARGE_BOX,
+    "scene_background.png": example_pictures.BOX,
+}
 SAMPLING: dict[str, Any] = {
     "steps": 20, "cfg": 4.0, "sampler_name": "dpmpp_2m_sde", "scheduler": "sgm_uniform"
 }  # fmt: skip
@@ -36,6 +41,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "VAELoader": {"vae_name": VAE},
     "InlayCropForPainting": {"megapixels": 0.01},
 }  # fmt: skip
+FLOW_SETTINGS: dict[str, dict[str, Any]] = {
+    "SubjectFinetune": {"resolution": FLOW_SIDE},
+    "DisentangledInpaintSampler": FLOW | {"close_up_size": FLOW_SIDE},
+    "InlayCropForPainting": {"megapixels": 0.016},
+}
+PICTURES = {"image", "folder"}  # inputs that may name one
 # what differs in single workflows: (workflow, node type) -> settings
 APART: dict[tuple[str, str], dict[str, Any]] = {
     ("insert_without_mask", "CheckpointLoaderSimple"): {"ckpt_name": PIX2PIX},
@@ -78,14 +89,16 @@ def tiny_graph(name: str) -> Graph:
     for node in graph.values():
         kind, inputs = node["class_type"], node["inputs"]
         inputs |= SETTINGS.get(kind, {}) | APART.get((name, kind), {})
-        if kind == "DisentangledInpaintSampler" and uses_flow(graph):
-            inputs |= FLOW
+        if uses_flow(graph):
+            inputs |= FLOW_SETTINGS.get(kind, {}) | APART.get((name, kind), {})
+            named = {key: inputs[key] for key in PICTURES if isinstance(inputs.get(key), str)}
+            inputs |= {key: value.replace("inlay_", "scene_", 1) for key, value in named.items()}
         if kind == "SubjectFinetune" and inputs["recipe"] == "DreamMix":
             inputs["batch_size"] = 1
-        if kind == "InlayBoxMask":
-            picture = graph[inputs["image"][0]]["inputs"]["image"]
-            for side in ("x", "y", "width", "height"):
-                inputs[side] = round(inputs[side] / SMALLER[picture])
+    for node in graph.values():
+        if node["class_type"] == "InlayBoxMask":
+            box = BOXES[graph[node["inputs"]["image"][0]]["inputs"]["image"]]
+            node["inputs"] |= dict(zip(("x", "y", "width", "height"), box, strict=True))
     return graph
 
 

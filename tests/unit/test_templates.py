@@ -6,12 +6,12 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from inlay.tools import assets, interface
-from inlay.tools.assets import EXAMPLES
+from inlay.tools import assets, example_pictures, interface
+from inlay.tools.example_pictures import EXAMPLES
 from inlay.tools.template_layout import without
 from inlay.tools.template_plans import MODELS, NOTE, PLANS
 from inlay.tools.templates import WORKFLOWS, note_of
-from inlay.tools.tiny import GRAPHS, SMALLER, read_graph, tiny_graph
+from inlay.tools.tiny import BOXES, GRAPHS, read_graph, tiny_graph
 
 # Nodes that no published template shows, and why.
 APART = {
@@ -207,10 +207,25 @@ def test_the_pictures_that_templates_name_come_with_the_pack():
     assert sum(file.stat().st_size for file in EXAMPLES.rglob("*.png")) < 600_000
 
 
-def test_the_tiny_variants_are_the_same_scenes_with_tiny_models():
-    for name, factor in SMALLER.items():
-        large, small = Image.open(EXAMPLES / name), Image.open(assets.TINY / name)
-        assert [round(side / factor) for side in large.size] == list(small.size)
+def test_the_published_boxes_are_where_the_examples_have_space():
+    known = {
+        "inlay_background.png": example_pictures.EXAMPLE_BOX,
+        "inlay_large_room.png": example_pictures.LARGE_BOX,
+    }
+    for path in GRAPHS.glob("*.json"):
+        graph = read_graph(path.stem)
+        for node in graph.values():
+            if node["class_type"] == "InlayBoxMask":
+                box = tuple(node["inputs"][side] for side in ("x", "y", "width", "height"))
+                assert box == known[graph[node["inputs"]["image"][0]]["inputs"]["image"]]
+    assert tuple(4 * side for side in example_pictures.BOX) == example_pictures.EXAMPLE_BOX
+
+
+def test_the_tiny_variants_are_the_same_graphs_with_tiny_models():
+    for name, (x, y, width, height) in BOXES.items():
+        picture = Image.open(assets.TINY / name)
+        assert x + width <= picture.width
+        assert y + height <= picture.height
     for path in GRAPHS.glob("*.json"):
         graph = tiny_graph(path.stem)
         names = {value for node in graph.values() for value in node["inputs"].values()
@@ -219,7 +234,7 @@ def test_the_tiny_variants_are_the_same_scenes_with_tiny_models():
         for node in graph.values():
             if node["class_type"] == "InlayBoxMask":
                 box = tuple(node["inputs"][side] for side in ("x", "y", "width", "height"))
-                assert box in (assets.BOX, assets.LARGE_BOX)
+                assert box == BOXES[graph[node["inputs"]["image"][0]]["inputs"]["image"]]
             wired = [value[0] for value in node["inputs"].values() if isinstance(value, list)]
             assert all(key in graph for key in wired)
 

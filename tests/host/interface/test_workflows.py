@@ -11,7 +11,7 @@ from scipy.ndimage import binary_dilation
 from inlay.lab.models import assemble, identity
 from inlay.tools import assets, templates
 from inlay.tools.demo_options import ASSETS
-from inlay.tools.tiny import tiny_graph
+from inlay.tools.tiny import BOXES, tiny_graph
 
 SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "InlayRegularImages": 1}  # steps
 # workflow -> the bundled picture it paints into, the box, the nodes that save what they painted
@@ -115,8 +115,13 @@ def test_a_workflow_of_todays_models_paints_its_box_and_nothing_else(name, clien
     result = client.run(graph)
     [picture] = result[TRANSFORMERS[name]].images
     picture = np.asarray(Image.open(io.BytesIO(picture)), dtype=int)
-    before = np.asarray(Image.open(ASSETS / "inlay_background.png").convert("RGB"), dtype=int)
-    x, y, width, height = assets.BOX
+    background = next(
+        node["inputs"]["image"]
+        for node in graph.values()
+        if node["class_type"] == "LoadImage" and "background" in node["inputs"]["image"]
+    )
+    before = np.asarray(Image.open(ASSETS / background).convert("RGB"), dtype=int)
+    x, y, width, height = BOXES[background]
     inside = np.zeros(before.shape[:2], dtype=bool)
     inside[y : y + height, x : x + width] = True
     near = np.asarray(binary_dilation(inside, np.ones((3, 3)), iterations=3), dtype=bool)
