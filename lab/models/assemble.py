@@ -20,12 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import autoencoders, flux, inpainting_unet, quantised, runs, text_encoder
-from .files import WEIGHTS
 
 # the host's latents are the autoencoder's times this; the models work on the encoder's own scale
 SD_SCALE, SD_SHIFT = 0.18215, 0.0
-
-SHIPPED = WEIGHTS / "scenes"  # the parts in few bits
 
 State = dict[str, Tensor]
 
@@ -153,20 +150,6 @@ def assemble(parts: dict[str, State], out: Path) -> list[Path]:
         path = out / "text_encoders" / "inlay_tiny_clip.safetensors"
         written.append(write(clip_state(parts), path, "Inlay tiny world, text encoder"))
     return written
-
-
-def install(models: Path, shipped: Path = SHIPPED) -> list[Path]:
-    """Write the files of the shipped parts into a models folder where they are missing or older."""
-    made = models / "diffusion_models" / "inlay_tiny_fill.safetensors"
-    newest = max(part.stat().st_mtime for part in shipped.glob("*.safetensors"))
-    others = (
-        models / "vae" / "inlay_tiny_16.safetensors",
-        models / "text_encoders" / "inlay_tiny_clip.safetensors",
-    )
-    files = [*sorted(made.parent.glob("inlay_tiny_*.safetensors")), *others]
-    if made in files and all(file.exists() and file.stat().st_mtime >= newest for file in files):
-        return files
-    return assemble(shipped_parts(shipped), models)
 
 
 def main():

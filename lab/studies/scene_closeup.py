@@ -25,7 +25,7 @@ from . import picture_grid
 from .attention import change
 from .quality import write_table
 from .result_cache import fingerprint, pictures_of
-from .scene_quality import Painter, Task, as_image, edge_step, gradient_share, stacked
+from .scene_quality import Painter, Task, as_image, edge_step, gradient_share, model_file, stacked
 from .scene_study import rows_of, study_folders, study_parser, subject_cells, subject_file
 from .scene_subjects import SIMILARITY, numbers_of
 
@@ -140,7 +140,7 @@ def main():
     a = parser.parse_args()
     out, models = study_folders(a)
     painter, classifier = Painter("fill", models), trained_classifier(a.work)
-    file = models / "diffusion_models" / "inlay_tiny_fill.safetensors"
+    file = model_file("fill", models)
     cells = []
     for name in a.only:
         folder = out / name.split()[0]

@@ -38,7 +38,7 @@ BATCH = 25
 # sampler, scheduler, steps and guidance of each model
 SAMPLING: dict[str, tuple[str, str, int, float]] = {
     "unet": ("dpmpp_2m_sde", "sgm_uniform", 20, 4.0),
-    "fill": ("euler", "simple", 20, 4.0),
+    "fill": ("euler", "simple", 20, 7.0),
     "edit": ("euler", "simple", 20, 3.0),
 }
 
@@ -88,6 +88,13 @@ def stacked(tasks: Sequence[Task], name: str) -> Tensor:
     return torch.stack([getattr(task, name) for task in tasks])
 
 
+def model_file(kind: str, models: Path) -> Path:
+    """Where `assemble` writes the model of that kind."""
+    if kind == "unet":
+        return models / "checkpoints" / "inlay_tiny_scenes.safetensors"
+    return models / "diffusion_models" / f"inlay_tiny_{kind}.safetensors"
+
+
 class Painter:
     """A tiny model with its autoencoder and text encoder, opened by the host's own loaders."""
 
@@ -98,13 +105,10 @@ class Painter:
 
         self.kind = kind
         if kind == "unet":
-            path = models / "checkpoints" / "inlay_tiny_scenes.safetensors"
-            loaded: Any = comfy.sd.load_checkpoint_guess_config(str(path))
+            loaded: Any = comfy.sd.load_checkpoint_guess_config(str(model_file(kind, models)))
             self.model, self.clip, self.vae = loaded[:3]
         else:
-            self.model = comfy.sd.load_diffusion_model(
-                str(models / "diffusion_models" / f"inlay_tiny_{kind}.safetensors")
-            )
+            self.model = comfy.sd.load_diffusion_model(str(model_file(kind, models)))
             self.clip: Any = comfy.sd.load_clip(
                 [str(models / "text_encoders" / "inlay_tiny_clip.safetensors")],
                 clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
@@ -239,13 +243,14 @@ def sheet(title: str, painted: Tensor, tasks: Sequence[Task], verdicts: Sequence
 def main():
     parser = study_parser(__doc__, "quality")
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--only", nargs="*", default=list(SAMPLING), choices=list(SAMPLING))
+    parser.add_argument("--only", nargs="*", choices=list(SAMPLING), help="default: what is trained")
     a = parser.parse_args()
     out, models = study_folders(a)
+    kinds = a.only or [kind for kind in SAMPLING if model_file(kind, models).exists()]
     classifier, tasks = trained_classifier(a.work), held_out_tasks(a.prompts)
     truth = stacked(tasks, "truth")
     rows: dict[str, dict[str, list[float]]] = {}
-    for kind in a.only:
+    for kind in kinds:
         painter = Painter(kind, models)
         coded = f"the truth through the autoencoder of {4 if kind == 'unet' else 16} channels"
         if coded not in rows:
@@ -262,7 +267,7 @@ def main():
         sheet(title, painted, tasks, verdicts).save(out / f"quality_{kind}.png")
     rows["the truth"] = scored(classifier, truth, tasks)[0]
     notes = [f"{a.prompts} held-out prompts and scenes of {scenes.SIZE} px, seed {HELD_OUT}."]
-    notes += [f"{kind}: {s} {c}, {n} steps, guidance {g:g}." for kind, (s, c, n, g) in SAMPLING.items()]
+    notes += ["{}: {} {}, {} steps, guidance {:g}.".format(kind, *SAMPLING[kind]) for kind in kinds]
     write_table(Table("Quality of the tiny models", rows, notes), out, "quality")
 
 

@@ -28,7 +28,7 @@ from .attention import change
 from .dreamcom import TOKEN, finetuned
 from .quality import write_table
 from .result_cache import fingerprint, pictures_of
-from .scene_quality import HELD_OUT, Painter, Task, as_image, stacked, task_of
+from .scene_quality import HELD_OUT, Painter, Task, as_image, model_file, stacked, task_of
 from .scene_study import rows_of, study_folders, subject_cells, subject_file, training_parser
 
 PHOTOS, PILOT, SHOWN = 4, 4, 8
@@ -164,7 +164,7 @@ def main():
     for kind in a.kinds:
         folder = out / kind
         painter = Painter(kind, models)
-        file = models / "diffusion_models" / f"inlay_tiny_{kind}.safetensors"
+        file = model_file(kind, models)
         choices = SubjectChoices(
             kind, a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, fingerprint(file)
         )  # fmt: skip

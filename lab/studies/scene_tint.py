@@ -28,7 +28,7 @@ from .attention import LAYERS, change
 from .dreamcom import TOKEN, finetuned
 from .quality import write_table
 from .result_cache import fingerprint, pictures_of
-from .scene_quality import HELD_OUT, Painter, Task, as_image, stacked, task_of
+from .scene_quality import HELD_OUT, Painter, Task, as_image, model_file, stacked, task_of
 from .scene_study import rows_of, study_folders, subject_cells, subject_file, training_parser
 
 LEAK, SHIFT = "leak along the tint", "shift along the tint"
@@ -180,7 +180,7 @@ def main():
     painter = Painter("unet", models)
     from ...training.finetune.recipes import RECIPES
 
-    file = models / "checkpoints" / "inlay_tiny_scenes.safetensors"
+    file = model_file("unet", models)
     choices = TintChoices(a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, fingerprint(file))
     recipe = RECIPES["DreamCom"].with_choices(
         steps=a.steps, rank=choices.rank, learning_rate=a.rate, batch_size=choices.batch_size,
