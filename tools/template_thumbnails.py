@@ -28,7 +28,7 @@ from ..lab.studies import sheet
 from .assets import EXAMPLES
 from .demo import TINY, open_picture
 from .demo_options import ASSETS
-from .template_layout import without
+from .template_layout import foreign_nodes, without
 from .template_plans import PLANS, Plan
 from .templates import WORKFLOWS
 from .tiny import read_graph, tiny_graph
@@ -199,9 +199,13 @@ def captioned(square: Image.Image, words: str) -> Image.Image:
     return square
 
 
-def has_trained_models(graph: Graph) -> bool:
-    """Whether a tiny checkpoint paints in the graph, instead of an untrained model or a stand-in."""
-    return any(node["class_type"] == "CheckpointLoaderSimple" for node in graph.values())
+def is_painted_by(name: str, files: set[str]) -> bool:
+    """Whether models in `files` paint the workflow: none is untrained, and no node is a stand-in."""
+    published = {node["class_type"] for node in read_graph(name).values()}
+    if published & {"LoraLoaderModelOnly", *foreign_nodes()}:
+        return False
+    values = [value for node in tiny_graph(name).values() for value in node["inputs"].values()]
+    return all(v in files for v in values if isinstance(v, str) and v.endswith(".safetensors"))
 
 
 def save(picture: Image.Image, path: Path) -> None:
@@ -222,25 +226,23 @@ def main() -> int:
     plans = {plan.graph: plan for plan in PLANS}
     parser.add_argument("names", nargs="*", metavar="NAME", default=list(plans))
     names = parser.parse_args().names
-    graphs = {name: without(tiny_graph(name), plans[name].dropped) for name in names}
-    trained = {name: graph for name, graph in graphs.items() if has_trained_models(graph)}
-    for name in graphs.keys() - trained.keys():
-        save(card(plans[name], None), WORKFLOWS / f"{plans[name].title}.jpg")
-    if not trained:
-        return 0
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models"
         assemble(models / "checkpoints" / TINY)
-        if any(
-            node["class_type"] == "InlayLoadAdapter" for graph in trained.values() for node in graph.values()
-        ):
-            identity.install(models)
-        kinds = {kind: models / kind for kind in ("checkpoints", "loras", "inlay")}
+        identity.install(models)
+        files = {path.name for path in models.rglob("*.safetensors")}
+        painted = [name for name in names if is_painted_by(name, files)]
+        for name in set(names) - set(painted):
+            save(card(plans[name], None), WORKFLOWS / f"{plans[name].title}.jpg")
+        if not painted:
+            return 0
+        kinds = {kind.name: kind for kind in models.iterdir()} | {"loras": models / "loras"}
         shutil.copytree(ASSETS, Path(folder) / "work" / "input")
         with Server(Path(folder) / "work", models=kinds) as server:
             client = Client(server.url)
-            for name, graph in trained.items():
+            for name in painted:
                 print(f"\n-- {name}", flush=True)
+                graph = without(tiny_graph(name), plans[name].dropped)
                 result = client.run(graph, Bars(graph))
                 save(card(plans[name], result), WORKFLOWS / f"{plans[name].title}.jpg")
     return 0

@@ -88,11 +88,21 @@ def test_a_published_card_is_filled_to_its_edges(plan):
     assert empty.mean() < 0.02
 
 
+def test_workflows_run_on_trained_models_alone_and_without_stand_ins():
+    files = {"inlay_tiny.safetensors", "inlay_tiny_identity.safetensors"}
+    edit = {"inlay_tiny_edit.safetensors", "inlay_tiny_clip.safetensors", "inlay_tiny_16.safetensors"}
+    assert cards.is_painted_by("insert_one_photo", files)
+    assert not cards.is_painted_by("insert_one_photo", {"inlay_tiny.safetensors"})
+    assert not cards.is_painted_by("insert_klein", files)
+    assert cards.is_painted_by("insert_klein", edit)
+    assert not any(cards.is_painted_by(name, files | edit) for name in ("insert_api", "insert_other_sampler"))
+
+
 def test_templates_without_a_result_have_words_to_tell_them_apart():
     words = [plan.caption for plan in PLANS if plan.caption]
     assert len(set(words)) == len(words)
-    for plan in PLANS:
-        assert plan.caption or cards.has_trained_models(cards.tiny_graph(plan.graph))
+    files = {"inlay_tiny.safetensors", "inlay_tiny_identity.safetensors"}
+    assert all(plan.caption or cards.is_painted_by(plan.graph, files) for plan in PLANS)
 
 
 def test_a_picture_is_as_good_as_its_size_allows(tmp_path):
