@@ -35,15 +35,25 @@ def load_fp8(random_checkpoint, tmp_path_factory):
     return load
 
 
-def test_scaled_fp8_is_refused_before_any_work(load_fp8, pictures, store_folder, run, monkeypatch):
-    from inlay.training.finetune import pipeline
+def test_scaled_fp8_stays_scaled_fp8_and_trains_as_its_widened_weights(load_fp8, pictures, store_folder, run):
+    from inlay.host.training import is_quantised
 
-    monkeypatch.setattr(pipeline, "encode_examples", lambda *_: pytest.fail("work began"))
-    with pytest.raises(
-        ValueError, match=r"^model: its weights are quantised \(QuantizedTensor\), .* load the same"
-    ):
-        run(*pictures, model=load_fp8(scaled=True))
-    assert not store_folder.exists()
+    scaled, plain = load_fp8(scaled=True), load_fp8(scaled=True)
+
+    def values(model):
+        layers = [layer for layer in model.model.diffusion_model.modules() if is_quantised(layer)]
+        return {layer: layer.weight.dequantize().float() for layer in layers}
+
+    before = list(values(scaled).values())
+    assert len(before) > 10
+    with torch.inference_mode():
+        for layer, weight in values(plain).items():
+            layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    model, lora, loss, *_ = run(*pictures, model=scaled, preview_every=2)
+    assert loss["loss"] == pytest.approx(run(*pictures, model=plain)[2]["loss"], rel=1e-4)
+    assert len(model.patches) == len(lora) // 3 > 0
+    after = list(values(scaled).values())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_fp8_without_scales_trains(load_fp8, pictures, store_folder, run):
@@ -53,15 +63,22 @@ def test_fp8_without_scales_trains(load_fp8, pictures, store_folder, run):
 
 
 class Packed(torch.Tensor):
-    """A weight in a format of another pack, as GGUF's loaders keep theirs."""
+    """A weight in a format of another pack, without a layer that could unpack it."""
 
 
-def test_weights_of_another_packs_format_are_refused(parts, pictures, run, monkeypatch):
+def test_weights_that_cannot_be_read_are_refused_before_any_work(parts, pictures, run, monkeypatch):
+    from inlay.training.finetune import pipeline
+
     unet = parts.model.model.diffusion_model
     layer = unet.get_submodule("input_blocks.1.1.transformer_blocks.0.attn1.to_q")
     packed = torch.nn.Parameter(torch.zeros(320, 320).as_subclass(Packed), requires_grad=False)
     monkeypatch.setitem(layer._parameters, "weight", packed)
-    with pytest.raises(ValueError, match=r"^model: its weights are quantised \(Packed\)"):
+    monkeypatch.setattr(pipeline, "encode_examples", lambda *_: pytest.fail("work began"))
+    with pytest.raises(ValueError, match=r"^model: its weights are in a format .* \(Packed\); load the same"):
+        run(*pictures)
+    whole = torch.nn.Parameter(torch.zeros(320, 320, dtype=torch.int8), requires_grad=False)
+    monkeypatch.setitem(layer._parameters, "weight", whole)
+    with pytest.raises(ValueError, match=r"^model: its weights are in a format .* \(torch.int8\)"):
         run(*pictures)
 
 
