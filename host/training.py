@@ -48,6 +48,16 @@ def is_quantised(layer: nn.Module) -> bool:
     return is_special(weight) or weight.dtype not in PLAIN_TYPES
 
 
+def stays_frozen(layer: nn.Module) -> bool:
+    """Return whether a linear layer is one for `FrozenLinear`: quantised, or of a class that PEFT rejects.
+
+    The host opens a file with quantised weights with linear layers of its own, the others in it as well.
+    """
+    weight = getattr(layer, "weight", None)
+    own = hasattr(layer, "in_features") and isinstance(weight, Tensor) and not isinstance(layer, nn.Linear)
+    return is_quantised(layer) or own
+
+
 def is_special(weight: Tensor) -> bool:
     """Return whether a weight is of a tensor class of its own, the host's (scaled fp8, int8) or GGUF's."""
     return type(weight) not in (nn.Parameter, Tensor)
@@ -158,10 +168,10 @@ def frozen_copy(model: ModelPatcher, dtype: torch.dtype) -> nn.Module:
     """
     linear, instead = {}, {}
     for path, layer in model.model.diffusion_model.named_modules():
-        if is_quantised(layer):
+        if stays_frozen(layer):
             linear[path] = layer
         for weight in layer.parameters(recurse=False):
-            if is_quantised(layer):
+            if stays_frozen(layer):
                 instead[id(weight)] = torch.empty(0, dtype=dtype, device=weight.device)
             elif is_special(weight):
                 instead[id(weight)] = plain_weight(layer, weight, dtype)

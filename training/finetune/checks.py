@@ -13,7 +13,7 @@ from ...common.log import logger
 from ...families.table import label_of
 from ...host import devices, models
 from ...host.families import config_name, family_name, family_of, is_transformer, working_side
-from ...host.training import has_special_weights, is_quantised, unreadable_format, weight_bytes
+from ...host.training import has_special_weights, is_quantised, stays_frozen, unreadable_format, weight_bytes
 from ..objective import NoiseSchedule
 from ..optimizers import check_optimizer, eight_bit_installed
 from .data import LATENT_PIXEL, Examples, TrainingSet
@@ -203,7 +203,7 @@ def _widened(model) -> list[Tensor]:
     network = model.model.diffusion_model
     kept = set()
     if keeps_quantised(model):
-        kept = {id(layer.weight) for layer in network.modules() if is_quantised(layer)}
+        kept = {id(layer.weight) for layer in network.modules() if stays_frozen(layer)}
     return [weight for weight in network.parameters() if id(weight) not in kept]
 
 
