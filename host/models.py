@@ -1,8 +1,9 @@
 """Seams to the host's MODEL: its network, weights, patches, noise levels, and LoRA names."""
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import comfy.lora
@@ -92,9 +93,18 @@ class Patch(NamedTuple):
 
 
 def weights_of(patcher: ModelPatcher) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and the unpatched weights of a model, wherever the host keeps them now."""
+    """Yield the names and the unpatched weights of a model, wherever the host keeps them now.
+
+    GGUF's layers give weights without memory, and one more, from which the host adds up their size.
+    """
+    held = dict(patcher.model.named_parameters())
     for key, weight in patcher.model.state_dict().items():
-        yield key, patcher.backup[key].weight if key in patcher.backup else weight
+        if key in patcher.backup:
+            yield key, patcher.backup[key].weight
+        elif not weight.is_meta:
+            yield key, weight
+        elif key in held:
+            yield key, outside_inference_mode(held[key])
 
 
 def patches_of(patcher: ModelPatcher) -> Iterator[tuple[str, Patch]]:
@@ -148,7 +158,10 @@ def _flat(values):
 
 
 def trainable_copy(
-    model, dtype: torch.dtype, device: torch.device | None = None, without: Collection[int] = ()
+    model,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    instead: Mapping[int, Tensor] = MappingProxyType({}),
 ) -> nn.Module:
     """Return the MODEL's network as modules of its own over the same memory, ready for gradients.
 
@@ -156,16 +169,14 @@ def trainable_copy(
     same storage is an ordinary one. Weights are copied only where `dtype` or `device` (default: the MODEL's)
     differs, for example under --novram. Nothing is written, and the MODEL is not changed.
 
-    `without`: ids of weights for which the copy gets empty ones.
+    `instead`: by the ids of some weights, what the copy has instead of them.
     """
     source, device = model.model.diffusion_model, device or model.load_device
-    shared: dict[int, Any] = {
-        id(weight): nn.Parameter(outside_inference_mode(weight).to(device, dtype), requires_grad=False)
-        for weight in source.parameters()
-        if id(weight) not in without
-    }
-    empty = torch.empty(0, dtype=dtype, device=device)
-    shared |= {each: nn.Parameter(empty, requires_grad=False) for each in without}
+    shared: dict[int, Any] = {}
+    for weight in source.parameters():
+        ordinary = instead.get(id(weight))
+        ordinary = outside_inference_mode(weight) if ordinary is None else ordinary
+        shared[id(weight)] = nn.Parameter(ordinary.to(device, dtype), requires_grad=False)
     shared |= {id(buffer): outside_inference_mode(buffer).to(device) for buffer in source.buffers()}
     network = copy.deepcopy(source, shared)
     for layer in network.modules():
@@ -301,14 +312,6 @@ def apply_lora(model, lora: dict[str, Tensor], strength: float = 1.0) -> ModelPa
 
 
 # Whether a model can be trained
-
-
-def quantised_weights(network: nn.Module) -> str:
-    """Return the class of the first weight that is no plain floating-point tensor, or ""; GGUF's are such."""
-    for weight in network.parameters():
-        if type(weight) not in (nn.Parameter, Tensor) or not weight.is_floating_point():
-            return type(weight).__name__ if type(weight) is not nn.Parameter else str(weight.dtype)
-    return ""
 
 
 def can_load_fully(model) -> bool:

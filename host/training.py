@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..families.layout import TOKEN_ORDERS
-from .models import model_around, pytorch_attention, trainable_copy
+from .models import model_around, outside_inference_mode, pytorch_attention, trainable_copy
 
 
 @contextmanager
@@ -45,7 +45,54 @@ def is_quantised(layer: nn.Module) -> bool:
     weight = getattr(layer, "weight", None)
     if not (isinstance(weight, Tensor) and hasattr(layer, "in_features")):
         return False
-    return type(weight) not in (nn.Parameter, Tensor) or weight.dtype not in PLAIN_TYPES
+    return is_special(weight) or weight.dtype not in PLAIN_TYPES
+
+
+def stays_frozen(layer: nn.Module) -> bool:
+    """Return whether a linear layer is one for `FrozenLinear`: quantised, or of a class that PEFT rejects.
+
+    The host opens a file with quantised weights with linear layers of its own, the others in it as well.
+    """
+    weight = getattr(layer, "weight", None)
+    own = hasattr(layer, "in_features") and isinstance(weight, Tensor) and not isinstance(layer, nn.Linear)
+    return is_quantised(layer) or own
+
+
+def is_special(weight: Tensor) -> bool:
+    """Return whether a weight is of a tensor class of its own, the host's (scaled fp8, int8) or GGUF's."""
+    return type(weight) not in (nn.Parameter, Tensor)
+
+
+def has_special_weights(network: nn.Module) -> bool:
+    """Return whether one of a network's weights is of a tensor class of its own."""
+    return any(is_special(weight) for weight in network.parameters())
+
+
+def unreadable_format(network: nn.Module) -> str:
+    """Return the first format of weights that `plain_weight` cannot read, or ""."""
+    for layer in network.modules():
+        for weight in layer.parameters(recurse=False):
+            if hasattr(layer, "get_weight"):
+                continue
+            if is_special(weight) and type(weight).dequantize is Tensor.dequantize:
+                return type(weight).__name__
+            if not weight.is_floating_point():
+                return str(weight.dtype)
+    return ""
+
+
+def plain_weight(layer: Any, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight or a bias of a layer as an ordinary tensor of the type of the arithmetic.
+
+    A class of the host has `dequantize`. Layers of ComfyUI-GGUF unpack a weight themselves and add the LoRAs
+    that the user has put on it; its shape in memory is not that of the matrix.
+    """
+    if not is_special(weight):
+        return weight.to(dtype)
+    if not hasattr(layer, "get_weight"):
+        return weight.dequantize().to(dtype)
+    plain = layer.get_weight(weight, dtype)
+    return outside_inference_mode(plain) if is_special(plain) else plain
 
 
 class FrozenLinear(nn.Linear):
@@ -58,7 +105,9 @@ class FrozenLinear(nn.Linear):
     def __init__(self, layer: Any, dtype: torch.dtype):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.frozen = (layer.weight, layer.bias)  # in a tuple: not registered, not copied
+        # in tuples: not registered, not copied
+        self.source = (layer,)
+        self.frozen = tuple(_held(layer, part) for part in (layer.weight, layer.bias))
         self.dtype = dtype
         # PEFT takes the type and the device of an adapter from `weight`.
         self.weight = nn.Parameter(
@@ -68,9 +117,7 @@ class FrozenLinear(nn.Linear):
 
     def widened(self) -> Tensor:
         """Return the weight (out, in) in the type of the arithmetic."""
-        weight = self.frozen[0]
-        plain = weight.dequantize() if hasattr(weight, "dequantize") and is_special(weight) else weight
-        return plain.to(self.dtype)
+        return plain_weight(self.source[0], self.frozen[0], self.dtype)
 
     def nbytes(self) -> int:
         """Return the bytes that the weight and the bias take."""
@@ -80,12 +127,19 @@ class FrozenLinear(nn.Linear):
         """Return x @ weight.T + bias (..., out) for x (..., in); only x receives a gradient."""
         bias = self.frozen[1]
         y: Any = _FrozenProduct.apply(x, self)
-        return y if bias is None else y + bias.to(self.dtype)
+        return y if bias is None else y + plain_weight(self.source[0], bias, self.dtype)
 
 
-def is_special(weight: Tensor) -> bool:
-    """Return whether a weight is a tensor class of the host, such as an fp8 weight with a scale."""
-    return type(weight) not in (nn.Parameter, Tensor)
+def _held(layer: Any, weight: Any) -> Any:
+    """Return a weight, of GGUF's layers one of its own over the same memory.
+
+    Their loader empties a weight's list of LoRAs when it unloads the MODEL, which may be during a training.
+    """
+    if weight is None or not is_special(weight) or not hasattr(layer, "get_weight"):
+        return weight
+    held = outside_inference_mode(weight).as_subclass(type(weight))
+    held.__dict__.update(weight.__dict__)
+    return held
 
 
 def bytes_of(weight: Tensor) -> int:
@@ -108,13 +162,21 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def frozen_copy(model: ModelPatcher, dtype: torch.dtype) -> nn.Module:
-    """Return the MODEL's network as `trainable_copy` does, with its quantised layers as they are."""
-    layers = {
-        path: layer for path, layer in model.model.diffusion_model.named_modules() if is_quantised(layer)
-    }
-    parts = [part for layer in layers.values() for part in (layer.weight, layer.bias) if part is not None]
-    network = trainable_copy(model, dtype, without=[id(part) for part in parts])
-    for path, layer in layers.items():
+    """Return the MODEL's network as `trainable_copy` does, with its quantised linear layers as they are.
+
+    The few weights of other layers that have a tensor class of their own are widened.
+    """
+    linear, instead = {}, {}
+    for path, layer in model.model.diffusion_model.named_modules():
+        if stays_frozen(layer):
+            linear[path] = layer
+        for weight in layer.parameters(recurse=False):
+            if stays_frozen(layer):
+                instead[id(weight)] = torch.empty(0, dtype=dtype, device=weight.device)
+            elif is_special(weight):
+                instead[id(weight)] = plain_weight(layer, weight, dtype)
+    network = trainable_copy(model, dtype, instead=instead)
+    for path, layer in linear.items():
         network.set_submodule(path, FrozenLinear(layer, dtype))
     return network
 

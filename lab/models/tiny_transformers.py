@@ -104,13 +104,16 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def tiny_transformer(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes):
+def tiny_transformer(
+    family: str, dtype: torch.dtype = torch.float32, seed: int = 0, operations=None, **changes
+):
     """A MODEL (ModelPatcher on the CPU) of a family with random weights.
 
     Args:
         family: one of the keys of TINY.
         dtype: of the weights.
         seed: of the weights.
+        operations: the class of its layers, as packs give one to the host; default: the host's own.
         changes: other entries of the host's `unet_config`, for larger models.
     """
     import comfy.model_patcher
@@ -119,6 +122,7 @@ def tiny_transformer(family: str, dtype: torch.dtype = torch.float32, seed: int 
     config_name, facts = TINY[family]
     config = getattr(comfy.supported_models, config_name)(dict(facts) | changes)
     config.set_inference_dtype(dtype, None)
+    config.custom_operations = operations
     model = config.get_model({}, "")
     if hasattr(model.diffusion_model, "llm_adapter"):  # Anima's: of fixed size, and for other text alone
         model.diffusion_model.llm_adapter = None

@@ -13,7 +13,7 @@ from ...common.log import logger
 from ...families.table import label_of
 from ...host import devices, models
 from ...host.families import config_name, family_name, family_of, is_transformer, working_side
-from ...host.training import is_quantised, weight_bytes
+from ...host.training import has_special_weights, is_quantised, stays_frozen, unreadable_format, weight_bytes
 from ..objective import NoiseSchedule
 from ..optimizers import check_optimizer, eight_bit_installed
 from .data import LATENT_PIXEL, Examples, TrainingSet
@@ -52,18 +52,7 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
                 f"subject_references: {config_name(model)} reads no reference pictures; set it to 0, or train"
                 " an edit model such as FLUX.2, Kontext or Qwen-Image-Edit."
             )
-    quantised = models.quantised_weights(unet)
-    if row is not None and row.transformer:
-        wide = "DoRA" if recipe.adapter.dora else "LoKr" if recipe.adapter.lokr else ""
-        if wide and any(is_quantised(layer) for layer in unet.modules()):
-            raise ValueError(
-                f"adapter: {wide} needs weights in 16 bits, and this model's are quantised; choose LoRA."
-            )
-    elif quantised:
-        raise ValueError(
-            f"model: its weights are quantised ({quantised}), which cannot be trained on yet; load the same"
-            " model with weights in fp16, bf16 or fp8 without scales."
-        )
+    _check_weights(model, unet, recipe)
     if not models.can_load_fully(model):
         raise ValueError(
             "model: the node that loaded it gives no way to load a copy, which training needs; load it with"
@@ -80,6 +69,36 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
         lora_layers(unet, recipe.adapter)
         check_peft()
     check_optimizer(recipe.optimiser)
+
+
+def keeps_quantised(model) -> bool:
+    """Return whether a training leaves the quantised weights of a MODEL as they are.
+
+    A UNet in fp8 without scales is widened instead.
+    """
+    return is_transformer(model) or has_special_weights(model.model.diffusion_model)
+
+
+def _check_weights(model, network: nn.Module, recipe: Recipe) -> None:
+    """Raise ValueError for quantised weights that cannot be read, or that the recipe would have to change."""
+    unreadable = unreadable_format(network)
+    if unreadable:
+        raise ValueError(
+            f"model: its weights are in a format that cannot be trained on ({unreadable}); load the same"
+            " model with weights in fp16, bf16, fp8 or GGUF."
+        )
+    if not keeps_quantised(model) or not any(is_quantised(layer) for layer in network.modules()):
+        return
+    if recipe.adapter.kind == "full":
+        raise ValueError(
+            f"recipe: {recipe.name} trains every weight, and this model's are quantised; choose a recipe"
+            " with a LoRA, or load the model in fp16 or bf16."
+        )
+    wide = "DoRA" if recipe.adapter.dora else "LoKr" if recipe.adapter.lokr else ""
+    if wide:
+        raise ValueError(
+            f"adapter: {wide} needs weights in 16 bits, and this model's are quantised; choose LoRA."
+        )
 
 
 def _check_channels(model, recipe: Recipe, inpaint_patch: bool) -> None:
@@ -183,8 +202,8 @@ def _widened(model) -> list[Tensor]:
     """Return the weights of a MODEL that its copy has in the type of the arithmetic."""
     network = model.model.diffusion_model
     kept = set()
-    if is_transformer(model):
-        kept = {id(layer.weight) for layer in network.modules() if is_quantised(layer)}
+    if keeps_quantised(model):
+        kept = {id(layer.weight) for layer in network.modules() if stays_frozen(layer)}
     return [weight for weight in network.parameters() if id(weight) not in kept]
 
 

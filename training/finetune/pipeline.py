@@ -21,7 +21,14 @@ from ...host.vae import PictureVae, encode_distribution, encoder_weights
 from ...imaging.latent_mask import inpaint_pictures
 from ...imaging.references import is_whole_frame
 from ...imaging.views import resize_image
-from .checks import check_parameters_fit, check_step_fits, crop_grid, diffusion_of, precision_of
+from .checks import (
+    check_parameters_fit,
+    check_step_fits,
+    crop_grid,
+    diffusion_of,
+    keeps_quantised,
+    precision_of,
+)
 from .data import (
     Concept,
     Examples,
@@ -402,10 +409,7 @@ def trainable_model(
     `recipe` is a resolved one; `texts` are the captions by their numbers, `blank` is the empty one's;
     `references` are latents of the subject's pictures.
     """
-    if families.is_transformer(model):
-        unet = frozen_copy(model, dtype)
-    else:
-        unet = models.trainable_copy(model, dtype)
+    unet = (frozen_copy if keeps_quantised(model) else models.trainable_copy)(model, dtype)
     adapter = attach_adapter(unet, recipe.adapter, dtype, seed)
     if start:
         adapter.load(dict(start), lora_names(model))

@@ -253,20 +253,6 @@ def test_models_apply_lora(parts, lora):
     assert not parts.model.patches
 
 
-def test_models_quantised_weights(parts):
-    from inlay.host import models
-
-    class Packed(torch.Tensor):
-        pass
-
-    assert models.quantised_weights(parts.model.model.diffusion_model) == ""
-    layer = torch.nn.Linear(2, 2)
-    layer.weight = torch.nn.Parameter(torch.zeros(2, 2).as_subclass(Packed), requires_grad=False)
-    assert models.quantised_weights(layer) == "Packed"
-    layer.weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.uint8), requires_grad=False)
-    assert models.quantised_weights(layer) == "torch.uint8"
-
-
 def test_models_can_load_fully(parts):
     import comfy.model_patcher
 
@@ -487,11 +473,59 @@ def test_training_is_quantised(in_process_host):
     assert not training.is_quantised(torch.nn.LayerNorm(2))
 
 
+def test_training_stays_frozen(in_process_host):
+    import comfy.ops
+
+    from inlay.host import training
+
+    own = comfy.ops.mixed_precision_ops().Linear(2, 3)
+    own.weight = torch.nn.Parameter(torch.zeros(3, 2))
+    assert training.stays_frozen(own), "the host's layer for mixed files is a torch.nn.Linear now"
+    assert training.stays_frozen(quantised_linear())
+    assert not training.stays_frozen(torch.nn.Linear(2, 2))
+
+
 def test_training_is_special(in_process_host):
     from inlay.host import training
 
     assert training.is_special(quantised_linear().weight)
     assert not training.is_special(torch.nn.Linear(2, 2).weight)
+
+
+def test_training_has_special_weights(in_process_host):
+    from inlay.host import training
+
+    assert training.has_special_weights(torch.nn.Sequential(torch.nn.Linear(2, 2), quantised_linear()))
+    assert not training.has_special_weights(torch.nn.Linear(2, 2))
+
+
+def test_training_unreadable_format(parts):
+    from inlay.host import training
+
+    class Packed(torch.Tensor):
+        pass
+
+    assert training.unreadable_format(parts.model.model.diffusion_model) == ""
+    assert training.unreadable_format(quantised_linear()) == "", "quantised tensors have no own dequantize"
+    layer = torch.nn.Linear(2, 2)
+    layer.weight = torch.nn.Parameter(torch.zeros(2, 2).as_subclass(Packed), requires_grad=False)
+    assert training.unreadable_format(layer) == "Packed"
+    layer.get_weight = lambda weight, dtype: weight  # pyright: ignore[reportAttributeAccessIssue]
+    assert training.unreadable_format(layer) == ""
+    layer = torch.nn.Linear(2, 2)
+    layer.weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.uint8), requires_grad=False)
+    assert training.unreadable_format(layer) == "torch.uint8"
+
+
+def test_training_plain_weight(in_process_host):
+    from inlay.host import training
+
+    layer: Any = quantised_linear()
+    weight = training.plain_weight(layer, layer.weight, torch.float64)
+    assert weight.dtype == torch.float64
+    assert type(weight) is torch.Tensor
+    torch.testing.assert_close(weight.float(), layer.weight.dequantize().float())
+    assert training.plain_weight(layer, torch.ones(3), torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_training_bytes_of(in_process_host):

@@ -12,22 +12,30 @@ UNET = "model.diffusion_model."
 
 @pytest.fixture(scope="module")
 def load_fp8(random_checkpoint, tmp_path_factory):
-    """Loads the tiny checkpoint with the UNet's matrices in fp8, with or without a scale for each."""
+    """Loads the tiny checkpoint with the UNet's matrices in fp8.
+
+    kind: "plain"; "scaled": a scale for each, and some in 16 bits; "numbers": those of "scaled".
+    """
     import comfy.sd
     from safetensors.torch import load_file, save_file
 
-    def load(scaled):
+    def load(kind):
         parts = {}
         for key, weight in load_file(random_checkpoint).items():
             parts[key] = weight
             if key.startswith(UNET) and key.endswith(".weight") and weight.ndim == 2 and "emb" not in key:
-                scale = weight.abs().max() / 448 if scaled else torch.tensor(1.0)
+                if kind != "plain" and "attn1.to_q" in key:
+                    parts[key] = weight.half() if kind == "scaled" else weight.half().float()
+                    continue
+                scale = torch.tensor(1.0) if kind == "plain" else weight.abs().max() / 448
                 parts[key] = (weight / scale).to(torch.float8_e4m3fn)
-                if scaled:
+                if kind == "numbers":
+                    parts[key] = parts[key].float() * scale
+                if kind == "scaled":
                     parts[key.replace(".weight", ".scale_weight")] = scale
-        if scaled:
+        if kind == "scaled":
             parts[f"{UNET}scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
-        path = tmp_path_factory.mktemp("fp8") / f"{scaled}.safetensors"
+        path = tmp_path_factory.mktemp("fp8") / f"{kind}.safetensors"
         save_file(parts, path)
         with torch.inference_mode():
             return comfy.sd.load_checkpoint_guess_config(str(path))[0]
@@ -35,33 +43,47 @@ def load_fp8(random_checkpoint, tmp_path_factory):
     return load
 
 
-def test_scaled_fp8_is_refused_before_any_work(load_fp8, pictures, store_folder, run, monkeypatch):
-    from inlay.training.finetune import pipeline
+def test_scaled_fp8_stays_scaled_fp8_and_trains_as_its_numbers(load_fp8, pictures, store_folder, run):
+    from inlay.host.training import is_special, stays_frozen
 
-    monkeypatch.setattr(pipeline, "encode_examples", lambda *_: pytest.fail("work began"))
-    with pytest.raises(
-        ValueError, match=r"^model: its weights are quantised \(QuantizedTensor\), .* load the same"
-    ):
-        run(*pictures, model=load_fp8(scaled=True))
-    assert not store_folder.exists()
+    def values(model):
+        layers = [layer for layer in model.model.diffusion_model.modules() if stays_frozen(layer)]
+        return [layer.weight.dequantize() if is_special(layer.weight) else layer.weight for layer in layers]
+
+    scaled = load_fp8("scaled")
+    before = [weight.clone() for weight in values(scaled)]
+    assert len(before) > 10
+    choices = {"precision": "fp32", "batch_size": 1}
+    model, lora, loss, *_ = run(*pictures, model=scaled, preview_every=2, **choices)
+    numbers = run(*pictures, model=load_fp8("numbers"), **choices)
+    assert loss["loss"] == pytest.approx(numbers[2]["loss"], rel=1e-4)
+    assert len(model.patches) == len(lora) // 3 > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, values(scaled), strict=True))
 
 
 def test_fp8_without_scales_trains(load_fp8, pictures, store_folder, run):
-    model, lora, loss, *_ = run(*pictures, model=load_fp8(scaled=False), steps=1)
+    model, lora, loss, *_ = run(*pictures, model=load_fp8("plain"), steps=1)
     assert len(model.patches) == len(lora) // 3 > 0
     assert all(torch.isfinite(torch.tensor(loss["loss"])))
 
 
 class Packed(torch.Tensor):
-    """A weight in a format of another pack, as GGUF's loaders keep theirs."""
+    """A weight in a format of another pack, without a layer that could unpack it."""
 
 
-def test_weights_of_another_packs_format_are_refused(parts, pictures, run, monkeypatch):
+def test_weights_that_cannot_be_read_are_refused_before_any_work(parts, pictures, run, monkeypatch):
+    from inlay.training.finetune import pipeline
+
     unet = parts.model.model.diffusion_model
     layer = unet.get_submodule("input_blocks.1.1.transformer_blocks.0.attn1.to_q")
     packed = torch.nn.Parameter(torch.zeros(320, 320).as_subclass(Packed), requires_grad=False)
     monkeypatch.setitem(layer._parameters, "weight", packed)
-    with pytest.raises(ValueError, match=r"^model: its weights are quantised \(Packed\)"):
+    monkeypatch.setattr(pipeline, "encode_examples", lambda *_: pytest.fail("work began"))
+    with pytest.raises(ValueError, match=r"^model: its weights are in a format .* \(Packed\); load the same"):
+        run(*pictures)
+    whole = torch.nn.Parameter(torch.zeros(320, 320, dtype=torch.int8), requires_grad=False)
+    monkeypatch.setitem(layer._parameters, "weight", whole)
+    with pytest.raises(ValueError, match=r"^model: its weights are in a format .* \(torch.int8\)"):
         run(*pictures)
 
 

@@ -1,5 +1,6 @@
 """Train Subject on diffusion transformers of the host with random weights and a few blocks."""
 
+import itertools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -718,7 +719,7 @@ def test_a_unet_takes_captions_preservation_and_min_snr_as_well(pictures, store_
 
 
 def quantised(model, kind):
-    """A MODEL of its own with all linear layers in fp8, plain or as the host's class with a scale."""
+    """A MODEL of its own with all linear layers in fp8, or as the host's class with a scale, fp8 or int8."""
     import copy
 
     with torch.inference_mode():
@@ -726,10 +727,11 @@ def quantised(model, kind):
         for layer in twin.modules():
             if isinstance(layer, torch.nn.Linear):
                 weight = layer.weight.to(torch.float8_e4m3fn)
-                if kind == "scaled":
+                if kind != "plain":
                     from comfy.quant_ops import QuantizedTensor
 
-                    weight = QuantizedTensor.from_float(layer.weight.float(), "TensorCoreFP8E4M3Layout")
+                    layout = {"scaled": "TensorCoreFP8E4M3Layout", "int8": "TensorWiseINT8Layout"}[kind]
+                    weight = QuantizedTensor.from_float(layer.weight.float(), layout)
                 layer.weight = torch.nn.Parameter(weight, requires_grad=False)
     from inlay.host.models import model_around
 
@@ -750,8 +752,10 @@ def test_an_adapter_that_needs_whole_weights_is_refused_on_a_quantised_base(adap
         check_trainable_model(model, recipe)
 
 
-@pytest.mark.parametrize("kind", ["plain", "scaled"])
-@pytest.mark.parametrize("name", ["flux2-klein", "z-image"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*itertools.product(("flux2-klein", "z-image"), ("plain", "scaled")), ("flux2-klein", "int8")],
+)
 def test_a_quantised_base_stays_quantised_and_trains_as_its_widened_weights(name, kind, opened):
     """Loss and gradients equal those of an ordinary copy of the same values."""
     from inlay.host.training import FrozenLinear, frozen_copy, text_values, training_switches, weight_bytes
