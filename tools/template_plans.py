@@ -166,6 +166,7 @@ PLANS = [
         (_sampling("11", "6", "9", "11", "13", "15"),),
         ("10", "12", "14", "16", "18"),
         *_training_app("7.text", output="17"),
+        caption="a few photos",
     ),
     Plan(
         "insert_small",
@@ -173,6 +174,7 @@ PLANS = [
         (START, THINGS, _group("2. Where, and what", "4 6 7"), LEARN, _group("4. Paint", "8 10 12")),
         (_sampling("8", name="Close-Up, Then Surroundings"),),
         ("9", "11"),
+        caption="small, in a large photo",
     ),
     Plan(
         "edit_attribute",
@@ -196,6 +198,7 @@ PLANS = [
         (),
         _app("4.image", "6.image", "7.inlay_box", output="13"),
         {"4.image": "Photo of the object", "6.image": PICTURE},
+        caption="one photo",
     ),
     Plan(
         "insert_by_shape",
@@ -207,6 +210,7 @@ PLANS = [
             _group("3. Paint", "9 10", "14"),
         ),
         (_sampling("11", "10", "11", "12", "13", name="Paint Into the Shapes"),),
+        caption="a drawn shape",
     ),
     Plan(
         "dreammix",
@@ -223,6 +227,7 @@ PLANS = [
             _sampling("8", name="Close-Up, Then Surroundings"),
         ),
         ("10", "11", "14"),
+        caption="DreamMix",
     ),
     Plan(
         "train_and_share",
@@ -261,6 +266,7 @@ PLANS = [
         ),
         width=236,
         between=8,
+        caption="with and without",
     ),
     Plan(
         "insert_klein",

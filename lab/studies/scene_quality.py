@@ -35,8 +35,8 @@ from .scene_study import study_folders, study_parser
 
 HELD_OUT = 424_243  # no training draws from this seed
 BATCH = 25
-# sampler, scheduler, steps and guidance of each model; of 40 prompts in other scenes (seed 777) Fill painted class and
-# colour right in .55 with guidance 4, .675 with 7 and .625 with 10
+# sampler, scheduler, steps and guidance of each model. Of 40 prompts in other scenes (seed 777) Fill painted
+# class and colour right in .55 with guidance 4, .675 with 7 and .625 with 10.
 SAMPLING: dict[str, tuple[str, str, int, float]] = {
     "unet": ("dpmpp_2m_sde", "sgm_uniform", 20, 4.0),
     "fill": ("euler", "simple", 20, 7.0),
