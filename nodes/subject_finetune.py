@@ -302,6 +302,7 @@ class SubjectFinetune(io.ComfyNode):
         wanted = {PRESET: preset.checkpointing, "on": True, "off": False}
         run_options = RunOptions(
             checkpointing=wanted[settings["gradient_checkpointing"]],
+            card=preset.card,
             preview_every=preview_every[0],
             samples=samples_of(settings),
             callbacks=progress_callbacks(progress),

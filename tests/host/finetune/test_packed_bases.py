@@ -98,9 +98,7 @@ def test_loss_and_gradients_are_those_of_the_numbers_in_float64(name, packed_bas
             assert (gradient - expected).norm() < 1e-9 * expected.norm()
 
 
-def test_the_node_trains_on_packed_weights_and_leaves_them(
-    packed_base, run, pictures, store_folder
-):
+def test_the_node_trains_on_packed_weights_and_leaves_them(packed_base, run, pictures, store_folder):
     base = packed_base("flux2-klein")
     before, wired = raw(base.model), {"clip": base.clip, "vae": base.vae, "batch_size": 1}
     model, lora, loss, subject, _ = run(*pictures, model=base.model, **wired, preview_every=2)
