@@ -48,6 +48,16 @@ def is_quantised(layer: nn.Module) -> bool:
     return is_special(weight) or weight.dtype not in PLAIN_TYPES
 
 
+def stays_frozen(layer: nn.Module) -> bool:
+    """Return whether a linear layer is one for `FrozenLinear`: quantised, or of a class that PEFT rejects.
+
+    The host opens a file with quantised weights with linear layers of its own, the others in it as well.
+    """
+    weight = getattr(layer, "weight", None)
+    own = hasattr(layer, "in_features") and isinstance(weight, Tensor) and not isinstance(layer, nn.Linear)
+    return is_quantised(layer) or own
+
+
 def is_special(weight: Tensor) -> bool:
     """Return whether a weight is of a tensor class of its own, the host's (scaled fp8, int8) or GGUF's."""
     return type(weight) not in (nn.Parameter, Tensor)
@@ -177,7 +187,7 @@ def frozen_copy(model: ModelPatcher, dtype: torch.dtype, offload: bool = False) 
     inside = {id(layer) for block in blocks_of(network) for layer in block.modules()} if offload else set()
     for path, layer in network.named_modules():
         within = id(layer) in inside and hasattr(layer, "in_features")
-        kept = within or is_quantised(layer)
+        kept = within or stays_frozen(layer)
         if kept:
             linear[path] = (layer, within)
         for weight in layer.parameters(recurse=False):

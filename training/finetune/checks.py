@@ -21,6 +21,7 @@ from ...host.training import (
     is_quantised,
     load_layers,
     offloaded_layers,
+    stays_frozen,
     unreadable_format,
     weight_bytes,
 )
@@ -239,7 +240,7 @@ def _widened(model) -> list[Tensor]:
     network = model.model.diffusion_model
     kept = set()
     if keeps_quantised(model):
-        kept = {id(layer.weight) for layer in network.modules() if is_quantised(layer)}
+        kept = {id(layer.weight) for layer in network.modules() if stays_frozen(layer)}
     return [weight for weight in network.parameters() if id(weight) not in kept]
 
 

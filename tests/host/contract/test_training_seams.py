@@ -490,6 +490,18 @@ def test_training_is_quantised(in_process_host):
     assert not training.is_quantised(torch.nn.LayerNorm(2))
 
 
+def test_training_stays_frozen(in_process_host):
+    import comfy.ops
+
+    from inlay.host import training
+
+    own = comfy.ops.mixed_precision_ops().Linear(2, 3)
+    own.weight = torch.nn.Parameter(torch.zeros(3, 2))
+    assert training.stays_frozen(own), "the host's layer for mixed files is a torch.nn.Linear now"
+    assert training.stays_frozen(quantised_linear())
+    assert not training.stays_frozen(torch.nn.Linear(2, 2))
+
+
 def test_training_is_special(in_process_host):
     from inlay.host import training
 

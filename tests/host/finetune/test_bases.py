@@ -12,22 +12,30 @@ UNET = "model.diffusion_model."
 
 @pytest.fixture(scope="module")
 def load_fp8(random_checkpoint, tmp_path_factory):
-    """Loads the tiny checkpoint with the UNet's matrices in fp8, with or without a scale for each."""
+    """Loads the tiny checkpoint with the UNet's matrices in fp8.
+
+    kind: "plain"; "scaled": a scale for each, and some in 16 bits; "numbers": those of "scaled".
+    """
     import comfy.sd
     from safetensors.torch import load_file, save_file
 
-    def load(scaled):
+    def load(kind):
         parts = {}
         for key, weight in load_file(random_checkpoint).items():
             parts[key] = weight
             if key.startswith(UNET) and key.endswith(".weight") and weight.ndim == 2 and "emb" not in key:
-                scale = weight.abs().max() / 448 if scaled else torch.tensor(1.0)
+                if kind != "plain" and "attn1.to_q" in key:
+                    parts[key] = weight.half() if kind == "scaled" else weight.half().float()
+                    continue
+                scale = torch.tensor(1.0) if kind == "plain" else weight.abs().max() / 448
                 parts[key] = (weight / scale).to(torch.float8_e4m3fn)
-                if scaled:
+                if kind == "numbers":
+                    parts[key] = parts[key].float() * scale
+                if kind == "scaled":
                     parts[key.replace(".weight", ".scale_weight")] = scale
-        if scaled:
+        if kind == "scaled":
             parts[f"{UNET}scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
-        path = tmp_path_factory.mktemp("fp8") / f"{scaled}.safetensors"
+        path = tmp_path_factory.mktemp("fp8") / f"{kind}.safetensors"
         save_file(parts, path)
         with torch.inference_mode():
             return comfy.sd.load_checkpoint_guess_config(str(path))[0]
@@ -35,29 +43,26 @@ def load_fp8(random_checkpoint, tmp_path_factory):
     return load
 
 
-def test_scaled_fp8_stays_scaled_fp8_and_trains_as_its_widened_weights(load_fp8, pictures, store_folder, run):
-    from inlay.host.training import is_quantised
-
-    scaled, plain = load_fp8(scaled=True), load_fp8(scaled=True)
+def test_scaled_fp8_stays_scaled_fp8_and_trains_as_its_numbers(load_fp8, pictures, store_folder, run):
+    from inlay.host.training import is_special, stays_frozen
 
     def values(model):
-        layers = [layer for layer in model.model.diffusion_model.modules() if is_quantised(layer)]
-        return {layer: layer.weight.dequantize().float() for layer in layers}
+        layers = [layer for layer in model.model.diffusion_model.modules() if stays_frozen(layer)]
+        return [layer.weight.dequantize() if is_special(layer.weight) else layer.weight for layer in layers]
 
-    before = list(values(scaled).values())
+    scaled = load_fp8("scaled")
+    before = [weight.clone() for weight in values(scaled)]
     assert len(before) > 10
-    with torch.inference_mode():
-        for layer, weight in values(plain).items():
-            layer.weight = torch.nn.Parameter(weight, requires_grad=False)
-    model, lora, loss, *_ = run(*pictures, model=scaled, preview_every=2)
-    assert loss["loss"] == pytest.approx(run(*pictures, model=plain)[2]["loss"], rel=1e-4)
+    choices = {"precision": "fp32", "batch_size": 1}
+    model, lora, loss, *_ = run(*pictures, model=scaled, preview_every=2, **choices)
+    numbers = run(*pictures, model=load_fp8("numbers"), **choices)
+    assert loss["loss"] == pytest.approx(numbers[2]["loss"], rel=1e-4)
     assert len(model.patches) == len(lora) // 3 > 0
-    after = list(values(scaled).values())
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, values(scaled), strict=True))
 
 
 def test_fp8_without_scales_trains(load_fp8, pictures, store_folder, run):
-    model, lora, loss, *_ = run(*pictures, model=load_fp8(scaled=False), steps=1)
+    model, lora, loss, *_ = run(*pictures, model=load_fp8("plain"), steps=1)
     assert len(model.patches) == len(lora) // 3 > 0
     assert all(torch.isfinite(torch.tensor(loss["loss"])))
 
