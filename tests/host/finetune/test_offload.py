@@ -41,14 +41,16 @@ def test_offloaded_layers_train_as_those_on_the_device(kind, packed_base):
         assert largest == max(layer.bytes_in_use() for layer in layers[2:])
         assert weight_bytes(network) == before
         reference = trainable_copy(base.plain, torch.float64)
+        if kind == "packed":  # the plain base has the packed numbers in float32
+            for key, weight in reference.named_parameters():
+                weight.data = base.numbers[key].clone()
         loss, found = step_of(model, network, text, torch.float64)
         wanted, gradients = step_of(base.plain, reference, text, torch.float64)
-    # The plain base has the packed numbers in float32.
-    assert abs(float(loss - wanted)) < 1e-6 * float(wanted)
+    assert abs(float(loss - wanted)) < 1e-9 * float(wanted)
     for gradient, expected in zip(found, gradients, strict=True):
         if expected is not None:
             assert gradient is not None
-            assert (gradient - expected).norm() < 1e-6 * expected.norm()
+            assert (gradient - expected).norm() < 1e-9 * expected.norm()
     assert load_layers(network, before) == (0, 0)  # all of them fit
 
 
@@ -91,7 +93,7 @@ def test_a_preset_leaves_in_the_computers_memory_what_its_card_cannot_hold(
     wired |= {"precision": "fp32", "optimiser": "AdamW"}
     whole, before = run(*pictures, **wired), raw(base.plain)
     shutil.rmtree(store_folder)
-    room = needs[0].total - needs[0].weights // 2
+    room = needs[0].total - needs[0].weights // 8
     for place in (checks, memory):
         monkeypatch.setattr(place, "room_on", lambda card: room)
     monkeypatch.setattr(devices, "has_own_memory", lambda device: True)
