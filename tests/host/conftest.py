@@ -60,15 +60,35 @@ def in_process_host(comfyui_path, host_work) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def server(comfyui_path, host_work):
-    """One ComfyUI for all tests, on the accelerator if there is one; see its `.url`, `.work`, `.models`."""
+def shared_host(comfyui_path, host_work):
+    """One ComfyUI for all modules, on the accelerator if there is one; `server` starts it."""
     from inlay.headless import Server
+    from inlay.tests.shared_host import end
 
     work = host_work / "server"
     kinds = ("checkpoints", "loras", "inlay", "diffusion_models", "text_encoders", "vae")
-    models = {kind: work / "models" / kind for kind in kinds}
-    with Server(work, comfyui=comfyui_path, models=models) as server:
-        yield server
+    host = Server(work, comfyui=comfyui_path, models={kind: work / "models" / kind for kind in kinds})
+    yield host
+    end(host)
+
+
+@pytest.fixture(scope="module")
+def server(shared_host, request):
+    """The shared host; see its `.url`, `.work`, `.models`. Its history is empty when a module begins.
+
+    A module that ends the host or leaves a job in its queue fails, and the next one gets a new process.
+    """
+    from inlay.tests.shared_host import is_running, unclean_state
+
+    if not is_running(shared_host):
+        shared_host.stop()
+        shared_host.port = 0
+        shared_host.start()
+    yield shared_host
+    if fault := unclean_state(shared_host):
+        report = shared_host.log_tail(f"{request.node.nodeid} shares a host and {fault}")
+        shared_host.stop()
+        pytest.fail(report, pytrace=False)
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """`finetune` from the command line: the engine without a graph, alone and in a group, stopped and gone on."""
 
+import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -14,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from inlay import dev
+from inlay.headless import finetune_cli
 from inlay.headless.server import loopback_port
 
 CONFIG = """
@@ -148,17 +151,29 @@ def test_a_machine_that_is_taken_back_leaves_a_run_that_goes_on(folder, comfyui_
     [
         ("checkpoint = 'no.safetensors'\nreferences = 'photos'\nclass_name = 'cat'", "there is no file"),
         ("checkpoint = 'tiny.safetensors'\nreferences = 'none'\nclass_name = 'cat'", "there is no folder"),
-        ("checkpoint = 1\nreferences = 'photos'\nclass_name = 'cat'", "checkpoint: 1 is not text"),
     ],
 )
-def test_what_is_asked_for_wrongly_ends_with_2_and_a_sentence(folder, comfyui_path, text, message):
+def test_a_file_that_is_not_there_is_2_and_a_sentence(folder, comfyui_path, capsys, text, message):
+    """In the host of this process: a new one takes seconds to start."""
     path = folder / "wrong.toml"
     path.write_text(text, encoding="utf-8")
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        code = finetune_cli.main(argparse.Namespace(config=path, comfyui=comfyui_path))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_is_asked_for_wrongly_ends_with_2_and_a_sentence(folder, comfyui_path):
+    path = folder / "wrong.toml"
+    path.write_text("checkpoint = 1\nreferences = 'photos'\nclass_name = 'cat'", encoding="utf-8")
     code, _, said = run(
         [sys.executable, str(dev.PACK), "finetune", "--config", str(path)], folder, comfyui_path
     )
     assert code == 2
-    assert message in said.splitlines()[-1]
+    assert "checkpoint: 1 is not text" in said.splitlines()[-1]
     assert "Traceback" not in said
 
 

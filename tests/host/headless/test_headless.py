@@ -27,6 +27,7 @@ from inlay.headless import (
     PromptRefused,
     Server,
 )
+from inlay.tests.shared_host import unclean_state
 
 
 def invert(name: str) -> dict:
@@ -152,6 +153,7 @@ def test_a_waiting_run_that_somebody_takes_out_of_the_queue_ends(client, server,
             with pytest.raises(Interrupted, match="taken out of the host's queue"):
                 waiting.result(timeout=600)
             assert not running.done()
+            assert unclean_state(server, patience=0) == "left jobs in its queue (1)"
         finally:
             client.interrupt()
         with pytest.raises(Interrupted, match="was interrupted"):
@@ -192,37 +194,42 @@ def test_a_host_that_is_killed_under_a_graph_names_its_log(comfyui_path, tmp_pat
         host = psutil.Process(server.pid)
         host.kill()
         host.wait(timeout=600)
+        assert unclean_state(server) == "ended it"
         with pytest.raises(HostGone):
             client.run(graph)
         client.run(graph)
     assert server.process is None
 
 
-def test_a_host_that_falls_silent_is_gone(comfyui_path, tmp_path, monkeypatch):
+def test_a_host_that_falls_silent_is_gone(server, tiny_checkpoint, monkeypatch):
     """Such as one on a machine that sleeps: its connection stays open."""
     from inlay.headless import client as module
-    from inlay.lab.models.checkpoint import assemble, random_parts
 
     monkeypatch.setattr(module, "HEARTBEAT", 1)
-    models = {"checkpoints": tmp_path / "checkpoints"}
-    name = assemble(models["checkpoints"] / "tiny.safetensors", random_parts(0)).name
-    with Server(tmp_path, comfyui=comfyui_path, models=models) as server:
-        host = psutil.Process(server.pid)
+    host, name = psutil.Process(server.pid), str(uuid.uuid4())
 
-        class Watcher(Client):
-            def submit(self, graph, prompt_id=None):
-                number = super().submit(graph, prompt_id)
-                host.suspend()
-                return number
+    class Watcher(Client):
+        def submit(self, graph, prompt_id=None):
+            number = super().submit(graph, prompt_id)
+            host.suspend()
+            return number
 
-            def _is_known(self, prompt_id):  # asked when a message came that was sent before
-                return True
+        def _is_known(self, prompt_id):  # asked when a message came that was sent before
+            return True
 
-        try:
-            with pytest.raises(HostGone, match="went away while the graph was running"):
-                Watcher(server.url).run(endless(name))
-        finally:
-            host.resume()
+    try:
+        with pytest.raises(HostGone, match="went away while the graph was running"):
+            Watcher(server.url).run(endless(tiny_checkpoint), prompt_id=name)
+    finally:
+        host.resume()
+        end(Client(server.url), name)
+
+
+def end(client: Client, prompt_id: str) -> None:
+    """Interrupt the job until it is gone; an interrupt before its first node has no effect."""
+    while prompt_id in client.queued():
+        client.interrupt(prompt_id)
+        time.sleep(0.1)
 
 
 PARENT = dev.PACK / "tests" / "programs" / "hold_server.py"
