@@ -563,13 +563,15 @@ def test_training_frozen_copy(parts):
 def test_training_load_layers(in_process_host):
     from inlay.host import training
 
-    network = torch.nn.Sequential(*(training.FrozenLinear(quantised_linear(), torch.float32) for _ in "abc"))
+    layers = [training.FrozenLinear(quantised_linear(), torch.float32) for _ in range(7)]
+    network = torch.nn.Sequential(*layers)
     assert training.offloaded_layers(network) == []
-    for layer in network:
+    for layer in layers:
         layer.offloaded = True
-    assert training.load_layers(network, 1024 + 1024 + 4096) == (2048, 1024 + 4096)
-    assert training.offloaded_layers(network) == list(network[1:])
-    assert training.load_layers(network, 2048) == (0, 0)
+    in_use = 1024 + 4096  # as it is stored, and in float32
+    assert training.load_layers(network, 1024 + in_use) == (6 * 1024, in_use)
+    assert training.offloaded_layers(network) == layers[1:]
+    assert training.load_layers(network, 6 * 1024) == (0, 0)
 
 
 def test_training_offloaded_layers(in_process_host):
