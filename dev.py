@@ -9,8 +9,8 @@
     python dev.py tool [NAME]   write templates, thumbnails, screenshots or the interface snapshot (tools)
     python dev.py setup         only make the environment that all of these use
 
-The first call makes .inlay/venv and fetches ComfyUI: about 3 minutes and 6 GB. To use your own ComfyUI,
-say where it is in COMFYUI_PATH; to use its Python too, and install nothing, set COMFYUI_PYTHON as well.
+The first call makes .inlay/venv and fetches ComfyUI: some minutes and about 8 GB of disk. To use your own
+ComfyUI, say where it is in COMFYUI_PATH; to use its Python too, and install nothing, set COMFYUI_PYTHON.
 """
 
 from __future__ import annotations

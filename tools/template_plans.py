@@ -112,6 +112,7 @@ class Plan:
     width: int = 292  # pixels of a column
     between: int = 12  # groups
     last: int = 292  # pixels of the last column: Save Image is never narrower
+    caption: str = ""  # on its picture in the template browser, which cuts long titles
 
 
 def _group(title: str, *columns: str) -> tuple[str, tuple[tuple[str, ...], ...]]:
@@ -180,6 +181,7 @@ PLANS = [
         (_sampling("9"),),
         ("8", "10", "12"),
         *_training_app("6.prompt", output="11"),
+        caption="a green sks mug",
     ),
     Plan(
         "insert_one_photo",
@@ -234,6 +236,7 @@ PLANS = [
         ),
         (_sampling("10"),),
         ("12",),
+        caption="a LoRA file",
     ),
     Plan(
         "compare",
@@ -264,6 +267,7 @@ PLANS = [
         "Inlay 09 - Insert my subject with FLUX.2 klein",
         EDIT_GROUPS,
         (_sampling("8"),),
+        caption="FLUX.2 klein",
     ),
     Plan(
         "insert_easy",
@@ -275,12 +279,14 @@ PLANS = [
             _group("3. Paint", "12 8 10", "9"),
         ),
         (_sampling("8"),),
+        caption="Easy-Insert",
     ),
     Plan(
         "insert_qwen",
         "Inlay 11 - Insert my subject with Qwen-Image-Edit",
         EDIT_GROUPS,
         (_sampling("8"),),
+        caption="Qwen-Image-Edit",
     ),
     Plan(
         "insert_z_image",
@@ -293,6 +299,7 @@ PLANS = [
             _group("4. Paint", "10 11 12"),
         ),
         (_sampling("10"),),
+        caption="Z-Image",
     ),
     Plan(
         "insert_fill",
@@ -305,6 +312,7 @@ PLANS = [
             _group("4. Paint", "10 11 12"),
         ),
         (_sampling("10"),),
+        caption="FLUX Fill",
     ),
     Plan(
         "edit_box",
@@ -323,6 +331,7 @@ PLANS = [
                 ("Crop, Edit, Paste Back",),
             ),
         ),
+        caption="a mug of blue glass",
     ),
     Plan(
         "insert_api",
@@ -334,6 +343,7 @@ PLANS = [
             _group("3. Paint", "8 9"),
             _group("4. Paste back, and look", "10 11 12"),
         ),
+        caption="API",
     ),
     Plan(
         "insert_other_sampler",
@@ -353,6 +363,7 @@ PLANS = [
                 ("Crop, Sample, Paste Back",),
             ),
         ),
+        caption="LanPaint",
     ),
 ]
 

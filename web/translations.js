@@ -1,6 +1,7 @@
 // The page's own words, and the sentences of the nodes in other languages.
 
 import { app } from "../../scripts/app.js"
+import { api } from "../../scripts/api.js"
 
 // name -> English, Chinese
 const WORDS = {
@@ -48,11 +49,12 @@ export function text(key, ...values) {
   return WORDS[key][Number(isChinese())].replace(/\{(\d)\}/g, (_, place) => values[place])
 }
 
-// English pattern -> translated pattern; the same file for all errors, read when the first one comes.
-let sentences
-async function readSentences() {
-  const answer = await fetch(new URL("./sentences.zh.json", import.meta.url)).catch(() => undefined)
-  return answer?.ok ? Object.entries(await answer.json()) : []
+// What the pack's locales/zh/main.json adds to the page's own words; read when it is needed first.
+let chinese
+const readChinese = () => (chinese ??= fetchChinese())
+async function fetchChinese() {
+  const all = await api.getCustomNodesI18n().catch(() => undefined)
+  return all?.zh ?? {}
 }
 
 const escape = (part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")
@@ -60,8 +62,8 @@ const escape = (part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")
 // A sentence of a node in the user's language, where there is a translation; else as it is.
 export async function translated(sentence) {
   if (!isChinese()) return sentence
-  sentences ??= readSentences()
-  for (const [pattern, other] of await sentences) {
+  const { inlaySentences = {} } = await readChinese() // English pattern -> Chinese
+  for (const [pattern, other] of Object.entries(inlaySentences)) {
     const names = [...pattern.matchAll(/\{([\w.]*)\}/g)].map((match) => match[1])
     const source = pattern.split(/\{[\w.]*\}/).map(escape).join("([\\s\\S]*?)")
     const match = new RegExp(`^${source}$`).exec(sentence.trim())
@@ -69,3 +71,26 @@ export async function translated(sentence) {
   }
   return sentence
 }
+
+// Titles, labels and notes of the templates: a workflow file holds one language.
+// Line by line: what a user wrote has no translation and stays.
+function translateGraph({ nodes, groups }, known) {
+  const translate = (words) => words?.split("\n").map((line) => known[line] ?? line).join("\n")
+  for (const shown of [...groups, ...nodes]) {
+    shown.title = translate(shown.title)
+    for (const widget of shown.widgets ?? []) {
+      widget.label = translate(widget.label)
+      if (shown.type === "MarkdownNote") widget.value = translate(widget.value)
+    }
+    if (shown.subgraph) translateGraph(shown.subgraph, known)
+  }
+}
+
+app.registerExtension({
+  name: "inlay.translations",
+  async afterConfigureGraph() {
+    const graph = app.rootGraph ?? app.graph
+    if (!isChinese() || !graph.nodes.some((node) => node.properties?.cnr_id === "inlay")) return
+    translateGraph(graph, (await readChinese()).inlayTemplates ?? {})
+  },
+})

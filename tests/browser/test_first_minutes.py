@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from inlay import dev
 from inlay.headless import Client
 from inlay.tools import browser
 from inlay.tools.template_layout import foreign_nodes, template
@@ -381,6 +382,42 @@ def test_an_app_names_its_fields_in_plain_words(visitor, plan):
     assert visitor.locator(f"{FIELD} .inlay-box canvas").is_visible()
     visitor.screenshot(path=SHOTS / f"app_{plan.graph}.png")
     visitor.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+
+
+def test_a_template_and_its_app_are_in_the_language_of_the_page(visitor):
+    words = json.loads((dev.PACK / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))
+    chinese = words["inlayTemplates"]
+    [plan] = [plan for plan in PLANS if plan.graph == "insert_one_photo"]
+    file = json.loads((WORKFLOWS / f"{plan.title}.json").read_text(encoding="utf-8"))
+    file["nodes"][0]["title"] = "mine"
+    title = file["groups"][0]["title"]
+    titles = ["mine", *(chinese[node["title"]] for node in file["nodes"][1:])]
+    visitor.evaluate("async () => app.extensionManager.setting.set('Comfy.Locale', 'zh')")
+    try:
+        visitor.wait_for_timeout(3000)  # the page reads its words anew
+        show(visitor, file)
+        visitor.wait_for_function("title => app.graph._groups[0].title === title", arg=chinese[title])
+        seen = visitor.evaluate(
+            """() => ({
+              nodes: app.graph._nodes.map(node => node.title),
+              groups: app.graph._groups.map(group => group.title),
+              note: app.graph._nodes.find(node => node.type === 'MarkdownNote').widgets[0].value,
+            })"""
+        )
+        assert sorted(seen["nodes"]) == sorted(titles)
+        assert seen["groups"] == [chinese[group["title"]] for group in file["groups"]]
+        [note] = [node for node in file["nodes"] if node["type"] == "MarkdownNote"]
+        lines = note["widgets_values"][0].split("\n")
+        assert seen["note"] == "\n".join(chinese.get(line, line) for line in lines)
+        visitor.screenshot(path=SHOTS / "template_in_chinese.png")
+        open_app(visitor)
+        shown = visitor.get_by_test_id("builder-widget-label").all_inner_texts()
+        assert shown == ["物体的照片", "你的图片", "物体的位置"]
+        visitor.screenshot(path=SHOTS / "app_in_chinese.png")
+        visitor.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    finally:
+        visitor.evaluate("async () => app.extensionManager.setting.set('Comfy.Locale', 'en')")
+        visitor.wait_for_timeout(3000)
 
 
 def test_an_app_shows_the_stage_and_the_steps_of_its_training(visitor, published):

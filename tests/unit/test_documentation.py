@@ -104,6 +104,12 @@ def test_templates_are_named_as_their_files(page):
         assert named == files
 
 
+def test_the_measurements_list_every_command_that_measures():
+    page = (dev.PACK / "docs" / "measurements.md").read_text(encoding="utf-8")
+    listed = {row.split("`")[1].split()[1] for row in page.splitlines() if row.startswith("| `bench ")}
+    assert listed == dev.scripts("bench").keys()
+
+
 def test_translated_categories_are_categories_of_nodes():
     """The front end translates each part of a category by itself."""
     found = set()

@@ -116,3 +116,8 @@ def test_every_help_page_shows_its_node():
 def test_the_front_end_code_is_small():
     scripts = list((dev.PACK / "web").rglob("*.js"))
     assert 0 < sum(path.stat().st_size for path in scripts) <= 45_000
+
+
+def test_coverage_is_measured_in_every_folder_of_the_product(facts):
+    folders = {path.parent.name for path in dev.PACK.glob("*/*.py")} - {"lab", "tests", "tools"}
+    assert set(facts["tool"]["coverage"]["run"]["source"]) == {f"./{folder}" for folder in folders}

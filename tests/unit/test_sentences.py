@@ -8,7 +8,8 @@ import pytest
 
 from inlay import dev
 
-SENTENCES = json.loads((dev.PACK / "web" / "sentences.zh.json").read_text(encoding="utf-8"))
+WORDS = json.loads((dev.PACK / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))
+SENTENCES = WORDS["inlaySentences"]
 FOLDERS = ("nodes", "imaging", "training", "common", "sampling", "conditioning", "encoders")
 
 

@@ -1,11 +1,13 @@
 """The published templates: the graph they are made of, models to download, sizes, notes."""
 
 import json
+import re
 from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
 
+from inlay import dev
 from inlay.tools import assets, interface
 from inlay.tools.assets import EXAMPLES
 from inlay.tools.template_layout import without
@@ -195,6 +197,37 @@ def test_three_templates_are_apps_of_nodes_on_the_outside():
         assert labelled == plan.labels
         own = {f"{key}.{name}" for key, name in plan.app["inputs"] if not name.startswith("inlay_")}
         assert own == set(plan.labels)  # the page names the pack's own elements
+
+
+def words_of(file: dict) -> set[str]:
+    """The titles of groups and nodes, the labels of an app's fields, and the lines of the note."""
+    found = {group["title"] for group in file["groups"]}
+    for node in all_nodes(file):
+        found |= {node["title"]} if "title" in node else set()
+        found |= {socket["label"] for socket in node.get("inputs", ()) if "label" in socket}
+        if node["type"] == "MarkdownNote":
+            found |= set(node["widgets_values"][0].splitlines()) - {""}
+    return found
+
+
+def test_every_word_on_a_template_is_in_chinese_too():
+    """The page puts them in while it opens a template: a workflow file holds one language."""
+    words = json.loads((dev.PACK / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))
+    chinese = words["inlayTemplates"]
+    shown = set().union(*(words_of(file_of(plan)) for plan in PLANS))
+    assert shown == chinese.keys()
+    for english, other in chinese.items():
+        assert re.search(r"[\u4e00-\u9fff]", other) or english.removeprefix("### ") == "DreamMix"
+        assert english.count("**") == other.count("**")
+
+
+def test_a_translated_note_names_nodes_as_they_are_titled():
+    words = json.loads((dev.PACK / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))
+    chinese = words["inlayTemplates"]
+    for english, other in chinese.items():
+        for bold in re.findall(r"\*\*(.+?)\*\*", english):
+            if bold in chinese:
+                assert f"**{chinese[bold]}**" in other
 
 
 def test_the_pictures_that_templates_name_come_with_the_pack():
