@@ -340,8 +340,7 @@ def train_lora(
     Args:
         examples: the subject's and, where there are regular pictures, theirs.
         start: a LoRA to begin with, as `LoraAdapter.export` names it.
-        checkpointing: gradient checkpointing; None: where `card` would not hold a step without.
-        card: gigabytes that the device has, as far as the training may know; 0: all of it is there.
+        checkpointing: gradient checkpointing; None: where a `card` of so many gigabytes needs it (0: any).
         after_step: called as `after_step(model, step)` with a MODEL over the weights of that step.
         texts: every caption by its number; blank: the number of the empty one.
         held_out: measured before the first step and after some of the others.
@@ -353,8 +352,7 @@ def train_lora(
     Raises:
         ValueError: before the first step, when it will not fit into memory.
     """
-    dtype = precision_of(pipeline.model, recipe)
-    offload = needs_offload(pipeline.model, recipe, card)
+    dtype, offload = precision_of(pipeline.model, recipe), needs_offload(pipeline.model, recipe, card)
     check_parameters_fit(pipeline.model, recipe, dtype, offload)
     callbacks.on_stage("loading the model")
     model = models.load_fully(pipeline.model, offload)
