@@ -27,6 +27,11 @@ def free_memory_for(model, needed: int) -> int:
     return free
 
 
+def has_own_memory(device: torch.device) -> bool:
+    """Return whether a device has memory of its own beside the computer's."""
+    return device.type not in ("cpu", "mps", "meta")
+
+
 def raise_if_interrupted() -> None:
     """Raise the host's InterruptProcessingException when the user has asked to stop."""
     management.throw_exception_if_processing_interrupted()

@@ -200,14 +200,20 @@ def model_around(model, network: nn.Module, dtype: torch.dtype) -> ModelPatcher:
     return ModelPatcher(base, model.load_device, model.load_device)
 
 
-def load_fully(model) -> ModelPatcher:
+def load_fully(model, offload: bool = False) -> ModelPatcher:
     """Load a MODEL's weights to its device, patches applied, and return the MODEL that holds them.
 
     Where the host pages weights in and out by itself, that is a copy whose weights stay.
+
+    `offload`: load them to the computer's memory instead; the MODEL that is returned has the device still.
     """
-    model = model.clone(disable_dynamic=True) if model.is_dynamic() else model
+    model = model.clone(disable_dynamic=True) if offload or model.is_dynamic() else model
+    device = model.load_device
+    if offload:
+        model.load_device = torch.device("cpu")
     # force_patch_weights: where weights stay in the computer's memory, patches wait for each layer's call
     comfy.model_management.load_models_gpu([model], force_patch_weights=True, force_full_load=True)
+    model.load_device = device
     return model
 
 

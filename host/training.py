@@ -99,35 +99,49 @@ class FrozenLinear(nn.Linear):
     """A linear layer of the host with a quantised weight, which is never trained and stays as it is.
 
     The weight is widened for each use, in the forward and in the backward pass, and dropped again. It is no
-    parameter, because PEFT would give its adapters the weight's type.
+    parameter, because PEFT would give its adapters the weight's type. An offloaded one stays in the
+    computer's memory and is copied to the device for each use.
     """
 
-    def __init__(self, layer: Any, dtype: torch.dtype):
+    def __init__(self, layer: Any, dtype: torch.dtype, device: torch.device | None = None):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         # in tuples: not registered, not copied
         self.source = (layer,)
         self.frozen = tuple(_held(layer, part) for part in (layer.weight, layer.bias))
-        self.dtype = dtype
+        self.dtype, self.offloaded = dtype, False
         # PEFT takes the type and the device of an adapter from `weight`.
         self.weight = nn.Parameter(
-            torch.empty(0, dtype=dtype, device=layer.weight.device), requires_grad=False
+            torch.empty(0, dtype=dtype, device=device or layer.weight.device), requires_grad=False
         )
         self.register_parameter("bias", None)
 
     def widened(self) -> Tensor:
         """Return the weight (out, in) in the type of the arithmetic."""
-        return plain_weight(self.source[0], self.frozen[0], self.dtype)
+        return plain_weight(self.source[0], self._on_device(self.frozen[0]), self.dtype)
+
+    def _on_device(self, part: Any) -> Any:
+        device = self.weight.device
+        return part if part is None or part.device == device else part.to(device)
 
     def nbytes(self) -> int:
         """Return the bytes that the weight and the bias take."""
         return sum(bytes_of(part) for part in self.frozen if part is not None)
 
+    def bytes_in_use(self) -> int:
+        """Return the bytes on the device while an offloaded layer is used: as it is stored, and widened."""
+        return self.nbytes() + self.in_features * self.out_features * self.dtype.itemsize
+
+    def load(self) -> None:
+        """Move an offloaded weight to the device, where it stays."""
+        self.frozen = tuple(map(self._on_device, self.frozen))
+        self.offloaded = False
+
     def forward(self, x: Tensor) -> Tensor:
         """Return x @ weight.T + bias (..., out) for x (..., in); only x receives a gradient."""
         bias = self.frozen[1]
         y: Any = _FrozenProduct.apply(x, self)
-        return y if bias is None else y + plain_weight(self.source[0], bias, self.dtype)
+        return y if bias is None else y + plain_weight(self.source[0], self._on_device(bias), self.dtype)
 
 
 def _held(layer: Any, weight: Any) -> Any:
@@ -161,24 +175,59 @@ class _FrozenProduct(torch.autograd.Function):
         return gradient @ ctx.layer.widened(), None
 
 
-def frozen_copy(model: ModelPatcher, dtype: torch.dtype) -> nn.Module:
+def frozen_copy(model: ModelPatcher, dtype: torch.dtype, offload: bool = False) -> nn.Module:
     """Return the MODEL's network as `trainable_copy` does, with its quantised linear layers as they are.
 
     The few weights of other layers that have a tensor class of their own are widened.
+
+    `offload`: the linear layers of a transformer's blocks stay where they are, quantised or not, and go to
+    the device for each use; `load_layers` moves some of them there for good.
     """
-    linear, instead = {}, {}
-    for path, layer in model.model.diffusion_model.named_modules():
-        if stays_frozen(layer):
-            linear[path] = layer
+    network, linear, instead = model.model.diffusion_model, {}, {}
+    inside = {id(layer) for block in blocks_of(network) for layer in block.modules()} if offload else set()
+    for path, layer in network.named_modules():
+        within = id(layer) in inside and hasattr(layer, "in_features")
+        kept = within or stays_frozen(layer)
+        if kept:
+            linear[path] = (layer, within)
         for weight in layer.parameters(recurse=False):
-            if stays_frozen(layer):
+            if kept:
                 instead[id(weight)] = torch.empty(0, dtype=dtype, device=weight.device)
             elif is_special(weight):
                 instead[id(weight)] = plain_weight(layer, weight, dtype)
-    network = trainable_copy(model, dtype, instead=instead)
-    for path, layer in linear.items():
-        network.set_submodule(path, FrozenLinear(layer, dtype))
-    return network
+    copied = trainable_copy(model, dtype, instead=instead)
+    for path, (layer, within) in linear.items():
+        frozen = FrozenLinear(layer, dtype, model.load_device)
+        frozen.offloaded = within
+        if not within:
+            frozen.load()
+        copied.set_submodule(path, frozen)
+    return copied
+
+
+def offloaded_layers(network: nn.Module) -> list[FrozenLinear]:
+    """Return the layers whose weights are in the computer's memory."""
+    return [layer for layer in network.modules() if isinstance(layer, FrozenLinear) and layer.offloaded]
+
+
+def load_layers(network: nn.Module, room: int) -> tuple[int, int]:
+    """Move offloaded layers to the device, the first ones first, as far as they fit into `room` bytes.
+
+    Unless all of them fit, room for using the largest is left.
+
+    Returns:
+        The bytes that stay where they are, and those that using the largest of them takes on the device.
+    """
+    layers = offloaded_layers(network)
+    if sum(layer.nbytes() for layer in layers) > room:
+        room -= max(layer.bytes_in_use() for layer in layers)
+    for layer in layers:
+        room -= layer.nbytes()
+        if room < 0:
+            break
+        layer.load()
+    rest = offloaded_layers(network)
+    return sum(layer.nbytes() for layer in rest), max((layer.bytes_in_use() for layer in rest), default=0)
 
 
 def weight_bytes(network: nn.Module) -> int:

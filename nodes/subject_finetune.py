@@ -299,9 +299,9 @@ class SubjectFinetune(io.ComfyNode):
         )  # fmt: skip
         workflow = workflow_id(cls.hidden.extra_pnginfo)
         progress = NodeProgress(chosen.steps, cls.hidden.unique_id, notes, workflow)
-        wanted = {PRESET: preset.checkpointing, "on": True, "off": False}
         run_options = RunOptions(
-            checkpointing=wanted[settings["gradient_checkpointing"]],
+            checkpointing=checkpointing_of(settings, preset),
+            card=preset.card,
             preview_every=preview_every[0],
             samples=samples_of(settings),
             callbacks=progress_callbacks(progress),
@@ -320,6 +320,11 @@ class SubjectFinetune(io.ComfyNode):
         return io.NodeOutput(
             patched, lora, {"loss": subject.losses}, subject, curve, ui={"inlay_notes": notes}
         )
+
+
+def checkpointing_of(settings: dict[str, Any], preset) -> bool | None:
+    """Return whether gradient checkpointing is on, as chosen or as the memory preset has it."""
+    return {PRESET: preset.checkpointing, "on": True, "off": False}[settings["gradient_checkpointing"]]
 
 
 def progress_callbacks(progress: NodeProgress):

@@ -3,6 +3,7 @@
     python dev.py bench memory                    the table of docs/which_model_to_train.md
     python dev.py bench memory --family z-image --side 768
     python dev.py bench memory --cards            the tables of docs/memory_and_time.md
+    python dev.py bench memory --presets          what each memory preset does for each family, in fp8
 
 The networks are the host's own on the device "meta": shapes without numbers. What the forward pass keeps for
 the backward pass is counted on it at the full size of the picture; Train Subject does so on two small ones
@@ -114,10 +115,30 @@ def in_fp8(network: torch.nn.Module) -> None:
             network.set_submodule(path, FrozenLinear(layer, torch.bfloat16))
 
 
-def forecast(name: str, side: int, fp8: bool, rank: int = 0) -> dict[bool, int]:
-    """Bytes that a step of one picture needs, without and with gradient checkpointing."""
+class Step(NamedTuple):
+    """What a step of one picture needs: its activations, its trained shapes, and bytes of frozen weights.
+
+    `offloadable` of these bytes are in the linear layers of blocks.
+    """
+
+    kept: Any
+    shapes: list[torch.Size]
+    recipe: Any
+    frozen: int
+    offloadable: int
+
+    def need(self, checkpointing: bool, optimiser=None):
+        from inlay.training.finetune.memory import MemoryNeed, trained_need
+
+        optimiser = optimiser or self.recipe.optimiser
+        parts = trained_need(self.shapes, torch.bfloat16.itemsize, optimiser, False)
+        return MemoryNeed(self.frozen, *parts, round(self.kept.activations(checkpointing)))
+
+
+def step_of(name: str, side: int, fp8: bool, rank: int = 0) -> Step:
+    """A step of one picture, measured on a family's network of shapes."""
     from inlay.families.table import named
-    from inlay.host.training import blocks_of, training_switches, weight_bytes
+    from inlay.host.training import blocks_of, bytes_of, training_switches, weight_bytes
     from inlay.training.finetune.data import Examples
     from inlay.training.finetune.diffusion_transformers import (
         BY_REFERENCE,
@@ -126,7 +147,7 @@ def forecast(name: str, side: int, fp8: bool, rank: int = 0) -> dict[bool, int]:
         with_family_numbers,
     )
     from inlay.training.finetune.lora import attach_adapter
-    from inlay.training.finetune.memory import trace, trained_need
+    from inlay.training.finetune.memory import trace
     from inlay.training.finetune.recipes import DREAMCOM
 
     family, model = named(name), meta_model(name)
@@ -136,9 +157,12 @@ def forecast(name: str, side: int, fp8: bool, rank: int = 0) -> dict[bool, int]:
     network = model.model.diffusion_model
     if fp8:
         in_fp8(network)
+    frozen = weight_bytes(network)
+    linear = [m for block in blocks_of(network) for m in block.modules() if isinstance(m, torch.nn.Linear)]
+    parts = [part for m in linear for part in getattr(m, "frozen", (m.weight, m.bias)) if part is not None]
+    offloadable = sum(map(bytes_of, parts))
     with META:
         adapter = attach_adapter(network, recipe.adapter, torch.bfloat16, 0)
-    trained = sum(p.numel() for p in adapter.parameters)
     values = {"cross_attn": torch.empty(1, TEXT, text_width(model), device=META)}
     values["pooled_output"] = torch.empty(1, 768, device=META)
     host_pass = transformer_pass(model, network, torch.bfloat16, recipe, [values])
@@ -150,13 +174,50 @@ def forecast(name: str, side: int, fp8: bool, rank: int = 0) -> dict[bool, int]:
     blocks = blocks_of(network)
     with training_switches(network):
         kept = trace(network, blocks, lambda: host_pass(row, grid, torch.empty(1, device=META)))
-    size = torch.bfloat16.itemsize
-    adapter_bytes, states = trained_need([p.shape for p in adapter.parameters], size, recipe.optimiser, False)
-    frozen = weight_bytes(network) - trained * size
-    return {
-        checkpointing: round(frozen + adapter_bytes + states + kept.activations(checkpointing))
-        for checkpointing in (False, True)
-    }
+    return Step(kept, [p.shape for p in adapter.parameters], recipe, frozen, offloadable)
+
+
+def forecast(name: str, side: int, fp8: bool, rank: int = 0) -> dict[bool, int]:
+    """Bytes that a step of one picture needs, without and with gradient checkpointing."""
+    step = step_of(name, side, fp8, rank)
+    return {checkpointing: step.need(checkpointing).total for checkpointing in (False, True)}
+
+
+def preset_cells(step: Step) -> list[str]:
+    """What each preset with a card does for a step: gigabytes on the card and in the computer's memory."""
+    from inlay.training.finetune.memory import need_on, room_on, with_preset
+    from inlay.training.finetune.recipes import MEMORY_PRESETS
+
+    cells = []
+    for preset in MEMORY_PRESETS.values():
+        if not preset.card:
+            continue
+        optimiser = with_preset(step.recipe, preset, True).optimiser
+
+        def need(checkpointing: bool, optimiser=optimiser):
+            return step.need(checkpointing, optimiser)
+
+        whole = need_on(preset.card, preset.checkpointing, need)
+        found = need_on(preset.card, preset.checkpointing, need, step.offloadable)
+        away = (whole.total - found.total) / GIGABYTE
+        cell = (
+            f"{found.total / GIGABYTE:.1f} GB" + " c" * found.checkpointing + f" + {away:.1f} GB" * (away > 0)
+        )
+        cells.append(cell if found.total <= room_on(preset.card) else "does not fit")
+    return cells
+
+
+def print_presets(sides: list[int]) -> None:
+    from inlay.families.table import named
+    from inlay.training.finetune.recipes import MEMORY_PRESETS
+
+    heads = ["model", "side", *(name for name, preset in MEMORY_PRESETS.items() if preset.card)]
+    for row in (heads, ["---"] * len(heads)):
+        print("|", " | ".join(row), "|")
+    for name in TRAINED:
+        for side in sides:
+            cells = preset_cells(step_of(name, side, fp8=True))
+            print("|", " | ".join([named(name).label, str(side), *cells]), "|", flush=True)
 
 
 class Cost(NamedTuple):
@@ -210,7 +271,8 @@ def unet_cost(name: str) -> Cost:
         if preset.half:
             optimiser = with_preset(DREAMCOM, preset, True).optimiser
             parts = trained_need([p.shape for p in adapter.parameters], half.itemsize, optimiser, False)
-            needs[preset.checkpointing] = round(frozen + sum(parts) + kept.activations(preset.checkpointing))
+            checkpointing = bool(preset.checkpointing)
+            needs[checkpointing] = round(frozen + sum(parts) + kept.activations(checkpointing))
     return Cost(needs, operations)
 
 
@@ -272,10 +334,13 @@ def main() -> None:
     parser.add_argument("--family", choices=TRAINED, help="one family (default: all)")
     parser.add_argument("--side", type=int, help="of the square pictures in pixels (default: 512, 768, 1024)")
     parser.add_argument("--cards", action="store_true", help="memory and time by graphics card")
+    parser.add_argument("--presets", action="store_true", help="what each memory preset does")
     options = parser.parse_args()
     open_host()
     if options.cards:
         return print_cards()
+    if options.presets:
+        return print_presets([options.side] if options.side else [512, 1024])
     sides = [options.side] if options.side else [512, 768, 1024]
     print("| model | billions of weights | side | bf16 | bf16, checkpointing | fp8, checkpointing |")
     print("|---|---|---|---|---|---|")

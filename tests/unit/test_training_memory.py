@@ -14,7 +14,9 @@ from inlay.training.finetune.memory import (
     ActivationTrace,
     MemoryNeed,
     check_fits,
+    need_on,
     recompute,
+    room_on,
     trace,
     trained_need,
     with_preset,
@@ -55,6 +57,30 @@ def test_a_batch_is_split_evenly(batch, memory, at_once):
     smaller = with_preset(recipe, MEMORY_PRESETS[memory], True)
     assert smaller.batch_size == at_once
     assert smaller.batch_size * smaller.accumulation == batch * recipe.accumulation
+
+
+def test_a_preset_knows_its_card():
+    assert [preset.card for preset in MEMORY_PRESETS.values()] == [0, 24, 16, 12, 8]
+    assert room_on(8) == 6 * GB
+
+
+@pytest.mark.parametrize(
+    ("card", "wanted", "offloadable", "found"),
+    [
+        (24, None, 0, MemoryNeed(9 * GB, GB, GB, 11 * GB, 9 * GB)),  # 22 GB fit
+        (16, None, 0, MemoryNeed(9 * GB, GB, GB, 3 * GB, 9 * GB, True)),
+        (24, True, 0, MemoryNeed(9 * GB, GB, GB, 3 * GB, 9 * GB, True)),
+        (16, False, 0, MemoryNeed(9 * GB, GB, GB, 11 * GB, 9 * GB)),
+        (0, None, 8 * GB, MemoryNeed(9 * GB, GB, GB, 11 * GB, 9 * GB)),  # any card
+        (12, None, 8 * GB, MemoryNeed(5 * GB, GB, GB, 3 * GB, 5 * GB, True)),
+        (8, True, 7 * GB, MemoryNeed(2 * GB, GB, GB, 3 * GB, 2 * GB, True)),  # 7 GB do not fit
+    ],
+)
+def test_a_step_on_a_card(card, wanted, offloadable, found):
+    def need(checkpointing):
+        return MemoryNeed(9 * GB, GB, GB, (3 if checkpointing else 11) * GB, 9 * GB)
+
+    assert need_on(card, wanted, need, offloadable) == found
 
 
 def test_a_preset_keeps_what_was_chosen():

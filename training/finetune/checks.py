@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -13,14 +14,34 @@ from ...common.log import logger
 from ...families.table import label_of
 from ...host import devices, models
 from ...host.families import config_name, family_name, family_of, is_transformer, working_side
-from ...host.training import has_special_weights, is_quantised, stays_frozen, unreadable_format, weight_bytes
+from ...host.training import (
+    FrozenLinear,
+    bytes_of,
+    has_special_weights,
+    is_quantised,
+    load_layers,
+    offloaded_layers,
+    stays_frozen,
+    unreadable_format,
+    weight_bytes,
+)
 from ..objective import NoiseSchedule
 from ..optimizers import check_optimizer, eight_bit_installed
 from .data import LATENT_PIXEL, Examples, TrainingSet
 from .diffusion_transformers import TransformerPass, check_transformer
 from .lora import exported_shapes, lora_layers
 from .lora_formats import lora_names
-from .memory import GIGABYTE, ActivationTrace, MemoryNeed, check_fits, trace, trained_need, with_preset
+from .memory import (
+    GIGABYTE,
+    ActivationTrace,
+    MemoryNeed,
+    check_fits,
+    need_on,
+    room_on,
+    trace,
+    trained_need,
+    with_preset,
+)
 from .recipes import MEMORY_PRESETS, Recipe
 from .subject import Subject
 from .trainer import SINGLE_PROCESS, ProcessGroup, TrainableModel, text_of
@@ -182,7 +203,24 @@ def precision_of(model, recipe: Recipe) -> torch.dtype:
     return TYPES[recipe.precision]
 
 
-def check_parameters_fit(model, recipe: Recipe, dtype: torch.dtype) -> None:
+def can_offload(model, recipe: Recipe) -> bool:
+    """Return whether a training of a MODEL can leave weights in the computer's memory."""
+    adapter = recipe.adapter
+    whole = adapter.kind == "full" or adapter.dora or adapter.lokr  # these read the weights themselves
+    return is_transformer(model) and devices.has_own_memory(model.load_device) and not whole
+
+
+def needs_offload(model, recipe: Recipe, card: int) -> bool:
+    """Return whether the weights of a transformer go to the device as far as a preset's card has room.
+
+    That is asked before they are loaded: where they alone take more than half of it.
+    """
+    if not card or not can_offload(model, recipe):
+        return False
+    return sum(bytes_of(weight) for weight in model.model.diffusion_model.parameters()) > room_on(card) / 2
+
+
+def check_parameters_fit(model, recipe: Recipe, dtype: torch.dtype, offload: bool = False) -> None:
     """Raise ValueError when adapter and optimizer alone will not fit; nothing is allocated yet."""
     unet = model.model.diffusion_model
 
@@ -190,9 +228,8 @@ def check_parameters_fit(model, recipe: Recipe, dtype: torch.dtype) -> None:
         shapes = exported_shapes(unet, recipe.adapter, lora_names(model)).values()
         trained = [shape for shape in shapes if shape]
         parts = trained_need(trained, dtype.itemsize, recipe.optimiser, recipe.ema_decay > 0)
-        return MemoryNeed(
-            sum(p.numel() * dtype.itemsize for p in _widened(model) if p.dtype != dtype), *parts, 0
-        )
+        widened = [] if offload else [p for p in _widened(model) if p.dtype != dtype]
+        return MemoryNeed(sum(p.numel() * dtype.itemsize for p in widened), *parts, 0)
 
     others = _with_presets(model, recipe, need)
     _check(model, need(recipe, dtype, False), others, "choose a LoRA recipe, or a lower rank")
@@ -213,10 +250,14 @@ def check_step_fits(
     recipe: Recipe,
     examples: Sequence[TrainingSet],
     blocks: Sequence[nn.Module],
-    checkpointing: bool,
+    checkpointing: bool | None,
     group: ProcessGroup = SINGLE_PROCESS,
+    card: int = 0,
 ) -> MemoryNeed:
     """Return what a step needs of this process' device, measured on the network.
+
+    Offloaded layers are moved to the device as far as `card`, in gigabytes, has room. Where `checkpointing`
+    is None, the step uses it if `card` would not hold it otherwise.
 
     Raises ValueError, naming a mend, when it will not fit.
     """
@@ -235,24 +276,45 @@ def check_step_fits(
         loaded = quantised + (count * size if dtype == trainable.dtype else 0)
         return MemoryNeed(quantised + (count - trained) * size, *parts, int(kept), loaded)
 
-    wanted = need(recipe, trainable.dtype, checkpointing)
+    step = need_on(card, checkpointing, partial(need, recipe, trainable.dtype))
+    away = sum(layer.nbytes() for layer in offloaded_layers(trainable.unet))
+    if away:
+        step = step.without(away)
+        free = devices.free_memory_for(model, room_on(card)) + step.loaded
+        stays, in_use = load_layers(trainable.unet, min(room_on(card), free) - step.total)
+        step = step.without(stays - away)
+        step = replace(step, weights=step.weights + in_use)
+        logger.info(f"Inlay finetune: {stays / GIGABYTE:.2f} GB of weights stay in the computer's memory")
     side = math.isqrt(examples[0].largest.latent[0, 0].numel()) * LATENT_PIXEL
-    logger.info(f"Inlay finetune: about {wanted.total / GIGABYTE:.2f} GB of memory ({wanted})")
-    others = _with_presets(model, recipe, need)
-    _check(model, wanted, others, f"choose a resolution below {side}, or a LoRA of lower rank")
-    return wanted
+    logger.info(f"Inlay finetune: about {step.total / GIGABYTE:.2f} GB of memory ({step})")
+    others = _with_presets(model, recipe, need, _offloadable(model, trainable.unet, recipe, blocks))
+    _check(model, step, others, f"choose a resolution below {side}, or a LoRA of lower rank")
+    return step
+
+
+def _offloadable(model, network: nn.Module, recipe: Recipe, blocks: Sequence[nn.Module]) -> int:
+    """Return the bytes of weights that a preset may leave in the computer's memory."""
+    if not can_offload(model, recipe):
+        return 0
+    inside = {id(layer) for block in blocks for layer in block.modules()}
+    layers = [layer for layer in network.modules() if id(layer) in inside and isinstance(layer, nn.Linear)]
+    frozen = [layer.nbytes() for layer in layers if isinstance(layer, FrozenLinear)]
+    plain = [p for layer in layers for p in layer.parameters() if not p.requires_grad]
+    return sum(frozen) + sum(map(bytes_of, plain))
 
 
 def _with_presets(
-    model, recipe: Recipe, need: Callable[[Recipe, torch.dtype, bool], MemoryNeed]
+    model,
+    recipe: Recipe,
+    need: Callable[[Recipe, torch.dtype, bool], MemoryNeed],
+    offloadable: int = 0,
 ) -> dict[str, MemoryNeed]:
-    chosen = {
-        name: with_preset(recipe, preset, eight_bit_installed()) for name, preset in MEMORY_PRESETS.items()
-    }
-    return {
-        name: need(smaller, precision_of(model, smaller), MEMORY_PRESETS[name].checkpointing)
-        for name, smaller in chosen.items()
-    }
+    needs = {}
+    for name, preset in MEMORY_PRESETS.items():
+        smaller = with_preset(recipe, preset, eight_bit_installed())
+        of_preset = partial(need, smaller, precision_of(model, smaller))
+        needs[name] = need_on(preset.card, preset.checkpointing, of_preset, offloadable)
+    return needs
 
 
 def measured(

@@ -59,7 +59,8 @@ class RunOptions:
     """How a training runs; nothing here changes its result.
 
     Attributes:
-        checkpointing: gradient checkpointing, less memory for more time.
+        checkpointing: gradient checkpointing, less memory for more time; None: where `card` needs it.
+        card: gigabytes of the card that a memory preset is made for; 0: none.
         save_every: steps between checkpoints.
         preview_every: steps between samples; 0: none.
         samples: what they show.
@@ -67,7 +68,8 @@ class RunOptions:
         group: the processes that train together; the first saves and makes the samples.
     """
 
-    checkpointing: bool = False
+    checkpointing: bool | None = False
+    card: int = 0
     save_every: int = SAVE_EVERY
     preview_every: int = 0
     samples: SampleOptions = CAPTION_ONLY
@@ -159,6 +161,7 @@ def finetune_from_config(
         on_plan(spec.recipe.steps)
         options = RunOptions(
             checkpointing=preset.checkpointing,
+            card=preset.card,
             save_every=config.save_every,
             preview_every=config.preview_every,
             samples=read_samples(config),
@@ -218,6 +221,7 @@ def _train(
         options.save_every,
         start=spec.previous.lora if spec.previous else None,
         checkpointing=options.checkpointing,
+        card=options.card,
         after_step=preview,
         group=group,
         texts=list(texts.values()),

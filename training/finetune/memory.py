@@ -28,6 +28,7 @@ from ..optimizers import OptimizerSpec
 from .recipes import MemoryPreset, Recipe
 
 GIGABYTE = 2**30
+LEFT_FREE = 2  # gigabytes of a preset's card for driver, desktop and VAE
 OUTSIDE = -1  # of every block
 
 
@@ -49,13 +50,14 @@ def with_preset(recipe: Recipe, preset: MemoryPreset, eight_bit: bool) -> Recipe
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes; `loaded` of the weights are in memory already."""
+    """Bytes of the device; `loaded` of the weights are in its memory already."""
 
     weights: int
     adapter: int
     optimiser: int
     activations: int
     loaded: int = 0
+    checkpointing: bool = False  # whether the activations are those with gradient checkpointing
 
     @property
     def total(self) -> int:
@@ -66,6 +68,10 @@ class MemoryNeed:
     def missing(self) -> int:
         """Bytes that are not in memory yet."""
         return self.total - self.loaded
+
+    def without(self, count: int) -> "MemoryNeed":
+        """Return this need without so many bytes of loaded weights."""
+        return replace(self, weights=self.weights - count, loaded=self.loaded - count)
 
     def __str__(self) -> str:
         parts = ("weights", "adapter", "optimiser", "activations")
@@ -158,6 +164,31 @@ def trace(unet: nn.Module, blocks: Sequence[nn.Module], forward: Callable[[], Te
     return ActivationTrace(
         inside[OUTSIDE], tuple(entering), tuple(inside[n] for n in range(len(blocks))), largest[0]
     )
+
+
+def room_on(card: int) -> int:
+    """Return the bytes that a training may take of a card of so many gigabytes."""
+    return (card - LEFT_FREE) * GIGABYTE
+
+
+def need_on(
+    card: int, checkpointing: bool | None, need: Callable[[bool], MemoryNeed], offloadable: int = 0
+) -> MemoryNeed:
+    """Return what a step needs.
+
+    Args:
+        card: gigabytes of the card; 0: any.
+        checkpointing: None: where `card` would not hold the step without it.
+        need: bytes by whether gradient checkpointing is on.
+        offloadable: bytes of weights that can stay in the computer's memory, as far as `card` is too small.
+    """
+    step = need(False)
+    if checkpointing is None:
+        checkpointing = bool(card) and step.total > room_on(card)
+    if checkpointing:
+        step = replace(need(True), checkpointing=True)
+    away = min(offloadable, max(0, step.total - room_on(card))) if card else 0
+    return step.without(away)
 
 
 def check_fits(need: MemoryNeed, free: int, others: dict[str, MemoryNeed], otherwise: str) -> None:

@@ -27,6 +27,7 @@ from .checks import (
     crop_grid,
     diffusion_of,
     keeps_quantised,
+    needs_offload,
     precision_of,
 )
 from .data import (
@@ -42,7 +43,7 @@ from .data import (
 from .diffusion_transformers import transformer_pass, transformer_schedule
 from .lora import attach_adapter
 from .lora_formats import lora_names
-from .memory import recompute
+from .memory import GIGABYTE, recompute
 from .recipes import Recipe
 from .store import fingerprint, rounded_samples
 from .trainer import (
@@ -325,7 +326,8 @@ def train_lora(
     callbacks: Callbacks = QUIET,
     save_every: int = 0,
     start: Mapping[str, Tensor] | None = None,
-    checkpointing: bool = False,
+    checkpointing: bool | None = False,
+    card: int = 0,
     after_step: Callable[[Any, int], None] | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
     texts: Sequence[EncodedText] = (),
@@ -338,7 +340,7 @@ def train_lora(
     Args:
         examples: the subject's and, where there are regular pictures, theirs.
         start: a LoRA to begin with, as `LoraAdapter.export` names it.
-        checkpointing: gradient checkpointing.
+        checkpointing: gradient checkpointing; None: where a `card` of so many gigabytes needs it (0: any).
         after_step: called as `after_step(model, step)` with a MODEL over the weights of that step.
         texts: every caption by its number; blank: the number of the empty one.
         held_out: measured before the first step and after some of the others.
@@ -350,23 +352,23 @@ def train_lora(
     Raises:
         ValueError: before the first step, when it will not fit into memory.
     """
-    dtype = precision_of(pipeline.model, recipe)
-    check_parameters_fit(pipeline.model, recipe, dtype)
+    dtype, offload = precision_of(pipeline.model, recipe), needs_offload(pipeline.model, recipe, card)
+    check_parameters_fit(pipeline.model, recipe, dtype, offload)
     callbacks.on_stage("loading the model")
-    model = models.load_fully(pipeline.model)
+    model = models.load_fully(pipeline.model, offload)
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as switches:
         trainable = trainable_model(
-            model, recipe, dtype, seed, start, pipeline.inpaint_patch, texts, blank, references
+            model, recipe, dtype, seed, start, pipeline.inpaint_patch, texts, blank, references, offload
         )
         transformer = trainable.host_pass is not None
         if transformer:
             switches.enter_context(training_switches(trainable.unet))
         blocks = blocks_of(trainable.unet) if transformer else models.block_modules(trainable.unet)
         callbacks.on_stage("measuring memory")
-        check_step_fits(model, trainable, recipe, examples, blocks, checkpointing, group)
+        step = check_step_fits(model, trainable, recipe, examples, blocks, checkpointing, group, card)
         devices.raise_if_interrupted()
-        callbacks.on_stage("first step")
-        if checkpointing:
+        callbacks.on_stage(f"first step, with about {step.total / GIGABYTE:.1f} GB of memory")
+        if step.checkpointing:
             recompute(blocks, in_place=transformer)
         live = models.model_around(model, trainable.unet, dtype) if after_step else None
         measure = held_out.begin(trainable, recipe) if held_out else None
@@ -403,13 +405,17 @@ def trainable_model(
     texts: Sequence[EncodedText] = (),
     blank: int = 0,
     references: Sequence[Tensor] = (),
+    offload: bool = False,
 ) -> TrainableModel:
     """Return the network of a MODEL that `models.load_fully` gave, with its adapter.
 
     `recipe` is a resolved one; `texts` are the captions by their numbers, `blank` is the empty one's;
-    `references` are latents of the subject's pictures.
+    `references` are latents of the subject's pictures; `offload`: the weights were loaded so.
     """
-    unet = (frozen_copy if keeps_quantised(model) else models.trainable_copy)(model, dtype)
+    if keeps_quantised(model):
+        unet = frozen_copy(model, dtype, offload)
+    else:
+        unet = models.trainable_copy(model, dtype)
     adapter = attach_adapter(unet, recipe.adapter, dtype, seed)
     if start:
         adapter.load(dict(start), lora_names(model))

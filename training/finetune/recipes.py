@@ -184,25 +184,28 @@ class MemoryPreset(NamedTuple):
     """What a preset turns on; the effective batch stays the recipe's."""
 
     half: bool  # 16-bit arithmetic instead of the model's own
-    checkpointing: bool
+    checkpointing: bool | None  # None: where a step would not fit the card without
     at_once: int  # pictures in one pass, at most; the rest is accumulated. 0: the whole batch
     eight_bit: bool  # AdamW's moments in 8 bits, where bitsandbytes is installed
+    # Gigabytes of the card. What does not fit of a transformer's weights is left in the computer's memory.
+    # 0: any card; everything is on it.
+    card: int = 0
 
 
 # For a graphics card of that size. The estimate for DreamCom's LoRA on SDXL at 1024 px: 15.8, 10.5, 7.0 and
 # 5.5 GB with 2, 1, 4 and 1 pictures at once; the rest of the card is for the driver, the desktop and the VAE.
 MEMORY_PRESETS = {
     "recipe": MemoryPreset(half=False, checkpointing=False, at_once=0, eight_bit=False),
-    "24 GB": MemoryPreset(half=True, checkpointing=False, at_once=2, eight_bit=False),
-    "16 GB": MemoryPreset(half=True, checkpointing=False, at_once=1, eight_bit=False),
-    "12 GB": MemoryPreset(half=True, checkpointing=True, at_once=4, eight_bit=True),
-    "8 GB": MemoryPreset(half=True, checkpointing=True, at_once=1, eight_bit=True),
+    "24 GB": MemoryPreset(half=True, checkpointing=None, at_once=2, eight_bit=False, card=24),
+    "16 GB": MemoryPreset(half=True, checkpointing=None, at_once=1, eight_bit=False, card=16),
+    "12 GB": MemoryPreset(half=True, checkpointing=True, at_once=4, eight_bit=True, card=12),
+    "8 GB": MemoryPreset(half=True, checkpointing=True, at_once=1, eight_bit=True, card=8),
 }
 
 
 def describe_preset(preset: MemoryPreset) -> str:
     """Return what a preset turns on, in words."""
-    parts = ["16-bit"] * preset.half + ["gradient checkpointing"] * preset.checkpointing
+    parts = ["16-bit"] * preset.half + ["gradient checkpointing"] * bool(preset.checkpointing)
     if preset.at_once:
         parts.append(f"{preset.at_once} of a batch at a time")
     parts += ["8-bit AdamW if bitsandbytes is installed"] * preset.eight_bit

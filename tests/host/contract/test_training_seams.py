@@ -253,6 +253,23 @@ def test_models_apply_lora(parts, lora):
     assert not parts.model.patches
 
 
+def test_models_load_fully_offloaded(parts):
+    """The MODEL keeps its device; its weights are in the computer's memory."""
+    from inlay.host import models
+
+    loaded = models.load_fully(parts.model, offload=True)
+    assert loaded is not parts.model
+    assert loaded.load_device == parts.model.load_device
+    assert {p.device.type for p in loaded.model.parameters()} == {"cpu"}
+
+
+def test_devices_has_own_memory(in_process_host):
+    from inlay.host import devices
+
+    assert devices.has_own_memory(torch.device("cuda"))
+    assert not devices.has_own_memory(torch.device("cpu"))
+
+
 def test_models_can_load_fully(parts):
     import comfy.model_patcher
 
@@ -541,6 +558,28 @@ def test_training_frozen_copy(parts):
 
     copy, own = training.frozen_copy(parts.model, torch.float32), parts.model.model.diffusion_model
     assert dict(copy.named_parameters()).keys() == dict(own.named_parameters()).keys()
+
+
+def test_training_load_layers(in_process_host):
+    from inlay.host import training
+
+    layers = [training.FrozenLinear(quantised_linear(), torch.float32) for _ in range(7)]
+    network = torch.nn.Sequential(*layers)
+    assert training.offloaded_layers(network) == []
+    for layer in layers:
+        layer.offloaded = True
+    in_use = 1024 + 4096  # as it is stored, and in float32
+    assert training.load_layers(network, 1024 + in_use) == (6 * 1024, in_use)
+    assert training.offloaded_layers(network) == layers[1:]
+    assert training.load_layers(network, 6 * 1024) == (0, 0)
+
+
+def test_training_offloaded_layers(in_process_host):
+    from inlay.host import training
+
+    layer = training.FrozenLinear(quantised_linear(), torch.float32)
+    layer.offloaded = True
+    assert training.offloaded_layers(torch.nn.Sequential(layer, torch.nn.Linear(2, 2))) == [layer]
 
 
 def test_training_weight_bytes(in_process_host):
