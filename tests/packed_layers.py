@@ -114,7 +114,9 @@ class PackedOperations(comfy.ops.manual_cast):
 
     class Conv2d(PackedLayer, comfy.ops.manual_cast.Conv2d):
         def forward_comfy_cast_weights(self, x):
-            return self._conv_forward(x, *self.parts(x))
+            weight, bias = self.parts(x)
+            assert weight is not None
+            return self._conv_forward(x, weight, bias)
 
 
 class PackedPatcher(comfy.model_patcher.ModelPatcher):

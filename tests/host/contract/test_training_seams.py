@@ -527,7 +527,7 @@ def test_training_unreadable_format(parts):
     layer = torch.nn.Linear(2, 2)
     layer.weight = torch.nn.Parameter(torch.zeros(2, 2).as_subclass(Packed), requires_grad=False)
     assert training.unreadable_format(layer) == "Packed"
-    layer.get_weight = lambda weight, dtype: weight  # pyright: ignore[reportAttributeAccessIssue]
+    setattr(layer, "get_weight", lambda weight, dtype: weight)  # noqa: B010 - no attribute of its class
     assert training.unreadable_format(layer) == ""
     layer = torch.nn.Linear(2, 2)
     layer.weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.uint8), requires_grad=False)
