@@ -16,6 +16,7 @@ METHODS = (LAB, FIELD)
 ROUNDS = 6  # of reweighting
 FITTED_AT_ONCE = 2**13  # pixels of one product in the fit of a field
 MIN_PIXELS = 60  # known pixels that a correction is measured on
+UNSEEN = 0.25  # share of a side without known pixels at one end, from which a field is constant along it
 RATIO = (0.5, 2.0)  # of the deviations, and the slopes of the field: what is plausible
 D65_WHITE = (0.95047, 1.0, 1.08883)  # D65
 TO_XYZ = (
@@ -111,6 +112,8 @@ class LabCorrection:
 class FieldCorrection:
     """Per channel v -> v (g(y, x) + q v) + b(y, x), with g and b polynomials of degree 2 in the position.
 
+    They do not depend on y or x where the known pixels lie at one end of that side alone: a parabola through
+    a strip at the border can have any value at the other end.
     Outside the range of values that was measured, the curve goes on along its tangent.
     """
 
@@ -184,7 +187,8 @@ def _fit_field(
     pixels: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, positions: torch.Tensor
 ) -> FieldCorrection:
     """Reweighted least squares per channel, with a weak prior for the identity."""
-    light = _monomials(positions)
+    unseen = torch.maximum(positions.amin(0) + 1, 1 - positions.amax(0)) / 2
+    light = _monomials(torch.where(unseen > UNSEEN, 0.0, positions))
     parameters = torch.zeros(13, 3, dtype=pixels.dtype, device=pixels.device)
     parameters[0] = 1
     agrees = torch.ones_like(weight)
