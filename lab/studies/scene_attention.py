@@ -200,7 +200,8 @@ def photo_study(bench: SceneBench, classifier: SceneClassifier, count: int) -> t
     shown: dict[str, Tensor] = {}
     for way, masking in PHOTO.items():
         shown[way] = images = bench.paint(tasks, masking, repaint=True)
-        change = ((images - background).abs().mean(-1) * outside).sum((1, 2)) / outside.sum((1, 2))
+        area = outside.sum((1, 2)).clamp(min=1)  # a hole may be the whole picture
+        change = ((images - background).abs().mean(-1) * outside).sum((1, 2)) / area
         with torch.no_grad():
             own = classifier(subject_crops(images.movedim(-1, 1), 1 - outside, SIZE, MARGIN))
         likeness = (own * wanted).sum(1)
