@@ -76,26 +76,32 @@ def large_room(size: int = 640, seed: int = 8) -> np.ndarray:
     return world.render(world.Scene(scene.room, None, scene.others), size).image[top : top + size * 3 // 4]
 
 
-def cut_out(picture: world.Picture) -> Image.Image:
-    """The picture with its subject's mask for transparency."""
-    alpha = (picture.mask[..., None] * 255 + 0.5).astype(np.uint8)
-    return Image.fromarray(np.concatenate([picture.image, alpha], -1))
+def cut_out(image: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """A picture (H, W, 3) in bytes with its subject's mask (H, W), 1 = subject, for transparency."""
+    alpha = (mask[..., None] * 255 + 0.5).astype(np.uint8)
+    return Image.fromarray(np.concatenate([image, alpha], -1))
 
 
-def write(folder: Path, size: int, large: int) -> None:
-    """All pictures, squares of `size` pixels and a large room of `large` pixels."""
-    subject = folder / "inlay_subject"
-    subject.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(references(size), 1):
-        cut_out(picture).save(subject / f"{number}.png", optimize=True)
-    Image.fromarray(background(size)).save(folder / "inlay_background.png", optimize=True)
-    Image.fromarray(large_room(large)).save(folder / "inlay_large_room.png", optimize=True)
-    cut_out(photo(size)).save(folder / "inlay_object.png", optimize=True)
-    Image.fromarray(shape(size)).save(folder / "inlay_shape.png", optimize=True)
+def save(folder: Path, prefix: str, subject: list[Image.Image], **pictures: Image.Image) -> None:
+    """Write the subject's photos into FOLDER/PREFIX_subject, and pictures as FOLDER/PREFIX_NAME.png."""
+    (folder / f"{prefix}_subject").mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(subject, 1):
+        picture.save(folder / f"{prefix}_subject" / f"{number}.png", optimize=True)
+    for name, picture in pictures.items():
+        picture.save(folder / f"{prefix}_{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    write(TINY, world.SIZE, 640)
+    shown = photo()
+    save(
+        TINY,
+        "inlay",
+        [cut_out(picture.image, picture.mask) for picture in references()],
+        background=Image.fromarray(background()),
+        large_room=Image.fromarray(large_room()),
+        object=cut_out(shown.image, shown.mask),
+        shape=Image.fromarray(shape()),
+    )

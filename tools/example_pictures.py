@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from ..lab import scenes
+from .assets import PACK, TINY, cut_out, save
 
-PACK = Path(__file__).parent.parent
-TINY, EXAMPLES = PACK / "tools" / "assets", PACK / "workflows" / "examples"
+EXAMPLES = PACK / "workflows" / "examples"
 SIDE, LARGE_SIDE = 512, 1280  # pixels of the examples
 SUBJECT = scenes.Thing(
     kind="mug",
@@ -69,21 +69,18 @@ def shape(size: int) -> np.ndarray:
     return (scenes.render(scenes.Scene(scene.room, posed), size).mask * 255 + 0.5).astype(np.uint8)
 
 
-def cut_out(picture: scenes.Picture) -> Image.Image:
-    """Return the picture with its subject's mask for transparency."""
-    alpha = (picture.mask[..., None] * 255 + 0.5).astype(np.uint8)
-    return Image.fromarray(np.concatenate([picture.image, alpha], -1))
-
-
-def write(folder: Path, prefix: str, size: int) -> None:
-    """Write all pictures but the large room, squares of `size` pixels."""
-    subject = folder / f"{prefix}_subject"
-    subject.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(references(size), 1):
-        cut_out(picture).save(subject / f"{number}.png", optimize=True)
-    Image.fromarray(background(size)).save(folder / f"{prefix}_background.png", optimize=True)
-    cut_out(photo(size)).save(folder / f"{prefix}_object.png", optimize=True)
-    Image.fromarray(shape(size)).save(folder / f"{prefix}_shape.png", optimize=True)
+def write(folder: Path, prefix: str, size: int, **others: Image.Image) -> None:
+    """Write all pictures as squares of `size` pixels, and `others` as they are."""
+    shown = photo(size)
+    save(
+        folder,
+        prefix,
+        [cut_out(picture.image, picture.mask) for picture in references(size)],
+        background=Image.fromarray(background(size)),
+        object=cut_out(shown.image, shown.mask),
+        shape=Image.fromarray(shape(size)),
+        **others,
+    )
 
 
 if __name__ == "__main__":
@@ -91,5 +88,4 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     write(TINY, "scene", scenes.SIZE)
-    write(EXAMPLES, "inlay", SIDE)
-    Image.fromarray(large_room(LARGE_SIDE)).save(EXAMPLES / "inlay_large_room.png", optimize=True)
+    write(EXAMPLES, "inlay", SIDE, large_room=Image.fromarray(large_room(LARGE_SIDE)))
