@@ -68,19 +68,6 @@ def test_workers_find_the_package_in_every_form_of_the_command(tmp_path, folder,
     assert done.stdout.strip() == "worked in another process", done.stderr
 
 
-@pytest.mark.slow
-def test_spawned_workers_load_data_whatever_the_folder_is_called(tmp_path):
-    pack = tmp_path / "inlay-main"
-    for name in ("training", "encoders", "imaging", "headless", "common"):
-        shutil.copytree(dev.PACK / name, pack / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("__init__.py", "__main__.py"):
-        shutil.copy(dev.PACK / name, pack)
-    shutil.copy(PROGRAMS / "command_with_loader.py", pack / "headless" / "train_cli.py")
-    command = [sys.executable, pack, "train", tmp_path / "shards"]
-    done = subprocess.run(command, capture_output=True, text=True, env=alone(), cwd=tmp_path)
-    assert done.stdout.split() == ["0", "1", "2", "3"], done.stderr
-
-
 @pytest.mark.parametrize(("name", "size"), [("Icon", (400, 400)), ("Banner", (1260, 540))])
 def test_the_registrys_pictures_are_there(facts, name, size):
     repository = facts["project"]["urls"]["Repository"].removeprefix("https://github.com/")
