@@ -9,8 +9,9 @@ light: the UNet's box in a room with a lamp at one side, by masked self-attentio
        box's edge, and the error of the shading's direction.
 
 photo: the edit model paints the whole picture anew, from the scene and a photo of the subject, which acts
-       everywhere or in the box only: how much of the picture outside the box changes, and how much the box
-       looks like the subject.
+       everywhere or in the box only. Its influence is how far the latents move when the photo is one of
+       another thing, with the same words and noise, outside and inside the box; also how much of the picture
+       outside the box changes at all, and how much the box looks like the subject.
 
 --pilot takes 20 scenes and prints the manipulation check: without a mask the thing must be missing beside
 its twin in 15 of 100 scenes, or there is no fault to mend. Writes a table (Markdown and JSON) and a picture
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -42,8 +44,10 @@ COUNTS = {"words": 100, "light": 240, "photo": 100}
 PHOTO: dict[str, Masking] = {
     "photo everywhere": {},
     "photo and words in the box only": {"self_layers": "none", "photos": [(1, 1.0)]},
+    "the same, and self-attention masked": {"self_layers": "all", "photos": [(1, 1.0)]},
 }
 MISSING_CHECK = 0.15
+TOKEN, OUTSIDE = 16, "influence outside"  # pixels of a token's side
 SEEDS = {"words": 41, "light": 42, "photo": 43}
 
 
@@ -88,6 +92,22 @@ class SceneBench:
 
     painter: Painter
     steps: int = 0  # 0: the usual number
+
+    def repainted(self, tasks: Sequence[Task], masking: Masking, photos: Tensor) -> Tensor:
+        """Latents (n, C, h, w) of the whole pictures, painted anew from the tasks' words and these photos."""
+        from ...attention.model_patch import mask_attention
+
+        latents = []
+        for start in range(0, len(tasks), BATCH):
+            part = tasks[start : start + BATCH]
+            images, holes = (stacked(part, name) for name in ("background", "hole"))
+            prompts = [scenes.caption(task.thing) for task in part]
+            model = mask_attention(self.painter.model, [holes], **masking) if masking else None
+            shown = photos[start : start + BATCH]
+            latents.append(
+                self.painter.sample(images, holes, prompts, shown, start, model, self.steps, repaint=True)
+            )
+        return torch.cat(latents).cpu()
 
     def paint(self, tasks: Sequence[Task], masking: Masking, repaint: bool = False) -> Tensor:
         from ...attention.model_patch import mask_attention
@@ -194,29 +214,47 @@ def photo_study(bench: SceneBench, classifier: SceneClassifier, count: int) -> t
     tasks = [task_of(scenes.sample_scene(rng), rng) for _ in range(count)]
     background, outside = stacked(tasks, "background"), 1 - stacked(tasks, "hole")
     photo = stacked(tasks, "photo")
+    others = photo.roll(1, 0)  # of another task's thing
+    touched = F.max_pool2d(1 - outside[:, None], TOKEN)  # tokens with a pixel of the hole
     with torch.no_grad():
         wanted = classifier(subject_crops(photo.movedim(-1, 1), torch.ones(photo.shape[:3]), SIZE, MARGIN))
     rows: dict[str, dict[str, list[float]]] = {}
     shown: dict[str, Tensor] = {}
     for way, masking in PHOTO.items():
-        shown[way] = images = bench.paint(tasks, masking, repaint=True)
+        latents, other = (bench.repainted(tasks, masking, photos) for photos in (photo, others))
+        moved = (latents - other).abs().mean(1, keepdim=True) / latents.std()
+        inside = F.interpolate(touched, latents.shape[-2:])
+        images = [bench.painter.decode(part, background) for part in latents.split(BATCH)]
+        shown[way] = images = torch.cat(images).cpu()
         area = outside.sum((1, 2)).clamp(min=1)  # a hole may be the whole picture
         change = ((images - background).abs().mean(-1) * outside).sum((1, 2)) / area
         with torch.no_grad():
             own = classifier(subject_crops(images.movedim(-1, 1), 1 - outside, SIZE, MARGIN))
-        likeness = (own * wanted).sum(1)
         rows[way] = {
+            OUTSIDE: mean_over(moved, 1 - inside),
+            "influence inside": mean_over(moved, inside),
             "change outside, 1/255": (255 * change).tolist(),
-            "subject similarity": likeness.tolist(),
+            "subject similarity": (own * wanted).sum(1).tolist(),
         }
-    table, (everywhere, inside) = Table("A photo that acts in the box only", rows), PHOTO
+    table, (everywhere, *masked) = Table("A photo that acts in the box only", rows), PHOTO
+    left = [np.mean(rows[way][OUTSIDE]) / np.mean(rows[everywhere][OUTSIDE]) for way in masked]
     notes = [
-        f"{count} scenes, seed {SEEDS['photo']}. Change outside: mean difference to the background;"
-        f" similarity to the photo by {classifier.name}.",
-        change_of(table, inside, everywhere, "change outside, 1/255"),
-        change_of(table, inside, everywhere, "subject similarity"),
+        f"{count} scenes, seed {SEEDS['photo']}. Influence: mean absolute difference of the latents between"
+        " this photo and one of another thing, in standard deviations of the latents; outside: tokens without"
+        " a pixel of the hole. Change outside: mean difference to the background; similarity to the photo by"
+        f" {classifier.name}.",
+        *(
+            f"{way}: {share:.3f} of the influence outside is left."
+            for way, share in zip(masked, left, strict=True)
+        ),
+        *(change_of(table, way, everywhere, measure) for way in masked for measure in table.measures),
     ]
     return replace(table, notes=notes), grid_of(tasks, shown)
+
+
+def mean_over(values: Tensor, where: Tensor) -> list[float]:
+    """The mean of each example's values (n, 1, h, w) where `where` is 1; 0 where it is nowhere."""
+    return ((values * where).sum((1, 2, 3)) / where.sum((1, 2, 3)).clamp(min=1)).tolist()
 
 
 def grid_of(tasks: Sequence[Task], results: dict[str, Tensor], side: int = 144) -> Image.Image:

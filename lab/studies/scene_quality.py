@@ -119,6 +119,42 @@ class Painter:
             )
 
     @torch.inference_mode()
+    def sample(
+        self,
+        images: Tensor,
+        holes: Tensor,
+        prompts: Sequence[str],
+        photos: Tensor | None,
+        seed: int,
+        model: Any = None,
+        steps: int = 0,
+        repaint: bool = False,
+    ) -> Tensor:
+        """Latents (B, C, h, w) of the painted pictures, before they are decoded and pasted; see `paint`."""
+        import comfy.sample
+
+        sampler, scheduler, usual, cfg = SAMPLING[self.kind]
+        image, masked, hole = inpaint_pictures(images, holes, 8)
+        if self.kind == "edit":
+            shown = [] if photos is None else [self.vae.encode(photos)]
+            condition = {"reference_latents": [self.vae.encode(masked), *shown]}
+        else:
+            condition = {"concat_latent_image": self.vae.encode(masked), "concat_mask": hole[:, None]}
+        latent = self.vae.encode(image)
+        rows = torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(prompt)) for prompt in prompts])
+        nothing = self.clip.encode_from_tokens(self.clip.tokenize(""))
+        return comfy.sample.sample(
+            model or self.model, comfy.sample.prepare_noise(latent, seed), steps or usual, cfg, sampler,
+            scheduler, [[rows, condition]], [[nothing, condition]], latent,
+            noise_mask=None if repaint else hole[:, None],
+            disable_pbar=True, seed=seed,
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, images: Tensor) -> Tensor:
+        """Pictures of the latents in [0, 1], as large as `images`."""
+        return self.vae.decode(latents)[:, : images.shape[1], : images.shape[2]].clamp(0, 1)
+
     def paint(
         self,
         images: Tensor,
@@ -135,28 +171,9 @@ class Painter:
         `model` is a patched clone of the painter's own; steps 0 are those of SAMPLING. With `repaint` the
         whole picture is painted anew, which the edit model can do: it reads the scene as a reference.
         """
-        import comfy.sample
-
-        sampler, scheduler, usual, cfg = SAMPLING[self.kind]
-        image, masked, hole = inpaint_pictures(images, holes, 8)
-        if self.kind == "edit":
-            shown = [] if photos is None else [self.vae.encode(photos)]
-            condition = {"reference_latents": [self.vae.encode(masked), *shown]}
-        else:
-            condition = {"concat_latent_image": self.vae.encode(masked), "concat_mask": hole[:, None]}
-        latent = self.vae.encode(image)
-        rows = torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(prompt)) for prompt in prompts])
-        nothing = self.clip.encode_from_tokens(self.clip.tokenize(""))
-        painted = comfy.sample.sample(
-            model or self.model, comfy.sample.prepare_noise(latent, seed), steps or usual, cfg, sampler,
-            scheduler, [[rows, condition]], [[nothing, condition]], latent,
-            noise_mask=None if repaint else hole[:, None],
-            disable_pbar=True, seed=seed,
-        )  # fmt: skip
-        decoded = self.vae.decode(painted)[:, : images.shape[1], : images.shape[2]]
-        if repaint:
-            return decoded.clamp(0, 1)
-        return paste_back(images, decoded.clamp(0, 1), holes)
+        latents = self.sample(images, holes, prompts, photos, seed, model, steps, repaint)
+        decoded = self.decode(latents, images)
+        return decoded if repaint else paste_back(images, decoded, holes)
 
     def paint_all(self, tasks: Sequence[Task]) -> Tensor:
         """The captions painted into the boxes (n, H, W, 3), in batches."""
