@@ -41,10 +41,12 @@ from .scene_study import study_folders, study_parser
 
 BATCH, SHOWN, PILOT = 20, 8, 20
 COUNTS = {"words": 100, "light": 240, "photo": 100}
+ONE_BOX: Masking = {"photos": [(1, 1.0)]}
 PHOTO: dict[str, Masking] = {
     "photo everywhere": {},
-    "photo and words in the box only": {"self_layers": "none", "photos": [(1, 1.0)]},
-    "the same, and self-attention masked": {"self_layers": "all", "photos": [(1, 1.0)]},
+    "photo and words in the box only": {"self_layers": "none", "operator": "renormalised", **ONE_BOX},
+    "the same, and the box apart": {"self_layers": "all", "operator": "renormalised", **ONE_BOX},
+    "the same, masked after softmax": {"self_layers": "all", "operator": "paper", **ONE_BOX},
 }
 MISSING_CHECK = 0.15
 TOKEN, OUTSIDE = 16, "influence outside"  # pixels of a token's side

@@ -76,15 +76,14 @@ def test_photo_study(models):
     """The whole picture is painted anew, and differently where the photo acts in the box only."""
     bench = scene_attention.SceneBench(scene_quality.Painter("edit", models), steps=1)
     table, _ = scene_attention.photo_study(bench, SceneClassifier().eval(), 2)
-    first, second, third = table.rows.values()
-    assert all(value > 0 for value in first["change outside, 1/255"])
-    assert first["change outside, 1/255"] != second["change outside, 1/255"] != third["change outside, 1/255"]
+    everywhere, words, apart, paper = table.rows.values()
+    assert all(value > 0 for value in everywhere["change outside, 1/255"])
+    assert everywhere["change outside, 1/255"] != words["change outside, 1/255"]
     assert all(-1 <= value <= 1 for row in table.rows.values() for value in row["subject similarity"])
-    outside, inside = (
-        [sum(row[f"influence {where}"]) for row in table.rows.values()] for where in ("outside", "inside")
-    )
-    assert outside[1] < outside[0]  # the photo acts on fewer tokens
-    assert all(value > 0 for value in inside)
+    assert all(min(row["influence inside"]) > 0 for row in table.rows.values())
+    assert min(everywhere["influence outside"]) > 0
+    assert apart["influence outside"] == [0, 0]  # no token outside sees one that the photo reaches
+    assert min(paper["influence outside"]) > 0  # there every key counts in the softmax
 
 
 def test_pasting_leaves_no_change_outside(models):
