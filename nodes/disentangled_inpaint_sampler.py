@@ -267,7 +267,7 @@ def sample(
         least_share,
         grow,
         soft_edge,
-        window_area,
+        _window_area(guider, window_area, side),
         view_sampler.view_multiple(model),
     )
     image, jobs = plan_batch(image, mask.to(image.device), several_masks)
@@ -298,6 +298,13 @@ def sample(
     )
     text = _empty_mask_warning(image, mask, jobs, several_masks)
     return io.NodeOutput(painted.image, painted.close_up, painted.latent, ui=_warn(text))
+
+
+def _window_area(guider, window_area: float, side: int) -> float:
+    """Return the input; where it was left alone, at most what an edit model neither shifts nor enlarges."""
+    if window_area != WINDOW_AREA:
+        return window_area
+    return min(window_area, view_sampler.largest_window(guider, side))
 
 
 def check_sigmas(sigmas) -> None:
