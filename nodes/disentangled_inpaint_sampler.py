@@ -256,10 +256,6 @@ def sample(
     if context == CONTEXT:  # a LoRA's own, where the input was left alone
         context = view_sampler.trained_context(guider) or context
     side = close_up_size or working_side(model)
-    if (
-        window_area == WINDOW_AREA
-    ):  # what an edit model neither shifts nor zooms, where the input was left alone
-        window_area = min(window_area, view_sampler.largest_window(guider, side))
     options = InpaintOptions(
         side,
         close_up_share,

@@ -22,7 +22,7 @@ KINDS = {
 }
 
 
-def make_model(size="small", dtype=torch.float32, seed=0, kind="SD15"):
+def make_model(size="small", dtype=torch.float32, seed=0, kind="SD15", in_channels=4):
     """A ModelPatcher of a UNet: 32 channels, one residual block a level."""
     import comfy.model_patcher
     import comfy.supported_models
@@ -30,7 +30,7 @@ def make_model(size="small", dtype=torch.float32, seed=0, kind="SD15"):
     config = getattr(comfy.supported_models, kind)(
         {
             "image_size": 32,
-            "in_channels": 4,
+            "in_channels": in_channels,
             "out_channels": 4,
             "model_channels": 32,
             "num_res_blocks": [1] * len(SIZES[size]["channel_mult"]),
