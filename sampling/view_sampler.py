@@ -21,7 +21,8 @@ from ..host.sampling import (
     CFGGuider,
     Flux,
     Sampler,
-    create_model_options_clone,
+    conditions_of,
+    copy_guider,
     flux2_sigmas,
     intermediate_type,
     ksampler_sigmas,
@@ -67,7 +68,7 @@ def _takes_control(model: ModelPatcher) -> bool:
 
 def check_prompts(guider: CFGGuider) -> None:
     """Raise ValueError for a control picture that Flux reads by a LoRA: it is not cut for a view."""
-    conds = [cond for part in guider.original_conds.values() for cond in part]
+    conds = [cond for part in conditions_of(guider).values() for cond in part]
     controlled = any("concat_latent_image" in cond for cond in conds)
     model = guider.model_patcher
     if controlled and isinstance(model.model, Flux) and not _wants_conditions(model):
@@ -127,7 +128,7 @@ def with_guidance(conditioning: list, guidance: float | None) -> list:
 
 def trained_context(guider: CFGGuider) -> float:
     """Side of the crop that a prompt's LoRA was trained on, in the mask's longer side; 0 for none."""
-    entries = (cond.get(EDIT) for conds in guider.original_conds.values() for cond in conds)
+    entries = (cond.get(EDIT) for conds in conditions_of(guider).values() for cond in conds)
     return max((entry.edit.context for entry in entries if entry is not None), default=0.0)
 
 
@@ -179,7 +180,7 @@ class SamplingProgress:
         def callback(step, denoised, x, total):
             x0[:] = [denoised]
             preview = self.previewer and self.previewer.decode_latent_to_preview_image("JPEG", denoised)
-            # dpm_adaptive takes as many steps as it likes
+            # dpm_adaptive chooses the number of its steps
             self.bar.update_absolute(start + min(step + 1, steps), self.steps, preview)
 
         return callback
@@ -249,12 +250,13 @@ class ViewSampler:
         if is_transformer(guider.model_patcher):
             reach_soft_masks(guider.model_options)
         if self.references is not None:
-            guider.original_conds = {
+            conditions = {
                 kind: self.references.for_view(conds, picture, pixels)
-                for kind, conds in guider.original_conds.items()
+                for kind, conds in conditions_of(guider).items()
             }
+            guider = copy_guider(guider, conditions)
         if self.patch is not None:
-            self._show_head(guider, condition["concat_latent_image"], snapped)
+            self._add_fooocus_head(guider, condition["concat_latent_image"], snapped)
         samples, x0 = self._sample(guider, latent, hole if self.keep else None, sigmas)
         if x0 and not last:
             samples = guider.model_patcher.model.process_latent_out(x0[0]).to(samples)
@@ -267,7 +269,7 @@ class ViewSampler:
     def _sample(self, guider, latent: Tensor, hole: Tensor | None, sigmas: Tensor):
         x0: list[Tensor] = []
         samples = guider.sample(
-            self.noise.generate_noise({"samples": latent} | self._draw()),
+            self.noise.generate_noise({"samples": latent} | self._noise_index()),
             latent,
             self.sampler,
             sigmas,
@@ -280,7 +282,7 @@ class ViewSampler:
         device, dtype = intermediate_type()
         return samples.to(device=device, dtype=dtype), x0
 
-    def _show_head(self, guider, masked: Tensor, hole: Tensor) -> None:
+    def _add_fooocus_head(self, guider, masked: Tensor, hole: Tensor) -> None:
         """Add the head's feature of the snapped hole (B, 1, h, w), which training and the noise mask use too.
 
         Fooocus takes the maximum of 8 x 8 pixels for head and noise mask.
@@ -290,7 +292,8 @@ class ViewSampler:
         patches = guider.model_options["transformer_options"].setdefault("patches", {})
         patches.setdefault("input_block_patch", []).append(block_patch(self.patch, hole, masked))
 
-    def _draw(self) -> dict:
+    def _noise_index(self) -> dict:
+        """Return the batch indices of the noise: other noise for each run and each picture of a batch."""
         if len(self.rows) == self.batch and not self.drawn:
             return {}
         return {"batch_index": [row + self.batch * self.drawn for row in self.rows]}
@@ -306,15 +309,14 @@ def guider_for_region(guider: CFGGuider, place: CropRegion, condition: dict):
 
     Everything else is shared with the guider, which stays as it was.
     """
-    stage = copy.copy(guider)
-    stage.model_options = create_model_options_clone(guider.model_options)
+    conditions = {
+        kind: [cond | condition for cond in conds]
+        for kind, conds in crop_conditions(conditions_of(guider), place).items()
+    }
+    stage = copy_guider(guider, conditions)
     options = stage.model_options.setdefault("transformer_options", {})
     options[WINDOW], options[ROWS] = place.window, (tuple(place.rows), place.batch)
     _crop_patches(guider, options, place)
-    stage.original_conds = {
-        kind: [cond | condition for cond in conds]
-        for kind, conds in crop_conditions(guider.original_conds, place).items()
-    }
     return stage
 
 

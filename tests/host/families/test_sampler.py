@@ -161,7 +161,7 @@ def test_the_noise_at_the_switch_has_the_level_of_the_schedule(parts, monkeypatc
     original = host.ViewSampler._sample
 
     def recorded(self, guider, latent, hole, sigmas):
-        noise = self.noise.generate_noise({"samples": latent} | self._draw())
+        noise = self.noise.generate_noise({"samples": latent} | self._noise_index())
         runs.append((guider.model_patcher.model.process_latent_in(latent), noise, sigmas))
         return original(self, guider, latent, hole, sigmas)
 
@@ -179,10 +179,12 @@ def test_the_noise_at_the_switch_has_the_level_of_the_schedule(parts, monkeypatc
 def test_a_few_steps_leave_one_for_each_stage(parts, steps, share):
     model, vae = parts("flux1-schnell")
     model, calls = watched(model)
-    more = {"close_up_share": share, "window_area": 0.0}  # the second stage is the whole picture
-    sample("flux1-schnell", model, vae, pictures(1), spots((20, 30)), steps=steps, **more)
+    choices = {"close_up_share": share, "window_area": 0.0}  # the whole picture is larger than a close-up
+    sample("flux1-schnell", model, vae, pictures(1), spots((20, 30)), steps=steps, **choices)
+    near, wide = (calls[index].x.shape[-2:] for index in (0, -1))
+    assert near != wide
     first = {0.05: 1, 0.95: steps - 1}[share]
-    assert [tuple(call.x.shape[-2:]) for call in calls] == [(8, 8)] * first + [(12, 14)] * (steps - first)
+    assert [call.x.shape[-2:] for call in calls] == [near] * first + [wide] * (steps - first)
 
 
 @pytest.mark.parametrize(("name", "steps", "cfg"), [("flux1-schnell", 4, 1.0), ("z-image", 25, 4.0)])
