@@ -168,6 +168,9 @@ def test_the_noise_at_the_switch_has_the_level_of_the_schedule(parts, monkeypatc
     monkeypatch.setattr(host.ViewSampler, "_sample", recorded)
     sample(name, model, vae, pictures(1), spots((20, 30)), steps=4, blend="at the end")
     assert [len(sigmas) - 1 for _, _, sigmas in runs] == [2, 2]
+    cell = 16 if calls[0].x.shape[1] == 128 else 8
+    grid = named(name).picture_grid
+    assert all(length * cell % grid == 0 for call in calls for length in call.x.shape[-2:])
     starts = [calls[0], calls[2]]
     for (latent, noise, sigmas), call in zip(runs, starts, strict=True):
         sigma = float(sigmas[0])
