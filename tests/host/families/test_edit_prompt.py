@@ -249,7 +249,7 @@ def test_text_and_references_of_a_view_know_nothing_of_the_rest(given):
     firsts = []
     for picture in (image, other):
         model, calls = watched(tiny_transformer("qwen-image"))
-        scene = {"scene": picture, "mask": mask} if given else {}
+        scene: dict = {"scene": picture, "mask": mask} if given else {}
         positive, negative = execute(ReadingClip(), vae, **scene)
         sample("qwen-image", model, vae, picture, mask, positive, negative, steps=2)
         firsts.append(calls)
