@@ -178,7 +178,8 @@ def test_a_process_among_four_needs_room_for_its_share(unets):
     from inlay.training.finetune.recipes import DREAMCOM
     from inlay.training.finetune.trainer import ProcessGroup
 
-    model, recipe = next(iter(unets.values())), DREAMCOM.with_choices(batch_size=4)
+    # With accumulation, all gradients are there before a pass and none is taken off.
+    model, recipe = next(iter(unets.values())), replace(DREAMCOM, batch_size=4, accumulation=2)
     mask = torch.ones(1, 1, 8, 8)
     examples = Examples(torch.zeros(1, 4, 8, 8), mask, torch.zeros(1, 4, 8, 8), mask, torch.zeros(1, 77, 768))
     with torch.inference_mode(False), torch.enable_grad():
