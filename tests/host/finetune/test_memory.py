@@ -17,7 +17,8 @@ SHAPES = {
 }  # fmt: skip
 
 
-LAID_OUT_ANEW = 16 * 2**20  # the largest convolution's weights, which the backward pass copies
+# The CPU's kernels copy the largest convolution's weights in the backward pass; the estimate leaves it out.
+LAID_OUT_ANEW = 16 * 2**20
 
 
 @pytest.mark.parametrize("recipe", ["DreamCom", "DreamMix"])
@@ -209,4 +210,4 @@ def test_the_estimate_is_what_a_training_takes(unets, name, checkpointing, recip
             f"\n{name}, {recipe}, {size} px, batch {batch}, checkpointing {checkpointing}: estimate"
             f" {estimate / 2**20:.0f} MB, peak {peak / 2**20:.0f} MB, {estimate / peak - 1:+.0%}"
         )
-    assert 0.9 * peak - LAID_OUT_ANEW < estimate < 1.35 * peak
+    assert 0.9 * peak - LAID_OUT_ANEW < estimate < 1.2 * peak
