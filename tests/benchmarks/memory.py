@@ -40,7 +40,6 @@ import torch
 
 GIGABYTE = 2**30
 META = torch.device("meta")
-QWEN_TEXT = 3584  # width of Qwen2.5-VL's text, which the host's class has as a default
 TRAINED = (
     "flux2-klein", "z-image", "chroma", "flux1", "flux1-fill", "krea2", "qwen-image", "qwen-image-edit-2511",
     "flux2-dev",
@@ -111,14 +110,6 @@ def attend(q, k, v, heads, mask=None, skip_reshape=False, skip_output_reshape=Fa
     return out if skip_output_reshape else out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1)
 
 
-def text_width(model) -> int:
-    facts = model.model.model_config.unet_config
-    if "txtlayers" in facts:
-        return facts["txtlayers"] * facts["txtdim"]
-    names = ("context_in_dim", "joint_attention_dim", "cap_feat_dim")
-    return next((facts[name] for name in names if name in facts), QWEN_TEXT)
-
-
 def in_fp8(network: torch.nn.Module) -> None:
     """Store the weights of every linear layer in fp8, as the published fp8 files do."""
     from inlay.host.training import FrozenLinear
@@ -159,6 +150,7 @@ def step_of(name: str, side: int, fp8: bool, rank: int = 0) -> Step:
     """A step of one picture, measured on a family's network of shapes."""
     from inlay.families.table import named
     from inlay.host.training import blocks_of, bytes_in_use, bytes_of, training_switches, weight_bytes
+    from inlay.lab.models.full_transformers import text_width
     from inlay.training.finetune.data import Examples
     from inlay.training.finetune.diffusion_transformers import (
         BY_REFERENCE,
@@ -358,31 +350,6 @@ def row_of(name: str, side: int) -> str:
     return f"| {named(name).label} | {count:.1f} | {side} | {figures} |"
 
 
-def full_model(name: str, weights: str):
-    """A MODEL of a family at full size with random weights, on the device that the host would use."""
-    import comfy.model_detection
-    import comfy.model_management
-    from comfy.model_patcher import ModelPatcher
-
-    from inlay.lab.models.full_transformers import full_network
-
-    config: Any = comfy.model_detection.model_config_from_unet(full_network(name).state_dict(), "")
-    if weights == "fp8":
-        config.set_inference_dtype(torch.float8_e4m3fn, torch.bfloat16)
-    else:
-        config.set_inference_dtype(torch.bfloat16, None)
-    base = config.get_model({}, "", device=torch.device("cpu"))
-    table = torch.randn(2**20, generator=torch.Generator().manual_seed(0))
-    for parameter in base.diffusion_model.parameters():
-        # matrices of variance 1 / fan-in, from one table of numbers, because drawing billions takes minutes
-        wide = parameter.ndim > 1
-        numbers = (table * parameter[0].numel() ** -0.5 if wide else torch.ones(2**20)).to(parameter.dtype)
-        for part in parameter.data.view(-1).split(len(numbers)):
-            part.copy_(numbers[: len(part)])
-    device = comfy.model_management.get_torch_device()
-    return ModelPatcher(base, device, torch.device("cpu"))
-
-
 class PeakMemory:
     """The most bytes in use over those at the start: of the device, and on the CPU of torch's tensors."""
 
@@ -436,6 +403,7 @@ def train_measured(name: str, model, side: int, rank: int, before: Callable[[], 
     `before` is called between the forecast and the first step.
     """
     from inlay.families.table import named
+    from inlay.lab.models.full_transformers import text_width
     from inlay.training.finetune import pipeline
     from inlay.training.finetune.data import Examples
     from inlay.training.finetune.diffusion_transformers import BY_REFERENCE, resolved_recipe
@@ -482,6 +450,7 @@ def print_measured(name: str, weights: str, side: int) -> None:
     import comfy.model_management
 
     from inlay.families.table import named
+    from inlay.lab.models.full_transformers import random_model
     from inlay.lab.models.tiny_transformers import tiny_transformer
 
     with torch.inference_mode():  # what a first training imports and opens is no memory of this one
@@ -493,7 +462,7 @@ def print_measured(name: str, weights: str, side: int) -> None:
     peak = PeakMemory()
     with peak.profile:
         with torch.inference_mode():
-            model = full_model(name, weights)
+            model = random_model(name, weights)
         need, seconds = train_measured(name, model, side, MEASURED_RANK, peak.forget)
         most = peak.most()
     cells = [f"{most / GIGABYTE:.2f} GB", f"{need.total / most - 1:+.1%}"]

@@ -3,6 +3,7 @@
     python dev.py bench training [--full] [--steps N] [--rank R]
     python dev.py bench training --family flux1 [--side PIXELS] [--steps N] [--rank R] [--rounds N]
     python dev.py bench training --paired flux1,krea2 [--side PIXELS] [--steps N] [--rank R] [--rounds N]
+    python dev.py bench training --paired flux2-klein --full [--side PIXELS] [--steps N] [--rounds N]
 
 `inlay` is SubjectFinetune's engine, without and with DreamCom's masked cross-attention; `host` is ComfyUI's
 own Train LoRA node, patching weights or bypassing them; `diffusers` is its DreamBooth inpainting loop, built
@@ -20,7 +21,9 @@ median of each, which other work on the machine disturbs less.
 With --paired all sides of a family take turns in one process, --steps at a time, so that other work on the
 machine disturbs all of them alike. Each is warmed up first. A row has the median of the steps per second, the
 processor time of a step, and our processor time over that of the side: means over the rounds and standard
-errors. All train without a reference picture, which Train LoRA cannot show, and in float32.
+errors. All train without a reference picture, which Train LoRA cannot show, and in float32. With --full the
+network has its full size, in bf16 (24 GB for FLUX.2 klein), and is on CUDA where that is there; the ratio is
+then of seconds, and diffusers' loop, which has other sizes, is left out.
 """
 
 import argparse
@@ -111,7 +114,7 @@ def inlay_side(parts, size: int, rank: int, masked: bool):
     return train
 
 
-def host_side(parts, size: int, rank: int, bypass: bool, samples=None, text=None):
+def host_side(parts, size: int, rank: int, bypass: bool, samples=None, text=None, dtype: str = "fp32"):
     from comfy_extras.nodes_train import TrainLoraNode
 
     if samples is None:
@@ -119,8 +122,8 @@ def host_side(parts, size: int, rank: int, bypass: bool, samples=None, text=None
     latents = {"samples": samples}
     options = {
         "model": parts[0], "batch_size": 1, "grad_accumulation_steps": 1, "learning_rate": 1e-4,
-        "rank": rank, "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": "fp32",
-        "lora_dtype": "fp32", "quantized_backward": False, "algorithm": "LoRA",
+        "rank": rank, "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": dtype,
+        "lora_dtype": dtype, "quantized_backward": False, "algorithm": "LoRA",
         "gradient_checkpointing": False, "checkpoint_depth": 1,
         "offloading": False, "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": bypass,
     }  # fmt: skip
@@ -191,15 +194,22 @@ def diffusers_side(size: int, rank: int, full: bool):
     return train
 
 
-def family_parts(name: str):
-    """MODEL and CONDITIONING of a small random transformer."""
+def family_parts(name: str, full: bool):
+    """MODEL and CONDITIONING of a random transformer, a small one or one of full size."""
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     from comfy.cli_args import args
 
-    args.cpu = True
+    args.cpu = not (full and torch.cuda.is_available())
+    from inlay.lab.models.full_transformers import random_model, text_width
     from inlay.lab.models.tiny_transformers import random_prompt, tiny_transformer
 
     with torch.inference_mode():
+        if full:
+            model = random_model(name, "bf16")
+            model.cached_patcher_init = (lambda disable_dynamic=False: random_model(name, "bf16"), ())
+            generator = torch.Generator().manual_seed(2)
+            text = torch.randn(1, TOKENS, text_width(model), generator=generator)
+            return model, [[text, {"pooled_output": torch.randn(1, 768, generator=generator)}]]
         if name.startswith("flux1"):
             model = reopened(tiny_transformer(name, **FLUX_SIZES))
             generator = torch.Generator().manual_seed(2)
@@ -241,7 +251,9 @@ def inlay_family_side(parts, size: int, rank: int, bare: bool):
     """Subject Finetune's engine on a transformer; `bare`: its network, adapter and optimizer without it."""
     from dataclasses import replace
 
+    from inlay.host.models import load_fully
     from inlay.host.training import text_values, training_switches
+    from inlay.training.finetune.checks import precision_of
     from inlay.training.finetune.diffusion_transformers import resolved_recipe
     from inlay.training.finetune.pipeline import EncodedText, Pipeline, train_lora, trainable_model
     from inlay.training.finetune.recipes import DREAMCOM
@@ -263,17 +275,18 @@ def inlay_family_side(parts, size: int, rank: int, bare: bool):
     if not bare:
         return train
     with torch.inference_mode(False), torch.enable_grad():
-        trainable = trainable_model(model, recipe, torch.float32, 0, texts=[text])
+        dtype = precision_of(model, recipe)
+        trainable = trainable_model(load_fully(model), recipe, dtype, 0, texts=[text])
         host: Any = trainable.host_pass
-        row = examples.take(torch.zeros(1, dtype=torch.long))
+        row = examples.take(torch.zeros(1, dtype=torch.long)).to(trainable.device)
         calls = []
         hook = trainable.unet.register_forward_pre_hook(
             lambda network, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
         )
         with training_switches(trainable.unet):
-            predicted = host(row, torch.randn_like(row.latent), torch.tensor([0.5]))
+            predicted = host(row, torch.randn_like(row.latent), torch.tensor([0.5], device=trainable.device))
         hook.remove()
-        (args, kwargs), wanted = calls[0], torch.randn_like(predicted)
+        (args, kwargs), wanted = calls[0], torch.randn_like(predicted).to(dtype)
 
     def passes(steps: int) -> None:
         with torch.inference_mode(False), torch.enable_grad(), training_switches(trainable.unet):
@@ -333,18 +346,19 @@ def diffusers_family_side(size: int, rank: int):
     return train
 
 
-def family_side(side: str, options):
+def family_side(side: str, options, parts=None):
     """The function of one side that trains a transformer for n steps."""
     if side == "diffusers":
         return diffusers_family_side(options.side, options.rank)
-    parts = family_parts(options.family)
+    parts = parts or family_parts(options.family, options.full)
     if side in ("inlay", "bare"):
         return inlay_family_side(parts, options.side, options.rank, side == "bare")
     channels = parts[0].model.latent_format.latent_channels
     grid = options.side // (16 if channels == 128 else 8)
     return host_side(
-        parts[:1], options.side, options.rank, " " in side, torch.randn(8, channels, grid, grid), parts[1]
-    )
+        parts[:1], options.side, options.rank, " " in side, torch.randn(8, channels, grid, grid), parts[1],
+        "bf16" if options.full else "fp32",
+    )  # fmt: skip
 
 
 def interval(train, steps: int) -> tuple[float, float]:
@@ -353,9 +367,13 @@ def interval(train, steps: int) -> tuple[float, float]:
     The time is taken when an optimizer has made its step, so what comes before the first one does not count.
     """
     stamps: list[tuple[float, float]] = []
-    hook = register_optimizer_step_post_hook(
-        lambda *_: stamps.append((time.perf_counter(), time.process_time()))
-    )
+
+    def stamp(*_) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        stamps.append((time.perf_counter(), time.process_time()))
+
+    hook = register_optimizer_step_post_hook(stamp)
     try:
         train(steps + 1)
     finally:
@@ -367,8 +385,9 @@ def interval(train, steps: int) -> tuple[float, float]:
 def open_sides(family: str, options) -> tuple[dict[str, Any], dict[str, str]]:
     """The sides of a family that train, warmed up, and the errors of ComfyUI's node where it does not."""
     options.family, sides, errors = family, {}, {}
-    for side in FAMILY_SIDES if family == "flux1" else FAMILY_SIDES[:-1]:
-        train = family_side(side, options)
+    parts = family_parts(family, options.full)
+    for side in FAMILY_SIDES if family == "flux1" and not options.full else FAMILY_SIDES[:-1]:
+        train = family_side(side, options, parts)
         try:
             interval(train, 1)
             sides[side] = train
@@ -389,7 +408,8 @@ def paired(family: str, options) -> None:
     for side, times in found.items():
         speed = 1 / statistics.median(seconds for seconds, _ in times)
         own = mean_and_error([cpu for _, cpu in times])
-        ratio = [ours[1] / other[1] for ours, other in zip(found["inlay"], times, strict=True)]
+        clock = 0 if options.full and torch.cuda.is_available() else 1  # seconds, or the processor's
+        ratio = [ours[clock] / other[clock] for ours, other in zip(found["inlay"], times, strict=True)]
         cells = [family, side, f"{speed:.2f}", own, "" if side == "inlay" else mean_and_error(ratio)]
         print("|", " | ".join([*cells, str(len(times))]), "|", flush=True)
     for side, error in errors.items():
@@ -414,6 +434,7 @@ def print_paired(options) -> None:
             command = [sys.executable, __file__, "--folder", folder, "--paired", family]
             for name in ("steps", "rank", "side", "rounds"):
                 command += [f"--{name}", str(getattr(options, name))]
+            command += ["--full"] * options.full
             done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 sys.exit(f"{family}: ended with {done.returncode}")
