@@ -1,27 +1,20 @@
 """Adapter training in miniature: what learns, how fast, what is left out; whole runs through the command."""
 
-import argparse
 import json
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from inlay.encoders.content_adapter import AdapterConfig, ContentAdapter, EncoderSpec
 from inlay.encoders.dinov2 import DinoConfig, DinoV2
 from inlay.headless import train_cli
+from inlay.tests.adapter_training import common, cut, losses, options, pack_shards, unet, write_world
 from inlay.training.adapters import identity_stages as adapters
 from inlay.training.adapters import run_checkpoints as runs
 from inlay.training.adapters.identity_stages import (
@@ -45,18 +38,6 @@ from inlay.training.objective import NoiseSchedule, generator_at
 
 DINO = DinoConfig(32, 1, 2, 64, False, 4, grid=4)
 READS = EncoderSpec(width=32, size=28)
-UNET = {
-    "sample_size": 4, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
-    "cross_attention_dim": 16, "attention_head_dim": 4,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-}  # fmt: skip
-
-
-def unet(channels=4, seed=0):
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(seed)
-    return diffusers.UNet2DConditionModel(in_channels=channels, **UNET)
 
 
 def trainee(channels=4, uncond="learned") -> Any:
@@ -88,6 +69,19 @@ def batch(count=3, start=0, side=16):
         "target": pictures, "source": pictures.flip(1), "hole": hole, "object": shown,
         "number": torch.arange(start, start + count),
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    write_world(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def packed(world):
+    pack_shards(world)
+    return world
 
 
 # -- stages
@@ -267,67 +261,6 @@ def test_the_noise_is_stable_diffusions(tmp_path):
 # -- the command
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Small models and pictures in folders, as a user has them."""
-    diffusers = pytest.importorskip("diffusers")
-    transformers = pytest.importorskip("transformers")
-    root = tmp_path_factory.mktemp("world")
-    unet(4).save_pretrained(root / "unet")
-    unet(8).save_pretrained(root / "pix2pix")
-    torch.manual_seed(0)
-    diffusers.AutoencoderKL(block_out_channels=(4, 4), norm_num_groups=2, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    ).save_pretrained(root / "vae")  # fmt: skip
-    transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=56, patch_size=14,
-    )).save_pretrained(root / "dino")  # fmt: skip
-    transformers.CLIPVisionModel(transformers.CLIPVisionConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14,
-        intermediate_size=32,
-    )).save_pretrained(root / "clip")  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    for i in range(6):
-        folder, scene = root / "photos" / f"cup {i}", root / "scenes" / f"{i}"
-        folder.mkdir(parents=True)
-        scene.mkdir(parents=True)
-        for view in range(2):
-            pixels = 0.5 * torch.rand(20, 24, 3, generator=generator)
-            mask = torch.zeros(20, 24)
-            mask[4:16, 6 + view : 18] = 1
-            save(pixels + 0.4 * mask[..., None], folder / f"{view}.png")
-            save(mask, folder / f"{view}_mask.png")
-        save(pixels, scene / "source.png")
-        save(pixels + 0.4 * mask[..., None], scene / "target.png")
-        save(pixels[4:16, 8:18] + 0.4, scene / "object.png")
-    return root
-
-
-def save(pixels, path):
-    Image.fromarray((255 * pixels).byte().numpy()).save(path)
-
-
-def options(*arguments):
-    parser = argparse.ArgumentParser()
-    train_cli.add_arguments(parser)
-    return parser.parse_args([str(argument) for argument in arguments])
-
-
-def common(world, data, out, unet_folder="unet"):
-    return [
-        "--data", world / data, "--unet", world / unet_folder, "--vae", world / "vae", "--out", out,
-        "--batch", 4, "--side", 16, "--size", 28, "--workers", 0, "--width", 16, "--depth", 1,
-        "--warm-up", 1, "--rate", 1e-3, "--precision", "no",
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def packed(world):
-    for pictures, shards in (("photos", "shards"), ("scenes", "triplets")):
-        assert train_cli.main(options("pack", world / pictures, world / shards, "--per-shard", 4)) == 0
-    return world
-
-
 @pytest.mark.parametrize("missing", ["pictures", "--encoder", "--unet"])
 def test_a_folder_that_is_not_there_is_one_sentence(world, packed, tmp_path, capsys, missing):
     nowhere = tmp_path / "nowhere"
@@ -342,11 +275,6 @@ def test_a_folder_that_is_not_there_is_one_sentence(world, packed, tmp_path, cap
 
 def read(path) -> Any:
     return read_adapter(path)
-
-
-def losses(out):
-    lines = (out.with_suffix(".run") / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["loss"] for line in lines]
 
 
 def test_both_stages_and_the_files_they_leave(packed, tmp_path):
@@ -476,10 +404,6 @@ def test_a_failed_export_is_made_good_without_another_step(packed, tmp_path, mon
     assert train_cli.main(options(*[whole if part == out else part for part in stage])) == 0
     one, two = load_file(whole), load_file(out)
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def empty(path):
@@ -620,104 +544,3 @@ def test_what_is_wrong_is_said(packed, tmp_path, capsys, change, says):
     stage = ["views", *common(packed, "shards", tmp_path / "out.safetensors"), "--steps", 1, *change]
     assert train_cli.main(options(*stage)) == train_cli.WRONG
     assert says in capsys.readouterr().err
-
-
-def launch(packed, out, processes, *more):
-    """The command in so many processes, told of one another as `torchrun` tells them.
-
-    On a CPU `accelerate launch` starts one, whatever it is asked for.
-    """
-    import inlay
-
-    command = [sys.executable, "-m", "inlay", "train", "views", *common(packed, "shards", out)]
-    command = [str(part) for part in (*command, "--encoder", packed / "dino", *more)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    paths = {"PYTHONPATH": str(Path(inlay.__path__[0]).parent), "OMP_NUM_THREADS": "1"}
-    others = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes}
-    started = []
-    for rank in range(processes):
-        own = {**paths, **others, "RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"}
-        environment = os.environ | {name: str(value) for name, value in own.items()}
-        said = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
-        started.append(
-            subprocess.Popen(
-                command, cwd=out.parent, env=environment, stdout=subprocess.DEVNULL, stderr=said, text=True
-            )
-        )
-    return started
-
-
-def finish(processes, code=0):
-    _, said = processes[0].communicate()
-    assert [process.wait() for process in processes] == [code] * len(processes), said
-
-
-def wait_for(processes, out, steps):
-    """Until so many steps are done, or the training has ended too soon."""
-    log = out.with_suffix(".run") / "log.jsonl"
-    while processes[0].poll() is None:
-        if log.exists() and log.read_text(encoding="utf-8").count("\n") >= steps:
-            return
-        time.sleep(0.05)
-    pytest.fail(f"it ended before step {steps}: {processes[0].communicate()[1]}")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(packed, tmp_path_factory):
-    """The losses of the first so many steps in two processes; the views' rates do not depend on how many."""
-    known: list[float] = []
-
-    def of_steps(count: int) -> list[float]:
-        if len(known) < count:
-            out = tmp_path_factory.mktemp("undisturbed") / "out.safetensors"
-            finish(launch(packed, out, 2, "--steps", max(count, 30)))
-            known[:] = losses(out)
-        return known[:count]
-
-    return of_steps
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(packed, tmp_path, undisturbed):
-    out = tmp_path / "alone.safetensors"
-    finish(launch(packed, out, 1, "--steps", 6))
-    assert len(losses(out)) == 6
-    assert losses(out) == pytest.approx(undisturbed(6), rel=1e-4)
-
-
-@pytest.mark.slow
-def test_killed_workers_go_on_from_the_last_checkpoint(packed, tmp_path, undisturbed):
-    killed = tmp_path / "killed.safetensors"
-    processes = launch(packed, killed, 2, "--steps", 100_000, "--save-every", 5)
-    wait_for(processes, killed, 12)
-    for process in processes:
-        process.kill()
-        process.communicate()
-    count = len(losses(killed)) + 10  # whenever it was killed
-    finish(launch(packed, killed, 2, "--steps", count, "--save-every", 5))
-    assert losses(killed) == pytest.approx(undisturbed(count), rel=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="there a process cannot be told to stop")
-def test_processes_agree_on_the_step_they_stop_after(packed, tmp_path):
-    """Only one of them is told."""
-    out = tmp_path / "out.safetensors"
-    processes = launch(packed, out, 2, "--steps", 4000, "--save-every", 4000)
-    wait_for(processes, out, 3)
-    processes[1].send_signal(signal.SIGTERM)
-    finish(processes, train_cli.STOPPED)
-    ((step, folder),) = runs.checkpoints(out.with_suffix(".run"))
-    assert step == len(losses(out))
-    assert len(list(folder.glob("random_states_*.pkl"))) == 2
-
-
-@pytest.mark.slow
-def test_processes_go_on_together_from_the_checkpoint_before_a_damaged_one(packed, tmp_path, undisturbed):
-    damaged = tmp_path / "damaged.safetensors"
-    finish(launch(packed, damaged, 2, "--steps", 6, "--save-every", 4))
-    cut(damaged.with_suffix(".run") / "step-000006" / "model.safetensors")
-    finish(launch(packed, damaged, 2, "--steps", 7, "--save-every", 4))
-    assert losses(damaged) == pytest.approx(undisturbed(7), rel=1e-4)

@@ -57,7 +57,7 @@ def peak_gigabytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-@pytest.mark.parametrize(("height", "width", "resolution"), [(512, 512, 512), (300, 451, 256)])
+@pytest.mark.parametrize(("height", "width", "resolution"), [(384, 384, 384), (300, 451, 256)])
 def test_the_whole_graph(full_size, store_folder, height, width, resolution, capsys):
     import nodes
 
