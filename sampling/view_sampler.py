@@ -33,8 +33,8 @@ from ..host.sampling import (
 from ..host.vae import PictureVae
 from ..imaging.latent_mask import inpaint_pictures, snap_hole, to_pixels
 from ..imaging.views import ROWS, VIEW, WINDOW, View, pad_to_multiple, resize_image
-from .crop_conditioning import CropRegion, crop_conditions, crop_part
-from .references import ViewReferences
+from .crop_conditioning import CropRegion, crop_conditions, crop_part, only_rows
+from .references import REFERENCE_LATENTS, ViewReferences
 from .stages import PaintedView
 
 
@@ -130,6 +130,18 @@ def trained_context(guider: CFGGuider) -> float:
     """Side of the crop that a prompt's LoRA was trained on, in the mask's longer side; 0 for none."""
     entries = (cond.get(EDIT) for conds in conditions_of(guider).values() for cond in conds)
     return max((entry.edit.context for entry in entries if entry is not None), default=0.0)
+
+
+def largest_window(guider: CFGGuider, side: int) -> float:
+    """Area up to which a model paints a view beside its references unchanged; infinite without references.
+
+    In squares of `side`, at least one.
+    """
+    row = family_of(guider.model_patcher)
+    conds = [cond for part in guider.original_conds.values() for cond in part]
+    if row is None or not any(cond.get(REFERENCE_LATENTS) or cond.get(EDIT) for cond in conds):
+        return math.inf
+    return max(1.0, row.most_reference_pixels / side**2)
 
 
 def view_multiple(model: ModelPatcher) -> int:
@@ -321,7 +333,7 @@ def reach_soft_masks(model_options: dict) -> None:
 
     def reached(sigma: Tensor, denoise_mask: Tensor, extra_options: dict, **kwargs) -> Tensor:
         last = last_level(extra_options["model"].inner_model.model_sampling, extra_options["sigmas"])
-        soft = last + (1 - last) * denoise_mask
+        soft = 1 - (1 - last) * (1 - denoise_mask)  # exactly 1 where the mask is 1
         return function(sigma, torch.where(denoise_mask > 0, soft, denoise_mask), extra_options, **kwargs)
 
     model_options["denoise_mask_function"] = reached
@@ -337,13 +349,15 @@ def last_level(sampling, sigmas: Tensor) -> float:
 
 
 def _crop_patches(guider: CFGGuider, options: dict, place: CropRegion) -> None:
-    """Cut the pictures of control models to the view."""
+    """Cut the pictures of control models to the view; of a batch take those of the sampled pictures."""
+
+    def crop_mask(mask: Tensor) -> Tensor:
+        return crop_part(only_rows(mask, place.rows), place.window)
 
     def crop(image: Tensor) -> Tensor:
-        part = crop_part(image.movedim(-1, 1), place.window).movedim(1, -1)
-        return resize_image(part, *place.shown)
+        return resize_image(crop_mask(image.movedim(-1, 1)).movedim(1, -1), *place.shown)
 
-    crop_picture_patches(options, guider.model_patcher, crop, lambda mask: crop_part(mask, place.window))
+    crop_picture_patches(options, guider.model_patcher, crop, crop_mask)
 
 
 def _wants_conditions(model: ModelPatcher) -> bool:

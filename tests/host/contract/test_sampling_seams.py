@@ -330,13 +330,16 @@ def test_patches_misfitting_patches(parts):
 
 
 def test_patches_crop_picture_patches(parts, in_process_host):
-    """The classes are found by their names in nodes_model_patch.py."""
+    """The classes are found by their names; tests/host/families/test_model_patches.py samples with them."""
+    import comfy.ldm.anima.lllite
     import comfy_extras.nodes_model_patch as host_nodes
 
     from inlay.host import patches
 
-    for name in patches.PICTURE_PATCHES:
+    for name in patches.ENCODED_PICTURES:
         assert hasattr(host_nodes, name), f"{name} is no longer in nodes_model_patch.py"
+    for name in (patches.PIXELS, *patches.LINKED_TO_PIXELS):
+        assert hasattr(comfy.ldm.anima.lllite, name), f"{name} is no longer in anima/lllite.py"
     options = {"patches": {"post_input": [len]}}
     patches.crop_picture_patches(options, parts.model, lambda picture: picture, lambda mask: mask)
     assert options == {"patches": {"post_input": [len]}}, "a patch without a picture was changed"
