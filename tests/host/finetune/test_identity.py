@@ -180,6 +180,10 @@ def test_a_run_that_the_released_version_left_goes_on(parts, pictures, store_fol
     names: list[str] = []
     stored_names = finetune_subject.stored_names
     monkeypatch.setattr(finetune_subject, "stored_names", lambda *a: names.extend(stored_names(*a)) or names)
+    whole = run(*pictures)
+    for stored in list(store_folder.iterdir()):
+        stored.unlink()
+    names.clear()
     taken = []
 
     class Interrupting(subject_finetune.NodeProgress):
@@ -194,6 +198,8 @@ def test_a_run_that_the_released_version_left_goes_on(parts, pictures, store_fol
     (file,) = store_folder.iterdir()
     file.rename(file.with_name(f"{names[1]}.resume"))
     names.clear()
-    run(*pictures)
+    resumed = run(*pictures)
     assert taken == [1, 2, 3]
+    assert all(torch.equal(whole[1][key], resumed[1][key]) for key in whole[1])
+    assert whole[2] == resumed[2]
     assert sorted(file.suffix for file in store_folder.iterdir()) == [".json", ".safetensors"]
