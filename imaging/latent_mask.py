@@ -46,7 +46,7 @@ def view_hole(mask: Tensor, view: View) -> Tensor:
     return grow_mask(shown, view.grow) if view.grow else shown
 
 
-def with_values(hole: Tensor, mask: Tensor, grow: int = 0) -> Tensor:
+def with_soft_values(hole: Tensor, mask: Tensor, grow: int = 0) -> Tensor:
     """Return a hole (B, h, w) of zeros and ones with the soft values of its mask: over 0.5 inside, 0 outside.
 
     mask: (B, H, W), what the hole was made of. grow: by which the hole was grown, in its own pixels; the rim

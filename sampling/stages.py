@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..imaging.boxes import Box, enclosing_box
 from ..imaging.composite import paste_into
-from ..imaging.latent_mask import view_hole, with_values
+from ..imaging.latent_mask import view_hole, with_soft_values
 from ..imaging.masks import resize_mask
 from ..imaging.views import View, close_up, resize_image, surroundings, whole_picture
 from .schedule import split_schedule
@@ -80,7 +80,7 @@ def inpaint(
         return close_ups, harmonise(picture, holes, [], sigmas, options, paint)
     for i, (view, hole) in enumerate(zip(views, holes, strict=True)):
         rows, columns = view.box.slices
-        inside = with_values(view_hole(hole.mask, view), hole.mask[:, rows, columns], view.grow)
+        inside = with_soft_values(view_hole(hole.mask, view), hole.mask[:, rows, columns], view.grow)
         close_ups[i], latent = paint(view, close_ups[i], close_ups[i], inside, local, last=not len(rest))
     painted = list(zip(views, close_ups, strict=True))
     if len(rest):
@@ -114,7 +114,7 @@ def harmonise(
             there = view.box.shift(-wide.box.top, -wide.box.left)
             paste_into(draft, draft, view.restore(shown), there, mask, edge)
         start = resize_image(draft, wide.height, wide.width)
-    inside = with_values(resize_mask(union, wide.height, wide.width), union)
+    inside = with_soft_values(resize_mask(union, wide.height, wide.width), union)
     painted, latent = paint(wide, known, start, inside, sigmas, last=True)
     paste_into(part, part, wide.restore(painted), Box(0, 0, *union.shape[1:]), union, edge)
     return latent

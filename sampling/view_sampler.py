@@ -31,7 +31,7 @@ from ..host.sampling import (
     shows_progress,
 )
 from ..host.vae import PictureVae
-from ..imaging.latent_mask import inpaint_pictures, snap_hole, to_pixels, with_values
+from ..imaging.latent_mask import inpaint_pictures, snap_hole, to_pixels, with_soft_values
 from ..imaging.views import ROWS, VIEW, WINDOW, View, pad_to_multiple, resize_image
 from .crop_conditioning import CropRegion, crop_conditions, crop_part, only_rows
 from .references import REFERENCE_LATENTS, ViewReferences
@@ -275,7 +275,7 @@ class ViewSampler:
         if not turned_on or not is_transformer(guider.model_patcher):
             return hole
         cells = snapped.flatten(1, -3)[:, 0]
-        values = with_values(cells, soft.expand(len(cells), -1, -1))
+        values = with_soft_values(cells, soft.expand(len(cells), -1, -1))
         return to_pixels(values, *soft.shape[1:]).view_as(hole)
 
     def _noise_mask(self, hole: Tensor) -> dict:
