@@ -59,7 +59,7 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
     unet, row = models.unet_of(model), family_of(model)
     if row is not None and row.transformer:
         check_transformer(model, row, recipe, inpaint_patch)
-        unet = model.model.diffusion_model
+        unet = models.network_of(model)
     elif unet is None or models.prediction_of(model) not in ("epsilon", "v"):
         raise ValueError(
             f"model: {config_name(model)} is no Stable Diffusion UNet and no transformer that can be trained"
@@ -97,7 +97,7 @@ def keeps_quantised(model) -> bool:
 
     A UNet in fp8 without scales is widened instead.
     """
-    return is_transformer(model) or has_special_weights(model.model.diffusion_model)
+    return is_transformer(model) or has_special_weights(models.network_of(model))
 
 
 def _check_weights(model, network: nn.Module, recipe: Recipe) -> None:
@@ -164,7 +164,7 @@ def check_previous(model, recipe: Recipe, subject: Subject, lora: Mapping[str, T
             f"previous: {subject.words} was trained with rank {max(ranks)} but this run asks for rank"
             f" {recipe.adapter.rank}; set rank to {max(ranks)}."
         )
-    shapes = exported_shapes(model.model.diffusion_model, recipe.adapter, lora_names(model))
+    shapes = exported_shapes(models.network_of(model), recipe.adapter, lora_names(model))
     if {key: tuple(tensor.shape) for key, tensor in lora.items()} != shapes:
         own = f"its recipe ({subject.recipe})" if subject.recipe else "a recipe of its layers"
         raise ValueError(
@@ -217,12 +217,12 @@ def needs_offload(model, recipe: Recipe, card: int) -> bool:
     """
     if not card or not can_offload(model, recipe):
         return False
-    return sum(bytes_of(weight) for weight in model.model.diffusion_model.parameters()) > room_on(card) / 2
+    return sum(bytes_of(weight) for weight in models.network_of(model).parameters()) > room_on(card) / 2
 
 
 def check_parameters_fit(model, recipe: Recipe, dtype: torch.dtype, offload: bool = False) -> None:
     """Raise ValueError when adapter and optimizer alone will not fit; nothing is allocated yet."""
-    unet = model.model.diffusion_model
+    unet = models.network_of(model)
 
     def need(recipe: Recipe, dtype: torch.dtype, checkpointing: bool) -> MemoryNeed:
         shapes = exported_shapes(unet, recipe.adapter, lora_names(model)).values()
@@ -237,7 +237,7 @@ def check_parameters_fit(model, recipe: Recipe, dtype: torch.dtype, offload: boo
 
 def _widened(model) -> list[Tensor]:
     """Return the weights of a MODEL that its copy has in the type of the arithmetic."""
-    network = model.model.diffusion_model
+    network = models.network_of(model)
     kept = set()
     if keeps_quantised(model):
         kept = {id(layer.weight) for layer in network.modules() if stays_frozen(layer)}

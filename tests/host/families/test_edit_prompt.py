@@ -32,6 +32,20 @@ class ReadingClip:
         return [[torch.tensor(values)[None, :, None] * torch.ones(CONTEXT), {"pooled_output": None}]]
 
 
+class BooguClip(ReadingClip):
+    """The same with the tokenizer of Boogu, whose network counts its tokens in a mask."""
+
+    def __init__(self):
+        from comfy.text_encoders.boogu import BooguTokenizer
+
+        self.tokenizer = BooguTokenizer()
+        self.seen = []
+
+    def encode_from_tokens_scheduled(self, tokens):
+        [[text, values]] = super().encode_from_tokens_scheduled(tokens)
+        return [[text, values | {"attention_mask": torch.ones(1, text.shape[1], dtype=torch.long)}]]
+
+
 class PlainClip(ReadingClip):
     """A text encoder that reads no pictures."""
 
@@ -143,6 +157,57 @@ def test_an_encoder_that_reads_pictures_sees_the_view_that_is_painted():
         assert call.ref_latents[0].shape == call.x.shape
 
 
+def test_boogu_reads_each_view_in_the_positive_prompt_alone():
+    """As in the host's own node: the negative prompt has references and no pictures."""
+    clip, vae = BooguClip(), tiny_vae("boogu")
+    model, calls = watched(tiny_transformer("boogu"))
+    image, mask = pictures(2), spots((20, 30))
+    positive, negative = execute(clip, vae)
+    clip.seen.clear()
+    sample("boogu", model, vae, image, mask, positive, negative, steps=2, cfg=2.0)
+    # two stages, two pictures of the batch; scene and two photos each
+    assert [len(shown) for _, shown in clip.seen] == [3] * 4
+    assert not torch.equal(clip.seen[0][1][0], clip.seen[1][1][0])
+    assert all(len(call.ref_latents) == 3 for call in calls)
+    with_scene = positive[0][0].shape[1] + 3  # the start of a picture, the picture, its end
+    assert {call.text.shape[1] for call in calls} == {with_scene, negative[0][0].shape[1]}
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_text_and_references_of_a_view_know_nothing_of_the_rest(given):
+    """Two scenes that differ outside the close-up's view, with the whole scene wired to the prompt or not."""
+    from inlay.imaging.boxes import bounding_box
+    from inlay.sampling.stages import InpaintOptions, close_up_view
+
+    image, mask, vae = pictures(1), spots((20, 30)), tiny_vae("qwen-image")
+    options = InpaintOptions(64, soft_edge=3, grow=2, multiple=32)
+    rows, columns = close_up_view(bounding_box(mask[0]), *SIZE, options).box.slices
+    other = 1 - image
+    other[:, rows, columns] = image[:, rows, columns]
+    firsts = []
+    for picture in (image, other):
+        model, calls = watched(tiny_transformer("qwen-image"))
+        scene = {"scene": picture, "mask": mask} if given else {}
+        positive, negative = execute(ReadingClip(), vae, **scene)
+        sample("qwen-image", model, vae, picture, mask, positive, negative, steps=2)
+        firsts.append(calls)
+    (first, last), (same, changed) = firsts
+    assert torch.equal(first.text, same.text)
+    assert torch.equal(first.x, same.x)
+    assert all(torch.equal(a, b) for a, b in zip(first.ref_latents, same.ref_latents, strict=True))
+    assert len(first.ref_latents) == 3
+    assert not torch.equal(last.text, changed.text)
+    assert not torch.equal(last.ref_latents[0], changed.ref_latents[0])
+
+
+def test_ten_photos_are_ten_references():
+    model, calls = watched(tiny_transformer("flux1"))
+    vae, photos = tiny_vae("flux1"), torch.rand(10, 32, 32, 3)
+    positive, negative = execute(PlainClip(), vae, photos=photos)
+    sample("flux1", model, vae, pictures(1), spots((20, 30)), positive, negative, steps=2)
+    assert all(len(call.ref_latents) == 11 for call in calls)
+
+
 def test_the_easy_insert_preset_is_as_the_lora_was_trained():
     clip, vae = PlainClip(), tiny_vae("flux2-klein")
     photo = torch.rand(1, 40, 56, 3, generator=torch.Generator().manual_seed(4))
@@ -158,6 +223,14 @@ def test_the_easy_insert_preset_is_as_the_lora_was_trained():
 
     model = tiny_transformer("flux2-klein")
     assert trained_context(cfg_guider(model, positive, positive, 4.0)) == 1.2
+    # the template's mask and soft edge: a square of 1.2 times the longer side, shown at 1024 pixels
+    from inlay.imaging.boxes import Box
+    from inlay.sampling.stages import InpaintOptions, close_up_view
+
+    options = InpaintOptions(1024, context=1.2, soft_edge=16, multiple=16)
+    view = close_up_view(Box(176, 56, 440, 296), 768, 768, options)
+    assert (view.box.height, view.box.width) == (317, 317)  # 264 * 1.2, rounded up
+    assert (view.height, view.width) == (1024, 1024)
 
 
 def test_the_method_of_krea_2_is_set():
@@ -182,7 +255,7 @@ def test_wrong_inputs_are_refused_in_one_sentence(inputs, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_photo_keeps_out_of_the_other_box_and_of_the_outside():
+def test_a_photo_keeps_out_of_what_is_outside_its_box():
     """Sampler, edit prompt and masked attention together, in the latent before compositing.
 
     The change that another photo makes outside its box, with region attention and without.
@@ -210,6 +283,33 @@ def test_a_photo_keeps_out_of_the_other_box_and_of_the_outside():
     assert change[False][0] > 1e-4
     assert change[True][0] == 0.0
     assert change[True][1] > 1e-4
+
+
+@pytest.mark.parametrize("name", ["flux1", "flux2-klein", "krea2"])
+def test_each_of_two_subjects_acts_in_the_box_it_is_bound_to(name):
+    """Boxes of the edit prompt, one mask per subject, both masks in one run, the latent before compositing.
+
+    Another photo of the second subject changes its own box and no other cell.
+    """
+    from inlay.attention.model_patch import mask_attention
+
+    vae, image, masks = tiny_vae(name), pictures(1), spots((16, 16), (48, 64), size=16)
+    painted = mask_attention(tiny_transformer(name), [masks[:1], masks[1:]], operator="renormalised")
+    latents = []
+    for second in (1, 2):
+        seeds = (torch.Generator().manual_seed(seed) for seed in (7, second))
+        photos = [torch.rand(1, 40, 56, 3, generator=seed) for seed in seeds]
+        positive, negative = execute(PlainClip(), vae, photos=photos, boxes="1; 2")
+        *_, latent = sample(
+            name, painted, vae, image, masks, positive, negative, steps=1, close_up_share=0.0,
+            window_area=0.0, blend="at the end", several_masks="together",
+        )  # fmt: skip
+        latents.append(latent["samples"])
+    changed = (latents[0] != latents[1]).any(1).flatten(0, -3)[0]
+    cell = 16 if name.startswith("flux2") else 8
+    box = torch.zeros_like(changed)
+    box[48 // cell : 64 // cell, 64 // cell : 80 // cell] = True
+    assert torch.equal(changed, box)
 
 
 @pytest.mark.parametrize(
