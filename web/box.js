@@ -71,7 +71,7 @@ class BoxEditor {
     return NAMES.some((name) => isLinked(this.node, name))
   }
 
-  // Looks for a new picture or other values; draws where something changed.
+  // Draws where something changed.
   update() {
     const given = outputOf(this.node)?.inlay_picture?.[0] // of the last run: pictures that only then exist
     const url = upstreamUrl(this.node, "image") ?? (given && isLinked(this.node, "image") ? viewUrl(given) : undefined)
