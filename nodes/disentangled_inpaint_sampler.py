@@ -290,6 +290,7 @@ def sample(
             blend == EVERY_STEP,
             patch,
             references,
+            sigmas,
         ),
     )
     text = _empty_mask_warning(image, mask, jobs, several_masks)

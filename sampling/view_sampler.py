@@ -31,7 +31,7 @@ from ..host.sampling import (
     shows_progress,
 )
 from ..host.vae import PictureVae
-from ..imaging.latent_mask import inpaint_pictures, snap_hole, to_pixels
+from ..imaging.latent_mask import inpaint_pictures, snap_hole, to_pixels, with_soft_values
 from ..imaging.views import ROWS, VIEW, WINDOW, View, pad_to_multiple, resize_image
 from .crop_conditioning import CropRegion, crop_conditions, crop_part, only_rows
 from .references import REFERENCE_LATENTS, ViewReferences
@@ -205,9 +205,10 @@ class ViewSampler:
         keep: bool = True,
         patch: InpaintPatch | None = None,
         references: ViewReferences | None = None,
+        schedule: Tensor | None = None,  # the sigmas of both stages together
     ):
         self.guider, self.noise, self.sampler, self.vae = guider, noise, sampler, PictureVae(vae)
-        self.references = references
+        self.references, self.schedule = references, schedule
         self.progress, self.rows = progress, rows
         self.batch, self.size = shape[0], (shape[1], shape[2])
         self.keep = keep  # blend the known latents in at every step, outside the mask
@@ -227,6 +228,7 @@ class ViewSampler:
             raise ValueError(
                 "image: it holds NaN or infinite values around the mask; load the picture again."
             )
+        soft = pad_to_multiple(hole, grid)
         picture, masked, hole = inpaint_pictures(known, hole, grid)
         latent = self.vae.encode(picture)
         pixels, snapped = hole, snap_hole(hole, (latent.shape[-2], latent.shape[-1]), self.vae.grid)
@@ -248,7 +250,7 @@ class ViewSampler:
         guider = guider_for_region(self.guider, place, condition)
         guider.model_options["transformer_options"][VIEW] = (view, self.size)
         if is_transformer(guider.model_patcher):
-            reach_soft_masks(guider.model_options)
+            reach_soft_masks(guider.model_options, self.schedule)
         if self.references is not None:
             conditions = {
                 kind: self.references.for_view(conds, picture, pixels)
@@ -257,11 +259,24 @@ class ViewSampler:
             guider = copy_guider(guider, conditions)
         if self.patch is not None:
             self._add_fooocus_head(guider, condition["concat_latent_image"], snapped)
-        samples, x0 = self._sample(guider, latent, hole if self.keep else None, sigmas)
+        painted_mask = self._denoise_mask(guider, soft, snapped, hole) if self.keep else None
+        samples, x0 = self._sample(guider, latent, painted_mask, sigmas)
         if x0 and not last:
             samples = guider.model_patcher.model.process_latent_out(x0[0]).to(samples)
         painted = self.vae.decode(samples)[:, : view.height, : view.width, :3]
         return PaintedView(painted.to(known), {"samples": samples} | self._noise_mask(hole))
+
+    def _denoise_mask(self, guider, soft: Tensor, snapped: Tensor, hole: Tensor) -> Tensor:
+        """Return the hole (B, 1, ..., H, W), with the mask's soft values where a transformer turns them on.
+
+        soft: (B, H, W). snapped: the hole on the latent's grid (B, 1, ..., h, w).
+        """
+        turned_on = "denoise_mask_function" in guider.model_options
+        if not turned_on or not is_transformer(guider.model_patcher):
+            return hole
+        cells = snapped.flatten(1, -3)[:, 0]
+        values = with_soft_values(cells, soft.expand(len(cells), -1, -1))
+        return to_pixels(values, *soft.shape[1:]).view_as(hole)
 
     def _noise_mask(self, hole: Tensor) -> dict:
         return {"noise_mask": hole} if self.keep else {}
@@ -320,8 +335,10 @@ def guider_for_region(guider: CFGGuider, place: CropRegion, condition: dict):
     return stage
 
 
-def reach_soft_masks(model_options: dict) -> None:
+def reach_soft_masks(model_options: dict, schedule: Tensor | None = None) -> None:
     """Let soft masks reach every step, where a function turns them on by the noise level.
+
+    schedule: the sigmas of all runs together, of which each one samples a part; None: of one run alone.
 
     Differential Diffusion changes a value m from the step on at which m is over the noise level, as a share
     of the schedule. A steep schedule ends early (FLUX.2 klein with 4 steps at .767), and lower values would
@@ -332,7 +349,9 @@ def reach_soft_masks(model_options: dict) -> None:
         return
 
     def reached(sigma: Tensor, denoise_mask: Tensor, extra_options: dict, **kwargs) -> Tensor:
-        last = last_level(extra_options["model"].inner_model.model_sampling, extra_options["sigmas"])
+        sigmas = extra_options["sigmas"] if schedule is None else schedule.to(extra_options["sigmas"])
+        extra_options = extra_options | {"sigmas": sigmas}
+        last = last_level(extra_options["model"].inner_model.model_sampling, sigmas)
         soft = 1 - (1 - last) * (1 - denoise_mask)  # exactly 1 where the mask is 1
         return function(sigma, torch.where(denoise_mask > 0, soft, denoise_mask), extra_options, **kwargs)
 

@@ -6,8 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.lab.models.tiny_transformers import CONTEXT, random_prompt, tiny_transformer, tiny_vae
+from inlay.families.table import FAMILIES, NO_REFERENCES
+from inlay.lab.models.tiny_transformers import (
+    CONTEXT,
+    random_latent,
+    random_prompt,
+    tiny_transformer,
+    tiny_vae,
+)
 from inlay.tests.host.families.painting import SIZE, pictures, sample, spots, watched
+
+REFERENCE_ROWS = [row.name for row in FAMILIES if row.references != NO_REFERENCES]
 
 
 class ReadingClip:
@@ -42,8 +51,7 @@ class BooguClip(ReadingClip):
         self.seen = []
 
     def encode_from_tokens_scheduled(self, tokens):
-        [[text, values]] = super().encode_from_tokens_scheduled(tokens)
-        return [[text, values | {"attention_mask": torch.ones(1, text.shape[1], dtype=torch.long)}]]
+        return counted(super().encode_from_tokens_scheduled(tokens))
 
 
 class PlainClip(ReadingClip):
@@ -56,6 +64,24 @@ class PlainClip(ReadingClip):
     def tokenize(self, text, **kwargs):
         self.seen.append((text, kwargs.get("images")))
         return {"l": [[(ord(letter), 1.0) for letter in text or " "]]}
+
+
+class CountingClip(PlainClip):
+    """One whose network counts the tokens in a mask, as that of OmniGen2."""
+
+    def encode_from_tokens_scheduled(self, tokens):
+        return counted(super().encode_from_tokens_scheduled(tokens))
+
+
+class KreaClip(PlainClip):
+    def __init__(self):
+        super().__init__()
+        self.tokenizer = type("Krea2Tokenizer", (), {})()
+
+
+def counted(conditioning):
+    [[text, values]] = conditioning
+    return [[text, values | {"attention_mask": torch.ones(1, text.shape[1], dtype=torch.long)}]]
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +128,42 @@ def test_references_are_the_scene_and_the_photos_and_run_in_the_hosts_sampler(in
     assert all(
         call.inlay_references == (("scene",), ("subject", 0, 1.0), ("subject", 0, 1.0)) for call in calls
     )
+
+
+def clip_of(name):
+    """A text encoder as the family has it: one that reads pictures, or counts its tokens, or neither."""
+    kinds = {
+        "qwen-image": ReadingClip,
+        "qwen-image-edit-2511": ReadingClip,
+        "boogu": BooguClip,
+        "omnigen2": CountingClip,
+        "krea2": KreaClip,
+    }
+    return kinds.get(name, PlainClip)()
+
+
+@pytest.mark.parametrize("name", REFERENCE_ROWS)
+def test_every_edit_model_reads_the_prompt_in_the_hosts_sampler(name):
+    """Scene and two photos at a size that fits no grid; positive and negative prompt."""
+    import comfy.sample
+
+    from inlay.host.vae import PictureVae
+
+    vae, image, mask = tiny_vae(name), pictures(1), spots((20, 30))
+    positive, negative = execute(clip_of(name), vae, scene=image, mask=mask)
+    model, calls = watched(tiny_transformer(name))
+    noise = random_latent(model, 6, 7)
+    result = comfy.sample.sample(
+        model, noise, 1, 2.0, "euler", "simple", positive, negative, noise * 0, seed=1, disable_pbar=True
+    )
+    assert torch.isfinite(result).all()
+    grid = PictureVae(vae).grid
+    scene = (-(-SIZE[0] // grid), -(-SIZE[1] // grid))
+    for call in calls:
+        first, *photos = call.ref_latents
+        assert first.shape[-2:] == scene
+        assert len(photos) == 2
+        assert call.inlay_references[0] == ("scene",)
 
 
 @pytest.mark.parametrize(("hole", "value"), [("white", 1.0), ("grey", 0.5), ("as drawn", None)])
@@ -187,7 +249,7 @@ def test_text_and_references_of_a_view_know_nothing_of_the_rest(given):
     firsts = []
     for picture in (image, other):
         model, calls = watched(tiny_transformer("qwen-image"))
-        scene = {"scene": picture, "mask": mask} if given else {}
+        scene: dict = {"scene": picture, "mask": mask} if given else {}
         positive, negative = execute(ReadingClip(), vae, **scene)
         sample("qwen-image", model, vae, picture, mask, positive, negative, steps=2)
         firsts.append(calls)
@@ -234,9 +296,7 @@ def test_the_easy_insert_preset_is_as_the_lora_was_trained():
 
 
 def test_the_method_of_krea_2_is_set():
-    clip = PlainClip()
-    clip.tokenizer = type("Krea2Tokenizer", (), {})()
-    positive, _ = execute(clip, tiny_vae("krea2"))
+    positive, _ = execute(KreaClip(), tiny_vae("krea2"))
     assert positive[0][1]["reference_latents_method"] == "index_timestep_zero"
 
 

@@ -63,7 +63,8 @@ def anima_control(model, vae, image, mask):
     from comfy_extras.nodes_model_patch import AnimaLLLiteApply
 
     operations = comfy.ops.manual_cast
-    parts = {"lllite_conditioning1": lllite.AnimaLLLiteConditioning(4, 16, 8, 1, (), operations=operations)}
+    first = lllite.AnimaLLLiteConditioning(4, 16, 8, 1, (), operations=operations)
+    parts: dict[str, torch.nn.Module] = {"lllite_conditioning1": first}
     for target in ("self_attn_q_proj", "self_attn_v_proj", "cross_attn_q_proj", "mlp_layer1"):
         parts[f"lllite_dit_blocks_0_{target}"] = lllite.AnimaLLLiteModule(64, 8, 4, operations=operations)
     weights = {f"{name}.{key}": v for name, part in parts.items() for key, v in part.state_dict().items()}

@@ -150,7 +150,7 @@ def test_a_photo_is_no_scene_even_in_the_pictures_proportions(parts):
     assert [call.inlay_references for call in calls] == [(("subject", 0, 1.0),)] * 2
 
 
-@pytest.mark.parametrize("name", ["flux1", "qwen-image", "z-image", "flux2-klein"])
+@pytest.mark.parametrize("name", TINY)
 def test_the_noise_at_the_switch_has_the_level_of_the_schedule(parts, monkeypatch, name):
     """Flow matching: the network's first input of each stage is sigma noise + (1 - sigma) latent."""
     from inlay.sampling import view_sampler as host
@@ -168,6 +168,9 @@ def test_the_noise_at_the_switch_has_the_level_of_the_schedule(parts, monkeypatc
     monkeypatch.setattr(host.ViewSampler, "_sample", recorded)
     sample(name, model, vae, pictures(1), spots((20, 30)), steps=4, blend="at the end")
     assert [len(sigmas) - 1 for _, _, sigmas in runs] == [2, 2]
+    cell = 16 if calls[0].x.shape[1] == 128 else 8
+    grid = named(name).picture_grid
+    assert all(length * cell % grid == 0 for call in calls for length in call.x.shape[-2:])
     starts = [calls[0], calls[2]]
     for (latent, noise, sigmas), call in zip(runs, starts, strict=True):
         sigma = float(sigmas[0])
@@ -277,6 +280,46 @@ def test_soft_masks_reach_the_last_step_of_a_steep_schedule(in_process_host):
         extra["sigmas"] = torch.tensor([1.0, float(end), 0.0])
         first = torch.tensor([1.0])
         assert options["denoise_mask_function"](first, mask, extra_options=extra).tolist() == [0.0, 0.0, 1.0]
+
+
+def cell(mask, row, column):
+    """The largest value of a mask (..., h, w) in the cell at a pixel of a picture of 96 x 96."""
+    return float(mask[..., row * mask.shape[-2] // 96, column * mask.shape[-1] // 96].amax())
+
+
+@pytest.mark.parametrize("name", ["flux2-klein", "qwen-image", "z-image"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_differential_diffusion_paints_a_soft_mask_in_either_stage(parts, name, share):
+    """Four steps as steep as klein's: a value of 0.55 changes in the last step, a value of 1 in every one."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import CFGGuider, Noise_RandomNoise
+    from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
+
+    from inlay.nodes.disentangled_inpaint_sampler import DisentangledInpaintSamplerAdvanced
+
+    model, vae = parts(name)
+    model, shown = model.clone(), []
+
+    def recorded(sigma, denoise_mask, extra_options):
+        shown.append(DifferentialDiffusion.forward(sigma, denoise_mask, extra_options, strength=1.0))
+        return shown[-1]
+
+    model.set_model_denoise_mask_function(recorded)
+    image = torch.nn.functional.interpolate(pictures(1).movedim(-1, 1), (96, 96)).movedim(1, -1)
+    mask = torch.zeros(1, 96, 96)
+    mask[:, 32:64, 32:48], mask[:, 32:64, 48:64] = 1.0, 0.55
+    guider = CFGGuider.execute(model, random_prompt(name, 1), random_prompt(name, 2), 1.0)[0]
+    sigmas = torch.tensor([1.0, 0.967, 0.908, 0.767, 0.0])
+    node: Any = DisentangledInpaintSamplerAdvanced.PREPARE_CLASS_CLONE(None)
+    result = node.execute(
+        Noise_RandomNoise(3), guider, comfy.samplers.sampler_object("euler"), sigmas, vae, image, mask,
+        close_up_share=share, close_up_size=96, context=3.0, window_area=0.0, soft_edge=0, grow=0,
+    ).result[0]  # fmt: skip
+    steps = [[cell(step, 48, column) for step in shown] for column in (36, 60, 4)]
+    assert steps == [[1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
+    changed = (result != image).any(-1)[0]
+    assert changed[mask[0] > 0].float().mean() > 0.9
+    assert not changed[mask[0] == 0].any()
 
 
 @pytest.mark.parametrize("name", ["flux1", "qwen-image", "z-image"])
