@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from comfy.controlnet import ControlBase
+    from comfy.controlnet import ControlBase, ControlNet, T2IAdapter
 
 
 class Hints(NamedTuple):
@@ -29,7 +29,10 @@ def previous_of(control: ControlBase) -> ControlBase | None:
 
 
 def with_hints(
-    control: ControlBase, picture: Tensor | None, extras: list[Tensor], previous: ControlBase | None
+    control: ControlNet | T2IAdapter,
+    picture: Tensor | None,
+    extras: list[Tensor],
+    previous: ControlBase | None,
 ) -> ControlBase:
     """Return a copy of a ControlNet that reads another picture and is chained to another one."""
     copied = control.copy()

@@ -353,10 +353,12 @@ def family_side(side: str, options, parts=None):
     parts = parts or family_parts(options.family, options.full)
     if side in ("inlay", "bare"):
         return inlay_family_side(parts, options.side, options.rank, side == "bare")
-    channels = parts[0].model.latent_format.latent_channels
-    grid = options.side // (16 if channels == 128 else 8)
+    latents = parts[0].model.latent_format
+    grid = options.side // (16 if latents.latent_channels == 128 else 8)
+    time_axis = (1,) * (latents.latent_dimensions - 2)
+    samples = torch.randn(8, latents.latent_channels, *time_axis, grid, grid)
     return host_side(
-        parts[:1], options.side, options.rank, " " in side, torch.randn(8, channels, grid, grid), parts[1],
+        parts[:1], options.side, options.rank, " " in side, samples, parts[1],
         "bf16" if options.full else "fp32",
     )  # fmt: skip
 

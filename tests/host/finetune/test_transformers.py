@@ -428,6 +428,7 @@ def test_an_interrupt_and_a_failure_change_nothing_and_the_next_run_goes_on(
     import comfy.model_management
 
     from inlay.nodes import subject_finetune
+    from inlay.training.finetune import finetune_subject
 
     wired = opened(name).model
     before = weights(wired)
@@ -456,6 +457,8 @@ def test_an_interrupt_and_a_failure_change_nothing_and_the_next_run_goes_on(
     resumed = train(name, **choices)
     assert all(torch.equal(whole[1][key], resumed[1][key]) for key in whole[1])
     assert whole[2] == resumed[2]
+    monkeypatch.setattr(finetune_subject, "train_lora", lambda *_, **__: pytest.fail("trained again"))
+    assert train(name, **choices)[3] == resumed[3]
 
 
 @pytest.mark.parametrize("name", QUICK)
