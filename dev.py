@@ -15,6 +15,7 @@ ComfyUI, say where it is in COMFYUI_PATH; to use its Python too, and install not
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -327,6 +328,11 @@ def choose(command: str, arguments: list[str]) -> str:
     return known[arguments[0]]
 
 
+def description(module: Path) -> str:
+    """The docstring of a file that this Python may be unable to import."""
+    return ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+
+
 def main(arguments: list[str]) -> int:
     if sys.version_info < (3, 10):  # noqa: UP036 - this is where an older one is told so
         raise Stop(f"Inlay needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
@@ -342,6 +348,9 @@ def main(arguments: list[str]) -> int:
         script = module(f"inlay.tools.{command}", *rest)
     elif command not in ("test", "setup"):
         raise Stop(f"There is no command {command}; python dev.py --help lists them.")
+    if command in ("demo", "serve") and {"-h", "--help"} & {*rest} and not (own_python() or VENV.exists()):
+        print(description(PACK / "tools" / f"{command}.py"))  # all options once the environment is made
+        return 0
     python, host = prepare()
     if command == "test":
         return check(python, host, rest)

@@ -18,7 +18,7 @@ Size = tuple[int, int]
 
 WHOLE_IMAGE: Window = (0.0, 0.0, 1.0, 1.0)
 OPEN = 255  # the label of every token in a batch row that no mask applies to
-MOST_REPEATS = 12  # of a prompt, beside others of 3 and 4 times its length; the host batches no longer ones
+MOST_REPEATS = 12  # largest factor by which the host repeats a prompt to the length of others in its batch
 
 
 def region_labels(masks: Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 from ..host.compatibility import latent_channels_of, reads_pooled_text, text_width, vae_channels
 from ..host.families import config_name, family_of
 from ..host.models import unet_of
+from ..host.sampling import conditions_of
 
 IDENTITY = "inlay_identity"  # marks a CONDITIONING of Identity Encoder
 WIDTH_NAMES = {768: "SD 1.5", 1024: "SD 2", 1280: "the SDXL refiner", 2048: "SDXL", 4096: "FLUX.1 or SD 3"}
@@ -76,7 +77,7 @@ def check_prompts_fit(model, **prompts: Sequence) -> None:
 
 def check_guider_fits(guider) -> None:
     """Raise ValueError for a GUIDER whose prompts were made for another family of models."""
-    for conds in guider.original_conds.values():
+    for conds in conditions_of(guider).values():
         for cond in conds:
             _check_identity(guider.model_patcher, cond)
             check_text_fits(guider.model_patcher, cond.get("cross_attn"), _pooled_of(cond), "guider")

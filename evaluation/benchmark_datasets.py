@@ -32,7 +32,7 @@ class Case:
 
     @property
     def caption(self) -> str:
-        """The prompt in plain words, as CLIP-T wants it; empty where it is not known what the subject is."""
+        """The prompt in plain words, as CLIP-T takes it; empty where the subject is unknown."""
         if "{subject}" in self.prompt and not self.class_name:
             return ""
         return self.prompt.replace("{subject}", self.class_name)

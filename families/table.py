@@ -80,7 +80,8 @@ class Family:
         references: NO_REFERENCES, LATENTS or LATENTS_AND_TEXT.
         edit_word: a word in the file names of the edit models; "" where all models that take references are.
         reference_method: must be set in the CONDITIONING, or the host ignores references; "" elsewhere.
-        most_reference_pixels: area of a subject's reference at most, in pixels.
+        most_reference_pixels: area in pixels up to which a reference is neither shrunk nor shifted, and so of
+            a view whose scene is one.
         prediction: EPSILON (or v for SD 2) or VELOCITY (flow matching).
         settings: of the sampler, for the family's usual model.
         variants: settings for models whose file name contains a word, such as "turbo"; first match.

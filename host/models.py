@@ -27,9 +27,14 @@ PREDICTIONS: dict[object, Literal["epsilon", "v", "velocity"]] = {
 }
 
 
+def network_of(model) -> Any:
+    """Return the network of a MODEL, without what wraps it."""
+    return model.model.diffusion_model
+
+
 def unet_of(model) -> Any | None:
     """Return the UNet of a MODEL, or None where its network is not the host's `UNetModel`."""
-    network = model.model.diffusion_model
+    network = network_of(model)
     return network if isinstance(network, UNetModel) else None
 
 

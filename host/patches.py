@@ -1,5 +1,6 @@
 """Seams for changes to a MODEL: its patcher, weight, object and picture patches, the attention function."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -69,7 +70,11 @@ def _fits(patch: tuple, shape: torch.Size) -> bool:
     return True
 
 
-PICTURE_PATCHES = ("ZImageControlPatch", "DiffSynthCnetPatch")  # of nodes_model_patch.py
+# Classes of the host that hold a whole picture: the first two encode it, Anima's reads its pixels.
+ENCODED_PICTURES = ("ZImageControlPatch", "DiffSynthCnetPatch")  # of nodes_model_patch.py
+PIXELS = "AnimaLLLitePatch"  # of comfy.ldm.anima.lllite, as those that refer to it
+LINKED_TO_PIXELS = ("AnimaLLLiteAttentionPatch", "AnimaLLLiteMLPPatch")
+PICTURE_PATCHES = (*ENCODED_PICTURES, PIXELS, *LINKED_TO_PIXELS)
 
 
 def crop_picture_patches(
@@ -96,16 +101,26 @@ def crop_picture_patches(
 
 def _cropped(patch: Any, device: torch.device, crop, crop_mask, made: dict[int, Any]) -> Any:
     """Return a patch of the part; the same one where a patch stands in two lists."""
-    if type(patch).__name__ not in PICTURE_PATCHES:
+    kind = type(patch).__name__
+    if kind not in PICTURE_PATCHES:
         return patch
-    if id(patch) not in made:
+    if id(patch) in made:
+        return made[id(patch)]
+    if kind in ENCODED_PICTURES:
         keywords = {} if patch.mask is None else {"mask": crop_mask(patch.mask)}
         if getattr(patch, "inpaint_image", None) is not None:
             keywords["inpaint_image"] = crop(patch.inpaint_image)
         image = None if patch.image is None else crop(patch.image)
-        part = type(patch)(patch.model_patch, patch.vae, image, patch.strength, **keywords)
-        made[id(patch)] = part.to(device)
-    return made[id(patch)]
+        part = type(patch)(patch.model_patch, patch.vae, image, patch.strength, **keywords).to(device)
+    else:
+        part = copy.copy(patch)
+        if kind == PIXELS:
+            part.image = crop(patch.image)
+            part.mask = None if patch.mask is None else crop_mask(patch.mask)
+        else:
+            part.patch = _cropped(patch.patch, device, crop, crop_mask, made)
+    made[id(patch)] = part
+    return part
 
 
 APPLY_MODEL = WrappersMP.APPLY_MODEL  # wrappers around one call of the network

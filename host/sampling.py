@@ -1,5 +1,6 @@
 """Seams for sampling: whole pictures, a network in training, guiders, schedules, previews and progress."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +28,8 @@ __all__ = [
     "Sampler",
     "condition",
     "conditioning_set_values",
-    "create_model_options_clone",
+    "conditions_of",
+    "copy_guider",
     "dual_cfg_guider",
     "flux2_sigmas",
     "intermediate_type",
@@ -119,6 +121,19 @@ def flux2_sigmas(steps: int, pixels: int) -> Tensor:
     from comfy_extras.nodes_flux import get_schedule  # a module of nodes, which the host imports late
 
     return torch.as_tensor(get_schedule(steps, pixels // 16**2))
+
+
+def conditions_of(guider: CFGGuider) -> dict[str, list[dict[str, Any]]]:
+    """Return a guider's conditions by the names of its prompts, such as "positive"."""
+    return guider.original_conds
+
+
+def copy_guider(guider: CFGGuider, conditions: dict[str, list[dict[str, Any]]]) -> CFGGuider:
+    """Return a guider of the same kind with other conditions and its own options; the rest is shared."""
+    copied = copy.copy(guider)
+    copied.model_options = create_model_options_clone(guider.model_options)
+    copied.original_conds = conditions
+    return copied
 
 
 def latent_previewer(model: ModelPatcher) -> Any:

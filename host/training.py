@@ -129,8 +129,10 @@ class FrozenLinear(nn.Linear):
         return sum(bytes_of(part) for part in self.frozen if part is not None)
 
     def bytes_in_use(self) -> int:
-        """Return the bytes on the device while an offloaded layer is used: as it is stored, and widened."""
-        return self.nbytes() + self.in_features * self.out_features * self.dtype.itemsize
+        """Return the bytes that a use adds on the device: the widened weight, and an offloaded one's copy."""
+        plain = not is_special(self.frozen[0]) and self.frozen[0].dtype == self.dtype
+        widened = 0 if plain else self.in_features * self.out_features * self.dtype.itemsize
+        return widened + self.nbytes() * self.offloaded
 
     def load(self) -> None:
         """Move an offloaded weight to the device, where it stays."""
@@ -228,6 +230,12 @@ def load_layers(network: nn.Module, room: int) -> tuple[int, int]:
         layer.load()
     rest = offloaded_layers(network)
     return sum(layer.nbytes() for layer in rest), max((layer.bytes_in_use() for layer in rest), default=0)
+
+
+def bytes_in_use(network: nn.Module) -> int:
+    """Return the bytes that using the largest frozen layer adds on the device."""
+    layers = (layer for layer in network.modules() if isinstance(layer, FrozenLinear))
+    return max((layer.bytes_in_use() for layer in layers), default=0)
 
 
 def weight_bytes(network: nn.Module) -> int:

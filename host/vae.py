@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .models import weights_of
 
+FLUX2_CHANNELS = 128  # of the latents of FLUX.2 and Lens
+
 
 class PictureVae:
     """A VAE of the host for pictures.
@@ -24,8 +26,10 @@ class PictureVae:
 
     @property
     def grid(self) -> int:
-        """Pixels per side of a latent cell."""
-        return self.vae.spacial_compression_encode()
+        """Pixels per side of a latent cell; the host's small autoencoder of FLUX.2 reports half of them."""
+        reported = self.vae.spacial_compression_encode()
+        channels = getattr(self.vae, "latent_channels", 0)
+        return max(reported, 16) if channels == FLUX2_CHANNELS else reported
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(B, H, W, C) in [0, 1] -> (B, C, h, w) or (B, C, 1, h, w)."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.ndimage import binary_dilation, binary_fill_holes, label, uniform_filter
 
 TOLERANCE = 0.08  # mean absolute difference of a pixel's channels, of pictures in [0, 1]
 WINDOWS_PER_SIDE = 64  # shorter side of the image / radius of the averaging window
@@ -17,8 +18,6 @@ def change_map(original: torch.Tensor, generated: torch.Tensor, tolerance: float
 
     The difference is averaged over a square window of the given radius.
     """
-    from scipy.ndimage import uniform_filter  # slow to import
-
     difference = (generated - original).abs().mean(-1).float().cpu().numpy()
     return uniform_filter(difference, 2 * radius + 1) > tolerance
 
@@ -30,8 +29,6 @@ def patches(pixels: np.ndarray, smallest: float = 1) -> Iterator[np.ndarray]:
         pixels: the boolean image (H, W).
         smallest: minimum number of pixels of a patch.
     """
-    from scipy.ndimage import label
-
     labelled, count = label(pixels)  # pyright: ignore[reportGeneralTypeIssues]
     sizes = np.bincount(labelled.ravel(), minlength=count + 1)[1:]
     for index in np.argsort(-sizes, kind="stable"):
@@ -67,8 +64,6 @@ def change_mask(
 
 
 def _mask(original, generated, tolerance: float, largest: bool, radius: int) -> np.ndarray:
-    from scipy.ndimage import binary_dilation, binary_fill_holes
-
     pixels = change_map(original, generated, tolerance, radius)
     union = np.zeros_like(pixels)
     selected = islice(patches(pixels), 1) if largest else patches(pixels, SMALLEST_SHARE * pixels.size)

@@ -1,6 +1,7 @@
 """Paste-back: the generated picture inside the mask, the original's own pixels outside a soft edge."""
 
 import torch
+from scipy.ndimage import distance_transform_edt
 
 from .boxes import Box, bounding_box
 
@@ -77,8 +78,6 @@ def distance_to(mask: torch.Tensor, reach: int) -> torch.Tensor:
 
 def _transform(mask: torch.Tensor) -> torch.Tensor:
     """`distance_to` of one mask (H, W), exact everywhere; infinite where nothing is masked."""
-    from scipy.ndimage import distance_transform_edt  # the host brings it, and needs a while for it
-
     outside = (mask <= 0.5).numpy()
     if outside.all():
         return torch.full(mask.shape, torch.inf)

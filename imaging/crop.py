@@ -1,4 +1,4 @@
-"""Crops for painting: the part of a picture around its mask, at a size that the model likes.
+"""Crops for painting: the part of a picture around its mask, at a size that suits the model.
 
 A crop is planned once, so that the painted picture can be pasted back into the same place. Nothing of the
 picture's own size is copied: a plan holds the boxes, and the mask inside each of them.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import binary_fill_holes, find_objects, label
 
 from .boxes import Box, enclosing_box, find_box
 from .composite import distance_to
@@ -284,8 +285,6 @@ def _near(pixels: torch.Tensor, reach: int) -> torch.Tensor:
 
 
 def _filled(pixels: torch.Tensor, holes: bool, specks: int) -> torch.Tensor:
-    from scipy.ndimage import binary_fill_holes, label
-
     array = pixels.cpu().numpy()
     if holes:
         array = np.asarray(binary_fill_holes(array))
@@ -303,8 +302,6 @@ def _patches(part: MaskPart) -> list[MaskPart]:
 
     Raises ValueError if there are more than `MOST_CROPS`.
     """
-    from scipy.ndimage import find_objects, label
-
     labelled, count = label(part.pixels.cpu().numpy(), np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
     if count > MOST_CROPS:
         raise ValueError(

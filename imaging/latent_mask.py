@@ -46,6 +46,23 @@ def view_hole(mask: Tensor, view: View) -> Tensor:
     return grow_mask(shown, view.grow) if view.grow else shown
 
 
+def with_soft_values(hole: Tensor, mask: Tensor, grow: int = 0) -> Tensor:
+    """Return a hole (B, h, w) of zeros and ones with the soft values of its mask: over 0.5 inside, 0 outside.
+
+    mask: (B, H, W), what the hole was made of. grow: by which the hole was grown, in its own pixels; the rim
+    has the largest value within reach.
+    """
+    if not ((mask > 0.5) & (mask < 1)).any():
+        return hole
+    values = F.interpolate(mask[:, None].to(hole), hole.shape[1:], mode="nearest-exact").clamp(0, 1)
+    near = values
+    for sides in ((1, 0), (0, 1)):
+        reach = [grow * side for side in sides]
+        near = F.max_pool2d(near, [2 * r + 1 for r in reach], 1, reach)
+    values = torch.where(values > 0.5, values, near)[:, 0]
+    return hole * torch.where(values > 0.5, values, 1.0)
+
+
 def grow_mask(hole: Tensor, grow: int) -> Tensor:
     """m' (DreamMix, sec. 3.2): the mask (B, h, w) and everything within `grow` pixels of it."""
     return (distance_to(hole, grow) <= grow).to(hole)

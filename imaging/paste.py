@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
 
 from .boxes import Box, find_box
 from .changes import TOLERANCE, change_mask
@@ -376,8 +377,6 @@ def _known(crop: PaintingCrop, place: Place, masked: torch.Tensor) -> torch.Tens
 
 def measure_colours(work: Comparison, options: PasteOptions) -> tuple[Correction | None, float, float]:
     """Return the colour correction, and the colour difference at the rim before and after."""
-    from scipy.ndimage import distance_transform_edt
-
     height, width = fit_within(COLOUR_SIDE, *work.known.shape)
     rows, columns = (
         (length / size, 0.0, size) for length, size in zip(work.known.shape, (height, width), strict=True)
@@ -491,8 +490,6 @@ def _from(to_painted: np.ndarray, down: float, right: float) -> np.ndarray:
 
 def _share_that_follows(mask: torch.Tensor) -> torch.Tensor:
     """(h, w) of a mask (h, w): how far colours are corrected that do not follow, 1 at the rim, 0 inside."""
-    from scipy.ndimage import distance_transform_edt
-
     inside = torch.from_numpy(np.asarray(distance_transform_edt(mask.cpu().numpy()))).float()
     return (1 - inside / max(1.0, FADE * max(mask.shape))).clamp(0, 1)
 

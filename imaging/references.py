@@ -41,7 +41,8 @@ def list_references(folder: Path) -> list[tuple[Path, Path | None]]:
         skipped = [f"{name} ({reason})" for name, reason in skipped_files(folder)[:3]]
         left_out = f" Skipped: {', '.join(skipped)}." if skipped else ""
         raise ValueError(
-            f"references: the folder '{folder.name}' holds no picture; put the subject's there.{left_out}"
+            f"references: the folder '{folder.name}' holds no picture; put the subject's photos there."
+            f"{left_out}"
         )
     return [(file, masks.get(file.stem)) for file in sorted(pictures, key=natural_order)]
 

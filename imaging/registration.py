@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+from scipy.fft import irfft2, next_fast_len, rfft2
+from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter, map_coordinates, spline_filter
 
 SHIFT, SHIFT_AND_SCALE, AFFINE = "shift", "shift and scale", "affine"
 MODELS = (SHIFT, SHIFT_AND_SCALE, AFFINE)
@@ -260,8 +262,6 @@ def _halved(image: np.ndarray) -> np.ndarray:
 
 
 def _level(reference: np.ndarray, painted: np.ndarray, known: np.ndarray) -> _Level:
-    from scipy.ndimage import binary_erosion, spline_filter
-
     height, width = reference.shape
     inner = np.asarray(binary_erosion(known, iterations=1 if max(height, width) <= COARSEST else 2))
     points = _textured_points(reference, inner)
@@ -297,8 +297,6 @@ def _textured_points(reference: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def _search(level: _Level, model: str) -> list[np.ndarray]:
     """Geometry parameters of `SHIFT_AND_SCALE` with the largest masked correlations, and no motion at all."""
-    from scipy.fft import irfft2, next_fast_len, rfft2
-
     height, width = level.reference.shape
     weight = level.known.astype(np.float64)
     shape = [next_fast_len(2 * length, real=True) for length in (height, width)]
@@ -340,8 +338,6 @@ def _search(level: _Level, model: str) -> list[np.ndarray]:
 
 def _detail(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Return the image without its smooth part, which is averaged over the weighted pixels only."""
-    from scipy.ndimage import gaussian_filter
-
     total = gaussian_filter(weight, 4.0, mode="nearest")
     smooth = gaussian_filter(image * weight, 4.0, mode="nearest") / np.maximum(total, 1e-6)
     return image - smooth
@@ -349,8 +345,6 @@ def _detail(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def _scaled(image: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the image at centre + scale * (x - centre), and 1 where that lies inside."""
-    from scipy.ndimage import map_coordinates
-
     height, width = image.shape
     axes = [length / 2 + scale * (np.arange(length) + 0.5 - length / 2) - 0.5 for length in (height, width)]
     inside = np.multiply.outer(
@@ -496,8 +490,6 @@ def _covariance(fit: _Fit, level: _Level, model: str) -> np.ndarray:
     of one picture's gradients with the other's, in which independent noise cancels; N = sigma^2 J^T W J as
     usual.
     """
-    from scipy.ndimage import spline_filter
-
     problem, k = level.problem, GEOMETRY[model]
     basis = geometry_basis(problem.positions, model)[fit.inside]
     _, jacobian = problem.residuals(fit.parameters, model)
@@ -516,8 +508,6 @@ def _covariance(fit: _Fit, level: _Level, model: str) -> np.ndarray:
 
 def _rim(known: np.ndarray) -> np.ndarray:
     """(N, 2) positions of known pixels beside unknown ones, some hundreds; the corners if there are none."""
-    from scipy.ndimage import binary_dilation
-
     height, width = known.shape
     rim = np.argwhere(known & np.asarray(binary_dilation(~known)))
     if not len(rim):

@@ -19,7 +19,7 @@ from .masks import resize_mask
 WINDOW, ROWS, VIEW = "inlay_window", "inlay_rows", "inlay_view"
 Window = tuple[float, float, float, float]
 UNET_MULTIPLE = 64  # pixels per cell of a UNet's coarsest grid: 8 of the autoencoder times three halvings
-MAX_UPSCALE = 8  # a view enlarges no further; there is nothing left to see
+MAX_UPSCALE = 8  # largest enlargement of a view
 MAX_ELONGATION = 2  # times the side of a square of the same area: models paint no longer strips
 WINDOW_FACTOR = 3  # times the box's longer side: what the window of a small box holds
 

@@ -119,7 +119,7 @@ def _rows(clip, text: str, encoded: torch.Tensor, one_chunk: bool = False) -> li
 
 
 def _is_loaded(clip, name: str) -> bool:
-    """SD 3's tokenizer speaks for three text encoders, whichever of them are there."""
+    """Whether the text encoder of this name is loaded; SD 3's tokenizer makes tokens for all of its three."""
     model = clip.cond_stage_model
     return getattr(model, {"l": "clip_l", "g": "clip_g"}.get(name, name), model) is not None
 

@@ -24,7 +24,7 @@ from ..sampling.stages import InpaintOptions
 from .checks import check_inpaint_patch, check_wired
 
 AUTO = "auto"
-CONTEXT = 1.5
+CONTEXT, WINDOW_AREA = 1.5, 2.0
 EVERY_STEP, AT_THE_END = "every step", "at the end"
 InpaintPatchType = io.Custom("INPAINT_PATCH")
 
@@ -95,7 +95,7 @@ def close_up_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "window_area",
-            default=2.0,
+            default=WINDOW_AREA,
             min=0.0,
             max=64.0,
             step=0.25,
@@ -240,7 +240,7 @@ class DisentangledInpaintSampler(io.ComfyNode):
 def sample(
     guider, noise, sampler, sigmas: torch.Tensor, vae, image: torch.Tensor, mask: torch.Tensor,
     close_up_share: float = 0.7, soft_edge: int = 32, several_masks: str = EACH, close_up_size: int = 0,
-    context: float = CONTEXT, least_share: float = 0.0, grow: int = 8, window_area: float = 2.0,
+    context: float = CONTEXT, least_share: float = 0.0, grow: int = 8, window_area: float = WINDOW_AREA,
     blend: str = EVERY_STEP, inpaint_patch=None,
 ) -> io.NodeOutput:  # fmt: skip
     """Return what both samplers do once they have a guider and sigmas; `choices` as in `close_up_inputs`."""
@@ -255,14 +255,15 @@ def sample(
     split_schedule(sigmas, close_up_share)  # raises ValueError for a share outside 0 to 1
     if context == CONTEXT:  # a LoRA's own, where the input was left alone
         context = view_sampler.trained_context(guider) or context
+    side = close_up_size or working_side(model)
     options = InpaintOptions(
-        close_up_size or working_side(model),
+        side,
         close_up_share,
         context,
         least_share,
         grow,
         soft_edge,
-        window_area,
+        _window_area(guider, window_area, side),
         view_sampler.view_multiple(model),
     )
     image, jobs = plan_batch(image, mask.to(image.device), several_masks)
@@ -289,10 +290,18 @@ def sample(
             blend == EVERY_STEP,
             patch,
             references,
+            sigmas,
         ),
     )
     text = _empty_mask_warning(image, mask, jobs, several_masks)
     return io.NodeOutput(painted.image, painted.close_up, painted.latent, ui=_warn(text))
+
+
+def _window_area(guider, window_area: float, side: int) -> float:
+    """Return the input; where it was left alone, at most what an edit model neither shifts nor enlarges."""
+    if window_area != WINDOW_AREA:
+        return window_area
+    return min(window_area, view_sampler.largest_window(guider, side))
 
 
 def check_sigmas(sigmas) -> None:

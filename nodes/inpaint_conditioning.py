@@ -16,6 +16,8 @@ from ..sampling.identity import BLENDINGS, RENOISED, blend_background, read_obje
 from ..sampling.view_sampler import with_guidance
 from .checks import check_wired
 
+LARGE_PICTURE = 2_000_000  # pixels; models do not paint more well in one piece
+
 
 class InlayInpaintConditioning(io.ComfyNode):
     @classmethod
@@ -87,6 +89,7 @@ class InlayInpaintConditioning(io.ComfyNode):
         check_mask(image, mask)
         check_not_empty(mask)
         check_not_full(mask)
+        notes = large_picture_note(image)
         family, pictures = None if model is None else require_family(model), PictureVae(vae)
         if model is not None:
             check_vae_fits(model, vae)
@@ -106,7 +109,19 @@ class InlayInpaintConditioning(io.ComfyNode):
         if family is not None and family.references != NO_REFERENCES:
             scene = pictures.encode(mark_hole(image, mask, hole))
             prompts = [with_scene_first(prompt, scene, family.reference_method) for prompt in prompts]
-        return io.NodeOutput(*prompts, {"samples": known} | ({"noise_mask": noise} if noise_mask else {}))
+        latent = {"samples": known} | ({"noise_mask": noise} if noise_mask else {})
+        return io.NodeOutput(*prompts, latent, ui={"inlay_notes": notes})
+
+
+def large_picture_note(image: torch.Tensor) -> list[str]:
+    """Return the warning about a picture (B, H, W, 3) that is much larger than what models are trained on."""
+    height, width = image.shape[1:3]
+    if height * width <= LARGE_PICTURE:
+        return []
+    return [
+        f"image: {width}x{height} pixels are more than such a model paints well in one piece: it takes long"
+        " and may repeat the subject; use the template Inlay 02 (Inpaint Subject), or a smaller picture."
+    ]
 
 
 def with_scene_first(conditioning: list, scene: torch.Tensor, method: str) -> list:

@@ -1,4 +1,4 @@
-"""MaskedAttentionPatch: the prompt speaks only to the box, and the background's colours stay out of it."""
+"""MaskedAttentionPatch: the prompt acts in the box alone, and the background's colours stay out of it."""
 
 import re
 

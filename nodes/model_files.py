@@ -119,7 +119,7 @@ def check_finite_weights(weights: dict[str, Tensor], input_name: str, name: str)
 
 
 def _register() -> None:
-    """Tell the host of models/inlay, once; extra_model_paths.yaml may have done so already."""
+    """Add models/inlay to the host's folders, once; extra_model_paths.yaml may have done so already."""
     if INLAY_FOLDER not in folder_paths.folder_names_and_paths:
         paths = [str(Path(folder_paths.models_dir) / INLAY_FOLDER)]
         folder_paths.folder_names_and_paths[INLAY_FOLDER] = (paths, folder_paths.supported_pt_extensions)

@@ -24,6 +24,7 @@ from .page import add_get_route, data_url
 
 REFERENCES_ROUTE = "/inlay/references"
 PHOTO_SIDE, MOST_SHOWN = 160, 24  # pixels of the longer side; pictures shown on the node
+WITHOUT_CUT_OUT = "connect Load Background Removal Model"
 
 
 class InlayLoadReferences(io.ComfyNode):
@@ -121,20 +122,14 @@ class InlayLoadReferences(io.ComfyNode):
             files = list_references(path)
             references = [read_reference(picture, mask, "folder") for picture, mask in files]
             names = [picture.name for picture, _ in files]
-            if skipped := skipped_files(path):
-                notes.append("Skipped: " + ", ".join(f"{name} ({reason})" for name, reason in skipped) + ".")
+            notes += _skipped_note(path)
         if background_removal and background_removal[0] is not None:
             references = [
                 (image, cut_out_subject(background_removal[0], image) if is_whole_frame(mask) else mask)
                 for image, mask in references
             ]
         whole = [name for name, (_, mask) in zip(names, references, strict=True) if is_whole_frame(mask)]
-        if whole:
-            mend = "paint a mask" if background_removal else "connect Load Background Removal Model"
-            notes.append(
-                f"There is no mask for {', '.join(whole)}: the whole picture is learned, with its"
-                f" background; {mend} or save the pictures with a transparent background."
-            )
+        notes += _no_mask_note(whole, "paint a mask" if background_removal else WITHOUT_CUT_OUT)
         references = [
             (image, torch.ones_like(mask) if is_whole_frame(mask) else mask) for image, mask in references
         ]
@@ -147,6 +142,22 @@ class InlayLoadReferences(io.ComfyNode):
             [mask for _, mask in references],
             ui={"inlay_references": shown, "inlay_notes": notes},
         )
+
+
+def _skipped_note(path: Path) -> list[str]:
+    """Return the sentence about the files of a folder that are no pictures, if there are some."""
+    files = ", ".join(f"{name} ({reason})" for name, reason in skipped_files(path))
+    return [f"Skipped: {files}."] if files else []
+
+
+def _no_mask_note(names: list[str], mend: str) -> list[str]:
+    """Return the warning about pictures that are learned with their background, if there are some."""
+    if not names:
+        return []
+    return [
+        f"There is no mask for {', '.join(names)}: the whole picture is learned, with its background;"
+        f" {mend} or save the pictures with a transparent background."
+    ]
 
 
 def _saved(cls, image: torch.Tensor, mask: torch.Tensor, label: str) -> dict[str, str]:
@@ -165,7 +176,10 @@ def add_reference_route() -> None:
 
 
 def describe_folder(folder: str) -> dict:
-    """Return a folder's pictures as small data URLs, the files left out and its error, as JSON."""
+    """Return a folder's pictures as small data URLs, sentences about them and its error, as JSON.
+
+    `no_mask` holds what is true where nothing cuts the subject out.
+    """
     try:
         path = _resolve(folder)
         files = list_references(path)
@@ -174,8 +188,10 @@ def describe_folder(folder: str) -> dict:
             small, kind = thumbnail(picture, mask, PHOTO_SIDE)
             pictures.append({"name": picture.name, "mask": kind, "thumbnail": data_url(small)})
     except ValueError as error:
-        return {"pictures": [], "skipped": [], "error": str(error)}
-    return {"pictures": pictures, "skipped": skipped_files(path), "error": ""}
+        return {"pictures": [], "notes": [], "no_mask": [], "error": str(error)}
+    whole = [picture["name"] for picture in pictures if not picture["mask"]]
+    no_mask = _no_mask_note(whole, WITHOUT_CUT_OUT)
+    return {"pictures": pictures, "notes": _skipped_note(path), "no_mask": no_mask, "error": ""}
 
 
 def _resolve(folder: str) -> Path:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..host.control import hints_of, previous_of, with_hints
 from ..imaging.views import Window
 
 AREA_PIXEL = 8  # pixels of the picture in one step of an area that is not in percent
@@ -151,17 +152,18 @@ def _crop_control(control, place: CropRegion, controls: dict):
     if control is None:
         return None
     if id(control) not in controls:
-        part = control.copy()
-        part.set_previous_controlnet(_crop_control(control.previous_controlnet, place, controls))
-        if part.cond_hint_original is not None:
-            hint = crop_part(_fitted(only_rows(part.cond_hint_original, place.rows), place), place.window)
-            part.cond_hint_original = _resize_hint(hint, place.shown, part.upscale_algorithm)
-        part.extra_concat_orig = [
-            crop_part(_fitted(only_rows(extra, place.rows), place), place.window)
-            for extra in part.extra_concat_orig
-        ]
-        controls[id(control)] = part
+        picture, extras, algorithm = hints_of(control)
+        if picture is not None:
+            picture = _resize_hint(_seen_part(picture, place), place.shown, algorithm)
+        extras = [_seen_part(extra, place) for extra in extras]
+        previous = _crop_control(previous_of(control), place, controls)
+        controls[id(control)] = with_hints(control, picture, extras, previous)
     return controls[id(control)]
+
+
+def _seen_part(hint: Tensor, place: CropRegion) -> Tensor:
+    """Return the window of a hint (B, C, h, w), for the rows of the place."""
+    return crop_part(_fitted(only_rows(hint, place.rows), place), place.window)
 
 
 def _resize_hint(hint: Tensor, size: tuple[int, int], algorithm: str) -> Tensor:

@@ -75,7 +75,7 @@ class ViewReferences:
 
     def _is_scene(self, latent: Tensor) -> bool:
         if id(latent) not in self.scenes:
-            size = [length * self._pixels(latent) for length in latent.shape[-2:]]
+            size = [length * self.vae.grid for length in latent.shape[-2:]]
             picture = resize_image(self.image[:1, ..., :3], *size)
             same = self.vae.encode(picture)
             found = same.shape[1:] == latent.shape[1:]
@@ -84,10 +84,6 @@ class ViewReferences:
                 found = correlation(same - grey, latent[:1].to(same) - grey) > SAME_PICTURE
             self.scenes[id(latent)] = latent, found
         return self.scenes[id(latent)][1]
-
-    def _pixels(self, latent: Tensor) -> int:
-        """Pixels per latent cell; the host's small FLUX.2 autoencoder reports half of them."""
-        return 16 if latent.shape[1] == 128 else self.vae.grid
 
     def _with_kinds(self, cond: dict, kinds: Sequence[str], entry: EditEntry | None) -> dict:
         """Return the same with what its references show, for the attention."""

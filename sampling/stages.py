@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..imaging.boxes import Box, enclosing_box
 from ..imaging.composite import paste_into
-from ..imaging.latent_mask import view_hole
+from ..imaging.latent_mask import view_hole, with_soft_values
 from ..imaging.masks import resize_mask
 from ..imaging.views import View, close_up, resize_image, surroundings, whole_picture
 from .schedule import split_schedule
@@ -50,7 +50,8 @@ class MaskedRegion(NamedTuple):
 class PaintView(Protocol):
     """Runs the sampler over `sigmas` on a view of the picture.
 
-    known (B, h, w, 3), what the view shows, is kept outside `hole` (1, h, w); `start`, the same tensor or one
+    known (B, h, w, 3), what the view shows, is kept outside `hole` (1, h, w), which is 0 outside and over 0.5
+    inside, 1 but for soft masks; `start`, the same tensor or one
     with close-ups pasted in, is what is noised to sigmas[0] inside it. `last`: finish; otherwise return the
     predicted x0.
     """
@@ -78,7 +79,8 @@ def inpaint(
     if not len(local):
         return close_ups, harmonise(picture, holes, [], sigmas, options, paint)
     for i, (view, hole) in enumerate(zip(views, holes, strict=True)):
-        inside = view_hole(hole.mask, view)
+        rows, columns = view.box.slices
+        inside = with_soft_values(view_hole(hole.mask, view), hole.mask[:, rows, columns], view.grow)
         close_ups[i], latent = paint(view, close_ups[i], close_ups[i], inside, local, last=not len(rest))
     painted = list(zip(views, close_ups, strict=True))
     if len(rest):
@@ -112,7 +114,7 @@ def harmonise(
             there = view.box.shift(-wide.box.top, -wide.box.left)
             paste_into(draft, draft, view.restore(shown), there, mask, edge)
         start = resize_image(draft, wide.height, wide.width)
-    inside = resize_mask(union, wide.height, wide.width)
+    inside = with_soft_values(resize_mask(union, wide.height, wide.width), union)
     painted, latent = paint(wide, known, start, inside, sigmas, last=True)
     paste_into(part, part, wide.restore(painted), Box(0, 0, *union.shape[1:]), union, edge)
     return latent

@@ -21,7 +21,8 @@ from ..host.sampling import (
     CFGGuider,
     Flux,
     Sampler,
-    create_model_options_clone,
+    conditions_of,
+    copy_guider,
     flux2_sigmas,
     intermediate_type,
     ksampler_sigmas,
@@ -30,10 +31,10 @@ from ..host.sampling import (
     shows_progress,
 )
 from ..host.vae import PictureVae
-from ..imaging.latent_mask import inpaint_pictures, snap_hole, to_pixels
+from ..imaging.latent_mask import inpaint_pictures, snap_hole, to_pixels, with_soft_values
 from ..imaging.views import ROWS, VIEW, WINDOW, View, pad_to_multiple, resize_image
-from .crop_conditioning import CropRegion, crop_conditions, crop_part
-from .references import ViewReferences
+from .crop_conditioning import CropRegion, crop_conditions, crop_part, only_rows
+from .references import REFERENCE_LATENTS, ViewReferences
 from .stages import PaintedView
 
 
@@ -67,7 +68,7 @@ def _takes_control(model: ModelPatcher) -> bool:
 
 def check_prompts(guider: CFGGuider) -> None:
     """Raise ValueError for a control picture that Flux reads by a LoRA: it is not cut for a view."""
-    conds = [cond for part in guider.original_conds.values() for cond in part]
+    conds = [cond for part in conditions_of(guider).values() for cond in part]
     controlled = any("concat_latent_image" in cond for cond in conds)
     model = guider.model_patcher
     if controlled and isinstance(model.model, Flux) and not _wants_conditions(model):
@@ -127,8 +128,20 @@ def with_guidance(conditioning: list, guidance: float | None) -> list:
 
 def trained_context(guider: CFGGuider) -> float:
     """Side of the crop that a prompt's LoRA was trained on, in the mask's longer side; 0 for none."""
-    entries = (cond.get(EDIT) for conds in guider.original_conds.values() for cond in conds)
+    entries = (cond.get(EDIT) for conds in conditions_of(guider).values() for cond in conds)
     return max((entry.edit.context for entry in entries if entry is not None), default=0.0)
+
+
+def largest_window(guider: CFGGuider, side: int) -> float:
+    """Area up to which a model paints a view beside its references unchanged; infinite without references.
+
+    In squares of `side`, at least one.
+    """
+    row = family_of(guider.model_patcher)
+    conds = [cond for part in guider.original_conds.values() for cond in part]
+    if row is None or not any(cond.get(REFERENCE_LATENTS) or cond.get(EDIT) for cond in conds):
+        return math.inf
+    return max(1.0, row.most_reference_pixels / side**2)
 
 
 def view_multiple(model: ModelPatcher) -> int:
@@ -167,7 +180,7 @@ class SamplingProgress:
         def callback(step, denoised, x, total):
             x0[:] = [denoised]
             preview = self.previewer and self.previewer.decode_latent_to_preview_image("JPEG", denoised)
-            # dpm_adaptive takes as many steps as it likes
+            # dpm_adaptive chooses the number of its steps
             self.bar.update_absolute(start + min(step + 1, steps), self.steps, preview)
 
         return callback
@@ -192,9 +205,10 @@ class ViewSampler:
         keep: bool = True,
         patch: InpaintPatch | None = None,
         references: ViewReferences | None = None,
+        schedule: Tensor | None = None,  # the sigmas of both stages together
     ):
         self.guider, self.noise, self.sampler, self.vae = guider, noise, sampler, PictureVae(vae)
-        self.references = references
+        self.references, self.schedule = references, schedule
         self.progress, self.rows = progress, rows
         self.batch, self.size = shape[0], (shape[1], shape[2])
         self.keep = keep  # blend the known latents in at every step, outside the mask
@@ -214,6 +228,7 @@ class ViewSampler:
             raise ValueError(
                 "image: it holds NaN or infinite values around the mask; load the picture again."
             )
+        soft = pad_to_multiple(hole, grid)
         picture, masked, hole = inpaint_pictures(known, hole, grid)
         latent = self.vae.encode(picture)
         pixels, snapped = hole, snap_hole(hole, (latent.shape[-2], latent.shape[-1]), self.vae.grid)
@@ -235,19 +250,33 @@ class ViewSampler:
         guider = guider_for_region(self.guider, place, condition)
         guider.model_options["transformer_options"][VIEW] = (view, self.size)
         if is_transformer(guider.model_patcher):
-            reach_soft_masks(guider.model_options)
+            reach_soft_masks(guider.model_options, self.schedule)
         if self.references is not None:
-            guider.original_conds = {
+            conditions = {
                 kind: self.references.for_view(conds, picture, pixels)
-                for kind, conds in guider.original_conds.items()
+                for kind, conds in conditions_of(guider).items()
             }
+            guider = copy_guider(guider, conditions)
         if self.patch is not None:
-            self._show_head(guider, condition["concat_latent_image"], snapped)
-        samples, x0 = self._sample(guider, latent, hole if self.keep else None, sigmas)
+            self._add_fooocus_head(guider, condition["concat_latent_image"], snapped)
+        painted_mask = self._denoise_mask(guider, soft, snapped, hole) if self.keep else None
+        samples, x0 = self._sample(guider, latent, painted_mask, sigmas)
         if x0 and not last:
             samples = guider.model_patcher.model.process_latent_out(x0[0]).to(samples)
         painted = self.vae.decode(samples)[:, : view.height, : view.width, :3]
         return PaintedView(painted.to(known), {"samples": samples} | self._noise_mask(hole))
+
+    def _denoise_mask(self, guider, soft: Tensor, snapped: Tensor, hole: Tensor) -> Tensor:
+        """Return the hole (B, 1, ..., H, W), with the mask's soft values where a transformer turns them on.
+
+        soft: (B, H, W). snapped: the hole on the latent's grid (B, 1, ..., h, w).
+        """
+        turned_on = "denoise_mask_function" in guider.model_options
+        if not turned_on or not is_transformer(guider.model_patcher):
+            return hole
+        cells = snapped.flatten(1, -3)[:, 0]
+        values = with_soft_values(cells, soft.expand(len(cells), -1, -1))
+        return to_pixels(values, *soft.shape[1:]).view_as(hole)
 
     def _noise_mask(self, hole: Tensor) -> dict:
         return {"noise_mask": hole} if self.keep else {}
@@ -255,7 +284,7 @@ class ViewSampler:
     def _sample(self, guider, latent: Tensor, hole: Tensor | None, sigmas: Tensor):
         x0: list[Tensor] = []
         samples = guider.sample(
-            self.noise.generate_noise({"samples": latent} | self._draw()),
+            self.noise.generate_noise({"samples": latent} | self._noise_index()),
             latent,
             self.sampler,
             sigmas,
@@ -268,7 +297,7 @@ class ViewSampler:
         device, dtype = intermediate_type()
         return samples.to(device=device, dtype=dtype), x0
 
-    def _show_head(self, guider, masked: Tensor, hole: Tensor) -> None:
+    def _add_fooocus_head(self, guider, masked: Tensor, hole: Tensor) -> None:
         """Add the head's feature of the snapped hole (B, 1, h, w), which training and the noise mask use too.
 
         Fooocus takes the maximum of 8 x 8 pixels for head and noise mask.
@@ -278,7 +307,8 @@ class ViewSampler:
         patches = guider.model_options["transformer_options"].setdefault("patches", {})
         patches.setdefault("input_block_patch", []).append(block_patch(self.patch, hole, masked))
 
-    def _draw(self) -> dict:
+    def _noise_index(self) -> dict:
+        """Return the batch indices of the noise: other noise for each run and each picture of a batch."""
         if len(self.rows) == self.batch and not self.drawn:
             return {}
         return {"batch_index": [row + self.batch * self.drawn for row in self.rows]}
@@ -294,20 +324,21 @@ def guider_for_region(guider: CFGGuider, place: CropRegion, condition: dict):
 
     Everything else is shared with the guider, which stays as it was.
     """
-    stage = copy.copy(guider)
-    stage.model_options = create_model_options_clone(guider.model_options)
+    conditions = {
+        kind: [cond | condition for cond in conds]
+        for kind, conds in crop_conditions(conditions_of(guider), place).items()
+    }
+    stage = copy_guider(guider, conditions)
     options = stage.model_options.setdefault("transformer_options", {})
     options[WINDOW], options[ROWS] = place.window, (tuple(place.rows), place.batch)
     _crop_patches(guider, options, place)
-    stage.original_conds = {
-        kind: [cond | condition for cond in conds]
-        for kind, conds in crop_conditions(guider.original_conds, place).items()
-    }
     return stage
 
 
-def reach_soft_masks(model_options: dict) -> None:
+def reach_soft_masks(model_options: dict, schedule: Tensor | None = None) -> None:
     """Let soft masks reach every step, where a function turns them on by the noise level.
+
+    schedule: the sigmas of all runs together, of which each one samples a part; None: of one run alone.
 
     Differential Diffusion changes a value m from the step on at which m is over the noise level, as a share
     of the schedule. A steep schedule ends early (FLUX.2 klein with 4 steps at .767), and lower values would
@@ -318,8 +349,10 @@ def reach_soft_masks(model_options: dict) -> None:
         return
 
     def reached(sigma: Tensor, denoise_mask: Tensor, extra_options: dict, **kwargs) -> Tensor:
-        last = last_level(extra_options["model"].inner_model.model_sampling, extra_options["sigmas"])
-        soft = last + (1 - last) * denoise_mask
+        sigmas = extra_options["sigmas"] if schedule is None else schedule.to(extra_options["sigmas"])
+        extra_options = extra_options | {"sigmas": sigmas}
+        last = last_level(extra_options["model"].inner_model.model_sampling, sigmas)
+        soft = 1 - (1 - last) * (1 - denoise_mask)  # exactly 1 where the mask is 1
         return function(sigma, torch.where(denoise_mask > 0, soft, denoise_mask), extra_options, **kwargs)
 
     model_options["denoise_mask_function"] = reached
@@ -335,13 +368,15 @@ def last_level(sampling, sigmas: Tensor) -> float:
 
 
 def _crop_patches(guider: CFGGuider, options: dict, place: CropRegion) -> None:
-    """Cut the pictures of control models to the view."""
+    """Cut the pictures of control models to the view; of a batch take those of the sampled pictures."""
+
+    def crop_mask(mask: Tensor) -> Tensor:
+        return crop_part(only_rows(mask, place.rows), place.window)
 
     def crop(image: Tensor) -> Tensor:
-        part = crop_part(image.movedim(-1, 1), place.window).movedim(1, -1)
-        return resize_image(part, *place.shown)
+        return resize_image(crop_mask(image.movedim(-1, 1)).movedim(1, -1), *place.shown)
 
-    crop_picture_patches(options, guider.model_patcher, crop, lambda mask: crop_part(mask, place.window))
+    crop_picture_patches(options, guider.model_patcher, crop, crop_mask)
 
 
 def _wants_conditions(model: ModelPatcher) -> bool:

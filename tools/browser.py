@@ -17,7 +17,7 @@ READY = "() => window.app?.extensionManager && window.app?.graph"  # the front e
 
 
 class NoBrowser(Exception):
-    """There is none, or playwright is not installed; the message says which."""
+    """There is none, or playwright is not installed; the message names which."""
 
 
 @contextmanager

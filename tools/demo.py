@@ -139,7 +139,7 @@ def stop(*_) -> None:
 
 def main() -> int:
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)  # a shell's background jobs are born deaf to it
+    signal.signal(signal.SIGINT, stop)  # shells start background jobs with SIGINT ignored
     options = arguments().parse_args()
     try:
         demo(options)

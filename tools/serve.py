@@ -80,7 +80,7 @@ def write_tiny_workflows(client: Client, folder: Path) -> None:
 
 def main() -> int:
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)  # a shell's background jobs are born deaf to it
+    signal.signal(signal.SIGINT, stop)  # shells start background jobs with SIGINT ignored
     parser = argparse.ArgumentParser(
         prog="python dev.py serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -161,7 +161,7 @@ class Ends:
         return next(free for free in names if free not in taken)
 
     def connect(self, nodes: dict[int, dict]) -> list[dict]:
-        """The links of the inside, both ends' included; tells every socket its own."""
+        """Return the links of the inside, both ends' included, and enter them in their sockets."""
         links: list[dict] = []
 
         def link(origin: int, output: int, target: int, slot: int, kind: str) -> int:

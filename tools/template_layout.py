@@ -73,7 +73,7 @@ def template(plan: Plan, graph: dict, definitions: dict, note: str, variant: str
             mark(node, definitions)
     for node in real.values():
         mark(node, definitions)
-    extra: dict[str, Any] = {"ds": {"scale": 0.8, "offset": [60, 60]}}
+    extra: dict[str, Any] = {"ds": {"scale": 0.8, "offset": [90, 110]}}
     if plan.app:
         extra |= {"linearMode": False, "linearData": plan.app}
     return {

@@ -1,8 +1,8 @@
 // Box Mask: the picture with a rectangle to draw, move and resize. It writes x, y, width and height.
 
 import { app } from "../../scripts/app.js"
-import { addElement, element, fit, isLinked, outputOf, penOf, recordChange, setWidget } from "./common.js"
-import { updateViews, upstreamUrl, viewUrl, widgetOf } from "./common.js"
+import { addElement, element, fit, isLinked, origin, outputOf, penOf, recordChange } from "./common.js"
+import { setWidget, updateViews, upstreamUrl, viewUrl, widgetOf } from "./common.js"
 import { text } from "./translations.js"
 
 const NODE = "InlayBoxMask"
@@ -29,6 +29,12 @@ function resized({ x, y, width, height }, [across, down], dx, dy, size) {
 function moved({ x, y, width, height }, dx, dy, size) {
   const inside = (value, length, most) => Math.round(Math.min(Math.max(value, 0), Math.max(most - length, 0)))
   return { x: inside(x + dx, width, size.width), y: inside(y + dy, height, size.height), width, height }
+}
+
+// Whether the address is that of Load Image's file.
+function isChosenFile(node, url) {
+  const name = new URL(url, location.href).searchParams.get("filename")
+  return widgetOf(origin(node, "image") ?? {}, "image")?.value?.replace?.(" [input]", "").endsWith(name)
 }
 
 class BoxEditor {
@@ -65,13 +71,12 @@ class BoxEditor {
     return NAMES.some((name) => isLinked(this.node, name))
   }
 
-  // Looks for a new picture or other values; draws where something changed.
+  // Draws where something changed.
   update() {
     const given = outputOf(this.node)?.inlay_picture?.[0] // of the last run: pictures that only then exist
     const url = upstreamUrl(this.node, "image") ?? (given && isLinked(this.node, "image") ? viewUrl(given) : undefined)
     if (url !== this.url) this.load(url, url && given && url === viewUrl(given) ? given : undefined)
-    const masked = isLinked(this.node, "mask")
-    const state = JSON.stringify([this.url, this.box, masked, this.isReplaced, this.isFixed, isLinked(this.node, "image")])
+    const state = JSON.stringify([this.url, this.box, this.isReplaced, this.isFixed, isLinked(this.node, "image")])
     if (state === this.state) return
     this.state = state
     this.draw()
@@ -86,6 +91,7 @@ class BoxEditor {
       if (this.url !== url) return
       this.picture = picture
       this.size = { width: given?.width ?? picture.naturalWidth, height: given?.height ?? picture.naturalHeight }
+      this.follow(!given && isChosenFile(this.node, url) ? this.size : undefined)
       this.draw()
     }
     picture.onerror = () => {
@@ -93,6 +99,18 @@ class BoxEditor {
       this.draw()
     }
     picture.src = url
+  }
+
+  // Keeps the box on the same part when a file of another size is chosen.
+  follow(size) {
+    const before = this.fileSize
+    this.fileSize = size
+    if (!size || !before || this.isFixed) return
+    const { x, y, width, height } = this.box
+    const [across, down] = [size.width / before.width, size.height / before.height]
+    const [left, wide, top, tall] = [x * across, width * across, y * down, height * down].map(Math.round)
+    this.write({ x: left, y: top, width: wide, height: tall })
+    recordChange()
   }
 
   // Where the picture lies on the canvas: left, top and pixels of the canvas for one of the picture.
@@ -202,12 +220,10 @@ class BoxEditor {
     const [left, top, scale] = this.frame
     pen.imageSmoothingEnabled = scale < 4
     pen.drawImage(picture, left, top, this.size.width * scale, this.size.height * scale)
-    const masked = isLinked(this.node, "mask")
     drawBox(pen, this.box, this.frame, this.size, this.isFixed || this.isReplaced)
     const { box } = this
-    const reason = this.isFixed ? text("linked") : masked ? text("mask_wins") : text("drag")
-    this.line.textContent = `${reason}  |  ${box.width} × ${box.height}  |  ${this.size.width} × ${this.size.height}`
-    this.line.title = reason
+    const reason = text(this.isFixed ? "linked" : this.isReplaced ? "mask_wins" : "drag")
+    this.line.title = this.line.textContent = `${reason} | ${box.width} × ${box.height}`
   }
 }
 

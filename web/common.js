@@ -139,7 +139,7 @@ export const outputOf = (node) => app.nodeOutputs?.[outputKey(node)]
 export const viewUrl = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`)
 
 // The node and the output slot behind an input, through subgraphs in both directions.
-function origin(node, name) {
+export function origin(node, name) {
   const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1
   if (slot < 0) return undefined
   let link = node.getInputLink(slot)

@@ -61,15 +61,20 @@ function hide(node, view) {
   redraw(node)
 }
 
-const failed = new Set() // nodes with an error on them
+const failed = new Set() // nodes whose message the next run removes
+let toasts = []
 
 export function clearErrors() {
   for (const node of failed) showMessage(node, "error", "")
+  for (const shown of toasts) app.extensionManager?.toast?.remove?.(shown)
   failed.clear()
+  toasts = []
 }
 
 export function toast(severity, summary, detail) {
-  app.extensionManager?.toast?.add({ severity, summary, detail, life: TOAST_LIFE })
+  const shown = { severity, summary, detail, life: TOAST_LIFE }
+  toasts.push(shown)
+  app.extensionManager?.toast?.add(shown)
 }
 
 // On the node, and on the subgraphs around it.
@@ -125,11 +130,30 @@ async function showRefusals(errors) {
   }
 }
 
-// The host has no event for a refused prompt: its answer is the only place.
+// A prompt without the trained subject's words paints something else.
+function warnAboutPrompts(graph) {
+  const all = Object.values(graph)
+  const { token, class_name: kind } = all.find((node) => node.class_type === "SubjectFinetune")?.inputs ?? {}
+  const lacking = []
+  for (const path of new Set(all.map((node) => node.inputs?.positive?.[0]))) {
+    const { text: words, prompt = words } = graph[path]?.inputs ?? {}
+    if (![token, kind, prompt].every((given) => given?.trim)) continue
+    const left = [token, kind].filter((word) => !prompt.toLowerCase().includes(word.trim().toLowerCase()))
+    if (!left.length) return
+    for (const node of nodesOnPath(path)) lacking.push([node, left.join(" ")])
+  }
+  for (const [node, left] of lacking) {
+    showMessage(node, "warn", text("lacking", left, `${token} ${kind}`))
+    failed.add(node)
+  }
+}
+
+// The host has no event for a refused prompt, only its answer.
 function watchPrompts() {
   const queue = api.queuePrompt
   api.queuePrompt = async function (...given) {
     clearErrors()
+    warnAboutPrompts(given[1]?.output ?? {})
     try {
       const answer = await queue.apply(this, given)
       showRefusals(answer?.node_errors)

@@ -47,7 +47,8 @@ class PhotoView {
   // Reads the folder again when another is chosen; after a run shows what was given on.
   update() {
     const made = outputOf(this.node)?.inlay_references
-    const state = JSON.stringify([this.folder, made, isLinked(this.node, "images"), text("choose")])
+    const links = ["images", "background_removal"].map((name) => isLinked(this.node, name))
+    const state = JSON.stringify([this.folder, made, links, text("choose")])
     if (state === this.state) return
     this.state = state
     this.button.textContent = `${text("drop")} / ${text("choose")}`
@@ -61,10 +62,10 @@ class PhotoView {
     if (isLinked(this.node, "images") || !folder) return this.show([])
     const answer = await api.fetchApi(`/inlay/references?${new URLSearchParams({ folder })}`).catch(() => undefined)
     if (!answer?.ok || state !== this.state) return
-    const { pictures, skipped, error } = await answer.json()
+    const { pictures, notes, no_mask: whole, error } = await answer.json()
     this.show(pictures.map(({ thumbnail, name, mask }) => [thumbnail, mask ? name : `${name}: ${text("no_mask")}`]))
-    const left = skipped.map(([name, reason]) => `${name} (${reason})`).join(", ")
-    showMessage(this.node, "warn", error ? await translated(error) : left && text("skipped", left))
+    const said = error ? [error] : isLinked(this.node, "background_removal") ? notes : [...notes, ...whole]
+    showMessage(this.node, "warn", (await Promise.all(said.map(translated))).join("\n"))
   }
 
   show(pictures) {

@@ -1,8 +1,11 @@
-"""The sizes of the host's full networks, which are made without memory for their weights."""
+"""The sizes of the host's full networks, made without memory for their weights or with random ones."""
 
 import importlib
+from typing import Any
 
 import torch
+
+QWEN_TEXT = 3584  # width of Qwen2.5-VL's text, which the host's class has as a default
 
 FLUX = {
     "in_channels": 16, "out_channels": 16, "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24,
@@ -101,3 +104,39 @@ def full_network(name: str, dtype: torch.dtype = torch.bfloat16):
     return getattr(importlib.import_module(f"comfy.ldm.{module}"), cls)(
         **sizes, device="meta", dtype=dtype, operations=comfy.ops.disable_weight_init
     )
+
+
+def random_model(name: str, weights: str):
+    """A MODEL of a family at full size with random weights, loaded to the device that the host uses.
+
+    Args:
+        name: one of the keys of FULL that are transformers.
+        weights: "fp8", as the host has a file in fp8 without scales, or "bf16".
+    """
+    import comfy.model_detection
+    import comfy.model_management
+    from comfy.model_patcher import ModelPatcher
+
+    config: Any = comfy.model_detection.model_config_from_unet(full_network(name).state_dict(), "")
+    if weights == "fp8":
+        config.set_inference_dtype(torch.float8_e4m3fn, torch.bfloat16)
+    else:
+        config.set_inference_dtype(torch.bfloat16, None)
+    base = config.get_model({}, "", device=torch.device("cpu"))
+    table = torch.randn(2**20, generator=torch.Generator().manual_seed(0))
+    for parameter in base.diffusion_model.parameters():
+        # matrices of variance 1 / fan-in, from one table of numbers, because drawing billions takes minutes
+        wide = parameter.ndim > 1
+        numbers = (table * parameter[0].numel() ** -0.5 if wide else torch.ones(2**20)).to(parameter.dtype)
+        for part in parameter.data.view(-1).split(len(numbers)):
+            part.copy_(numbers[: len(part)])
+    return ModelPatcher(base, comfy.model_management.get_torch_device(), torch.device("cpu"))
+
+
+def text_width(model) -> int:
+    """The width of the text that a full-size MODEL reads."""
+    facts = model.model.model_config.unet_config
+    if "txtlayers" in facts:
+        return facts["txtlayers"] * facts["txtdim"]
+    names = ("context_in_dim", "joint_attention_dim", "cap_feat_dim")
+    return next((facts[name] for name in names if name in facts), QWEN_TEXT)

@@ -4,6 +4,7 @@
     python dev.py bench memory --family z-image --side 768
     python dev.py bench memory --cards            the tables of docs/memory_and_time.md
     python dev.py bench memory --presets          what each memory preset does for each family, in fp8
+    python dev.py bench memory --measure flux2-klein --side 256      the forecast beside a training
 
 The networks are the host's own on the device "meta": shapes without numbers. What the forward pass keeps for
 the backward pass is counted on it at the full size of the picture; Train Subject does so on two small ones
@@ -14,20 +15,31 @@ With --cards, what SD models and families need without and with gradient checkpo
 then has 2 GB left, and how much a step computes: the operations of a forward pass (matrix products,
 convolutions, attention) times three: forward, forward again in the backward pass, and the gradients of the
 activations; the frozen weights get none.
+
+With --measure, the family's network is made at full size with random weights, in fp8 and in bf16 (--weights:
+one of them), each in a process of its own, and trained for two steps by the code of Train Subject: one
+picture, rank 16, gradient checkpointing. The forecast is Train Subject's own, before its first step. Measured
+is the most memory over what there was before the network: on CUDA what torch allocated, else the process'
+resident memory. On the CPU a second figure has what torch's tensors took of it; the rest is what the kernels
+take, such as weights that are laid out anew, and the profile. glibc is set to return freed memory at once.
 """
 
 import argparse
+import gc
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 GIGABYTE = 2**30
 META = torch.device("meta")
-QWEN_TEXT = 3584  # width of Qwen2.5-VL's text, which the host's class has as a default
 TRAINED = (
     "flux2-klein", "z-image", "chroma", "flux1", "flux1-fill", "krea2", "qwen-image", "qwen-image-edit-2511",
     "flux2-dev",
@@ -51,15 +63,18 @@ LEFT = 2  # gigabytes for driver, desktop and VAE
 CARDS = (8, 12, 16, 24, 32, 48, 80)  # gigabytes
 RATES = (10, 50, 200)  # 10^12 operations in a second
 STEPS = 1000
+WEIGHTS = ("fp8", "bf16")
+MEASURED_RANK, MEASURED_STEPS = 16, 2  # the optimizer's moments are there from the second step on
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 attention_flops = [0]  # of the forward passes so far: the counter does not see FusedAttention
 
 
-def open_host() -> None:
-    """Make the host importable, on the CPU."""
+def open_host(cpu: bool = True) -> None:
+    """Make the host importable."""
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     from comfy.cli_args import args
 
-    args.cpu = True
+    args.cpu = cpu
 
 
 def meta_model(name: str):
@@ -95,14 +110,6 @@ def attend(q, k, v, heads, mask=None, skip_reshape=False, skip_output_reshape=Fa
     return out if skip_output_reshape else out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1)
 
 
-def text_width(model) -> int:
-    facts = model.model.model_config.unet_config
-    if "txtlayers" in facts:
-        return facts["txtlayers"] * facts["txtdim"]
-    names = ("context_in_dim", "joint_attention_dim", "cap_feat_dim")
-    return next((facts[name] for name in names if name in facts), QWEN_TEXT)
-
-
 def in_fp8(network: torch.nn.Module) -> None:
     """Store the weights of every linear layer in fp8, as the published fp8 files do."""
     from inlay.host.training import FrozenLinear
@@ -118,7 +125,8 @@ def in_fp8(network: torch.nn.Module) -> None:
 class Step(NamedTuple):
     """What a step of one picture needs: its activations, its trained shapes, and bytes of frozen weights.
 
-    `offloadable` of these bytes are in the linear layers of blocks.
+    `offloadable` of these bytes are in the linear layers of blocks. `gradients`: bytes of each block's;
+    `in_use`: bytes that using the largest frozen layer adds.
     """
 
     kept: Any
@@ -126,19 +134,23 @@ class Step(NamedTuple):
     recipe: Any
     frozen: int
     offloadable: int
+    gradients: list[float]
+    in_use: int
 
     def need(self, checkpointing: bool, optimiser=None):
-        from inlay.training.finetune.memory import MemoryNeed, trained_need
+        from inlay.training.finetune.memory import MemoryNeed, trained_need, update_need
 
-        optimiser = optimiser or self.recipe.optimiser
-        parts = trained_need(self.shapes, torch.bfloat16.itemsize, optimiser, False)
-        return MemoryNeed(self.frozen, *parts, round(self.kept.activations(checkpointing)))
+        optimiser, size = optimiser or self.recipe.optimiser, torch.bfloat16.itemsize
+        parts = trained_need(self.shapes, size, optimiser, False)
+        kept = round(self.kept.activations(checkpointing, self.gradients)) + self.in_use
+        return MemoryNeed(self.frozen, *parts, max(kept, update_need(self.shapes, size)))
 
 
 def step_of(name: str, side: int, fp8: bool, rank: int = 0) -> Step:
     """A step of one picture, measured on a family's network of shapes."""
     from inlay.families.table import named
-    from inlay.host.training import blocks_of, bytes_of, training_switches, weight_bytes
+    from inlay.host.training import blocks_of, bytes_in_use, bytes_of, training_switches, weight_bytes
+    from inlay.lab.models.full_transformers import text_width
     from inlay.training.finetune.data import Examples
     from inlay.training.finetune.diffusion_transformers import (
         BY_REFERENCE,
@@ -174,7 +186,16 @@ def step_of(name: str, side: int, fp8: bool, rank: int = 0) -> Step:
     blocks = blocks_of(network)
     with training_switches(network):
         kept = trace(network, blocks, lambda: host_pass(row, grid, torch.empty(1, device=META)))
-    return Step(kept, [p.shape for p in adapter.parameters], recipe, frozen, offloadable)
+    trained = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks]
+    return Step(
+        kept,
+        [p.shape for p in adapter.parameters],
+        recipe,
+        frozen,
+        offloadable,
+        [float(number * torch.bfloat16.itemsize) for number in trained],
+        bytes_in_use(network),
+    )
 
 
 def forecast(name: str, side: int, fp8: bool, rank: int = 0) -> dict[bool, int]:
@@ -266,13 +287,15 @@ def unet_cost(name: str) -> Cost:
 
     with training_switches(network):
         kept, operations = counted(lambda: trace(network, block_modules(network), forward))
+    trained = [[p for p in b.parameters() if p.requires_grad] for b in block_modules(network)]
+    gradients = [float(sum(p.numel() for p in part) * half.itemsize) for part in trained]
     needs = {}
     for preset in MEMORY_PRESETS.values():
         if preset.half:
             optimiser = with_preset(DREAMCOM, preset, True).optimiser
             parts = trained_need([p.shape for p in adapter.parameters], half.itemsize, optimiser, False)
             checkpointing = bool(preset.checkpointing)
-            needs[checkpointing] = round(frozen + sum(parts) + kept.activations(checkpointing))
+            needs[checkpointing] = round(frozen + sum(parts) + kept.activations(checkpointing, gradients))
     return Cost(needs, operations)
 
 
@@ -327,6 +350,146 @@ def row_of(name: str, side: int) -> str:
     return f"| {named(name).label} | {count:.1f} | {side} | {figures} |"
 
 
+class PeakMemory:
+    """The most bytes in use over those at the start: of the device, and on the CPU of torch's tensors."""
+
+    def __init__(self):
+        self.cuda = torch.cuda.is_available()
+        self.start = self._now()
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        self.profile: Any = (
+            nullcontext()
+            if self.cuda
+            else torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True)
+        )
+
+    def _now(self) -> int:
+        return torch.cuda.memory_allocated() if self.cuda else resident("VmRSS")
+
+    def forget(self) -> None:
+        """Begin anew with the peak, as what was built before is not the training."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        elif CLEAR.exists():
+            CLEAR.write_text("5", encoding="ascii")
+
+    def most(self) -> int:
+        peak = torch.cuda.max_memory_allocated() if self.cuda else resident("VmHWM")
+        return peak - self.start
+
+    def tensors(self) -> int:
+        """Of torch's tensors on the CPU, after the profile has ended."""
+        held = peak = 0
+        for event in self.profile.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                peak = max(peak, held)
+        return peak
+
+
+def resident(name: str) -> int:
+    """Bytes of this process in memory: now (VmRSS), or the most so far (VmHWM)."""
+    if not STATUS.exists():  # macOS has the most alone, in bytes
+        import resource  # not on Windows
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = STATUS.read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def train_measured(name: str, model, side: int, rank: int, before: Callable[[], None]):
+    """Train for a few steps as Train Subject does; return its forecast and the seconds of the last step.
+
+    `before` is called between the forecast and the first step.
+    """
+    from inlay.families.table import named
+    from inlay.lab.models.full_transformers import text_width
+    from inlay.training.finetune import pipeline
+    from inlay.training.finetune.data import Examples
+    from inlay.training.finetune.diffusion_transformers import BY_REFERENCE, resolved_recipe
+    from inlay.training.finetune.recipes import DREAMCOM
+    from inlay.training.finetune.trainer import Callbacks
+
+    latents = model.model.latent_format.latent_channels
+    grid, generator = side // (16 if latents == 128 else 8), torch.Generator().manual_seed(0)
+    picture, masked = (torch.randn(2, latents, grid, grid, generator=generator) for _ in range(2))
+    mask = torch.zeros(2, 1, grid, grid)
+    mask[..., grid // 4 : -grid // 4, grid // 4 : -grid // 4] = 1
+    caption = torch.zeros(2, dtype=torch.long)
+    examples = Examples(picture, mask, masked, torch.ones_like(mask), torch.zeros(1, 0, 0), caption=caption)
+    values = {"cross_attn": torch.randn(1, TEXT, text_width(model), generator=generator)}
+    values["pooled_output"] = torch.randn(1, 768, generator=generator)
+    text = pipeline.EncodedText(values["cross_attn"], None, values)
+    way = BY_REFERENCE if named(name).references != "none" else "auto"
+    recipe = replace(DREAMCOM, hole_condition=way).with_choices(rank=rank, steps=MEASURED_STEPS)
+    forecasts, check, times = [], pipeline.check_step_fits, [time.perf_counter()]
+
+    def recorded(*args, **kwargs):
+        forecasts.append(check(*args, **kwargs))
+        return forecasts[0]
+
+    def on_stage(stage: str) -> None:
+        if stage.startswith("first step"):
+            before()
+
+    # the node's own forecast, which it does not return
+    pipeline.check_step_fits = recorded
+    callbacks = Callbacks(on_step=lambda step, loss: times.append(time.perf_counter()), on_stage=on_stage)
+    with torch.inference_mode():
+        pipeline.train_lora(
+            pipeline.Pipeline(model, None, None), [examples], resolved_recipe(recipe, model), seed=0,
+            callbacks=callbacks, checkpointing=True, texts=[text],
+        )  # fmt: skip
+    pipeline.check_step_fits = check
+    return forecasts[0], times[-1] - times[-2]
+
+
+def print_measured(name: str, weights: str, side: int) -> None:
+    """Print a row with the forecast beside what a training took, in this process."""
+    open_host(cpu=not torch.cuda.is_available())
+    import comfy.model_management
+
+    from inlay.families.table import named
+    from inlay.lab.models.full_transformers import random_model
+    from inlay.lab.models.tiny_transformers import tiny_transformer
+
+    with torch.inference_mode():  # what a first training imports and opens is no memory of this one
+        tiny = tiny_transformer(name, torch.bfloat16)
+    tiny.load_device = comfy.model_management.get_torch_device()
+    train_measured(name, tiny, 64, 4, lambda: None)
+    del tiny
+    gc.collect()
+    peak = PeakMemory()
+    with peak.profile:
+        with torch.inference_mode():
+            model = random_model(name, weights)
+        need, seconds = train_measured(name, model, side, MEASURED_RANK, peak.forget)
+        most = peak.most()
+    cells = [f"{most / GIGABYTE:.2f} GB", f"{need.total / most - 1:+.1%}"]
+    if not peak.cuda:
+        tensors = peak.tensors()
+        cells += [f"{tensors / GIGABYTE:.2f} GB", f"{need.total / tensors - 1:+.1%}"]
+    row = [named(name).label, weights, str(side), f"{need.total / GIGABYTE:.2f} GB", *cells]
+    print("|", " | ".join([*row, f"{seconds:.0f} s"]), "|", flush=True)
+    print(f"  forecast: {need}", file=sys.stderr)
+
+
+def measure_apart(options) -> None:
+    """Print the table of --measure, each row from a process of its own."""
+    heads = ["model", "weights", "side", "forecast", "measured", "forecast over measured"]
+    if not torch.cuda.is_available():
+        heads += ["tensors", "forecast over tensors"]
+    print("|", " | ".join([*heads, "last step"]), "|")
+    print("|", " | ".join(["---"] * (len(heads) + 1)), "|", flush=True)
+    # Without it the C library keeps the memory of freed tensors for later ones.
+    surroundings = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
+    for weights in [options.weights] if options.weights else WEIGHTS:
+        command = [sys.executable, __file__, "--one", "--measure", options.measure, "--weights", weights]
+        done = subprocess.run([*command, "--side", str(options.side or 256)], env=surroundings)
+        if done.returncode:
+            sys.exit(f"{weights}: the process ended with {done.returncode}; -9 means out of memory.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -335,7 +498,16 @@ def main() -> None:
     parser.add_argument("--side", type=int, help="of the square pictures in pixels (default: 512, 768, 1024)")
     parser.add_argument("--cards", action="store_true", help="memory and time by graphics card")
     parser.add_argument("--presets", action="store_true", help="what each memory preset does")
+    parser.add_argument(
+        "--measure", choices=TRAINED, help="train the network of this family, with random weights"
+    )
+    parser.add_argument("--weights", choices=WEIGHTS, help="with --measure: one kind (default: both)")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # measure in this process
     options = parser.parse_args()
+    if options.measure and not options.one:
+        return measure_apart(options)
+    if options.measure:
+        return print_measured(options.measure, options.weights, options.side)
     open_host()
     if options.cards:
         return print_cards()

@@ -2,6 +2,8 @@
 
     python dev.py bench training [--full] [--steps N] [--rank R]
     python dev.py bench training --family flux1 [--side PIXELS] [--steps N] [--rank R] [--rounds N]
+    python dev.py bench training --paired flux1,krea2 [--side PIXELS] [--steps N] [--rank R] [--rounds N]
+    python dev.py bench training --paired flux2-klein --full [--side PIXELS] [--steps N] [--rounds N]
 
 `inlay` is SubjectFinetune's engine, without and with DreamCom's masked cross-attention; `host` is ComfyUI's
 own Train LoRA node, patching weights or bypassing them; `diffusers` is its DreamBooth inpainting loop, built
@@ -15,6 +17,13 @@ of the same network with the same adapter and an optimizer step: the limit of wh
 host's node runs with its own switches; its error is printed where it cannot train a family. diffusers' loop,
 from its FluxTransformer2DModel, runs for flux1 alone. `--rounds` repeats all sides in turn and prints the
 median of each, which other work on the machine disturbs less.
+
+With --paired all sides of a family take turns in one process, --steps at a time, so that other work on the
+machine disturbs all of them alike. Each is warmed up first. A row has the median of the steps per second, the
+processor time of a step, and our processor time over that of the side: means over the rounds and standard
+errors. All train without a reference picture, which Train LoRA cannot show, and in float32. With --full the
+network has its full size, in bf16 (24 GB for FLUX.2 klein), and is on CUDA where that is there; the ratio is
+then of seconds, and diffusers' loop, which has other sizes, is left out.
 """
 
 import argparse
@@ -32,12 +41,26 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 SIDES = ("inlay", "inlay masked", "host", "host bypass", "diffusers")
 FAMILY_SIDES = ("inlay", "bare", "host", "host bypass", "diffusers")
 # Sizes of the networks that are measured, over those of `lab.models.tiny_transformers`.
 FLUX_SIZES = {"hidden_size": 512, "num_heads": 4, "axes_dim": [16, 56, 56], "mlp_ratio": 4.0, "depth": 2,
               "depth_single_blocks": 4, "context_in_dim": 768, "vec_in_dim": 768}  # fmt: skip
+WIDE = {
+    "flux1": FLUX_SIZES,
+    "flux1-fill": FLUX_SIZES,
+    "flux2-klein": {"hidden_size": 512, "num_heads": 4, "axes_dim": [32] * 4, "mlp_ratio": 3.0, "depth": 2,
+                    "depth_single_blocks": 4},
+    "chroma": {"hidden_size": 512, "num_heads": 4, "axes_dim": [16, 56, 56], "mlp_ratio": 4.0, "depth": 2,
+               "depth_single_blocks": 4, "out_dim": 512},
+    "qwen-image": {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 128,
+                   "axes_dims_rope": (16, 56, 56)},
+    "z-image": {"dim": 512, "n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "axes_dims": [32, 48, 48],
+                "ffn_dim_multiplier": 8 / 3},
+    "krea2": {"features": 512, "layers": 6, "heads": 4, "kvheads": 4, "multiplier": 4},
+}  # fmt: skip
 TOKENS = 77  # of text
 WRITE = "checkpoint"  # not a side: written by a process of its own, so that no side's memory holds it
 HERE = Path(__file__).resolve().parent
@@ -91,7 +114,7 @@ def inlay_side(parts, size: int, rank: int, masked: bool):
     return train
 
 
-def host_side(parts, size: int, rank: int, bypass: bool, samples=None, text=None):
+def host_side(parts, size: int, rank: int, bypass: bool, samples=None, text=None, dtype: str = "fp32"):
     from comfy_extras.nodes_train import TrainLoraNode
 
     if samples is None:
@@ -99,8 +122,8 @@ def host_side(parts, size: int, rank: int, bypass: bool, samples=None, text=None
     latents = {"samples": samples}
     options = {
         "model": parts[0], "batch_size": 1, "grad_accumulation_steps": 1, "learning_rate": 1e-4,
-        "rank": rank, "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": "fp32",
-        "lora_dtype": "fp32", "quantized_backward": False, "algorithm": "LoRA",
+        "rank": rank, "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": dtype,
+        "lora_dtype": dtype, "quantized_backward": False, "algorithm": "LoRA",
         "gradient_checkpointing": False, "checkpoint_depth": 1,
         "offloading": False, "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": bypass,
     }  # fmt: skip
@@ -171,23 +194,33 @@ def diffusers_side(size: int, rank: int, full: bool):
     return train
 
 
-def family_parts(name: str):
-    """MODEL and CONDITIONING of a small random transformer."""
+def family_parts(name: str, full: bool):
+    """MODEL and CONDITIONING of a random transformer, a small one or one of full size."""
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     from comfy.cli_args import args
 
-    args.cpu = True
+    args.cpu = not (full and torch.cuda.is_available())
+    from inlay.lab.models.full_transformers import random_model, text_width
     from inlay.lab.models.tiny_transformers import random_prompt, tiny_transformer
 
     with torch.inference_mode():
+        if full:
+            model = random_model(name, "bf16")
+            model.cached_patcher_init = (lambda disable_dynamic=False: random_model(name, "bf16"), ())
+            generator = torch.Generator().manual_seed(2)
+            text = torch.randn(1, TOKENS, text_width(model), generator=generator)
+            return model, [[text, {"pooled_output": torch.randn(1, 768, generator=generator)}]]
         if name.startswith("flux1"):
             model = reopened(tiny_transformer(name, **FLUX_SIZES))
             generator = torch.Generator().manual_seed(2)
             pooled = torch.randn(1, 768, generator=generator)
             return model, [[torch.randn(1, TOKENS, 768, generator=generator), {"pooled_output": pooled}]]
-        model = tiny_transformer(name)
-        # Train LoRA opens the model a second time.
-        model.cached_patcher_init = (lambda disable_dynamic=False: tiny_transformer(name), ())
+
+        def opened(disable_dynamic: bool = False):
+            return tiny_transformer(name, **WIDE.get(name, {}))
+
+        model = opened()
+        model.cached_patcher_init = (opened, ())  # Train LoRA opens the model a second time
         return model, random_prompt(name, 2, TOKENS)
 
 
@@ -216,7 +249,11 @@ def family_examples(model, size: int):
 
 def inlay_family_side(parts, size: int, rank: int, bare: bool):
     """Subject Finetune's engine on a transformer; `bare`: its network, adapter and optimizer without it."""
+    from dataclasses import replace
+
+    from inlay.host.models import load_fully
     from inlay.host.training import text_values, training_switches
+    from inlay.training.finetune.checks import precision_of
     from inlay.training.finetune.diffusion_transformers import resolved_recipe
     from inlay.training.finetune.pipeline import EncodedText, Pipeline, train_lora, trainable_model
     from inlay.training.finetune.recipes import DREAMCOM
@@ -226,7 +263,9 @@ def inlay_family_side(parts, size: int, rank: int, bare: bool):
         values = {k: v.clone() for k, v in text_values(conditioning).items() if isinstance(v, torch.Tensor)}
         examples = family_examples(model, size)
     text = EncodedText(values["cross_attn"], None, values)
-    recipe = resolved_recipe(DREAMCOM.with_choices(rank=rank), model)
+    # Train LoRA shows no reference picture; Fill has its channels.
+    way = "channels" if model.model.model_config.unet_config.get("in_channels") == 96 else "loss"
+    recipe = resolved_recipe(replace(DREAMCOM, hole_condition=way).with_choices(rank=rank), model)
 
     def train(steps: int) -> None:
         with torch.inference_mode():
@@ -236,17 +275,18 @@ def inlay_family_side(parts, size: int, rank: int, bare: bool):
     if not bare:
         return train
     with torch.inference_mode(False), torch.enable_grad():
-        trainable = trainable_model(model, recipe, torch.float32, 0, texts=[text])
+        dtype = precision_of(model, recipe)
+        trainable = trainable_model(load_fully(model), recipe, dtype, 0, texts=[text])
         host: Any = trainable.host_pass
-        row = examples.take(torch.zeros(1, dtype=torch.long))
+        row = examples.take(torch.zeros(1, dtype=torch.long)).to(trainable.device)
         calls = []
         hook = trainable.unet.register_forward_pre_hook(
             lambda network, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
         )
         with training_switches(trainable.unet):
-            predicted = host(row, torch.randn_like(row.latent), torch.tensor([0.5]))
+            predicted = host(row, torch.randn_like(row.latent), torch.tensor([0.5], device=trainable.device))
         hook.remove()
-        (args, kwargs), wanted = calls[0], torch.randn_like(predicted)
+        (args, kwargs), wanted = calls[0], torch.randn_like(predicted).to(dtype)
 
     def passes(steps: int) -> None:
         with torch.inference_mode(False), torch.enable_grad(), training_switches(trainable.unet):
@@ -306,18 +346,101 @@ def diffusers_family_side(size: int, rank: int):
     return train
 
 
-def family_side(side: str, options):
+def family_side(side: str, options, parts=None):
     """The function of one side that trains a transformer for n steps."""
     if side == "diffusers":
         return diffusers_family_side(options.side, options.rank)
-    parts = family_parts(options.family)
+    parts = parts or family_parts(options.family, options.full)
     if side in ("inlay", "bare"):
         return inlay_family_side(parts, options.side, options.rank, side == "bare")
-    channels = parts[0].model.latent_format.latent_channels
-    grid = options.side // (16 if channels == 128 else 8)
+    latents = parts[0].model.latent_format
+    grid = options.side // (16 if latents.latent_channels == 128 else 8)
+    time_axis = (1,) * (latents.latent_dimensions - 2)
+    samples = torch.randn(8, latents.latent_channels, *time_axis, grid, grid)
     return host_side(
-        parts[:1], options.side, options.rank, " " in side, torch.randn(8, channels, grid, grid), parts[1]
-    )
+        parts[:1], options.side, options.rank, " " in side, samples, parts[1],
+        "bf16" if options.full else "fp32",
+    )  # fmt: skip
+
+
+def interval(train, steps: int) -> tuple[float, float]:
+    """Train for one step and `steps` more; return seconds and processor seconds of one of these.
+
+    The time is taken when an optimizer has made its step, so what comes before the first one does not count.
+    """
+    stamps: list[tuple[float, float]] = []
+
+    def stamp(*_) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        stamps.append((time.perf_counter(), time.process_time()))
+
+    hook = register_optimizer_step_post_hook(stamp)
+    try:
+        train(steps + 1)
+    finally:
+        hook.remove()
+    (start, cpu), (end, cpu_end) = stamps[-1 - steps], stamps[-1]  # a first training tries a fused kernel
+    return (end - start) / steps, (cpu_end - cpu) / steps
+
+
+def open_sides(family: str, options) -> tuple[dict[str, Any], dict[str, str]]:
+    """The sides of a family that train, warmed up, and the errors of ComfyUI's node where it does not."""
+    options.family, sides, errors = family, {}, {}
+    parts = family_parts(family, options.full)
+    for side in FAMILY_SIDES if family == "flux1" and not options.full else FAMILY_SIDES[:-1]:
+        train = family_side(side, options, parts)
+        try:
+            interval(train, 1)
+            sides[side] = train
+        except Exception as error:
+            if not side.startswith("host"):
+                raise
+            errors[side] = f"{type(error).__name__}: {error}".splitlines()[0]
+    return sides, errors
+
+
+def paired(family: str, options) -> None:
+    """Print the rows of a family's sides, which take turns in this process."""
+    sides, errors = open_sides(family, options)
+    names, found = list(sides), {side: [] for side in sides}
+    for number in range(options.rounds):
+        for side in names[number % len(names) :] + names[: number % len(names)]:
+            found[side].append(interval(sides[side], options.steps))
+    for side, times in found.items():
+        speed = 1 / statistics.median(seconds for seconds, _ in times)
+        own = mean_and_error([cpu for _, cpu in times])
+        clock = 0 if options.full and torch.cuda.is_available() else 1  # seconds, or the processor's
+        ratio = [ours[clock] / other[clock] for ours, other in zip(found["inlay"], times, strict=True)]
+        cells = [family, side, f"{speed:.2f}", own, "" if side == "inlay" else mean_and_error(ratio)]
+        print("|", " | ".join([*cells, str(len(times))]), "|", flush=True)
+    for side, error in errors.items():
+        print("|", " | ".join([family, side, "fails", error[:150], "", ""]), "|", flush=True)
+
+
+def mean_and_error(values: list[float]) -> str:
+    """A mean and its standard error."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):.3f} +- {error:.3f}"
+
+
+def print_paired(options) -> None:
+    """Print the table of --paired; each family in a process of its own."""
+    if options.folder:
+        return paired(options.paired, options)
+    heads = ["family", "side", "steps/s", "processor s of a step", "inlay's step over this one", "n"]
+    print("|", " | ".join(heads), "|")
+    print("|", " | ".join(["---"] * len(heads)), "|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for family in options.paired.split(","):
+            command = [sys.executable, __file__, "--folder", folder, "--paired", family]
+            for name in ("steps", "rank", "side", "rounds"):
+                command += [f"--{name}", str(getattr(options, name))]
+            command += ["--full"] * options.full
+            done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+            if done.returncode:
+                sys.exit(f"{family}: ended with {done.returncode}")
+            print("\n".join(line for line in done.stdout.splitlines() if line.startswith("|")), flush=True)
 
 
 def measure(side: str, options) -> dict[str, float]:
@@ -367,9 +490,14 @@ def main() -> None:
     )
     parser.add_argument("--side", type=int, default=512, help="of the pictures with --family, in pixels")
     parser.add_argument("--rounds", type=int, default=1, help="of all sides in turn, for the median")
+    parser.add_argument(
+        "--paired", help="families whose sides take turns in one process, with commas between"
+    )
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.steps = options.steps or (2 if options.full else 20)
+    if options.paired:
+        return print_paired(options)
     sides = FAMILY_SIDES if options.family else SIDES
     sides = sides if options.family in ("", "flux1") else sides[:-1]
     options.sides = options.sides or ",".join(sides)

@@ -219,6 +219,46 @@ def test_the_box_is_drawn_moved_and_resized_by_the_mouse_before_any_run(screen, 
     assert screen.evaluate(BOX) == drawn
 
 
+def test_the_box_stays_on_its_part_of_a_picture_of_another_size(screen, published):
+    show(screen, boxed(x=100, y=128, width=200, height=256))
+    look_at(screen, "InlayBoxMask")
+    screen.wait_for_function("() => document.querySelector('.inlay-box')?.dataset.size === '512x512'")
+    assert screen.evaluate(BOX) == [100, 128, 200, 256]  # a loaded workflow keeps its numbers
+    screen.evaluate(
+        """() => {
+          const widget = app.graph.getNodeById(1).widgets.find(widget => widget.name === 'image')
+          widget.value = 'inlay_large_room.png'
+          widget.callback(widget.value)
+        }"""
+    )
+    screen.wait_for_function("() => document.querySelector('.inlay-box')?.dataset.size === '1280x960'")
+    box_is(screen, [250, 240, 500, 480], 0)
+    saved = screen.evaluate("() => app.graph.serialize()")
+    screen.evaluate("graph => app.loadGraphData(graph)", saved)  # as after a reload
+    screen.wait_for_function("() => document.querySelector('.inlay-box')?.dataset.size === '1280x960'")
+    screen.wait_for_timeout(1000)
+    assert screen.evaluate(BOX) == [250, 240, 500, 480]
+
+
+def test_a_prompt_without_the_subjects_words_has_a_warning(screen, published):
+    file = tiny_insert(published, "tiny_background.png", steps=200_000)  # refused: nothing is trained
+    [prompt] = [node for node in file["nodes"] if node.get("title") == "Prompt"]
+    prompt["widgets_values"] = ["a photo of a mug"]
+    show(screen, file)
+    look_at(screen, "CLIPTextEncode")
+    run(screen)
+    warning = screen.locator(".inlay-message[data-kind=warn]")
+    warning.first.wait_for(state="attached")
+    assert warning.all_inner_texts() == ["“sks” is missing; write for example: a photo of sks mug."]
+    screen.evaluate(
+        """id => app.graph.getNodeById(id).widgets.find(widget => widget.name === 'text').value
+             = 'a photo of SKS on a red Mug'""",
+        prompt["id"],
+    )
+    run(screen)
+    warning.first.wait_for(state="detached")
+
+
 def finetune(**changes) -> dict:
     """A graph that trains, wrong in one thing."""
     graph = {key: node for key, node in tiny_graph("insert_subject").items() if key in ("1", "2", "5")}
@@ -318,6 +358,8 @@ def test_four_phone_photos_and_a_box_drawn_by_the_mouse_give_a_picture(screen, p
     look_at(screen, "InlayLoadReferences")
     screen.evaluate(DROP, PHOTOS)
     screen.wait_for_function("() => document.querySelector('.inlay-references').dataset.count === '4'")
+    warning = screen.locator(".inlay-message", has_text="There is no mask for IMG_1.jpg").first
+    warning.wait_for()  # before the training, which takes minutes
     look_at(screen, "InlayBoxMask")
     screen.wait_for_function("() => document.querySelector('.inlay-box')?.dataset.size === '96x96'")
     drag(screen, (6, 40), (50, 90))
@@ -326,7 +368,6 @@ def test_four_phone_photos_and_a_box_drawn_by_the_mouse_give_a_picture(screen, p
     assert screen.evaluate("() => window.clicks") <= CLICKS
     assert screen.evaluate("() => app.graph._nodes.filter(node => node.has_errors).length") == 0
     look_at(screen, "InlayLoadReferences")
-    warning = screen.locator(".inlay-message", has_text="There is no mask for IMG_1.jpg").first
     warning.wait_for()
     assert "the whole picture is learned" in warning.inner_text()
 

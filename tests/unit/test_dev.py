@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -102,11 +103,13 @@ class TestLink:
         assert (tmp_path / "linked").resolve() == (tmp_path / "theirs").resolve()
 
 
-def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def call(
+    *arguments: str, script: Path = dev.PACK / "dev.py", **environment: str
+) -> subprocess.CompletedProcess:
     """dev.py as a user calls it who has set nothing else."""
     bare = {name: value for name, value in os.environ.items() if not name.startswith("COMFYUI")}
     return subprocess.run(
-        [sys.executable, str(dev.PACK / "dev.py"), *arguments],
+        [sys.executable, str(script), *arguments],
         env=bare | environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
@@ -116,6 +119,17 @@ def test_help_names_every_command():
     assert done.returncode == 0
     for command in ("demo", "serve", "test", "bench", "lab", "setup"):
         assert f"python dev.py {command}" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "serve"])
+def test_help_comes_without_the_environment(command, tmp_path):
+    (tmp_path / "tools").mkdir()
+    for file in ("dev.py", f"tools/{command}.py"):
+        shutil.copyfile(dev.PACK / file, tmp_path / file)
+    done = call(command, "--help", script=tmp_path / "dev.py")
+    assert done.returncode == 0
+    assert f"python dev.py {command}" in done.stdout
+    assert not (tmp_path / ".inlay").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inlay.imaging.boxes import Box, bounding_box
-from inlay.imaging.latent_mask import snap_hole, snap_labels, to_pixels, view_hole
+from inlay.imaging.latent_mask import snap_hole, snap_labels, to_pixels, view_hole, with_soft_values
 from inlay.imaging.masks import fill_box
 from inlay.imaging.views import pad_to_multiple
 from inlay.sampling.stages import InpaintOptions, close_up_view, window_view
@@ -89,3 +89,24 @@ def test_where_two_regions_meet_the_first_wins(order):
     labels = torch.zeros(1, 32, 32, dtype=torch.uint8)
     labels[:, 1:4, 1:4], labels[:, 4:7, 4:7] = order  # both vanish in one cell
     assert snap_labels(labels, (4, 4))[0, 0, 0] == 1
+
+
+@given(holes(), st.floats(0.51, 0.99), st.integers(0, 12), st.integers(0, 2**31))
+def test_soft_values_stay_inside_the_hole_that_the_mask_gives(mask, value, grow, seed):
+    """Inside they are the mask's own, on the grown rim the largest within reach; a hard mask is its hole."""
+    options = InpaintOptions(64, grow=grow)
+    view = close_up_view(bounding_box(mask[0]), mask.shape[1], mask.shape[2], options)
+    rows, columns = view.box.slices
+    hole = view_hole(mask, view)
+    assert with_soft_values(hole, mask[:, rows, columns], view.grow) is hole
+    chosen = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    soft = torch.where(chosen, mask * value, mask)
+    cut = soft[:, rows, columns]
+    result = with_soft_values(hole, cut, view.grow)
+    assert torch.equal(result > 0.5, hole > 0)
+    assert (result[hole == 0] == 0).all()
+    assert set(result.unique().tolist()) <= {0.0, 1.0, *cut.unique().tolist()}
+    if (cut.shape[1], cut.shape[2]) == (view.height, view.width):
+        assert torch.equal(result[cut > 0.5], cut[cut > 0.5])
+    uniform = with_soft_values(hole, mask[:, rows, columns] * value, view.grow)
+    assert set(uniform.unique().tolist()) <= {0.0, (mask * value).max().item(), 1.0}

@@ -54,6 +54,15 @@ def test_every_mode_is_read_with_its_whole_range(modes, place):
         assert error <= made.tolerance + 0.5 / 255, name
 
 
+def test_every_byte_survives_reading_and_saving(tmp_path):
+    """What the host's Save Image writes of a picture that was read: the bytes of the file."""
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "ramp.png")
+    read = read_picture(tmp_path / "ramp.png")[0]
+    saved = np.clip(255.0 * read.numpy(), 0, 255).astype(np.uint8)
+    assert (saved == values[..., None]).all()
+
+
 def test_as_a_mask_every_mode_is_its_brightness_times_its_alpha(modes):
     for name, made in modes.items():
         expected = RAMP * OPAQUE if made.alpha else RAMP

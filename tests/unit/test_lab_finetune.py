@@ -4,6 +4,7 @@ from argparse import Namespace
 from dataclasses import astuple, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
@@ -140,8 +141,17 @@ def test_the_ablation_states_its_gains_in_standard_errors():
 def test_every_study_is_drawn_and_the_pictures_stand_by_their_rows(tmp_path):
     studies = finetune.ways(OPTIONS)
     tables = finetune.study_tables(made_up(studies, 2), studies, [])
-    draw_curves(tables, studies, tmp_path / "curves.png")
-    assert Image.open(tmp_path / "curves.png").width == 4 * 5 * 120
+    others = finetune.study_tables(made_up(studies, 3), studies, [])
+
+    def drawn(**changed):
+        draw_curves(tables | changed, studies, tmp_path / "curves.png")
+        return np.asarray(Image.open(tmp_path / "curves.png"))
+
+    whole = drawn()
+    panel = whole.shape[1] / len(tables)
+    for number, study in ((list(tables).index(name), name) for name in ("ablation", "steps")):
+        columns = np.nonzero((drawn(**{study: others[study]}) != whole).any((0, 2)))[0]
+        assert number * panel < columns.mean() < (number + 1) * panel
 
     subject = held_out_subject(0, 5, 2)
     truth = quality.stacked(subject.tasks, "truth")

@@ -1,4 +1,4 @@
-"""Two processes that share every batch against one that takes it whole, on the CPU, started by accelerate."""
+"""How a step's pictures are shared among processes."""
 
 from dataclasses import replace
 

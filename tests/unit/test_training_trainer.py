@@ -1,6 +1,8 @@
 """The loop on a small regression: same seed same bits, resume is the uninterrupted run, NaN stops."""
 
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -374,20 +376,29 @@ def test_eight_bits_learn_and_go_on_bit_for_bit():
 
 
 def test_processes_that_average_take_the_same_step_as_one():
-    """Two shares of every batch, their gradients exchanged through a list, against the whole batch."""
-    weight, loss_at = problem()
-    whole, losses = run(5)
-    halves: list[torch.Tensor] = []
+    """Two threads with the even and the odd passes against one that accumulates both, to rounding."""
+    whole, losses = run(5, accumulation=2)
+    meeting = threading.Barrier(2, timeout=60)
+    given: dict[int, list[torch.Tensor]] = {}
 
-    def both(tensors):  # what the other process has is what this one has: the mean changes nothing
-        halves.extend(tensors)
-        for tensor in tensors:
-            tensor.copy_((tensor + tensor) / 2)
+    def train(rank):
+        def average(tensors):
+            given[rank] = [tensor.detach().clone() for tensor in tensors]
+            meeting.wait()
+            for tensor, *both in zip(tensors, given[0], given[1], strict=True):
+                tensor.detach().copy_((both[0] + both[1]) / 2)
+            meeting.wait()  # before the next call replaces what the other one reads
 
-    shared = run_training_loop([weight], loss_at, FAST, 5, average=both)
-    assert torch.equal(weight, whole)
-    assert shared == losses
-    assert len(halves) == 10  # a loss and a gradient at each step
+        weight, loss_at = problem()
+        own = run_training_loop([weight], lambda k: loss_at(2 * k + rank), FAST, 5, average=average)
+        return weight.detach(), own
+
+    with ThreadPoolExecutor(2) as pool:
+        (first, shared), (second, same) = pool.map(train, range(2))
+    assert torch.equal(first, second)
+    assert shared == same == pytest.approx(losses, rel=1e-6)
+    torch.testing.assert_close(first, whole.detach(), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(first, run(5)[0].detach(), rtol=1e-3)  # nor is it what one share gives
 
 
 def damaged_states(state: TrainingState):

@@ -16,6 +16,7 @@ from ...host import devices, models
 from ...host.families import config_name, family_name, family_of, is_transformer, working_side
 from ...host.training import (
     FrozenLinear,
+    bytes_in_use,
     bytes_of,
     has_special_weights,
     is_quantised,
@@ -40,6 +41,7 @@ from .memory import (
     room_on,
     trace,
     trained_need,
+    update_need,
     with_preset,
 )
 from .recipes import MEMORY_PRESETS, Recipe
@@ -59,7 +61,7 @@ def check_trainable_model(model, recipe: Recipe, inpaint_patch: bool = False) ->
     unet, row = models.unet_of(model), family_of(model)
     if row is not None and row.transformer:
         check_transformer(model, row, recipe, inpaint_patch)
-        unet = model.model.diffusion_model
+        unet = models.network_of(model)
     elif unet is None or models.prediction_of(model) not in ("epsilon", "v"):
         raise ValueError(
             f"model: {config_name(model)} is no Stable Diffusion UNet and no transformer that can be trained"
@@ -97,7 +99,7 @@ def keeps_quantised(model) -> bool:
 
     A UNet in fp8 without scales is widened instead.
     """
-    return is_transformer(model) or has_special_weights(model.model.diffusion_model)
+    return is_transformer(model) or has_special_weights(models.network_of(model))
 
 
 def _check_weights(model, network: nn.Module, recipe: Recipe) -> None:
@@ -164,7 +166,7 @@ def check_previous(model, recipe: Recipe, subject: Subject, lora: Mapping[str, T
             f"previous: {subject.words} was trained with rank {max(ranks)} but this run asks for rank"
             f" {recipe.adapter.rank}; set rank to {max(ranks)}."
         )
-    shapes = exported_shapes(model.model.diffusion_model, recipe.adapter, lora_names(model))
+    shapes = exported_shapes(models.network_of(model), recipe.adapter, lora_names(model))
     if {key: tuple(tensor.shape) for key, tensor in lora.items()} != shapes:
         own = f"its recipe ({subject.recipe})" if subject.recipe else "a recipe of its layers"
         raise ValueError(
@@ -217,19 +219,20 @@ def needs_offload(model, recipe: Recipe, card: int) -> bool:
     """
     if not card or not can_offload(model, recipe):
         return False
-    return sum(bytes_of(weight) for weight in model.model.diffusion_model.parameters()) > room_on(card) / 2
+    return sum(bytes_of(weight) for weight in models.network_of(model).parameters()) > room_on(card) / 2
 
 
 def check_parameters_fit(model, recipe: Recipe, dtype: torch.dtype, offload: bool = False) -> None:
     """Raise ValueError when adapter and optimizer alone will not fit; nothing is allocated yet."""
-    unet = model.model.diffusion_model
+    unet = models.network_of(model)
 
     def need(recipe: Recipe, dtype: torch.dtype, checkpointing: bool) -> MemoryNeed:
         shapes = exported_shapes(unet, recipe.adapter, lora_names(model)).values()
         trained = [shape for shape in shapes if shape]
         parts = trained_need(trained, dtype.itemsize, recipe.optimiser, recipe.ema_decay > 0)
         widened = [] if offload else [p for p in _widened(model) if p.dtype != dtype]
-        return MemoryNeed(sum(p.numel() * dtype.itemsize for p in widened), *parts, 0)
+        update = update_need(trained, dtype.itemsize)
+        return MemoryNeed(sum(p.numel() * dtype.itemsize for p in widened), *parts, update)
 
     others = _with_presets(model, recipe, need)
     _check(model, need(recipe, dtype, False), others, "choose a LoRA recipe, or a lower rank")
@@ -237,7 +240,7 @@ def check_parameters_fit(model, recipe: Recipe, dtype: torch.dtype, offload: boo
 
 def _widened(model) -> list[Tensor]:
     """Return the weights of a MODEL that its copy has in the type of the arithmetic."""
-    network = model.model.diffusion_model
+    network = models.network_of(model)
     kept = set()
     if keeps_quantised(model):
         kept = {id(layer.weight) for layer in network.modules() if stays_frozen(layer)}
@@ -267,23 +270,28 @@ def check_step_fits(
     trained = sum(p.numel() for p in trainable.adapter.parameters)
     count = sum(p.numel() for p in trainable.unet.parameters())
     quantised = weight_bytes(trainable.unet) - count * trainable.dtype.itemsize  # which no preset changes
+    numbers = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks]
+    in_use = bytes_in_use(trainable.unet) if not offloaded_layers(trainable.unet) else 0
 
     def need(recipe: Recipe, dtype: torch.dtype, checkpointing: bool) -> MemoryNeed:
         size, pictures = dtype.itemsize, len(examples) * group.at_most(recipe.batch_size)
         pictures *= 2 if recipe.preservation else 1  # a second pass is kept as well
         parts = trained_need(shapes, size, recipe.optimiser, recipe.ema_decay > 0)
-        kept = one.activations(checkpointing) * pictures * size / trainable.dtype.itemsize
+        scale = pictures * size / trainable.dtype.itemsize
+        fresh = [number * size / scale for number in numbers] if recipe.accumulation == 1 else []
+        kept = int(one.activations(checkpointing, fresh) * scale) + in_use
+        kept = max(kept, update_need(shapes, size))
         loaded = quantised + (count * size if dtype == trainable.dtype else 0)
-        return MemoryNeed(quantised + (count - trained) * size, *parts, int(kept), loaded)
+        return MemoryNeed(quantised + (count - trained) * size, *parts, kept, loaded)
 
     step = need_on(card, checkpointing, partial(need, recipe, trainable.dtype))
     away = sum(layer.nbytes() for layer in offloaded_layers(trainable.unet))
     if away:
         step = step.without(away)
         free = devices.free_memory_for(model, room_on(card)) + step.loaded
-        stays, in_use = load_layers(trainable.unet, min(room_on(card), free) - step.total)
+        stays = load_layers(trainable.unet, min(room_on(card), free) - step.total)[0]
         step = step.without(stays - away)
-        step = replace(step, weights=step.weights + in_use)
+        step = replace(step, weights=step.weights + bytes_in_use(trainable.unet))
         logger.info(f"Inlay finetune: {stays / GIGABYTE:.2f} GB of weights stay in the computer's memory")
     side = math.isqrt(examples[0].largest.latent[0, 0].numel()) * LATENT_PIXEL
     logger.info(f"Inlay finetune: about {step.total / GIGABYTE:.2f} GB of memory ({step})")

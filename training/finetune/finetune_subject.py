@@ -14,6 +14,7 @@ from torch import Tensor
 from ...common.log import logger
 from ...host.devices import DelayedTermination
 from ...host.families import family_name, is_transformer, require_family, settings_of
+from ...host.models import network_of
 from ..optimizers import eight_bit_installed
 from .checks import check_previous
 from .data import Examples
@@ -299,7 +300,7 @@ def _with_attributes(store: Store | None, name: str, subject: Subject, spec: Fin
 
 
 def _bytes_to_store(pipeline: Pipeline, recipe: Recipe) -> int:
-    network = pipeline.model.model.diffusion_model
+    network = network_of(pipeline.model)
     shapes = exported_shapes(network, recipe.adapter, lora_names(pipeline.model)).values()
     return BYTES_PER_TRAINED_NUMBER * sum(torch.Size(shape).numel() for shape in shapes)
 

@@ -3,14 +3,16 @@
 need = weights + adapter + optimiser + activations, in bytes:
 
 weights      parameters of the frozen network, times their size
-adapter      trained parameters, times: their size, their gradients', in 16 bits a float32 master and its
-             gradient (4 + 4), and a running mean (4)
+adapter      trained parameters, times: their size, their gradients', in 16 bits a float32 master (4), and a
+             running mean (4)
 optimiser    trained parameters, times 8 (AdamW) or 2 (in 8 bits); Adafactor: 4 for each row and column of
              a matrix
-activations  what the forward pass keeps for the backward pass, and twice the largest output of a layer (its
-             gradient, and that of its input). Measured on the network itself, on two small grids: all of it
-             is a + b * latent pixels, for attention keeps no matrix of weights. With checkpointing: what
-             enters each block, and the inside of the largest one
+activations  what the forward pass keeps for the backward pass, twice the largest output of a layer (its
+             gradient, and that of its input), and the largest quantised weight, widened. Measured on the
+             network itself, on two small grids: all of it is a + b * latent pixels, for attention keeps no
+             matrix of weights. With checkpointing: what enters each block, and the inside of the largest one.
+             The gradients that are made after the peak are taken off. When no activations are left, the
+             optimizer makes the gradients of the masters (4); the larger of both counts
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from ..optimizers import OptimizerSpec
@@ -100,10 +103,22 @@ class ActivationTrace(NamedTuple):
             line(self.largest, other.largest),
         )
 
-    def activations(self, checkpointing: bool) -> float:
-        """Return the bytes of a pass; with checkpointing, of the blocks' inputs and the largest block."""
-        kept = sum(self.entering) + max(self.inside) if checkpointing else sum(self.inside)
-        return self.outside + kept + 2 * self.largest
+    def activations(self, checkpointing: bool, gradients: Sequence[float] = ()) -> float:
+        """Return the bytes at the peak of the backward pass, which goes from the last block to the first.
+
+        With checkpointing a block keeps what enters it, and has its inside while its gradients are computed.
+
+        Args:
+            checkpointing: whether it is on.
+            gradients: bytes of the gradients of each block. Those of the blocks before the one at the peak
+                are not there yet and are taken off. Empty: all of them are there before the pass.
+        """
+        most = kept = later = 0.0
+        for number, (entering, inside) in enumerate(zip(self.entering, self.inside, strict=True)):
+            kept += entering if checkpointing else inside
+            most = max(most, kept + inside * checkpointing - later)
+            later += gradients[number] if gradients else 0.0
+        return self.outside + most + 2 * self.largest
 
 
 def trained_need(
@@ -112,7 +127,7 @@ def trained_need(
     """Return the bytes of adapter and optimizer; `shapes` of what is trained, `size` of one number."""
     sizes = [torch.Size(shape) for shape in shapes]
     count = sum(shape.numel() for shape in sizes)
-    masters = 0 if size == 4 else 8
+    masters = 0 if size == 4 else 4
     factored = sum(
         shape.numel() // shape[-1] + shape.numel() // shape[-2] if len(shape) > 1 else shape.numel()
         for shape in sizes
@@ -121,13 +136,20 @@ def trained_need(
     return count * (2 * size + masters + 4 * ema), states[optimiser.kind]
 
 
+def update_need(shapes: Iterable[Sequence[int]], size: int) -> int:
+    """Return the bytes that the optimizer's step takes beside `trained_need`: the masters' gradients."""
+    return 0 if size == 4 else 4 * sum(torch.Size(shape).numel() for shape in shapes)
+
+
 def trace(unet: nn.Module, blocks: Sequence[nn.Module], forward: Callable[[], Tensor]) -> ActivationTrace:
     """Run `forward`, a pass of one picture through the network, and measure what it keeps.
 
     `blocks` do not lie inside one another.
     """
-    # By the storage's own address: tensors without memory (device "meta") have no other.
-    seen, alive = {p.untyped_storage()._cdata for p in unet.parameters()}, []
+    # By the storage's own address: tensors without memory (device "meta") have no other. A weak reference
+    # keeps the address from being given to another storage, and keeps no memory.
+    seen, addresses = {p.untyped_storage()._cdata for p in unet.parameters()}, []
+    entered: set[tuple[int, int]] = set()
     entering, inside = [0.0] * len(blocks), dict.fromkeys(range(OUTSIDE, len(blocks)), 0.0)
     where, largest = [OUTSIDE], [0.0]
 
@@ -135,14 +157,21 @@ def trace(unet: nn.Module, blocks: Sequence[nn.Module], forward: Callable[[], Te
         storage = tensor.untyped_storage()
         if storage._cdata not in seen:
             seen.add(storage._cdata)
-            alive.append(storage)  # or another would get its address
+            addresses.append(StorageWeakRef(storage))
             inside[where[0]] += storage.nbytes()
 
     def enter(number: int):
         def hook(block, args, kwargs):
             where[0] = number
-            inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-            entering[number] = float(max(value.untyped_storage().nbytes() for value in inputs))
+            for value in (*args, *kwargs.values()):
+                if not isinstance(value, Tensor):
+                    continue
+                storage = value.untyped_storage()
+                state = storage._cdata, value._version  # blocks change some of their inputs in place
+                if state not in entered:
+                    entered.add(state)
+                    addresses.append(StorageWeakRef(storage))
+                    entering[number] += storage.nbytes()
 
         return hook
 

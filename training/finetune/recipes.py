@@ -50,7 +50,7 @@ class Recipe:
     copies: int = 16  # augmented copies of each reference, encoded once and kept
     regular_copies: int = 3  # and of each regular picture (DreamMix, released code)
     augmentation: Augmentation = field(default_factory=Augmentation)  # DreamCom's numbers, named there
-    masked_cross_attention: bool = False  # words speak to the hole only (DreamCom eq. 2)
+    masked_cross_attention: bool = False  # the text acts in the hole only (DreamCom eq. 2)
     weight_inside: float = 1.0  # tau 1 of DreamMix eq. 7
     weight_outside: float = 1.0  # tau 2 of DreamMix eq. 7
     weights_squared: bool = False  # weigh prediction and target before squaring, as DreamMix's code does

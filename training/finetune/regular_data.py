@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
 from ...common.files import atomic_write
@@ -65,8 +66,6 @@ def changed_mask(image: Tensor, background: Tensor, hole: Tensor) -> Tensor:
     changed more than Otsu's threshold, smoothed; of these the largest connected part, its own holes filled.
     Where that is next to nothing or nearly all of the hole, the hole itself: no outline was found.
     """
-    from scipy import ndimage  # slow to import
-
     change = ((image - background).abs().amax(-1) / STRONG).clamp(max=1)
     reach = 2 * (min(change.shape) // 128) + 1
     change = F.avg_pool2d(change[None], reach, 1, reach // 2, count_include_pad=False)[0]

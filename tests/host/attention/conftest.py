@@ -14,15 +14,23 @@ SIZES = {
 }
 
 
-def make_model(size="small", dtype=torch.float32, seed=0):
-    """A ModelPatcher of SD 1.5's kind: 32 channels, one residual block a level."""
+# The host's configuration -> what differs from SD 1.5's.
+KINDS = {
+    "SD15": {},
+    "SD20": {"use_linear_in_transformer": True},
+    "SDXL": {"use_linear_in_transformer": True, "num_classes": "sequential", "adm_in_channels": 2816},
+}
+
+
+def make_model(size="small", dtype=torch.float32, seed=0, kind="SD15", in_channels=4):
+    """A ModelPatcher of a UNet: 32 channels, one residual block a level."""
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = comfy.supported_models.SD15(
+    config = getattr(comfy.supported_models, kind)(
         {
             "image_size": 32,
-            "in_channels": 4,
+            "in_channels": in_channels,
             "out_channels": 4,
             "model_channels": 32,
             "num_res_blocks": [1] * len(SIZES[size]["channel_mult"]),
@@ -32,10 +40,11 @@ def make_model(size="small", dtype=torch.float32, seed=0):
             "use_linear_in_transformer": False,
             "legacy": False,
             "adm_in_channels": None,
+            **KINDS[kind],
             **SIZES[size],
         }
     )
-    config.unet_config["num_heads"] = 4
+    config.unet_config |= {"num_heads": 4, "num_head_channels": -1}
     config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "")
     generator = torch.Generator().manual_seed(seed)
@@ -63,14 +72,14 @@ def dense_patch(mask, kind, operator):
             sees = regions[:, None] == regions[None, :]
         else:
             sees = (regions == 1)[:, None].expand(-1, k.shape[1])
-        heads = extra_options["n_heads"]
+        heads, dtype = extra_options["n_heads"], q.dtype
         q, k, v = (x.double().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         if operator == "paper":
             p = scores.softmax(-1) * sees
         else:
             p = scores.masked_fill(~sees, -torch.inf).softmax(-1).nan_to_num(0.0)
-        return (p @ v).transpose(1, 2).flatten(2).float()
+        return (p @ v).transpose(1, 2).flatten(2).to(dtype)
 
     return patch
 

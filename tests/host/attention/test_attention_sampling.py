@@ -20,6 +20,26 @@ def test_the_whole_sampler_equals_a_dense_mask(rig, operator):
     assert difference(rig.sample(model), expected) > 1e-3 * scale
 
 
+@pytest.mark.parametrize("operator", ["paper", "renormalised"])
+@pytest.mark.parametrize("kind", ["SD15", "SD20", "SDXL"])
+def test_a_whole_unet_equals_a_dense_mask_in_float64(rig, kind, operator):
+    """The output of the network in one step, of both prompts, in the row of each UNet family."""
+    from inlay.attention.model_patch import mask_attention
+
+    model = rig.model("deep", torch.float64, kind=kind)
+    outputs = []
+    model.model.diffusion_model.register_forward_hook(lambda module, args, output: outputs.append(output))
+    pooled = {"pooled_output": torch.ones(1, 1280)}
+    prompts = {"positive": rig.prompt(2, **pooled), "negative": rig.prompt(3, **pooled)}
+    ours = mask_attention(model, [rig.mask], self_layers="all", operator=operator)
+    for variant in (ours, rig.dense(model, rig.mask, operator), model):
+        rig.sample(variant, batch=2, steps=1, **prompts)
+    got, want, plain = outputs
+    assert got.dtype == torch.float64
+    assert (got - want).abs().max() <= 1e-12 * want.abs().max()
+    assert (plain - want).abs().max() > 1e-4 * want.abs().max()
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -1,5 +1,8 @@
 """What sampling, attention and the encoders rely on in the host: one test for each seam, called after it."""
 
+from typing import Any
+
+import pytest
 import torch
 
 PATH = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"  # a layer of every UNet of SD 1.5's kind
@@ -31,15 +34,88 @@ def test_sampling_flux2_sigmas(in_process_host):
     assert (large[1:-1] > small[1:-1]).all(), "the shift no longer grows with the picture"
 
 
-def test_sampling_latent_previewer(parts, monkeypatch):
-    import latent_preview
+def test_sampling_conditions_of(parts):
+    from comfy.samplers import CFGGuider
 
     from inlay.host import sampling
 
-    asked = []
-    monkeypatch.setattr(latent_preview, "get_previewer", lambda *given: asked.append(given))
+    guider: Any = CFGGuider(parts.model)
+    text = torch.zeros(1, 77, 768)
+    guider.set_conds([[text, {"strength": 0.5}]], [[text, {}]])
+    found = sampling.conditions_of(guider)
+    assert {name: len(conditions) for name, conditions in found.items()} == {"positive": 1, "negative": 1}
+    assert found["positive"][0]["cross_attn"] is text, "the text has another key"
+    assert found["positive"][0]["strength"] == 0.5
+
+
+def test_sampling_copy_guider(parts):
+    from comfy.samplers import CFGGuider
+
+    from inlay.host import sampling
+
+    guider: Any = CFGGuider(parts.model)
+    guider.set_conds([[torch.zeros(1, 77, 768), {}]], [[torch.ones(1, 77, 768), {}]])
+    before, options = sampling.conditions_of(guider), guider.model_options
+    other = sampling.copy_guider(guider, {"positive": []})
+    other.model_options["transformer_options"]["ours"] = True
+    assert type(other) is CFGGuider
+    assert other.model_patcher is guider.model_patcher
+    assert sampling.conditions_of(other) == {"positive": []}
+    assert sampling.conditions_of(guider) is before
+    assert "ours" not in options["transformer_options"], "the options of the guider were changed"
+
+
+@pytest.fixture
+def control(in_process_host):
+    """The host's own base of ControlNets, with a hint and the mask of an inpainting one."""
+    from comfy.controlnet import ControlBase
+
+    class Control(ControlBase):
+        def copy(self):
+            other = Control()
+            self.copy_to(other)
+            return other
+
+    return Control().set_cond_hint(torch.rand(1, 3, 16, 8), extra_concat=[torch.ones(1, 1, 16, 8)])
+
+
+def test_control_hints_of(control):
+    from inlay.host.control import hints_of
+
+    picture, [extra], algorithm = hints_of(control)
+    assert picture is not None
+    assert (picture.shape, extra.shape) == ((1, 3, 16, 8), (1, 1, 16, 8))
+    assert algorithm in ("nearest-exact", "bilinear"), "the host resizes hints in another way"
+
+
+def test_control_previous_of(control):
+    from inlay.host.control import previous_of
+
+    assert previous_of(control) is None
+    assert previous_of(control.copy().set_previous_controlnet(control)) is control
+
+
+def test_control_with_hints(control):
+    from inlay.host.control import hints_of, previous_of, with_hints
+
+    before, (picture, extra) = hints_of(control), (torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8))
+    copied = with_hints(control, picture, [extra], control)
+    assert hints_of(copied)[:2] == (picture, [extra])
+    assert previous_of(copied) is control
+    assert hints_of(control) == before, "the wired ControlNet was changed"
+
+
+def test_sampling_latent_previewer(parts, monkeypatch):
+    from comfy.cli_args import LatentPreviewMethod, args
+
+    from inlay.host import sampling
+
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.NoPreviews)
     assert sampling.latent_previewer(parts.model) is None
-    assert asked == [(parts.model.load_device, parts.model.model.latent_format)]
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Latent2RGB)
+    previewer = sampling.latent_previewer(parts.model)
+    kind, picture, _ = previewer.decode_latent_to_preview_image("JPEG", torch.zeros(1, 4, 6, 8))
+    assert (kind, picture.size) == ("JPEG", (8, 6))
 
 
 def test_sampling_progress_bar(in_process_host, monkeypatch):
@@ -59,8 +135,9 @@ def test_sampling_shows_progress(in_process_host, monkeypatch):
 
     from inlay.host import sampling
 
-    for enabled in (True, False):
-        monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", enabled)
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", True)  # restored after the test
+    for enabled in (False, True):
+        comfy.utils.set_progress_bar_enabled(enabled)
         assert sampling.shows_progress() is enabled
 
 
@@ -253,13 +330,16 @@ def test_patches_misfitting_patches(parts):
 
 
 def test_patches_crop_picture_patches(parts, in_process_host):
-    """The classes are found by their names in nodes_model_patch.py."""
+    """The classes are found by their names; tests/host/families/test_model_patches.py samples with them."""
+    import comfy.ldm.anima.lllite
     import comfy_extras.nodes_model_patch as host_nodes
 
     from inlay.host import patches
 
-    for name in patches.PICTURE_PATCHES:
+    for name in patches.ENCODED_PICTURES:
         assert hasattr(host_nodes, name), f"{name} is no longer in nodes_model_patch.py"
+    for name in (patches.PIXELS, *patches.LINKED_TO_PIXELS):
+        assert hasattr(comfy.ldm.anima.lllite, name), f"{name} is no longer in anima/lllite.py"
     options = {"patches": {"post_input": [len]}}
     patches.crop_picture_patches(options, parts.model, lambda picture: picture, lambda mask: mask)
     assert options == {"patches": {"post_input": [len]}}, "a patch without a picture was changed"

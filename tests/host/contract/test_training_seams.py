@@ -1,5 +1,7 @@
 """What training relies on in the host: one test for each seam, called after it."""
 
+import os
+import signal
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +22,12 @@ def lora():
         f"{key}.lora_down.weight": torch.randn(2, 320, generator=generator),
         f"{key}.alpha": torch.tensor(1.0),
     }
+
+
+def test_models_network_of(parts):
+    from inlay.host import models
+
+    assert models.network_of(parts.model) is parts.model.get_model_object("diffusion_model")
 
 
 def test_models_unet_of(parts):
@@ -353,6 +361,28 @@ def test_sampling_sample_latent(parts, scene):
     torch.testing.assert_close(found[outside], scene.latent[outside])
 
 
+def test_sampling_resident_guider(parts, scene, monkeypatch):
+    """A run of the host's sampler that loads nothing and gives what its own guider gives."""
+    import comfy.sampler_helpers
+    import comfy.samplers
+
+    from inlay.host import models, sampling
+
+    model = models.load_fully(parts.model)
+    sigmas = sampling.ksampler_sigmas(model, "euler", "normal", 2, 1.0)
+    noise, euler = torch.randn(scene.latent.shape), comfy.samplers.sampler_object("euler")
+    found = []
+    for kind in (comfy.samplers.CFGGuider, sampling.ResidentGuider):
+        guider = kind(model)
+        guider.set_conds(scene.positive, scene.negative)
+        guider.set_cfg(2.0)
+        with torch.inference_mode():
+            found.append(guider.sample(noise, scene.latent, euler, sigmas, disable_pbar=True, seed=3))
+        refuse = lambda *_, **__: pytest.fail("the host's sampler loads its model elsewhere")  # noqa: E731
+        monkeypatch.setattr(comfy.sampler_helpers, "prepare_sampling", refuse)
+    torch.testing.assert_close(*found)
+
+
 def test_sampling_sample_resident(parts, scene):
     """The same picture as the host's own run of a model that is loaded."""
     import comfy.sample
@@ -373,6 +403,26 @@ def test_sampling_sample_resident(parts, scene):
             base.process_latent_out(scene.latent), noise_mask=scene.mask, disable_pbar=True, seed=3,
         )  # fmt: skip
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process at once")
+def test_devices_delayed_termination(in_process_host):
+    """What follows the block, the end of the process, is in finetune/test_sigterm.py."""
+    import comfy.model_management
+
+    from inlay.host import devices
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with devices.DelayedTermination() as held:
+            held.check()
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(comfy.model_management.InterruptProcessingException):
+                held.check()
+            held.came = False
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_devices_in_main_thread(in_process_host):
@@ -415,6 +465,23 @@ def test_vae_encoder_weights(parts):
     names = [name for name, _ in vae.encoder_weights(parts.vae)]
     assert any(name.startswith("taesd_encoder.") for name in names)
     assert not any("decoder" in name for name in names)
+
+
+def test_vae_picture_vae(parts, in_process_host):
+    """A VAE with a time axis reads a batch as a film; its pictures are encoded one by one."""
+    from inlay.host import vae
+    from inlay.lab.models.tiny_transformers import tiny_vae
+
+    pictures = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        own = vae.PictureVae(parts.vae)
+        assert torch.equal(own.encode(pictures), parts.vae.encode(pictures))
+        assert own.encode(pictures).shape[-2:] == (64 // own.grid, 64 // own.grid)
+        film = tiny_vae("qwen-image")
+        latents = vae.PictureVae(film).encode(pictures)
+        assert latents.shape[0] == 2, "latent_dim or not_video no longer states what is a film"
+        assert torch.equal(latents[1:], film.encode(pictures[1:]))
+        assert vae.PictureVae(film).decode(latents).shape == pictures.shape
 
 
 def test_vae_encode_distribution(parts):
@@ -558,6 +625,42 @@ def test_training_frozen_copy(parts):
 
     copy, own = training.frozen_copy(parts.model, torch.float32), parts.model.model.diffusion_model
     assert dict(copy.named_parameters()).keys() == dict(own.named_parameters()).keys()
+
+
+def test_training_frozen_linear(in_process_host):
+    """A linear layer of the widened weight, whose gradient with respect to its input is exact."""
+    from inlay.host import training
+
+    layer: Any = quantised_linear()
+    frozen, x = training.FrozenLinear(layer, torch.float32), torch.randn(4, 32, requires_grad=True)
+    weight = layer.weight.dequantize().float()
+    out = frozen(x)
+    torch.testing.assert_close(out, x @ weight.T)
+    assert not any(part.requires_grad or part.numel() for part in frozen.parameters())
+    way = torch.randn(4, 32)
+    torch.testing.assert_close(torch.autograd.grad(out, x, way)[0], way @ weight)
+
+
+def test_training_host_pass(parts):
+    """The network's prediction at the noise level, from which the host's `apply_model` makes its x_0."""
+    from inlay.host import models, training
+
+    network: Any = models.trainable_copy(parts.model, torch.float32)
+    made = training.HostPass(parts.model, network, torch.float32, time_axis=False)
+    generator = torch.Generator().manual_seed(0)
+    latent, noise = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))
+    sigma, base = torch.tensor([3.0]), parts.model.model
+    values = {
+        "cross_attn": torch.randn(1, 77, 768, generator=generator),
+        "concat_latent_image": torch.randn(1, 4, 8, 8, generator=generator),
+        "concat_mask": torch.ones(1, 1, 8, 8),
+    }
+    x = base.model_sampling.noise_scaling(sigma, noise, latent)
+    with torch.no_grad():
+        found = made(latent, noise, sigma, values)
+        denoised = base.apply_model(x, sigma, **made.conditions(x, values))
+    torch.testing.assert_close(found, (x - denoised) / sigma, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(made.raw(base.process_latent_in(latent)), latent)
 
 
 def test_training_load_layers(in_process_host):

@@ -6,8 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.lab.models.tiny_transformers import CONTEXT, random_prompt, tiny_transformer, tiny_vae
+from inlay.families.table import FAMILIES, NO_REFERENCES
+from inlay.lab.models.tiny_transformers import (
+    CONTEXT,
+    random_latent,
+    random_prompt,
+    tiny_transformer,
+    tiny_vae,
+)
 from inlay.tests.host.families.painting import SIZE, pictures, sample, spots, watched
+
+REFERENCE_ROWS = [row.name for row in FAMILIES if row.references != NO_REFERENCES]
 
 
 class ReadingClip:
@@ -32,6 +41,19 @@ class ReadingClip:
         return [[torch.tensor(values)[None, :, None] * torch.ones(CONTEXT), {"pooled_output": None}]]
 
 
+class BooguClip(ReadingClip):
+    """The same with the tokenizer of Boogu, whose network counts its tokens in a mask."""
+
+    def __init__(self):
+        from comfy.text_encoders.boogu import BooguTokenizer
+
+        self.tokenizer = BooguTokenizer()
+        self.seen = []
+
+    def encode_from_tokens_scheduled(self, tokens):
+        return counted(super().encode_from_tokens_scheduled(tokens))
+
+
 class PlainClip(ReadingClip):
     """A text encoder that reads no pictures."""
 
@@ -42,6 +64,24 @@ class PlainClip(ReadingClip):
     def tokenize(self, text, **kwargs):
         self.seen.append((text, kwargs.get("images")))
         return {"l": [[(ord(letter), 1.0) for letter in text or " "]]}
+
+
+class CountingClip(PlainClip):
+    """One whose network counts the tokens in a mask, as that of OmniGen2."""
+
+    def encode_from_tokens_scheduled(self, tokens):
+        return counted(super().encode_from_tokens_scheduled(tokens))
+
+
+class KreaClip(PlainClip):
+    def __init__(self):
+        super().__init__()
+        self.tokenizer = type("Krea2Tokenizer", (), {})()
+
+
+def counted(conditioning):
+    [[text, values]] = conditioning
+    return [[text, values | {"attention_mask": torch.ones(1, text.shape[1], dtype=torch.long)}]]
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +128,42 @@ def test_references_are_the_scene_and_the_photos_and_run_in_the_hosts_sampler(in
     assert all(
         call.inlay_references == (("scene",), ("subject", 0, 1.0), ("subject", 0, 1.0)) for call in calls
     )
+
+
+def clip_of(name):
+    """A text encoder as the family has it: one that reads pictures, or counts its tokens, or neither."""
+    kinds = {
+        "qwen-image": ReadingClip,
+        "qwen-image-edit-2511": ReadingClip,
+        "boogu": BooguClip,
+        "omnigen2": CountingClip,
+        "krea2": KreaClip,
+    }
+    return kinds.get(name, PlainClip)()
+
+
+@pytest.mark.parametrize("name", REFERENCE_ROWS)
+def test_every_edit_model_reads_the_prompt_in_the_hosts_sampler(name):
+    """Scene and two photos at a size that fits no grid; positive and negative prompt."""
+    import comfy.sample
+
+    from inlay.host.vae import PictureVae
+
+    vae, image, mask = tiny_vae(name), pictures(1), spots((20, 30))
+    positive, negative = execute(clip_of(name), vae, scene=image, mask=mask)
+    model, calls = watched(tiny_transformer(name))
+    noise = random_latent(model, 6, 7)
+    result = comfy.sample.sample(
+        model, noise, 1, 2.0, "euler", "simple", positive, negative, noise * 0, seed=1, disable_pbar=True
+    )
+    assert torch.isfinite(result).all()
+    grid = PictureVae(vae).grid
+    scene = (-(-SIZE[0] // grid), -(-SIZE[1] // grid))
+    for call in calls:
+        first, *photos = call.ref_latents
+        assert first.shape[-2:] == scene
+        assert len(photos) == 2
+        assert call.inlay_references[0] == ("scene",)
 
 
 @pytest.mark.parametrize(("hole", "value"), [("white", 1.0), ("grey", 0.5), ("as drawn", None)])
@@ -143,6 +219,57 @@ def test_an_encoder_that_reads_pictures_sees_the_view_that_is_painted():
         assert call.ref_latents[0].shape == call.x.shape
 
 
+def test_boogu_reads_each_view_in_the_positive_prompt_alone():
+    """As in the host's own node: the negative prompt has references and no pictures."""
+    clip, vae = BooguClip(), tiny_vae("boogu")
+    model, calls = watched(tiny_transformer("boogu"))
+    image, mask = pictures(2), spots((20, 30))
+    positive, negative = execute(clip, vae)
+    clip.seen.clear()
+    sample("boogu", model, vae, image, mask, positive, negative, steps=2, cfg=2.0)
+    # two stages, two pictures of the batch; scene and two photos each
+    assert [len(shown) for _, shown in clip.seen] == [3] * 4
+    assert not torch.equal(clip.seen[0][1][0], clip.seen[1][1][0])
+    assert all(len(call.ref_latents) == 3 for call in calls)
+    with_scene = positive[0][0].shape[1] + 3  # the start of a picture, the picture, its end
+    assert {call.text.shape[1] for call in calls} == {with_scene, negative[0][0].shape[1]}
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_text_and_references_of_a_view_know_nothing_of_the_rest(given):
+    """Two scenes that differ outside the close-up's view, with the whole scene wired to the prompt or not."""
+    from inlay.imaging.boxes import bounding_box
+    from inlay.sampling.stages import InpaintOptions, close_up_view
+
+    image, mask, vae = pictures(1), spots((20, 30)), tiny_vae("qwen-image")
+    options = InpaintOptions(64, soft_edge=3, grow=2, multiple=32)
+    rows, columns = close_up_view(bounding_box(mask[0]), *SIZE, options).box.slices
+    other = 1 - image
+    other[:, rows, columns] = image[:, rows, columns]
+    firsts = []
+    for picture in (image, other):
+        model, calls = watched(tiny_transformer("qwen-image"))
+        scene: dict = {"scene": picture, "mask": mask} if given else {}
+        positive, negative = execute(ReadingClip(), vae, **scene)
+        sample("qwen-image", model, vae, picture, mask, positive, negative, steps=2)
+        firsts.append(calls)
+    (first, last), (same, changed) = firsts
+    assert torch.equal(first.text, same.text)
+    assert torch.equal(first.x, same.x)
+    assert all(torch.equal(a, b) for a, b in zip(first.ref_latents, same.ref_latents, strict=True))
+    assert len(first.ref_latents) == 3
+    assert not torch.equal(last.text, changed.text)
+    assert not torch.equal(last.ref_latents[0], changed.ref_latents[0])
+
+
+def test_ten_photos_are_ten_references():
+    model, calls = watched(tiny_transformer("flux1"))
+    vae, photos = tiny_vae("flux1"), torch.rand(10, 32, 32, 3)
+    positive, negative = execute(PlainClip(), vae, photos=photos)
+    sample("flux1", model, vae, pictures(1), spots((20, 30)), positive, negative, steps=2)
+    assert all(len(call.ref_latents) == 11 for call in calls)
+
+
 def test_the_easy_insert_preset_is_as_the_lora_was_trained():
     clip, vae = PlainClip(), tiny_vae("flux2-klein")
     photo = torch.rand(1, 40, 56, 3, generator=torch.Generator().manual_seed(4))
@@ -158,12 +285,18 @@ def test_the_easy_insert_preset_is_as_the_lora_was_trained():
 
     model = tiny_transformer("flux2-klein")
     assert trained_context(cfg_guider(model, positive, positive, 4.0)) == 1.2
+    # the template's mask and soft edge: a square of 1.2 times the longer side, shown at 1024 pixels
+    from inlay.imaging.boxes import Box
+    from inlay.sampling.stages import InpaintOptions, close_up_view
+
+    options = InpaintOptions(1024, context=1.2, soft_edge=16, multiple=16)
+    view = close_up_view(Box(176, 56, 440, 296), 768, 768, options)
+    assert (view.box.height, view.box.width) == (317, 317)  # 264 * 1.2, rounded up
+    assert (view.height, view.width) == (1024, 1024)
 
 
 def test_the_method_of_krea_2_is_set():
-    clip = PlainClip()
-    clip.tokenizer = type("Krea2Tokenizer", (), {})()
-    positive, _ = execute(clip, tiny_vae("krea2"))
+    positive, _ = execute(KreaClip(), tiny_vae("krea2"))
     assert positive[0][1]["reference_latents_method"] == "index_timestep_zero"
 
 
@@ -182,7 +315,7 @@ def test_wrong_inputs_are_refused_in_one_sentence(inputs, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_photo_keeps_out_of_the_other_box_and_of_the_outside():
+def test_a_photo_keeps_out_of_what_is_outside_its_box():
     """Sampler, edit prompt and masked attention together, in the latent before compositing.
 
     The change that another photo makes outside its box, with region attention and without.
@@ -210,6 +343,33 @@ def test_a_photo_keeps_out_of_the_other_box_and_of_the_outside():
     assert change[False][0] > 1e-4
     assert change[True][0] == 0.0
     assert change[True][1] > 1e-4
+
+
+@pytest.mark.parametrize("name", ["flux1", "flux2-klein", "krea2"])
+def test_each_of_two_subjects_acts_in_the_box_it_is_bound_to(name):
+    """Boxes of the edit prompt, one mask per subject, both masks in one run, the latent before compositing.
+
+    Another photo of the second subject changes its own box and no other cell.
+    """
+    from inlay.attention.model_patch import mask_attention
+
+    vae, image, masks = tiny_vae(name), pictures(1), spots((16, 16), (48, 64), size=16)
+    painted = mask_attention(tiny_transformer(name), [masks[:1], masks[1:]], operator="renormalised")
+    latents = []
+    for second in (1, 2):
+        seeds = (torch.Generator().manual_seed(seed) for seed in (7, second))
+        photos = [torch.rand(1, 40, 56, 3, generator=seed) for seed in seeds]
+        positive, negative = execute(PlainClip(), vae, photos=photos, boxes="1; 2")
+        *_, latent = sample(
+            name, painted, vae, image, masks, positive, negative, steps=1, close_up_share=0.0,
+            window_area=0.0, blend="at the end", several_masks="together",
+        )  # fmt: skip
+        latents.append(latent["samples"])
+    changed = (latents[0] != latents[1]).any(1).flatten(0, -3)[0]
+    cell = 16 if name.startswith("flux2") else 8
+    box = torch.zeros_like(changed)
+    box[48 // cell : 64 // cell, 64 // cell : 80 // cell] = True
+    assert torch.equal(changed, box)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 
 from inlay.families.layout import IMAGE_KIND, REFERENCE, TEXT, TOKEN_ORDERS, length_of
 from inlay.families.table import CHANNELS, FAMILIES, FILL, FLUX2_SCHEDULE, NO_REFERENCES, find_family, named
+from inlay.lab.models.full_transformers import full_network
 from inlay.lab.models.tiny_transformers import TINY
 
 ROWS = [row.name for row in FAMILIES]
@@ -66,6 +67,92 @@ def test_lora_targets_load_under_the_names_of_the_usual_tools(in_process_host, n
         names = getattr(comfy.utils, row.lora.diffusers)(model.model.model_config.unet_config)
         weights = set(network.state_dict())
         assert {place if isinstance(place, str) else place[0] for place in names.values()} & weights
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_lora_targets_of_the_full_model_have_the_names_of_the_usual_tools(full_size, name):
+    """Ours, kohya's and, where the host maps them, diffusers': every target of the full network has all."""
+    import comfy.lora
+    import comfy.utils
+
+    row = named(name)
+    network, config, _ = full_size(name)
+    config.set_inference_dtype(torch.bfloat16, None)
+    base = config.get_model({}, "", device="meta")
+    keys = comfy.lora.model_lora_keys_unet(base, {})
+    targets = [path for path, _ in network.named_modules() if re.fullmatch(row.lora.targets, path)]
+    for path in targets:
+        assert keys[f"diffusion_model.{path}"] == f"diffusion_model.{path}.weight"
+        assert f"lora_unet_{path.replace('.', '_')}" in keys
+    if row.lora.diffusers:
+        names = getattr(comfy.utils, row.lora.diffusers)(config.unet_config)
+        mapped = {place if isinstance(place, str) else place[0] for place in names.values()}
+        assert {f"{path}.weight" for path in targets} <= mapped
+
+
+# Width of the text that the full networks read, where the host's configuration does not give it.
+TEXT_WIDTHS = {
+    "qwen-image": 3584, "qwen-image-edit-2511": 3584, "krea2": 12 * 2560, "omnigen2": 2048, "lens": 4 * 2880,
+    "boogu": 4096, "anima": 1024,
+}  # fmt: skip
+WORDS = 77
+
+
+def inputs_of(row, network, config) -> tuple[torch.Tensor, dict]:
+    """The noisy latent and the other arguments of a full network, on the device "meta"."""
+    channels = config.latent_format.latent_channels
+    time = (1,) if row.time_axis else ()
+
+    def made(*shape):
+        return torch.empty(shape, device="meta")
+
+    facts = config.unet_config
+    width = TEXT_WIDTHS.get(row.name) or facts.get("context_in_dim") or facts["cap_feat_dim"]
+    given: dict = {"context": made(1, WORDS, width)}
+    if row.references != NO_REFERENCES:
+        given["ref_latents"] = [made(1, channels, *time, *size) for size in ((31, 42), (24, 17))]
+    if row.reference_method:
+        given["ref_latents_method"] = row.reference_method
+    if row.name in ("z-image", "lumina2", "omnigen2", "boogu"):
+        given["num_tokens"] = WORDS
+    if row.name.startswith(("flux", "chroma", "longcat")):
+        given |= {"guidance": made(1), "y": made(1, 768)}
+    return made(1, row.channels or channels, *time, 31, 42), given
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_layout_of_the_full_model_has_the_length_of_its_attention(full_size, monkeypatch, name):
+    """Every block of the full network attends once over the sequence; without memory for its weights."""
+    import comfy.model_management
+
+    from inlay.attention.blocks import transformer_blocks
+    from inlay.host.families import layout_of, token_order
+
+    # the host's fused kernels have no form for "meta"; its training mode goes round them
+    monkeypatch.setattr(comfy.model_management, "in_training", True)
+    _, config, _ = full_size(name)
+    row, network = named(name), full_network(name, torch.float32)
+    order = token_order(network)
+    assert order is not None
+    latent, given = inputs_of(row, network, config)
+    lengths = []
+
+    def override(function, q, k, v, heads, mask=None, **kwargs):
+        rows, queries, keys = q.shape[0], *(t.shape[2 if kwargs.get("skip_reshape") else 1] for t in (q, k))
+        lengths.append((queries, keys))
+        if not kwargs.get("skip_reshape"):
+            return torch.empty_like(q)
+        width = q.shape[-1]
+        return q.new_empty(rows, queries, heads * width)
+
+    options = {"optimized_attention_override": override}
+    network(latent, torch.empty(1, device="meta"), transformer_options=options, **given)
+    shapes = [tuple(reference.shape) for reference in given.get("ref_latents", ())]
+    spans = layout_of(network, latent.shape, WORDS, shapes)
+    assert spans is not None
+    length = length_of(spans)
+    assert max(lengths)[0] == length
+    assert lengths.count((length, length)) == len(transformer_blocks(network, order))
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -150,7 +150,7 @@ def test_a_photo_is_no_scene_even_in_the_pictures_proportions(parts):
     assert [call.inlay_references for call in calls] == [(("subject", 0, 1.0),)] * 2
 
 
-@pytest.mark.parametrize("name", ["flux1", "qwen-image", "z-image", "flux2-klein"])
+@pytest.mark.parametrize("name", TINY)
 def test_the_noise_at_the_switch_has_the_level_of_the_schedule(parts, monkeypatch, name):
     """Flow matching: the network's first input of each stage is sigma noise + (1 - sigma) latent."""
     from inlay.sampling import view_sampler as host
@@ -161,13 +161,16 @@ def test_the_noise_at_the_switch_has_the_level_of_the_schedule(parts, monkeypatc
     original = host.ViewSampler._sample
 
     def recorded(self, guider, latent, hole, sigmas):
-        noise = self.noise.generate_noise({"samples": latent} | self._draw())
+        noise = self.noise.generate_noise({"samples": latent} | self._noise_index())
         runs.append((guider.model_patcher.model.process_latent_in(latent), noise, sigmas))
         return original(self, guider, latent, hole, sigmas)
 
     monkeypatch.setattr(host.ViewSampler, "_sample", recorded)
     sample(name, model, vae, pictures(1), spots((20, 30)), steps=4, blend="at the end")
     assert [len(sigmas) - 1 for _, _, sigmas in runs] == [2, 2]
+    cell = 16 if calls[0].x.shape[1] == 128 else 8
+    grid = named(name).picture_grid
+    assert all(length * cell % grid == 0 for call in calls for length in call.x.shape[-2:])
     starts = [calls[0], calls[2]]
     for (latent, noise, sigmas), call in zip(runs, starts, strict=True):
         sigma = float(sigmas[0])
@@ -179,15 +182,12 @@ def test_the_noise_at_the_switch_has_the_level_of_the_schedule(parts, monkeypatc
 def test_a_few_steps_leave_one_for_each_stage(parts, steps, share):
     model, vae = parts("flux1-schnell")
     model, calls = watched(model)
-    sample("flux1-schnell", model, vae, pictures(1), spots((20, 30)), steps=steps, close_up_share=share)
-    sizes = [tuple(call.x.shape[-2:]) for call in calls]
-    assert len(calls) == steps
+    choices = {"close_up_share": share, "window_area": 0.0}  # the whole picture is larger than a close-up
+    sample("flux1-schnell", model, vae, pictures(1), spots((20, 30)), steps=steps, **choices)
+    near, wide = (calls[index].x.shape[-2:] for index in (0, -1))
+    assert near != wide
     first = {0.05: 1, 0.95: steps - 1}[share]
-    from inlay.sampling.schedule import split_schedule
-
-    local, rest = split_schedule(torch.linspace(1, 0, steps + 1), share)
-    assert (len(local) - 1, len(rest) - 1) == (first, steps - first)
-    assert sizes
+    assert [call.x.shape[-2:] for call in calls] == [near] * first + [wide] * (steps - first)
 
 
 @pytest.mark.parametrize(("name", "steps", "cfg"), [("flux1-schnell", 4, 1.0), ("z-image", 25, 4.0)])
@@ -203,6 +203,37 @@ def test_auto_takes_the_familys_settings(parts, monkeypatch, name, steps, cfg):
     )  # fmt: skip
     assert len(calls) == steps
     assert len(calls[0].x) == (1 if cfg == 1.0 else 2)
+
+
+def test_klein_distilled_runs_the_hosts_own_schedule_by_its_files_name(parts):
+    """The defaults of the node: 4 steps of Flux2Scheduler at a close-up of one megapixel, cfg 1."""
+    from comfy_extras.nodes_flux import Flux2Scheduler
+
+    from inlay.sampling.view_sampler import choose_settings, sigmas_of
+
+    model, _ = parts("flux2-klein")
+    model.cached_patcher_init = (None, ("/models/diffusion_models/flux-2-klein-4b-fp8.safetensors",))
+    chosen = choose_settings(model, "auto", "auto", 0, 0.0, "auto")
+    assert (chosen.sampler, chosen.steps, chosen.cfg) == ("euler", 4, 1.0)
+    sigmas = sigmas_of(model, chosen.sampler, chosen.scheduler, chosen.steps, 1.0, 1024 * 1024)
+    assert torch.equal(sigmas, Flux2Scheduler.execute(4, 1024, 1024)[0])
+    assert [round(float(sigma), 3) for sigma in sigmas] == [1.0, 0.967, 0.908, 0.767, 0.0]
+
+
+def test_a_view_of_an_edit_model_has_the_area_of_its_references(parts):
+    """Of a mask of 800 pixels the window of two close-ups would be larger than the model's references."""
+    from inlay.imaging.boxes import Box
+    from inlay.sampling.stages import InpaintOptions, window_view
+    from inlay.sampling.view_sampler import cfg_guider, largest_window
+
+    def area(name, **extras):
+        prompt = random_prompt(name, 1, **extras)
+        window = min(2.0, largest_window(cfg_guider(parts(name)[0], prompt, prompt, 1.0), 1024))
+        view = window_view(Box(400, 400, 1200, 1200), 2000, 2000, InpaintOptions(1024, window=window))
+        return view.height * view.width
+
+    assert area("flux1", reference_latents=[torch.zeros(1, 16, 8, 8)]) == 1024 * 1024
+    assert area("flux1") > 1.5 * 1024 * 1024
 
 
 def test_auto_on_a_model_without_a_row_is_refused(in_process_host):
@@ -245,6 +276,105 @@ def test_soft_masks_reach_the_last_step_of_a_steep_schedule(in_process_host):
     assert options["denoise_mask_function"](last, mask, extra_options=extra).tolist() == [0.0, 1.0, 1.0]
     assert options["denoise_mask_function"](sigmas[:1], mask, extra_options=extra).tolist() == [0.0, 0.0, 1.0]
     assert last_level(model.model.model_sampling, sigmas) == pytest.approx(0.767, abs=2e-3)
+    for end in torch.linspace(0.01, 0.99, 99):  # a hard mask stays one, to the bit
+        extra["sigmas"] = torch.tensor([1.0, float(end), 0.0])
+        first = torch.tensor([1.0])
+        assert options["denoise_mask_function"](first, mask, extra_options=extra).tolist() == [0.0, 0.0, 1.0]
+
+
+def cell(mask, row, column):
+    """The largest value of a mask (..., h, w) in the cell at a pixel of a picture of 96 x 96."""
+    return float(mask[..., row * mask.shape[-2] // 96, column * mask.shape[-1] // 96].amax())
+
+
+@pytest.mark.parametrize("name", ["flux2-klein", "qwen-image", "z-image"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_differential_diffusion_paints_a_soft_mask_in_either_stage(parts, name, share):
+    """Four steps as steep as klein's: a value of 0.55 changes in the last step, a value of 1 in every one."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import CFGGuider, Noise_RandomNoise
+    from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
+
+    from inlay.nodes.disentangled_inpaint_sampler import DisentangledInpaintSamplerAdvanced
+
+    model, vae = parts(name)
+    model, shown = model.clone(), []
+
+    def recorded(sigma, denoise_mask, extra_options):
+        shown.append(DifferentialDiffusion.forward(sigma, denoise_mask, extra_options, strength=1.0))
+        return shown[-1]
+
+    model.set_model_denoise_mask_function(recorded)
+    image = torch.nn.functional.interpolate(pictures(1).movedim(-1, 1), (96, 96)).movedim(1, -1)
+    mask = torch.zeros(1, 96, 96)
+    mask[:, 32:64, 32:48], mask[:, 32:64, 48:64] = 1.0, 0.55
+    guider = CFGGuider.execute(model, random_prompt(name, 1), random_prompt(name, 2), 1.0)[0]
+    sigmas = torch.tensor([1.0, 0.967, 0.908, 0.767, 0.0])
+    node: Any = DisentangledInpaintSamplerAdvanced.PREPARE_CLASS_CLONE(None)
+    result = node.execute(
+        Noise_RandomNoise(3), guider, comfy.samplers.sampler_object("euler"), sigmas, vae, image, mask,
+        close_up_share=share, close_up_size=96, context=3.0, window_area=0.0, soft_edge=0, grow=0,
+    ).result[0]  # fmt: skip
+    steps = [[cell(step, 48, column) for step in shown] for column in (36, 60, 4)]
+    assert steps == [[1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
+    changed = (result != image).any(-1)[0]
+    assert changed[mask[0] > 0].float().mean() > 0.9
+    assert not changed[mask[0] == 0].any()
+
+
+@pytest.mark.parametrize("name", ["flux1", "qwen-image", "z-image"])
+def test_the_advanced_twin_does_the_same_on_a_transformer(parts, name):
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import CFGGuider, Noise_RandomNoise
+
+    from inlay.nodes.disentangled_inpaint_sampler import DisentangledInpaintSamplerAdvanced
+    from inlay.sampling.view_sampler import sigmas_of
+
+    model, vae = parts(name)
+    image, masks = pictures(2), spots((20, 30), (60, 80))
+    scene = random_latent(model, 4, 6, seed=8)
+    extras: dict = {} if named(name).references == NO_REFERENCES else {"reference_latents": [scene]}
+    positive, negative = random_prompt(name, 1, **extras), random_prompt(name, 2, **extras)
+    more = {"several_masks": "together", "window_area": 1.0}
+    simple = sample(name, model, vae, image, masks, positive, negative, cfg=2.0, **more)
+    node: Any = DisentangledInpaintSamplerAdvanced.PREPARE_CLASS_CLONE(None)
+    sigmas = sigmas_of(model, "euler", "simple", 4, 1.0)
+    twin = node.execute(
+        Noise_RandomNoise(3), CFGGuider.execute(model, positive, negative, 2.0)[0],
+        comfy.samplers.sampler_object("euler"), sigmas, vae, image, masks,
+        close_up_size=64, soft_edge=3, grow=2, close_up_share=0.5, **more,
+    ).result  # fmt: skip
+    assert torch.equal(twin[0], simple[0])
+    assert torch.equal(twin[2]["samples"], simple[2]["samples"])
+
+
+def test_a_model_without_a_row_is_blended_and_pasted_back(in_process_host):
+    """SD 3's class: what the sentence about such models promises."""
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    from inlay.host.families import family_of
+
+    embedder = {"target": "torch.nn.Linear", "params": {"in_features": 16, "out_features": 64}}
+    config = comfy.supported_models.SD3({
+        "in_channels": 16, "out_channels": 16, "patch_size": 2, "depth": 1, "input_size": None,
+        "adm_in_channels": 2048, "context_embedder_config": embedder, "num_patches": 36864,
+        "pos_embed_max_size": 192, "pos_embed_scaling_factor": None,
+    })  # fmt: skip
+    config.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    model = comfy.model_patcher.ModelPatcher(config.get_model({}, ""), cpu, cpu)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.08
+    assert family_of(model) is None
+    text = [[torch.randn(1, 7, 16, generator=generator), {"pooled_output": torch.ones(1, 2048)}]]
+    image, mask = pictures(2), spots((20, 30))
+    with torch.inference_mode():
+        result, _, _ = sample("flux1", model, tiny_vae("flux1"), image, mask, text, text, steps=2)
+    far = torch.nn.functional.max_pool2d(mask[None], 9, 1, 4)[0, 0] == 0
+    assert torch.equal(result[:, far], image[:, far])
+    assert (result[:, mask[0] > 0] != image[:, mask[0] > 0]).any(-1).float().mean() > 0.9
 
 
 class ControlNetwork:

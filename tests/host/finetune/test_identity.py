@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,6 +153,37 @@ def test_every_restart_finds_one_name(random_checkpoint, comfyui_path, tmp_path,
     assert len(set(names)) == 1, names
 
 
+def test_the_fingerprint_that_the_released_version_gave(in_process_host):
+    """Written down from the code of 0.1.0 for these weights, a LoRA and a merge with a patch of its own."""
+    from comfy.model_patcher import ModelPatcher
+    from comfy.model_sampling import EPS, ModelSamplingDiscrete
+    from comfy.weight_adapter import LoRAAdapter
+
+    from inlay.training.finetune.pipeline import released_fingerprints
+
+    def patcher(scale) -> Any:
+        model: Any = torch.nn.Module()
+        for number, name in enumerate(("weight", "text_projection")):
+            values = torch.arange(300.0).view(20, 15) * (scale + number)
+            model.register_parameter(name, torch.nn.Parameter(values, requires_grad=False))
+        return ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+
+    class Sampling(ModelSamplingDiscrete, EPS):
+        pass
+
+    model, clip, vae = (patcher(scale) for scale in (1, 10, 100))
+    model.model.model_sampling = Sampling()
+    model.model.model_sampling.set_sigmas(torch.arange(1.0, 9.0))
+    lora = LoRAAdapter(set(), (torch.ones(20, 2), torch.full((2, 15), 3.0), 2.0, None, None, None))
+    diff = (0.25, ("diff", (torch.full((20, 15), 5.0),)), 1.0, None, None)
+    merged = [(torch.full((20, 15), 7.0), lambda weight, **_: weight), diff]
+    model.patches = {"weight": [(0.5, lora, 1.0, None, None), (0.75, merged, 0.5, None, None)]}
+    pipeline: Any = SimpleNamespace(
+        model=model, clip=SimpleNamespace(patcher=clip, layer_idx=-2), vae=SimpleNamespace(patcher=vae)
+    )
+    assert released_fingerprints(pipeline)[0] == "5dde57a7a74e8ecb"
+
+
 def test_a_result_stored_by_the_released_version_is_found(parts, pictures, store_folder, run, monkeypatch):
     """Under its name of then: a hash of all weights, those of the text encoder that take no part included."""
     from inlay.training.finetune import finetune_subject
@@ -180,6 +212,10 @@ def test_a_run_that_the_released_version_left_goes_on(parts, pictures, store_fol
     names: list[str] = []
     stored_names = finetune_subject.stored_names
     monkeypatch.setattr(finetune_subject, "stored_names", lambda *a: names.extend(stored_names(*a)) or names)
+    whole = run(*pictures)
+    for stored in list(store_folder.iterdir()):
+        stored.unlink()
+    names.clear()
     taken = []
 
     class Interrupting(subject_finetune.NodeProgress):
@@ -194,6 +230,8 @@ def test_a_run_that_the_released_version_left_goes_on(parts, pictures, store_fol
     (file,) = store_folder.iterdir()
     file.rename(file.with_name(f"{names[1]}.resume"))
     names.clear()
-    run(*pictures)
+    resumed = run(*pictures)
     assert taken == [1, 2, 3]
+    assert all(torch.equal(whole[1][key], resumed[1][key]) for key in whole[1])
+    assert whole[2] == resumed[2]
     assert sorted(file.suffix for file in store_folder.iterdir()) == [".json", ".safetensors"]

@@ -17,7 +17,8 @@ SHAPES = {
 }  # fmt: skip
 
 
-LAID_OUT_ANEW = 16 * 2**20  # the largest convolution's weights, which the backward pass copies
+# The CPU's kernels copy the largest convolution's weights in the backward pass; the estimate leaves it out.
+LAID_OUT_ANEW = 16 * 2**20
 
 
 @pytest.mark.parametrize("recipe", ["DreamCom", "DreamMix"])
@@ -178,7 +179,8 @@ def test_a_process_among_four_needs_room_for_its_share(unets):
     from inlay.training.finetune.recipes import DREAMCOM
     from inlay.training.finetune.trainer import ProcessGroup
 
-    model, recipe = next(iter(unets.values())), DREAMCOM.with_choices(batch_size=4)
+    # With accumulation, all gradients are there before a pass and none is taken off.
+    model, recipe = next(iter(unets.values())), replace(DREAMCOM, batch_size=4, accumulation=2)
     mask = torch.ones(1, 1, 8, 8)
     examples = Examples(torch.zeros(1, 4, 8, 8), mask, torch.zeros(1, 4, 8, 8), mask, torch.zeros(1, 77, 768))
     with torch.inference_mode(False), torch.enable_grad():
@@ -208,4 +210,4 @@ def test_the_estimate_is_what_a_training_takes(unets, name, checkpointing, recip
             f"\n{name}, {recipe}, {size} px, batch {batch}, checkpointing {checkpointing}: estimate"
             f" {estimate / 2**20:.0f} MB, peak {peak / 2**20:.0f} MB, {estimate / peak - 1:+.0%}"
         )
-    assert 0.9 * peak - LAID_OUT_ANEW < estimate < 1.35 * peak
+    assert 0.9 * peak - LAID_OUT_ANEW < estimate < 1.2 * peak

@@ -97,7 +97,7 @@ def test_a_mask_of_any_form_gives_one_result(host, stock, good, node, name):
 
 @pytest.mark.parametrize(("node", "name"), TAKERS)
 def test_half_is_outside_in_every_node(host, stock, good, node, name):
-    """A mask of exactly 0.5 is an empty one, and one a little above is the whole."""
+    """A mask of exactly 0.5 is an empty one."""
     inputs = good[node]
     VALUES["mask"], VALUES["empty"], VALUES["half"] = SPOT, 0 * SPOT, 0.5 * SPOT
     assert same(

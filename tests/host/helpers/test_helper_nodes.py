@@ -292,12 +292,23 @@ def test_connected_photos_replace_the_folder(cats, inference):
         outputs_and_page("InlayLoadReferences", folder=["cats"], images=images, masks=masks[:1])
 
 
+def test_a_picture_that_is_too_large_for_one_piece_has_a_warning():
+    from inlay.nodes.inpaint_conditioning import large_picture_note
+
+    assert large_picture_note(torch.zeros(1, 1, 1, 3).expand(1, 1024, 1536, 3)) == []
+    [warning] = large_picture_note(torch.zeros(1, 1, 1, 3).expand(2, 3000, 4000, 3))
+    assert warning.startswith("image: 4000x3000 pixels are more than such a model paints well")
+
+
 def test_a_folder_is_described_for_the_page(cats):
     from inlay.nodes.references import describe_folder
 
     found = describe_folder("cats")
     assert [(p["name"], p["mask"]) for p in found["pictures"]] == [("2.png", ""), ("10.png", "file")]
     assert all(p["thumbnail"].startswith("data:image/jpeg;base64,") for p in found["pictures"])
+    assert found["notes"] == []
+    [warning] = found["no_mask"]
+    assert warning.startswith("There is no mask for 2.png: the whole picture is learned")
     assert "no folder '../cats'" in describe_folder("../cats")["error"]
 
 

@@ -37,15 +37,3 @@ def test_the_host_lists_the_pack_without_a_failure(server):
     (line,) = re.findall(rf"seconds.*: .*{server.pack_folder().name}$", log, re.MULTILINE)
     print(line)
     assert "FAILED" not in line
-
-
-def test_every_node_has_a_help_page_and_a_tooltip_for_each_input(client, server):
-    definitions = client.object_info()
-    module = f"custom_nodes.{server.pack_folder().name}"
-    ours = {name: info for name, info in definitions.items() if info["python_module"] == module}
-    assert ours
-    for name, info in ours.items():
-        assert (dev.PACK / "web" / "docs" / f"{name}.md").is_file(), f"{name} has no help page"
-        inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
-        bare = [key for key, (_, *options) in inputs.items() if not (options and options[0].get("tooltip"))]
-        assert bare == [], f"{name}: no tooltip for {bare}"
