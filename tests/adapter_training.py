@@ -3,6 +3,7 @@
 import argparse
 import json
 
+import pytest
 import torch
 from PIL import Image
 
@@ -17,17 +18,15 @@ UNET = {
 
 
 def unet(channels=4, seed=0):
-    import diffusers
-
+    diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(seed)
     return diffusers.UNet2DConditionModel(in_channels=channels, **UNET)
 
 
 def write_world(root):
     """Write small models and pictures in folders, as a user has them."""
-    import diffusers
-    import transformers
-
+    diffusers = pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
     unet(4).save_pretrained(root / "unet")
     unet(8).save_pretrained(root / "pix2pix")
     torch.manual_seed(0)
