@@ -7,12 +7,13 @@ import { text, translated } from "./translations.js"
 
 const TOAST_LIFE = 20_000 // milliseconds
 const COLOURS = { error: ["#5c1a1a", "#ffd9d9"], warn: ["#574312", "#ffedc2"] }
-const LINE = 17 // pixels
+const LINE = 17
 
 const views = new WeakMap() // node -> the element with its message
 
 // Shows `sentence` on the node, or nothing when it is empty.
 export function showMessage(node, kind, sentence) {
+  if (node.subgraph) return kind === "warn" && sentence && toast(kind, node.title, sentence)
   const view = views.get(node)
   if (!sentence) return view && hide(node, view)
   const { root } = view ?? addMessage(node)
@@ -77,7 +78,6 @@ export function toast(severity, summary, detail) {
   app.extensionManager?.toast?.add(shown)
 }
 
-// On the node, and on the subgraphs around it.
 function report(path, type, key, sentences) {
   const nodes = nodesOnPath(path)
   const name = nodes.at(-1)?.title ?? type

@@ -61,6 +61,9 @@ def sentences() -> list[str]:
                     found.append(
                         "".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values)
                     )
+    for path in (dev.PACK / "web").glob("*.js"):  # the page's own messages
+        texts = re.findall(r'"([^"\n]+)"', path.read_text(encoding="utf-8"))
+        found += [re.sub(r"\{\d\}", "…", text) for text in texts]
     return found
 
 
