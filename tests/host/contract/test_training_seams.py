@@ -619,6 +619,18 @@ def test_training_bytes_of(in_process_host):
     assert training.bytes_of(quantised_linear().weight) == 32 * 32, "quantised tensors have no _qdata"
 
 
+def test_training_bytes_in_use(in_process_host):
+    """A quantised layer is widened when it is used; a plain one of the same precision is not."""
+    from inlay.host import training
+
+    layers = [
+        training.FrozenLinear(layer, torch.float32) for layer in (quantised_linear(), torch.nn.Linear(64, 64))
+    ]
+    assert [training.bytes_in_use(layer) for layer in layers] == [32 * 32 * 4, 0]
+    assert training.bytes_in_use(torch.nn.ModuleList(layers)) == 32 * 32 * 4
+    assert training.bytes_in_use(torch.nn.Linear(4, 4)) == 0
+
+
 def test_training_frozen_copy(parts):
     """Without quantised layers it is `trainable_copy`: the same weights under the same names."""
     from inlay.host import training
