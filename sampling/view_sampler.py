@@ -138,7 +138,7 @@ def largest_window(guider: CFGGuider, side: int) -> float:
     In squares of `side`, at least one.
     """
     row = family_of(guider.model_patcher)
-    conds = [cond for part in guider.original_conds.values() for cond in part]
+    conds = [cond for part in conditions_of(guider).values() for cond in part]
     if row is None or not any(cond.get(REFERENCE_LATENTS) or cond.get(EDIT) for cond in conds):
         return math.inf
     return max(1.0, row.most_reference_pixels / side**2)

@@ -133,6 +133,19 @@ def random_model(name: str, weights: str):
     return ModelPatcher(base, comfy.model_management.get_torch_device(), torch.device("cpu"))
 
 
+def random_examples(model, side: int, count: int):
+    """Examples of a transformer's random latents for a training, of pictures of `side` pixels."""
+    from inlay.training.finetune.data import Examples
+
+    channels = model.model.latent_format.latent_channels
+    grid, generator = side // (16 if channels == 128 else 8), torch.Generator().manual_seed(0)
+    latent, other = (torch.randn(count, channels, grid, grid, generator=generator) for _ in range(2))
+    mask = torch.zeros(count, 1, grid, grid)
+    mask[..., grid // 4 : -grid // 4, grid // 4 : -grid // 4] = 1
+    caption = torch.zeros(1, dtype=torch.long)
+    return Examples(latent, mask, other, torch.ones_like(mask), torch.zeros(1, 0, 0), caption=caption)
+
+
 def text_width(model) -> int:
     """The width of the text that a full-size MODEL reads."""
     facts = model.model.model_config.unet_config

@@ -29,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...evaluation.tables import Table
+from ...imaging.composite import paste_back
 from ...imaging.object_picture import subject_crops
 from .. import scenes
 from ..models.scene_classifier import MARGIN, NOTHING, SIZE, SceneClassifier, trained_classifier
@@ -95,35 +96,34 @@ class SceneBench:
     painter: Painter
     steps: int = 0  # 0: the usual number
 
-    def repainted(self, tasks: Sequence[Task], masking: Masking, photos: Tensor) -> Tensor:
-        """Latents (n, C, h, w) of the whole pictures, painted anew from the tasks' words and these photos."""
+    def latents(
+        self, tasks: Sequence[Task], masking: Masking, photos: Tensor, repaint: bool = False
+    ) -> Tensor:
+        """Latents (n, C, h, w) of the tasks' words and these photos (n, H, W, 3), before they are decoded."""
         from ...attention.model_patch import mask_attention
 
-        latents = []
+        found = []
         for start in range(0, len(tasks), BATCH):
-            part = tasks[start : start + BATCH]
+            part, shown = tasks[start : start + BATCH], photos[start : start + BATCH]
             images, holes = (stacked(part, name) for name in ("background", "hole"))
             prompts = [scenes.caption(task.thing) for task in part]
             model = mask_attention(self.painter.model, [holes], **masking) if masking else None
-            shown = photos[start : start + BATCH]
-            latents.append(
-                self.painter.sample(images, holes, prompts, shown, start, model, self.steps, repaint=True)
+            found.append(
+                self.painter.sample(images, holes, prompts, shown, start, model, self.steps, repaint)
             )
-        return torch.cat(latents).cpu()
+        return torch.cat(found)
+
+    def decode(self, latents: Tensor, tasks: Sequence[Task]) -> Tensor:
+        """Pictures (n, H, W, 3) of the latents, as large as the tasks' backgrounds."""
+        images = stacked(tasks, "background")
+        return torch.cat([self.painter.decode(part, images) for part in latents.split(BATCH)]).cpu()
 
     def paint(self, tasks: Sequence[Task], masking: Masking, repaint: bool = False) -> Tensor:
-        from ...attention.model_patch import mask_attention
-
-        painted = []
-        for start in range(0, len(tasks), BATCH):
-            part = tasks[start : start + BATCH]
-            images, holes, photos = (stacked(part, name) for name in ("background", "hole", "photo"))
-            prompts = [scenes.caption(task.thing) for task in part]
-            model = mask_attention(self.painter.model, [holes], **masking) if masking else None
-            painted.append(
-                self.painter.paint(images, holes, prompts, photos, start, model, self.steps, repaint)
-            )
-        return torch.cat(painted).cpu()
+        """The tasks' pictures; without `repaint` all but the holes keeps its bits."""
+        decoded = self.decode(self.latents(tasks, masking, stacked(tasks, "photo"), repaint), tasks)
+        if repaint:
+            return decoded
+        return paste_back(stacked(tasks, "background"), decoded, stacked(tasks, "hole"))
 
 
 def shading(images: Tensor, masks: Tensor) -> Tensor:
@@ -223,11 +223,12 @@ def photo_study(bench: SceneBench, classifier: SceneClassifier, count: int) -> t
     rows: dict[str, dict[str, list[float]]] = {}
     shown: dict[str, Tensor] = {}
     for way, masking in PHOTO.items():
-        latents, other = (bench.repainted(tasks, masking, photos) for photos in (photo, others))
+        latents, other = (
+            bench.latents(tasks, masking, shots, repaint=True).cpu() for shots in (photo, others)
+        )
         moved = (latents - other).abs().mean(1, keepdim=True) / latents.std()
         inside = F.interpolate(touched, latents.shape[-2:])
-        images = [bench.painter.decode(part, background) for part in latents.split(BATCH)]
-        shown[way] = images = torch.cat(images).cpu()
+        shown[way] = images = bench.decode(latents, tasks)
         area = outside.sum((1, 2)).clamp(min=1)  # a hole may be the whole picture
         change = ((images - background).abs().mean(-1) * outside).sum((1, 2)) / area
         with torch.no_grad():

@@ -130,7 +130,11 @@ class Painter:
         steps: int = 0,
         repaint: bool = False,
     ) -> Tensor:
-        """Latents (B, C, h, w) of the painted pictures, before they are decoded and pasted; see `paint`."""
+        """Latents (B, C, h, w) of images (B, H, W, 3) in [0, 1], their holes (B, H, W) painted.
+
+        `model` is a patched clone of the painter's own; steps 0 are those of SAMPLING. With `repaint` the
+        whole picture is painted anew, which the edit model can do: it reads the scene as a reference.
+        """
         import comfy.sample
 
         sampler, scheduler, usual, cfg = SAMPLING[self.kind]
@@ -155,24 +159,9 @@ class Painter:
         """Pictures of the latents in [0, 1], as large as `images`."""
         return self.vae.decode(latents)[:, : images.shape[1], : images.shape[2]].clamp(0, 1)
 
-    def paint(
-        self,
-        images: Tensor,
-        holes: Tensor,
-        prompts: Sequence[str],
-        photos: Tensor | None,
-        seed: int,
-        model: Any = None,
-        steps: int = 0,
-        repaint: bool = False,
-    ) -> Tensor:
-        """Fill holes (B, H, W), 1 = hole, of images (B, H, W, 3) in [0, 1]; all else keeps its bits.
-
-        `model` is a patched clone of the painter's own; steps 0 are those of SAMPLING. With `repaint` the
-        whole picture is painted anew, which the edit model can do: it reads the scene as a reference.
-        """
-        latents = self.sample(images, holes, prompts, photos, seed, model, steps, repaint)
-        decoded = self.decode(latents, images)
+    def paint(self, images: Tensor, holes: Tensor, *given: Any, repaint: bool = False) -> Tensor:
+        """Fill holes of images; without `repaint` all else keeps its bits. Arguments as in `sample`."""
+        decoded = self.decode(self.sample(images, holes, *given, repaint=repaint), images)
         return decoded if repaint else paste_back(images, decoded, holes)
 
     def paint_all(self, tasks: Sequence[Task]) -> Tensor:
@@ -182,7 +171,7 @@ class Painter:
             part = tasks[start : start + BATCH]
             images, holes, photos = (stacked(part, name) for name in ("background", "hole", "photo"))
             prompts = [scenes.caption(task.thing) for task in part]
-            painted.append(self.paint(images, holes, prompts, photos, seed=start))
+            painted.append(self.paint(images, holes, prompts, photos, start))
             print(f"{self.kind}: painted {start + len(part)} of {len(tasks)}", flush=True)
         return torch.cat(painted).cpu()
 

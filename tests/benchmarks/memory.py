@@ -366,8 +366,8 @@ class PeakMemory:
     def _now(self) -> int:
         return torch.cuda.memory_allocated() if self.cuda else resident("VmRSS")
 
-    def forget(self) -> None:
-        """Begin anew with the peak, as what was built before is not the training."""
+    def reset(self) -> None:
+        """Measure the peak from here on: what was built before is not part of the training."""
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         elif CLEAR.exists():
@@ -403,20 +403,13 @@ def train_measured(name: str, model, side: int, rank: int, before: Callable[[], 
     `before` is called between the forecast and the first step.
     """
     from inlay.families.table import named
-    from inlay.lab.models.full_transformers import text_width
+    from inlay.lab.models.full_transformers import random_examples, text_width
     from inlay.training.finetune import pipeline
-    from inlay.training.finetune.data import Examples
     from inlay.training.finetune.diffusion_transformers import BY_REFERENCE, resolved_recipe
     from inlay.training.finetune.recipes import DREAMCOM
     from inlay.training.finetune.trainer import Callbacks
 
-    latents = model.model.latent_format.latent_channels
-    grid, generator = side // (16 if latents == 128 else 8), torch.Generator().manual_seed(0)
-    picture, masked = (torch.randn(2, latents, grid, grid, generator=generator) for _ in range(2))
-    mask = torch.zeros(2, 1, grid, grid)
-    mask[..., grid // 4 : -grid // 4, grid // 4 : -grid // 4] = 1
-    caption = torch.zeros(2, dtype=torch.long)
-    examples = Examples(picture, mask, masked, torch.ones_like(mask), torch.zeros(1, 0, 0), caption=caption)
+    examples, generator = random_examples(model, side, 2), torch.Generator().manual_seed(0)
     values = {"cross_attn": torch.randn(1, TEXT, text_width(model), generator=generator)}
     values["pooled_output"] = torch.randn(1, 768, generator=generator)
     text = pipeline.EncodedText(values["cross_attn"], None, values)
@@ -463,7 +456,7 @@ def print_measured(name: str, weights: str, side: int) -> None:
     with peak.profile:
         with torch.inference_mode():
             model = random_model(name, weights)
-        need, seconds = train_measured(name, model, side, MEASURED_RANK, peak.forget)
+        need, seconds = train_measured(name, model, side, MEASURED_RANK, peak.reset)
         most = peak.most()
     cells = [f"{most / GIGABYTE:.2f} GB", f"{need.total / most - 1:+.1%}"]
     if not peak.cuda:

@@ -234,25 +234,13 @@ def reopened(model):
     return comfy.sd.load_diffusion_model(str(path))
 
 
-def family_examples(model, size: int):
-    """Eight random examples of a transformer's latents."""
-    from inlay.training.finetune.data import Examples
-
-    channels = model.model.latent_format.latent_channels
-    grid, generator = size // (16 if channels == 128 else 8), torch.Generator().manual_seed(0)
-    latent, other = (torch.randn(8, channels, grid, grid, generator=generator) for _ in range(2))
-    mask = torch.zeros(8, 1, grid, grid)
-    mask[..., grid // 4 : -grid // 4, grid // 4 : -grid // 4] = 1
-    caption = torch.zeros(1, dtype=torch.long)
-    return Examples(latent, mask, other, torch.ones_like(mask), torch.zeros(1, 0, 0), caption=caption)
-
-
 def inlay_family_side(parts, size: int, rank: int, bare: bool):
     """Subject Finetune's engine on a transformer; `bare`: its network, adapter and optimizer without it."""
     from dataclasses import replace
 
     from inlay.host.models import load_fully
     from inlay.host.training import text_values, training_switches
+    from inlay.lab.models.full_transformers import random_examples
     from inlay.training.finetune.checks import precision_of
     from inlay.training.finetune.diffusion_transformers import resolved_recipe
     from inlay.training.finetune.pipeline import EncodedText, Pipeline, train_lora, trainable_model
@@ -261,7 +249,7 @@ def inlay_family_side(parts, size: int, rank: int, bare: bool):
     model, conditioning = parts
     with torch.inference_mode(False):
         values = {k: v.clone() for k, v in text_values(conditioning).items() if isinstance(v, torch.Tensor)}
-        examples = family_examples(model, size)
+        examples = random_examples(model, size, 8)
     text = EncodedText(values["cross_attn"], None, values)
     # Train LoRA shows no reference picture; Fill has its channels.
     way = "channels" if model.model.model_config.unet_config.get("in_channels") == 96 else "loss"

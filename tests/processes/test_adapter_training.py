@@ -103,7 +103,7 @@ def test_killed_workers_go_on_from_the_last_checkpoint(packed, tmp_path, undistu
 
 @pytest.mark.skipif(os.name == "nt", reason="there a process cannot be told to stop")
 def test_processes_agree_on_the_step_they_stop_after(packed, tmp_path):
-    """Only one of them is told."""
+    """Only one process gets the signal."""
     out = tmp_path / "out.safetensors"
     processes = launch(packed, out, 2, "--steps", 4000, "--save-every", 4000)
     wait_for(processes, out, 3)

@@ -47,6 +47,6 @@ def test_two_processes_learn_what_one_learns(tmp_path):
 
 
 def test_processes_stop_after_the_same_step(tmp_path):
-    """Only the second is told, and the first keeps the state."""
+    """Only the second process gets the signal."""
     run(tmp_path, STOP, 2, tmp_path)
     assert [(tmp_path / f"stopped-{number}").read_text() for number in range(2)] == ["4", "4"]
