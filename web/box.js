@@ -7,7 +7,7 @@ import { text } from "./translations.js"
 
 const NODE = "InlayBoxMask"
 const NAMES = ["x", "y", "width", "height"]
-const HEIGHT = 220 // pixels of the picture's place, at least
+const HEIGHT = 160 // pixels of the picture's place, at least
 const LINE = 18 // below it
 const GRIP = 8 // half the size of the area around a corner or an edge that takes hold of it
 
