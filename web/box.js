@@ -59,7 +59,8 @@ class BoxEditor {
 
   get box() {
     if (this.draft) return this.draft // while the mouse drags; written at the end, as one step of the history
-    return Object.fromEntries(NAMES.map((name) => [name, Number(widgetOf(this.node, name)?.value ?? 0)]))
+    const found = isLinked(this.node, "bboxes") && outputOf(this.node)?.inlay_box?.[0] // of the last run
+    return found || Object.fromEntries(NAMES.map((name) => [name, Number(widgetOf(this.node, name)?.value ?? 0)]))
   }
 
   // Whether the last run took the painted mask that is connected.
@@ -68,7 +69,7 @@ class BoxEditor {
   }
 
   get isFixed() {
-    return NAMES.some((name) => isLinked(this.node, name))
+    return ["bboxes", ...NAMES].some((name) => isLinked(this.node, name))
   }
 
   // Draws where something changed.

@@ -134,9 +134,7 @@ def duration_text(seconds: float) -> str:
 _runs: dict[tuple[str, str], TrainingProgress] = {}
 
 
-def begin_progress(
-    node: str, steps: int, workflow: str = "", notes: Sequence[str] = ()
-) -> TrainingProgress:
+def begin_progress(node: str, steps: int, workflow: str = "", notes: Sequence[str] = ()) -> TrainingProgress:
     """Return a new run, in place of the node's last one."""
     key = workflow, node
     _runs.pop(key, None)
