@@ -30,15 +30,17 @@ HEIGHTS = {
     "SaveImage": 290,
     "PreviewImage": 230,
     "SaveLoRA": 130,
-    "SubjectFinetune": 580,
+    "SubjectFinetune": 540,
     "CLIPTextEncode": 178,
     "Negative Prompt": 112,
     "AttributeSubstitutionEncode": 290,
     "InlayAttributeDictionary": 340,
 }  # by title, else by type
+HIDDEN = ("rank", "learning_rate", "batch_size", "resolution")  # of a training, while they are 0
+ROW = 26
 # pixels that stay free below a node, for a message
 FREE = {"IdentityEncoderDINOv2": 80, "InlayPasteBack": 66}
-SAMPLES = 380  # below a training that paints samples
+SAMPLES = 440  # below a training that paints samples
 
 
 @cache
@@ -156,6 +158,8 @@ def sized_node(
     kind = entry["class_type"]
     node = drawn_node(int(key), entry, known[kind], place, order)
     node["size"] = [width, HEIGHTS.get(node.get("title", kind), HEIGHTS.get(kind, node["size"][1]))]
+    if kind == "SubjectFinetune":
+        node["size"][1] += ROW * sum(bool(entry["inputs"].get(name)) for name in HIDDEN)
     if kind in folded:
         widgets = folded[kind].widgets
         node["properties"] = {"proxyWidgets": [widget.split(".") for widget in widgets]}
