@@ -40,7 +40,7 @@ HIDDEN = ("rank", "learning_rate", "batch_size", "resolution")  # of a training,
 ROW = 26
 # pixels that stay free below a node, for a message
 FREE = {"IdentityEncoderDINOv2": 80, "InlayPasteBack": 66}
-SAMPLES = 440  # below a training that paints samples
+SAMPLES = 460  # below a training that paints samples
 
 
 @cache

@@ -148,7 +148,7 @@ def test_a_training_has_room_for_its_curve_and_samples(plan):
                     <= group["bounding"][0] + group["bounding"][2]]  # fmt: skip
         below = [other["pos"][1] - 30 for other in file["nodes"]
                  if other["pos"][0] == node["pos"][0] and other["pos"][1] > y]  # fmt: skip
-        assert min([column[3], *below]) - y >= (990 if has_samples else 560)
+        assert min([column[3], *below]) - y >= (1010 if has_samples else 560)
 
 
 @plans
