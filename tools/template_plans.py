@@ -345,10 +345,11 @@ PLANS = [
         (
             _group("Read me", "note 101"),
             _group("1. Your photos, your picture", "4 5"),
-            _group("2. Where", "6 7"),
+            _group("2. Where", "6", "7"),
             _group("3. Paint", "8 9"),
             _group("4. Paste back, and look", "10 11 12"),
         ),
+        width=240,
         caption="API",
     ),
     Plan(

@@ -22,6 +22,7 @@ from .conftest import SHOTS
 GREEN = (120, 140, 90)  # of painted.png, whose hole is 40:80, 40:86
 SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "KSampler": 2}  # steps
 LEAST_ZOOM, CLICKS = 0.7, 12
+MODEL_FILES = (".safetensors", ".ckpt")  # which the page offers for download
 
 # [title, left, top, right, bottom] of every node as it is drawn; Nodes 2.0 are as high as their content.
 DRAWN = """() => app.graph._nodes.map(node => {
@@ -30,6 +31,11 @@ DRAWN = """() => app.graph._nodes.map(node => {
   const height = shown ? shown.offsetHeight - 30 : node.size[1]
   return [node.title, x, y - 30, x + (shown ? shown.offsetWidth : node.size[0]), y + height]
 })"""
+# The values of choices that are not offered.
+NO_CHOICE = """() => app.graph._nodes.flatMap(node => [node, ...(node.subgraph?._nodes ?? [])])
+  .flatMap(node => node.widgets ?? [])
+  .filter(({ value, options }) => Array.isArray(options?.values) && !options.values.includes(value))
+  .map(({ value }) => String(value))"""
 COUNT_CLICKS = """() => {
   window.clicks = 0
   window.addEventListener('pointerdown', () => window.clicks++, true)
@@ -149,12 +155,16 @@ def test_a_template_of_the_published_pack_opens_ready(screen, published, plan):
              .flatMap(node => node.widgets.find(widget => widget.name === 'image').options.values)"""
     )
     assert set(pictures) <= set(options)
+    wrong = [value for value in screen.evaluate(NO_CHOICE) if not value.endswith(MODEL_FILES)]
+    assert wrong == []
     screen.wait_for_function("least => app.canvas.ds.scale >= least", arg=LEAST_ZOOM)
     boxes = screen.evaluate(DRAWN)
     for number, (title, left, top, right, bottom) in enumerate(boxes):
         for other, a, b, c, d in boxes[:number]:
             apart = right <= a or c <= left or bottom <= b or d <= top
             assert apart, f"{title} and {other} overlap"
+    end = screen.evaluate("() => Math.max(...app.graph._groups.map(group => group.pos[1] + group.size[1]))")
+    assert max(bottom for *_, bottom in boxes) <= end
 
 
 BOX = """() => app.graph._nodes.find(node => node.type === 'InlayBoxMask').widgets

@@ -257,6 +257,12 @@ def test_the_pictures_that_templates_name_come_with_the_pack():
     assert sum(file.stat().st_size for file in EXAMPLES.rglob("*.png")) < 600_000
 
 
+def test_the_upload_button_of_a_picture_comes_after_its_other_values():
+    [plan] = [plan for plan in PLANS if plan.graph == "insert_by_shape"]
+    [node] = [node for node in file_of(plan)["nodes"] if node["type"] == "LoadImageMask"]
+    assert node["widgets_values"] == ["inlay_shape.png", "red", "image"]
+
+
 def test_the_published_boxes_are_where_the_examples_have_space():
     known = {
         "inlay_background.png": example_pictures.EXAMPLE_BOX,
