@@ -71,6 +71,17 @@ def open_template(page, title: str) -> dict:
     return file
 
 
+def check_apart(page) -> None:
+    """No node lies over another or below the groups."""
+    boxes = page.evaluate(DRAWN)
+    for number, (title, left, top, right, bottom) in enumerate(boxes):
+        for other, a, b, c, d in boxes[:number]:
+            apart = right <= a or c <= left or bottom <= b or d <= top
+            assert apart, f"{title} and {other} overlap"
+    end = page.evaluate("() => Math.max(...app.graph._groups.map(group => group.pos[1] + group.size[1]))")
+    assert max(bottom for *_, bottom in boxes) <= end
+
+
 def show(page, graph: dict) -> None:
     """A workflow file or a graph in API form on the canvas."""
     api = "nodes" not in graph
@@ -158,13 +169,7 @@ def test_a_template_of_the_published_pack_opens_ready(screen, published, plan):
     wrong = [value for value in screen.evaluate(NO_CHOICE) if not value.endswith(MODEL_FILES)]
     assert wrong == []
     screen.wait_for_function("least => app.canvas.ds.scale >= least", arg=LEAST_ZOOM)
-    boxes = screen.evaluate(DRAWN)
-    for number, (title, left, top, right, bottom) in enumerate(boxes):
-        for other, a, b, c, d in boxes[:number]:
-            apart = right <= a or c <= left or bottom <= b or d <= top
-            assert apart, f"{title} and {other} overlap"
-    end = screen.evaluate("() => Math.max(...app.graph._groups.map(group => group.pos[1] + group.size[1]))")
-    assert max(bottom for *_, bottom in boxes) <= end
+    check_apart(screen)
 
 
 BOX = """() => app.graph._nodes.find(node => node.type === 'InlayBoxMask').widgets
@@ -363,7 +368,7 @@ def test_a_sentence_is_translated_and_goes_when_the_next_run_begins(screen, publ
 
 
 def test_four_phone_photos_and_a_box_drawn_by_the_mouse_give_a_picture(screen, published):
-    show(screen, tiny_insert(published, "tiny_background.png", class_name="ball"))
+    show(screen, tiny_insert(published, "tiny_background.png", class_name="ball", preview_every=2))
     screen.evaluate(COUNT_CLICKS)
     look_at(screen, "InlayLoadReferences")
     screen.evaluate(DROP, PHOTOS)
@@ -380,6 +385,9 @@ def test_four_phone_photos_and_a_box_drawn_by_the_mouse_give_a_picture(screen, p
     look_at(screen, "InlayLoadReferences")
     warning.wait_for()
     assert "the whole picture is learned" in warning.inner_text()
+    training = screen.locator(".inlay-message", has_text="so the background is learned too").first
+    training.wait_for(state="attached")
+    check_apart(screen)  # with the messages, the curve, a sample and the pictures
 
 
 def test_the_same_with_a_painted_mask_and_with_a_cut_out_model(screen, published):
