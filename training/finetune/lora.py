@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .recipes import AdapterSpec
 
+SMALLEST = torch.finfo(torch.float32).tiny  # of the norm of a row
 Name = Callable[[str], str]  # a module's path in the UNet -> its key in a LoRA file
 
 
@@ -58,7 +59,10 @@ class LoraAdapter(PeftAdapter):
         super().__init__(unet, config, "lora_A", dtype, seed)
 
     def export(self, name: Name) -> dict[str, Tensor]:
-        """Return the weights under kohya's keys, which the host and diffusers read too: down, up, alpha."""
+        """Return the weights under kohya's keys, which the host and diffusers read too: down, up, alpha.
+
+        DoRA's magnitudes are those with which the host gives the weights that were trained.
+        """
         tensors = {}
         for path, layer in self.layers.items():
             key = name(path)
@@ -68,7 +72,8 @@ class LoraAdapter(PeftAdapter):
             # Readers scale by alpha / rank; writing scale * rank holds for rsLoRA too.
             tensors[f"{key}.alpha"] = torch.tensor(float(layer.scaling["default"] * down.shape[0]))
             if layer.use_dora["default"]:
-                tensors[f"{key}.dora_scale"] = _stored(layer.lora_magnitude_vector["default"].weight)[:, None]
+                magnitude = layer.lora_magnitude_vector["default"].weight
+                tensors[f"{key}.dora_scale"] = _stored(magnitude * _norm_ratio(layer))[:, None]
         return tensors
 
     def load(self, tensors: dict[str, Tensor], name: Name) -> None:
@@ -81,7 +86,20 @@ class LoraAdapter(PeftAdapter):
             up.data.copy_(tensors[f"{key}.lora_up.weight"] * scale)
             if layer.use_dora["default"]:
                 magnitude = layer.lora_magnitude_vector["default"].weight
-                magnitude.data.copy_(tensors[f"{key}.dora_scale"][:, 0])
+                ratio = _norm_ratio(layer)
+                magnitude.data.copy_(tensors[f"{key}.dora_scale"][:, 0].to(ratio) / ratio)
+
+
+def _norm_ratio(layer: Any) -> Tensor:
+    """Return |W| / |W + dW| (out,), of each row of a DoRA layer's weight.
+
+    The host divides the magnitudes by |W|, where DoRA divides them by |W + dW| (Liu et al. 2024, eq. 5).
+    """
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    base = layer.base_layer.weight.detach().float()
+    change = layer.scaling["default"] * up.detach().float() @ down.detach().float()
+    before, after = (weight.norm(dim=1).clamp(min=SMALLEST) for weight in (base, base + change))
+    return before / after
 
 
 LOKR_PARTS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
