@@ -182,8 +182,9 @@ def encode_examples(
         devices.raise_if_interrupted()
         if not recipe.sample_posterior:
             return _scaled_latent(pipeline, vae.encode(pictures))
-        if vae.film:
-            raise ValueError("recipe.sample_posterior: this VAE gives no distribution; leave it out.")
+        if vae.film:  # the host's film autoencoders give the mean alone
+            scaled = _scaled_latent(pipeline, vae.encode(pictures))
+            return torch.cat([scaled, torch.zeros_like(scaled)], dim=1)
         mean, deviation = encode_distribution(pipeline.vae, pictures)
         scaled = _scaled_latent(pipeline, mean)
         return torch.cat([scaled, _scaled_latent(pipeline, mean + deviation) - scaled], dim=1)
