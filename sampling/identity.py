@@ -20,6 +20,7 @@ condition is (object, picture), its second (0, picture), its negative (0, 0).
 """
 
 import zlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,7 +99,7 @@ def check_pix2pix_model(model: ModelPatcher, width: int) -> None:
     """
     facts = network_config(model)
     if not is_pix2pix(model):
-        channels = facts.get("in_channels")
+        channels: Any = facts.get("in_channels")
         kind = {4: "a text-to-image model", 9: "an inpainting model"}.get(channels, "another model")
         raise ValueError(
             f"model: this is {kind} ({channels} channels); load an InstructPix2Pix model (8 channels)."

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from dataclasses import astuple, replace
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_snapshots_come_from_one_run():
         calls.append((done, recipe.steps))
         for step in range(done + 1, recipe.steps):
             if options.callbacks.on_save and step % options.save_every == 0:
-                options.callbacks.on_save(SimpleNamespace(step=step))
+                options.callbacks.on_save(cast(Any, SimpleNamespace(step=step)))
         return f"LoRA of step {recipe.steps}", []
 
     way = Way(replace(DREAMMIX, steps=7), 4, snapshots=(25, 50, 100))
