@@ -8,12 +8,12 @@ import torch
 from inlay.lab.models.tiny_transformers import RandomText, tiny_transformer, tiny_vae
 from inlay.training.finetune.data import Concept, Reference
 from inlay.training.finetune.diffusion_transformers import resolved_recipe
-from inlay.training.finetune.finetune_subject import RunOptions, finetune_subject
+from inlay.training.finetune.finetune_subject import finetune_subject
 from inlay.training.finetune.pipeline import Pipeline
 from inlay.training.finetune.recipes import RECIPES
 from inlay.training.finetune.spec import FinetuneSpec
 from inlay.training.finetune.store import Store
-from inlay.training.finetune.trainer import Callbacks
+from inlay.training.finetune.trainer import Callbacks, RunOptions
 
 
 def open_base(name):

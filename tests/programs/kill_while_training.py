@@ -13,14 +13,16 @@ sys.path.insert(0, os.environ["COMFYUI_PATH"])
 from comfy.cli_args import args
 
 args.cpu = True
-import peft  # noqa: F401 - so that no child spends its time on it
 import torch
 from safetensors import safe_open
+
+from inlay.common import libraries
 
 sys.path.insert(0, sys.argv[3])
 import finetune_cat
 
 torch.set_num_threads(1)  # so that a fork is whole
+libraries.peft()  # so that no child spends its time on it
 wired = finetune_cat.open_base(sys.argv[1])
 store, count, rng = Path(sys.argv[2]), int(sys.argv[4]), random.Random(0)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...common import libraries
 from .recipes import AdapterSpec
 
 SMALLEST = torch.finfo(torch.float32).tiny  # of the norm of a row
@@ -18,11 +19,9 @@ class PeftAdapter:
     """An adapter of PEFT in a network: its layers by path, and the parameters that are trained."""
 
     def __init__(self, unet: nn.Module, config: Any, mark: str, dtype: torch.dtype, seed: int):
-        from peft import inject_adapter_in_model  # slow to import, so not before somebody trains
-
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            inject_adapter_in_model(config, unet)
+            libraries.peft().inject_adapter_in_model(config, unet)
         self.layers: dict[str, Any] = {
             path: layer for path, layer in unet.named_modules() if hasattr(layer, mark)
         }
@@ -46,9 +45,7 @@ class LoraAdapter(PeftAdapter):
     """A low-rank adapter on the linear layers whose path ends with one of `spec.targets` (Hu et al. 2021)."""
 
     def __init__(self, unet: nn.Module, spec: AdapterSpec, dtype: torch.dtype, seed: int):
-        from peft import LoraConfig  # slow to import, as above
-
-        config = LoraConfig(
+        config = libraries.peft().LoraConfig(
             r=spec.rank,
             lora_alpha=spec.rank if spec.alpha is None else spec.alpha,  # type: ignore[arg-type]
             target_modules=spec.pattern or list(spec.targets),
@@ -112,9 +109,7 @@ class LokrAdapter(PeftAdapter):
     """
 
     def __init__(self, unet: nn.Module, spec: AdapterSpec, dtype: torch.dtype, seed: int):
-        from peft import LoKrConfig  # slow to import, as above
-
-        config = LoKrConfig(
+        config = libraries.peft().LoKrConfig(
             r=spec.rank,
             alpha=spec.rank if spec.alpha is None else spec.alpha,  # type: ignore[arg-type]
             target_modules=spec.pattern or list(spec.targets),
@@ -234,8 +229,7 @@ def exported_shapes(unet: nn.Module, spec: AdapterSpec, name: Name) -> dict[str,
 
 def lokr_shapes(layer: nn.Linear, rank: int) -> dict[str, tuple[int, int]]:
     """Return the shapes of the parts that PEFT gives a layer: factors near the square root, W1 whole."""
-    from peft.tuners.lokr.layer import factorization
-
+    factorization = libraries.peft().tuners.lokr.layer.factorization
     out_1, out_2 = factorization(layer.out_features)
     in_1, in_2 = factorization(layer.in_features)
     if rank < max(out_2, in_2) / 2:

@@ -26,7 +26,7 @@ from .data import (
     small_photo_notes,
 )
 from .diffusion_transformers import distilled_note, resolved_recipe, with_family_numbers
-from .generation import SampleOptions, prompts_in
+from .generation import prompts_in
 from .lora_formats import with_own_names
 from .pipeline import Pipeline
 from .recipes import Recipe
@@ -34,6 +34,7 @@ from .regular_data import group_by_prompt, list_regular
 from .store import read_lora
 from .subject import Subject, check_words, is_subject
 from .toml_config import Config
+from .trainer import SampleOptions
 
 
 class WarmStart(NamedTuple):

@@ -92,7 +92,7 @@ def trained_parts(
     """A `TrainableModel` of a family, with its model and texts."""
     from inlay.host.training import text_values
     from inlay.training.finetune.diffusion_transformers import resolved_recipe
-    from inlay.training.finetune.pipeline import EncodedText, ordinary, trainable_model
+    from inlay.training.finetune.pipeline import EncodedData, EncodedText, ordinary, trainable_model
 
     parts = opened(name)
     model = parts.model.clone()
@@ -101,7 +101,7 @@ def trained_parts(
     recipe = resolved_recipe(recipe, model)
     texts = [ordinary(text_values(parts.clip.encode_from_tokens_scheduled(caption))) for caption in captions]
     encoded = [EncodedText(text["cross_attn"], None, text) for text in texts]
-    trainable = trainable_model(model, recipe, dtype, 0, texts=encoded, references=references)
+    trainable = trainable_model(model, recipe, dtype, 0, EncodedData((), encoded, 0, references))
     generator = torch.Generator().manual_seed(8)
     for path, layer in cast(
         "Any", trainable.adapter
