@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...common import libraries
 from .recipes import AdapterSpec
 
-SMALLEST = torch.finfo(torch.float32).tiny  # of the norm of a row
+SMALLEST_NORM = torch.finfo(torch.float32).tiny  # of the norm of a row
 Name = Callable[[str], str]  # a module's path in the UNet -> its key in a LoRA file
 
 
@@ -95,7 +95,7 @@ def _norm_ratio(layer: Any) -> Tensor:
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     base = layer.base_layer.weight.detach().float()
     change = layer.scaling["default"] * up.detach().float() @ down.detach().float()
-    before, after = (weight.norm(dim=1).clamp(min=SMALLEST) for weight in (base, base + change))
+    before, after = (weight.norm(dim=1).clamp(min=SMALLEST_NORM) for weight in (base, base + change))
     return before / after
 
 
