@@ -437,6 +437,20 @@ def test_a_family_that_cannot_be_trained_is_refused_in_a_sentence(name, opened, 
     assert all(torch.equal(weight, before[key]) for key, weight in wired.model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("name", "hole", "missing"),
+    [
+        ("flux2-klein", "mask channels", "has no mask channels"),
+        ("flux1-fill", "reference", "reads no references"),
+        ("z-image", "reference", "reads no references"),
+        ("chroma", "reference", "reads no references"),
+    ],
+)
+def test_a_way_to_show_the_hole_that_the_model_lacks_is_refused(name, hole, missing, train, store_folder):
+    with pytest.raises(ValueError, match=f"^hole: .* {missing}; leave it at"):
+        train(name, options={"hole": hole})
+
+
 def test_a_recipe_for_every_weight_is_refused_on_a_transformer(train, store_folder):
     with pytest.raises(
         ValueError, match=r"recipe: DreamCom .full UNet. trains every weight, which is made for"
