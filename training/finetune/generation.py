@@ -14,7 +14,7 @@ from torch import Tensor
 from ...attention.model_patch import mask_attention
 from ...conditioning.fooocus import InpaintPatch, block_patch
 from ...families.table import Family, Settings
-from ...host import sampling
+from ...host import families, sampling
 from ...host.models import latent_out
 from ...host.vae import PictureVae
 from ...imaging.composite import paste_back
@@ -185,16 +185,18 @@ def generate_images(
 
     Inpainting models get the mask and the picture with a grey hole; for others the noise mask is enough.
     """
-    padded, masked, mask = inpaint_pictures(image, hole, LATENT_PIXEL)
-    latent = vae.encode(padded)
+    row, pictures = families.family_of(model), PictureVae(vae)
+    grid = row.picture_grid if row is not None and row.transformer else LATENT_PIXEL
+    padded, masked, mask = inpaint_pictures(image, hole, grid)
+    latent = pictures.encode(padded)
     hole_mask = snapped_hole(mask, latent)[:, None]
-    hole_values = {"concat_latent_image": vae.encode(masked), "concat_mask": hole_mask}
-    positive, negative = (sampling.condition(clip, text, **hole_values) for text in (prompt, ""))
+    values = {"concat_latent_image": pictures.encode(masked), "concat_mask": hole_mask}
+    positive, negative = (sampling.condition(clip, text, **values) for text in (prompt, ""))
     painted = sampling.sample_latent(
         model, positive, negative, latent, hole_mask, seed=seed, steps=how.steps, cfg=how.cfg,
         sampler=how.sampler, scheduler=how.scheduler, callback=callback,
     )  # fmt: skip
-    decoded = vae.decode(painted)[:, : image.shape[1], : image.shape[2]]
+    decoded = pictures.decode(painted)[:, : image.shape[1], : image.shape[2]]
     return paste_back(image, decoded.clamp(0, 1).to(image), hole)
 
 
