@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..host.families import config_name
 from ..host.patches import ModelPatcher, WeightAdapterBase
 
 KNOWN_HEADS: "weakref.WeakKeyDictionary[torch.nn.Module, uuid.UUID]" = weakref.WeakKeyDictionary()
@@ -77,7 +78,7 @@ def patch_weights(model: ModelPatcher, patch: InpaintPatch) -> ModelPatcher:
     if len(fitting) < len(patch.deltas) / 2:
         raise ValueError(
             f"inpaint_patch: it fits {len(fitting)} of {len(patch.deltas)} weights of this"
-            f" {type(model.model.model_config).__name__} model; Fooocus' patch is made for SDXL, load one."
+            f" {config_name(model)} model; Fooocus' patch is made for SDXL, load one."
         )
     patched = model.clone()
     patched.add_patches(fitting)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..common import libraries
 from .encoders import ImageEncoder
 
 
@@ -60,18 +61,17 @@ def frechet_distance(
     Raises:
         ValueError: if torch-fidelity is not installed or the file does not exist.
     """
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
+    distance = libraries.torchmetrics().image.fid.FrechetInceptionDistance
     if isinstance(network, Path):
         if not network.is_file():
             raise ValueError(f"FID: there is no file {network} with torch-fidelity's Inception weights.")
         try:
-            metric = FrechetInceptionDistance(normalize=True, feature_extractor_weights_path=str(network))
+            metric = distance(normalize=True, feature_extractor_weights_path=str(network))
         except ModuleNotFoundError:
             raise ValueError("FID: torch-fidelity is not installed; pip install torch-fidelity.") from None
     else:
         side = network.size
-        metric = FrechetInceptionDistance(Features(network), normalize=True, input_img_size=(3, side, side))
+        metric = distance(Features(network), normalize=True, input_img_size=(3, side, side))
     for images, is_real in ((real, True), (generated, False)):
         for image in images:
             small = nn.functional.interpolate(image, (side, side), mode="bilinear", antialias=True)

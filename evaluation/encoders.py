@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common import libraries
 from ..common.files import read_json
 
 CLASS_TOKEN_MODELS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
@@ -46,18 +47,18 @@ class TransformersEncoder:
     """The class token of a vision transformer: DINO (ViT), DINOv2 or DINOv3 in transformers' layout."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu"):
-        from transformers import AutoImageProcessor
-
         self.model = self._load(folder).eval().requires_grad_(False).to(device)
-        self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        self.processor = libraries.transformers().AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True
+        )
         self.name = f"{self.model.config.model_type} ({folder.name})"
         input_size = getattr(self.processor, "crop_size", None) or self.processor.size
         self.size = int(input_size.get("height") or input_size["shortest_edge"])
 
     def _load(self, folder: Path):
-        from transformers import AutoModel
-
-        return AutoModel.from_pretrained(folder, local_files_only=True, weights_only=True)
+        return libraries.transformers().AutoModel.from_pretrained(
+            folder, local_files_only=True, weights_only=True
+        )
 
     def _embed(self, pixels: Tensor) -> Tensor:
         return self.model(pixel_values=pixels).last_hidden_state[:, 0]
@@ -80,9 +81,7 @@ class ClipEncoder(TransformersEncoder):
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu"):
         super().__init__(folder, device)
-        from transformers import AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = libraries.transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     def _embed(self, pixels: Tensor) -> Tensor:
         return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)

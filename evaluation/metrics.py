@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..common import libraries
 from ..imaging.object_picture import subject_crops
 from .encoders import ImageEncoder, TextImageEncoder
 
@@ -39,11 +40,9 @@ def background_ssim(images: Tensor, originals: Tensor, masks: Tensor) -> Tensor:
     The hole is filled from the original, so that windows across its edge find no difference there; the mean
     is taken over the pixels outside.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
     inside = masks[:, None] > 0.5
     filled = torch.where(inside, originals, images)
-    _, local = structural_similarity_index_measure(
+    _, local = libraries.torchmetrics().functional.image.structural_similarity_index_measure(
         filled, originals, data_range=1.0, reduction="none", return_full_image=True
     )
     outside = (~inside).expand_as(local)
@@ -59,22 +58,19 @@ def background_lpips(images: Tensor, originals: Tensor, masks: Tensor, backbone:
     Raises:
         ValueError: if torchvision's weights of the backbone are not on this machine; nothing is downloaded.
     """
-    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
-
     _check_lpips(backbone)
+    lpips = libraries.torchmetrics().functional.image.learned_perceptual_image_patch_similarity
     filled = torch.where(masks[:, None] > 0.5, originals, images)
     pairs = zip(filled.split(1), originals.split(1), strict=True)
     scores = [
-        learned_perceptual_image_patch_similarity(a, b, net_type=backbone, normalize=True)  # pyright: ignore[reportArgumentType]
+        lpips(a, b, net_type=backbone, normalize=True)  # pyright: ignore[reportArgumentType]
         for a, b in pairs
     ]
     return torch.stack(scores)
 
 
 def _check_lpips(backbone: str) -> None:
-    import torchvision
-
-    url = getattr(torchvision.models, LPIPS_BACKBONES[backbone]).DEFAULT.url
+    url = getattr(libraries.torchvision().models, LPIPS_BACKBONES[backbone]).DEFAULT.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not file.is_file():
         raise ValueError(
@@ -88,19 +84,18 @@ def lab_colour(images: Tensor, masks: Tensor) -> Tensor:
     Raises:
         ValueError: if a mask is empty.
     """
-    from skimage.color import rgb2lab
-
     inside = (masks > 0.5).cpu()
     if not inside.flatten(1).any(1).all():
         raise ValueError("mask: it is empty, so the subject has no colour; paint over the subject.")
-    lab = torch.from_numpy(rgb2lab(images.detach().cpu().double().movedim(1, -1).numpy()))
+    lab = torch.from_numpy(
+        libraries.skimage_color().rgb2lab(images.detach().cpu().double().movedim(1, -1).numpy())
+    )
     weight = inside[..., None].double()
     return (lab * weight).sum((1, 2)) / weight.sum((1, 2))
 
 
 def colour_error(images: Tensor, masks: Tensor, truths: Tensor, truth_masks: Tensor) -> Tensor:
     """Return CIEDE2000 (B,) between the subjects' mean colours; about 1 is just noticeable (CIE 142-2001)."""
-    from skimage.color import deltaE_ciede2000
-
     colours, true_colours = lab_colour(images, masks), lab_colour(truths, truth_masks)
-    return torch.from_numpy(deltaE_ciede2000(colours.numpy(), true_colours.numpy()))
+    difference = libraries.skimage_color().deltaE_ciede2000
+    return torch.from_numpy(difference(colours.numpy(), true_colours.numpy()))

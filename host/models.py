@@ -43,6 +43,11 @@ def input_channels(model) -> int:
     return model.model.diffusion_model.in_channels
 
 
+def network_config(model) -> dict[str, Any]:
+    """Return what the host found out about a network from its weights, such as "in_channels"."""
+    return model.model.model_config.unet_config
+
+
 def unet_levels(model) -> int:
     """Return how many resolutions the UNet of a MODEL has."""
     return len(model.model.diffusion_model.channel_mult)
@@ -70,6 +75,11 @@ def prediction_of(model) -> Literal["epsilon", "v", "velocity"] | None:
 def noise_levels(model) -> Tensor:
     """Return the MODEL's noise levels (T,), from the smallest to the largest."""
     return model.get_model_object("model_sampling").sigmas
+
+
+def largest_sigma(model) -> float:
+    """Return the noise level at which a MODEL's schedule starts."""
+    return model.model.model_sampling.sigma_max.item()
 
 
 def inference_dtype(model) -> torch.dtype:
@@ -244,6 +254,16 @@ def label_at_size(model, label: Tensor, height: int, width: int) -> Tensor:
 def latent_in(model, latent: Tensor) -> Tensor:
     """Return a VAE's latent as the network sees it."""
     return model.model.process_latent_in(latent)
+
+
+def latent_out(model, latent: Tensor) -> Tensor:
+    """Return a latent of the network as the VAE decodes it."""
+    return model.model.process_latent_out(latent)
+
+
+def latent_format_of(model) -> Any:
+    """Return a MODEL's latent format: `latent_channels`, `latent_dimensions`, `spacial_downscale_ratio`."""
+    return model.model.latent_format
 
 
 # Files and LoRA names

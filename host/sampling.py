@@ -128,6 +128,11 @@ def conditions_of(guider: CFGGuider) -> dict[str, list[dict[str, Any]]]:
     return guider.original_conds
 
 
+def noise_schedule_of(extra_options: dict[str, Any]) -> Any:
+    """Return the `model_sampling` of the MODEL that a `denoise_mask_function` is called for."""
+    return extra_options["model"].inner_model.model_sampling
+
+
 def copy_guider(guider: CFGGuider, conditions: dict[str, list[dict[str, Any]]]) -> CFGGuider:
     """Return a guider of the same kind with other conditions and its own options; the rest is shared."""
     copied = copy.copy(guider)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..common.files import SUFFIXES
+from ..common.files import SUFFIXES, read_text
 from .inputs import check_finite
 from .masks import check_finite_mask, check_mask
 from .picture_files import (
@@ -45,6 +45,15 @@ def list_references(folder: Path) -> list[tuple[Path, Path | None]]:
             f"{left_out}"
         )
     return [(file, masks.get(file.stem)) for file in sorted(pictures, key=natural_order)]
+
+
+def read_captions(folder: Path, kind: str = "") -> list[str]:
+    """Return the text of `photo.txt` beside each picture `photo.jpg` of a folder, "" where there is none.
+
+    `kind`: an input, which errors start with.
+    """
+    files = [picture.with_suffix(".txt") for picture, _ in list_references(folder)]
+    return [read_text(file, kind).strip() if file.is_file() else "" for file in files]
 
 
 def skipped_files(folder: Path) -> list[tuple[str, str]]:

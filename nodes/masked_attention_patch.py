@@ -14,6 +14,7 @@ from ..attention.regions import halved, region_labels, token_preview
 from ..common.log import logger
 from ..families.layout import grid_of
 from ..host.families import patch_of, token_order
+from ..host.models import latent_format_of
 from ..imaging.inputs import as_masks
 from .checks import check_wired
 
@@ -220,7 +221,7 @@ def token_grids(model, size, chosen: str, bindings) -> tuple[tuple[int, int], li
     """Return the latent of a picture of that size, a MODEL's grids of tokens, and lines for the report."""
     network = model.get_model_object("diffusion_model")
     order = token_order(network)
-    ratio = LATENT_PIXELS if order is None else model.model.latent_format.spacial_downscale_ratio
+    ratio = LATENT_PIXELS if order is None else latent_format_of(model).spacial_downscale_ratio
     latent = (max(1, size[0] // ratio), max(1, size[1] // ratio))
     if order is None:
         depths = 1 + max(layer.depth for layer in unet_layers(network))

@@ -15,6 +15,7 @@ from ..imaging.references import (
     is_whole_frame,
     list_references,
     preview_cut_out,
+    read_captions,
     read_reference,
     skipped_files,
     thumbnail,
@@ -75,6 +76,12 @@ class InlayLoadReferences(io.ComfyNode):
                     is_output_list=True,
                     tooltip="1 where the subject is.",
                 ),
+                io.String.Output(
+                    display_name="captions",
+                    is_output_list=True,
+                    tooltip="What each picture shows: the text of <name>.txt beside it, empty without that"
+                    " file. For Train Subject.",
+                ),
             ],
         )
 
@@ -96,7 +103,8 @@ class InlayLoadReferences(io.ComfyNode):
             return ""
         digest = hashlib.sha256()
         for pair in list_references(_resolve(folder[0])):
-            for file in filter(None, pair):
+            caption = pair[0].with_suffix(".txt")
+            for file in filter(None, [*pair, caption if caption.is_file() else None]):
                 digest.update(f"{file.name}\0".encode())
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()
@@ -110,18 +118,20 @@ class InlayLoadReferences(io.ComfyNode):
         images: list[torch.Tensor] | None = None,
         masks: list[torch.Tensor] | None = None,
     ) -> io.NodeOutput:
-        """Return the pictures and masks in natural order, each (1, H, W, 3) and (1, H, W)."""
+        """Return pictures (1, H, W, 3), masks (1, H, W) and captions in natural order."""
         notes = []
         if background_removal and background_removal[0] is not None:
             check_wired(background_removal=background_removal[0])
         if images is not None:
             references = collect_wired(as_images_each(images), as_masks_each(masks))
             names = [f"picture {number}" for number in range(1, len(references) + 1)]
+            captions = [""] * len(references)
         else:
             path = _resolve(folder[0])
             files = list_references(path)
             references = [read_reference(picture, mask, "folder") for picture, mask in files]
             names = [picture.name for picture, _ in files]
+            captions = read_captions(path, "folder")
             notes += _skipped_note(path)
         if background_removal and background_removal[0] is not None:
             references = [
@@ -140,6 +150,7 @@ class InlayLoadReferences(io.ComfyNode):
         return io.NodeOutput(
             [image for image, _ in references],
             [mask for _, mask in references],
+            captions,
             ui={"inlay_references": shown, "inlay_notes": notes},
         )
 

@@ -342,7 +342,8 @@ def progress_callbacks(progress: NodeProgress):
 def samples_of(settings: dict[str, Any]):
     """Return what the samples of a training show. Raises ValueError for a picture without a place to fill."""
     from ..training.finetune.data import collect_background
-    from ..training.finetune.generation import SampleOptions, prompts_in
+    from ..training.finetune.generation import prompts_in
+    from ..training.finetune.trainer import SampleOptions
 
     background = collect_background(settings.get("sample_image"), settings.get("sample_mask"))
     return SampleOptions(prompts_in(settings.get("sample_prompts", "")), background)

@@ -20,11 +20,13 @@ condition is (object, picture), its second (0, picture), its negative (0, 0).
 """
 
 import zlib
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..conditioning.compatibility import IDENTITY
+from ..host.models import network_config
 from ..host.patches import CONCAT_KEYS, SCALE_KNOWN_LATENT, ModelPatcher, with_object_patch
 from ..host.sampling import Guider_DualCFG, conditioning_set_values, dual_cfg_guider, is_pix2pix
 
@@ -42,7 +44,7 @@ def read_object_first(model: ModelPatcher) -> ModelPatcher:
 
     Raises ValueError for a model of other than 9 channels.
     """
-    channels = model.model.model_config.unet_config.get("in_channels")
+    channels = network_config(model).get("in_channels")
     if channels != 9:
         raise ValueError(
             f"model: it reads {channels} channels; load the checkpoint of ObjectStitch or Paint-by-Example"
@@ -95,9 +97,9 @@ def check_pix2pix_model(model: ModelPatcher, width: int) -> None:
     Raises:
         ValueError: if it does not.
     """
-    facts = model.model.model_config.unet_config
+    facts = network_config(model)
     if not is_pix2pix(model):
-        channels = facts.get("in_channels")
+        channels: Any = facts.get("in_channels")
         kind = {4: "a text-to-image model", 9: "an inpainting model"}.get(channels, "another model")
         raise ValueError(
             f"model: this is {kind} ({channels} channels); load an InstructPix2Pix model (8 channels)."

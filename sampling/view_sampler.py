@@ -15,6 +15,7 @@ from ..conditioning.edit_prompt import EDIT
 from ..conditioning.fooocus import InpaintPatch, block_patch
 from ..families.table import BLEND, FLUX2_SCHEDULE, Settings
 from ..host.families import config_name, family_of, is_transformer, settings_of
+from ..host.models import largest_sigma, latent_format_of, latent_in, latent_out, network_config
 from ..host.patches import ModelPatcher, crop_picture_patches
 from ..host.sampling import (
     IP2P,
@@ -27,6 +28,7 @@ from ..host.sampling import (
     intermediate_type,
     ksampler_sigmas,
     latent_previewer,
+    noise_schedule_of,
     progress_bar,
     shows_progress,
 )
@@ -40,7 +42,7 @@ from .stages import PaintedView
 
 def check_inpaint_model(model: ModelPatcher) -> None:
     """Raise ValueError for a model that takes no mask, or whose latents are no pictures (B, C, h, w)."""
-    dimensions = model.model.latent_format.latent_dimensions
+    dimensions = latent_format_of(model).latent_dimensions
     if dimensions != 2 and family_of(model) is None:
         raise ValueError(
             f"model: the latents of {config_name(model)} models have {dimensions} dimensions and not the 2 of"
@@ -61,8 +63,8 @@ def check_inpaint_model(model: ModelPatcher) -> None:
 
 def _takes_control(model: ModelPatcher) -> bool:
     """Whether a Flux reads a second picture and no mask beside the noise."""
-    latent = model.model.latent_format.latent_channels
-    channels = model.model.model_config.unet_config.get("in_channels", latent)
+    latent = latent_format_of(model).latent_channels
+    channels = network_config(model).get("in_channels", latent)
     return isinstance(model.model, Flux) and latent < channels <= 2 * latent
 
 
@@ -87,7 +89,7 @@ def sigmas_of(
         return flux2_sigmas(total, pixels)[-(steps + 1) :] if denoise > 0 else torch.empty(0)
     sigmas = ksampler_sigmas(model, sampler, scheduler, steps, denoise)
     # kl_optimal divides 0 by 0 when there is one step, the one from sigma_max
-    return sigmas.nan_to_num(nan=model.model.model_sampling.sigma_max.item())
+    return sigmas.nan_to_num(nan=largest_sigma(model))
 
 
 def choose_settings(
@@ -262,7 +264,7 @@ class ViewSampler:
         painted_mask = self._denoise_mask(guider, soft, snapped, hole) if self.keep else None
         samples, x0 = self._sample(guider, latent, painted_mask, sigmas)
         if x0 and not last:
-            samples = guider.model_patcher.model.process_latent_out(x0[0]).to(samples)
+            samples = latent_out(guider.model_patcher, x0[0]).to(samples)
         painted = self.vae.decode(samples)[:, : view.height, : view.width, :3]
         return PaintedView(painted.to(known), {"samples": samples} | self._noise_mask(hole))
 
@@ -303,7 +305,7 @@ class ViewSampler:
         Fooocus takes the maximum of 8 x 8 pixels for head and noise mask.
         """
         assert self.patch is not None
-        masked = guider.model_patcher.model.process_latent_in(masked)
+        masked = latent_in(guider.model_patcher, masked)
         patches = guider.model_options["transformer_options"].setdefault("patches", {})
         patches.setdefault("input_block_patch", []).append(block_patch(self.patch, hole, masked))
 
@@ -351,7 +353,7 @@ def reach_soft_masks(model_options: dict, schedule: Tensor | None = None) -> Non
     def reached(sigma: Tensor, denoise_mask: Tensor, extra_options: dict, **kwargs) -> Tensor:
         sigmas = extra_options["sigmas"] if schedule is None else schedule.to(extra_options["sigmas"])
         extra_options = extra_options | {"sigmas": sigmas}
-        last = last_level(extra_options["model"].inner_model.model_sampling, sigmas)
+        last = last_level(noise_schedule_of(extra_options), sigmas)
         soft = 1 - (1 - last) * (1 - denoise_mask)  # exactly 1 where the mask is 1
         return function(sigma, torch.where(denoise_mask > 0, soft, denoise_mask), extra_options, **kwargs)
 

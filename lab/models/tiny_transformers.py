@@ -5,6 +5,7 @@ names, wrappers and sampling are the host's. Only the detection from a file is s
 several families. Random weights prove behaviour, not quality.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -194,3 +195,24 @@ def random_latent(model, height: int, width: int, batch: int = 1, seed: int = 0)
     time = (1,) * (latent_format.latent_dimensions - 2)
     shape = (batch, latent_format.latent_channels, *time, height, width)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class RandomText:
+    """A text encoder that gives every caption random tokens of its own, as many as it has words and two."""
+
+    def __init__(self, family: str):
+        self.family, self.patcher, self.tokenizer = family, SimpleNamespace(patches={}), None
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens(self, text: str, return_pooled: bool = False):
+        context, values = self.encode_from_tokens_scheduled(text)[0]
+        return (context, values.get("pooled_output")) if return_pooled else context
+
+    def encode_from_tokens_scheduled(self, text: str) -> list:
+        seed = sum(ord(letter) * (place + 1) for place, letter in enumerate(text))
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.randn(1, len(text.split()) + 2, context_width(self.family), generator=generator)
+        pooled = {"pooled_output": torch.randn(1, 16, generator=generator)}
+        return [[tokens, pooled if self.family.startswith("flux1") else {}]]

@@ -84,7 +84,13 @@ def finetuned(painter: Any, subject: Any, recipe, seed: int, size: int = SIZE):
     """The MODEL of a painter (model, clip, vae) with a subject (thing, references, their masks) learned."""
     from ...host.models import apply_lora
     from ...training.finetune.data import Concept, Reference
-    from ...training.finetune.pipeline import Pipeline, encode_captions, encode_concepts, train_lora
+    from ...training.finetune.pipeline import (
+        EncodedData,
+        Pipeline,
+        encode_captions,
+        encode_concepts,
+        train_lora,
+    )
 
     references = [Reference(*pair) for pair in zip(subject.references, subject.reference_masks, strict=True)]
     caption = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
@@ -92,7 +98,7 @@ def finetuned(painter: Any, subject: Any, recipe, seed: int, size: int = SIZE):
     with torch.inference_mode():
         texts = encode_captions(pipeline, [caption], size)
         examples = encode_concepts(pipeline, [Concept(caption, references)], texts, recipe, size, seed)
-        lora, _ = train_lora(pipeline, examples, recipe, seed, texts=list(texts.values()))
+        lora, _ = train_lora(pipeline, EncodedData(examples, list(texts.values())), recipe, seed)
         return apply_lora(painter.model, lora)
 
 

@@ -85,7 +85,13 @@ def learned(bench: Bench, subject: Subject, way: Way, index: int):
     """(step, MODEL with the subject as it is known then), for every snapshot of one training."""
     from ...host.models import apply_lora
     from ...training.finetune.data import Concept, Reference
-    from ...training.finetune.pipeline import Pipeline, encode_captions, encode_concepts, train_lora
+    from ...training.finetune.pipeline import (
+        EncodedData,
+        Pipeline,
+        encode_captions,
+        encode_concepts,
+        train_lora,
+    )
 
     painter, recipe = bench.painter, way.recipe
     pairs = zip(subject.references[: way.references], subject.reference_masks, strict=False)
@@ -97,26 +103,26 @@ def learned(bench: Bench, subject: Subject, way: Way, index: int):
             material += regular_material(bench, subject.thing, way.regular_token, index)
         texts = encode_captions(pipeline, [concept.caption for concept in material], SIZE)
         examples = encode_concepts(pipeline, material, texts, recipe, SIZE, index)
-        for step, lora in snapshots(train_lora, pipeline, examples, way, index):
+        for step, lora in snapshots(train_lora, pipeline, EncodedData(examples), way, index):
             yield step, apply_lora(painter.model, lora)
 
 
-def snapshots(train: Callable, pipeline, examples, way: Way, seed: int):
+def snapshots(train: Callable, pipeline, data, way: Way, seed: int):
     """(step, LoRA) of one run. A checkpoint's LoRA is what going on from it for no step at all gives."""
-    from ...training.finetune.trainer import Callbacks
+    from ...training.finetune.trainer import Callbacks, RunOptions
 
     recipe, kept = way.recipe, {}
     steps = way.snapshots or (recipe.steps,)
-    last, _ = train(
-        pipeline, examples, replace(recipe, steps=max(steps)), seed,
-        callbacks=Callbacks(on_save=lambda state: kept.update({state.step: state})),
+    options = RunOptions(
         save_every=int(np.gcd.reduce(steps)),
-    )  # fmt: skip
+        callbacks=Callbacks(on_save=lambda state: kept.update({state.step: state})),
+    )
+    last, _ = train(pipeline, data, replace(recipe, steps=max(steps)), seed, options)
     for step in steps:
         if step == max(steps):
             yield step, last
         else:
-            yield step, train(pipeline, examples, replace(recipe, steps=step), seed, resume=kept[step])[0]
+            yield step, train(pipeline, data, replace(recipe, steps=step), seed, resume=kept[step])[0]
 
 
 def attributes_of(thing: world.Thing) -> dict[str, list[str]]:

@@ -407,7 +407,7 @@ def train_measured(name: str, model, side: int, rank: int, before: Callable[[], 
     from inlay.training.finetune import pipeline
     from inlay.training.finetune.diffusion_transformers import BY_REFERENCE, resolved_recipe
     from inlay.training.finetune.recipes import DREAMCOM
-    from inlay.training.finetune.trainer import Callbacks
+    from inlay.training.finetune.trainer import Callbacks, RunOptions
 
     examples, generator = random_examples(model, side, 2), torch.Generator().manual_seed(0)
     values = {"cross_attn": torch.randn(1, TEXT, text_width(model), generator=generator)}
@@ -428,11 +428,12 @@ def train_measured(name: str, model, side: int, rank: int, before: Callable[[], 
     # the node's own forecast, which it does not return
     pipeline.check_step_fits = recorded
     callbacks = Callbacks(on_step=lambda step, loss: times.append(time.perf_counter()), on_stage=on_stage)
+    data = pipeline.EncodedData([examples], [text])
+    options = RunOptions(checkpointing=True, callbacks=callbacks)
     with torch.inference_mode():
         pipeline.train_lora(
-            pipeline.Pipeline(model, None, None), [examples], resolved_recipe(recipe, model), seed=0,
-            callbacks=callbacks, checkpointing=True, texts=[text],
-        )  # fmt: skip
+            pipeline.Pipeline(model, None, None), data, resolved_recipe(recipe, model), 0, options
+        )
     pipeline.check_step_fits = check
     return forecasts[0], times[-1] - times[-2]
 

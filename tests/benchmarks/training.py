@@ -23,7 +23,8 @@ machine disturbs all of them alike. Each is warmed up first. A row has the media
 processor time of a step, and our processor time over that of the side: means over the rounds and standard
 errors. All train without a reference picture, which Train LoRA cannot show, and in float32. With --full the
 network has its full size, in bf16 (24 GB for FLUX.2 klein), and is on CUDA where that is there; the ratio is
-then of seconds, and diffusers' loop, which has other sizes, is left out.
+then of seconds, and diffusers' loop, which has other sizes, is left out. `--sides inlay,bare` measures these
+alone: of FLUX.2 klein, Train LoRA does not fit into 24 GB.
 """
 
 import argparse
@@ -95,7 +96,7 @@ def inlay_side(parts, size: int, rank: int, masked: bool):
     from dataclasses import replace
 
     from inlay.training.finetune.data import Examples
-    from inlay.training.finetune.pipeline import Pipeline, train_lora
+    from inlay.training.finetune.pipeline import EncodedData, Pipeline, train_lora
     from inlay.training.finetune.recipes import DREAMCOM
 
     pipeline = Pipeline(*parts)
@@ -109,7 +110,7 @@ def inlay_side(parts, size: int, rank: int, masked: bool):
 
     def train(steps: int) -> None:
         with torch.inference_mode():
-            train_lora(pipeline, [examples], recipe.with_choices(steps=steps), seed=0)
+            train_lora(pipeline, EncodedData([examples]), recipe.with_choices(steps=steps), seed=0)
 
     return train
 
@@ -243,14 +244,20 @@ def inlay_family_side(parts, size: int, rank: int, bare: bool):
     from inlay.lab.models.full_transformers import random_examples
     from inlay.training.finetune.checks import precision_of
     from inlay.training.finetune.diffusion_transformers import resolved_recipe
-    from inlay.training.finetune.pipeline import EncodedText, Pipeline, train_lora, trainable_model
+    from inlay.training.finetune.pipeline import (
+        EncodedData,
+        EncodedText,
+        Pipeline,
+        train_lora,
+        trainable_model,
+    )
     from inlay.training.finetune.recipes import DREAMCOM
 
     model, conditioning = parts
     with torch.inference_mode(False):
         values = {k: v.clone() for k, v in text_values(conditioning).items() if isinstance(v, torch.Tensor)}
         examples = random_examples(model, size, 8)
-    text = EncodedText(values["cross_attn"], None, values)
+    data = EncodedData([examples], [EncodedText(values["cross_attn"], None, values)])
     # Train LoRA shows no reference picture; Fill has its channels.
     way = "channels" if model.model.model_config.unet_config.get("in_channels") == 96 else "loss"
     recipe = resolved_recipe(replace(DREAMCOM, hole_condition=way).with_choices(rank=rank), model)
@@ -258,13 +265,13 @@ def inlay_family_side(parts, size: int, rank: int, bare: bool):
     def train(steps: int) -> None:
         with torch.inference_mode():
             chosen = recipe.with_choices(steps=steps)
-            train_lora(Pipeline(model, None, None), [examples], chosen, seed=0, texts=[text])
+            train_lora(Pipeline(model, None, None), data, chosen, seed=0)
 
     if not bare:
         return train
     with torch.inference_mode(False), torch.enable_grad():
         dtype = precision_of(model, recipe)
-        trainable = trainable_model(load_fully(model), recipe, dtype, 0, texts=[text])
+        trainable = trainable_model(load_fully(model), recipe, dtype, 0, data)
         host: Any = trainable.host_pass
         row = examples.take(torch.zeros(1, dtype=torch.long)).to(trainable.device)
         calls = []
@@ -376,7 +383,8 @@ def open_sides(family: str, options) -> tuple[dict[str, Any], dict[str, str]]:
     """The sides of a family that train, warmed up, and the errors of ComfyUI's node where it does not."""
     options.family, sides, errors = family, {}, {}
     parts = family_parts(family, options.full)
-    for side in FAMILY_SIDES if family == "flux1" and not options.full else FAMILY_SIDES[:-1]:
+    every = FAMILY_SIDES if family == "flux1" and not options.full else FAMILY_SIDES[:-1]
+    for side in options.sides.split(",") if options.sides else every:
         train = family_side(side, options, parts)
         try:
             interval(train, 1)
@@ -424,7 +432,7 @@ def print_paired(options) -> None:
             command = [sys.executable, __file__, "--folder", folder, "--paired", family]
             for name in ("steps", "rank", "side", "rounds"):
                 command += [f"--{name}", str(getattr(options, name))]
-            command += ["--full"] * options.full
+            command += ["--full"] * options.full + (["--sides", options.sides] if options.sides else [])
             done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 sys.exit(f"{family}: ended with {done.returncode}")
@@ -472,7 +480,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, help="steps to time (20; 2 with --full)")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--sides")
+    parser.add_argument("--sides", help="what is measured, with commas between; otherwise everything")
     parser.add_argument(
         "--family", default="", help="one of our names of a transformer family, such as flux1"
     )

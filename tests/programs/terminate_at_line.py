@@ -1,4 +1,4 @@
-"""Run a program, and send SIGTERM to this process when it writes a line with a given text on stderr."""
+"""Run a program, and send a signal to this process when it writes a line with a given text on stderr."""
 
 import os
 import runpy
@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import Any
 
-text, *sys.argv = sys.argv[1:]
+name, text, *sys.argv = sys.argv[1:]
 
 
 class Watched:
@@ -21,7 +21,7 @@ class Watched:
     def write(self, written: str) -> int:
         count = self.stream.write(written)
         if text in written:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), getattr(signal, name))
         return count
 
 

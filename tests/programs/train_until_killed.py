@@ -9,14 +9,13 @@ sys.path.insert(0, os.environ["COMFYUI_PATH"])
 from comfy.cli_args import args
 
 args.cpu = True
-import comfy.sd
 import torch
 
 sys.path.insert(0, sys.argv[3])
 import finetune_cat
 
+wired = finetune_cat.open_base(sys.argv[1])
 with torch.inference_mode():
-    wired = comfy.sd.load_checkpoint_guess_config(sys.argv[1])[:3]
 
     def on_step(step, loss):
         if step == 5:

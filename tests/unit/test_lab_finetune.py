@@ -3,6 +3,7 @@
 from argparse import Namespace
 from dataclasses import astuple, replace
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from inlay.lab.studies.finetune_cells import (
 from inlay.lab.studies.finetune_pictures import draw_curves, picture_sheet
 from inlay.training.finetune.attribute_dictionary import compose_prompts
 from inlay.training.finetune.recipes import DREAMMIX
+from inlay.training.finetune.trainer import DEFAULT_OPTIONS
 
 OPTIONS = Namespace(steps=150, batch=4, rate=1e-3, full_rate=1e-4, rank=16, snapshots=(25, 50, 100))
 
@@ -83,12 +85,12 @@ def test_snapshots_come_from_one_run():
     """Its checkpoints, each gone on from for no step at all."""
     calls = []
 
-    def train(model, examples, recipe, seed, resume=None, callbacks=None, save_every=0):
+    def train(model, data, recipe, seed, options=DEFAULT_OPTIONS, resume=None):
         done = resume.step if resume else 0
         calls.append((done, recipe.steps))
         for step in range(done + 1, recipe.steps):
-            if callbacks and step % save_every == 0:
-                callbacks.on_save(SimpleNamespace(step=step))
+            if options.callbacks.on_save and step % options.save_every == 0:
+                options.callbacks.on_save(cast(Any, SimpleNamespace(step=step)))
         return f"LoRA of step {recipe.steps}", []
 
     way = Way(replace(DREAMMIX, steps=7), 4, snapshots=(25, 50, 100))

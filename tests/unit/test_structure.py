@@ -23,12 +23,26 @@ COMFY = {"comfy", "comfy_extras", "latent_preview", "node_helpers", "execution",
 REPEATED_NAMES = {"main", "add_arguments"}
 # Folders whose functions import the pack's own modules: the host starts, and --help prints, without them.
 LATE_FOLDERS = {"nodes", "headless"}
-LATE_LIBRARIES = {
-    "PIL", "accelerate", "bitsandbytes", "datasets", "diffusers", "dreamsim", "peft", "pillow_heif",
-    "prodigyopt", "psutil", "skimage", "torch", "torchmetrics", "torchvision", "transformers",
+# Slow to import: each has one function, in common/libraries.py.
+HEAVY_LIBRARIES = {
+    "accelerate", "diffusers", "peft", "skimage", "torchmetrics", "torchvision", "transformers",
+}  # fmt: skip
+# Optional, or needed by one function alone.
+OPTIONAL_LIBRARIES = {"bitsandbytes", "datasets", "dreamsim", "pillow_heif", "prodigyopt", "psutil"}
+LATE_LIBRARIES = OPTIONAL_LIBRARIES | {
+    "PIL", "torch",
     "comfy_extras", "server",  # modules of the host that are imported after the pack
 }  # fmt: skip
 LONGEST_FUNCTION = 60  # lines; schemas and their parts are exempt: they are tables
+
+
+def roots_of(node: ast.AST) -> set[str]:
+    """Return the packages that an import statement names; none for our own modules."""
+    if isinstance(node, ast.Import):
+        return {alias.name.partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+        return {node.module.partition(".")[0]}
+    return set()
 
 
 def modules() -> dict[str, tuple[Path, ast.Module]]:
@@ -176,12 +190,21 @@ def test_imports_inside_functions_are_from_a_short_list(name):
         for target, line in imported(name, function):
             assert name.partition(".")[0] in LATE_FOLDERS, f"{name}, line {line}, imports {target} late"
         for node in ast.walk(function):
-            roots = set()
-            if isinstance(node, ast.Import):
-                roots = {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-                roots = {node.module.partition(".")[0]}
-            assert roots <= LATE_LIBRARIES, f"{name}, line {getattr(node, 'lineno', 0)}, imports {roots}"
+            roots = roots_of(node)
+            allowed = HEAVY_LIBRARIES if name == "common.libraries" else LATE_LIBRARIES
+            assert roots <= allowed, f"{name}, line {getattr(node, 'lineno', 0)}, imports {roots}"
+
+
+def test_each_heavy_or_optional_library_is_imported_by_one_function():
+    places = defaultdict(set)
+    for name, (_, tree) in MODULES.items():
+        for function in ast.walk(tree):
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                for node in ast.walk(function):
+                    for root in roots_of(node) & (HEAVY_LIBRARIES | OPTIONAL_LIBRARIES):
+                        places[root].add(f"{name}.{function.name}")
+    assert places.keys() == HEAVY_LIBRARIES | OPTIONAL_LIBRARIES
+    assert [found for found in places.values() if len(found) > 1] == []
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -225,13 +248,23 @@ def test_private_parts_of_the_host_are_used_in_the_host_folder_alone(name):
     if name.partition(".")[0] in MAY_IMPORT_COMFY:
         return
     for node in ast.walk(MODULES[name][1]):
-        if isinstance(node, ast.Import):
-            roots = [alias.name.partition(".")[0] for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            roots = [node.module.partition(".")[0]]
-        else:
+        roots = roots_of(node)
+        where = f"{name}, line {getattr(node, 'lineno', 0)}"
+        assert not COMFY & roots, f"{where}, imports {roots}: move it into host/"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_inner_parts_of_a_model_are_read_in_the_host_folder_alone(name):
+    """Of a MODEL the other folders use what a node may: clone, model_options, get_model_object."""
+    if name.partition(".")[0] == "host":
+        return
+    for node in ast.walk(MODULES[name][1]):
+        if not isinstance(node, ast.Attribute):
             continue
-        assert not COMFY & set(roots), f"{name}, line {node.lineno}, imports {roots}: move it into host/"
+        owner = ast.unparse(node.value)
+        inner = owner.endswith((".model", "inner_model"))
+        inner &= owner.startswith(("model.", "guider.", "self.guider.", "pipeline."))
+        assert not inner, f"{name}, line {node.lineno}, reads {ast.unparse(node)}: move it into host/"
 
 
 def test_no_public_name_is_defined_in_two_modules():

@@ -45,7 +45,28 @@ def test_a_lokr_adds_the_kronecker_product_of_its_file(rank):
     assert ranked == (2 if rank == 3 else 0)
 
 
-@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, rank=12), replace(SPEC, lokr=False)])
+DORA = replace(SPEC, lokr=False, dora=True)
+
+
+@pytest.mark.parametrize("spec", [DORA, replace(DORA, rslora=True)])
+def test_a_dora_gives_the_weights_that_were_trained_where_the_host_divides_by_the_bases_norm(spec):
+    """W' = dora_scale (W + dW) / |W|, the host's, is m (W + dW) / |W + dW| (Liu et al. 2024, eq. 5)."""
+    net, file, adapter = trained(spec)
+    plain = network()
+    for path, width in (("wide", 90), ("small", 160)):
+        part = {key.rpartition(f".{path}.")[2]: v.double() for key, v in file.items() if f".{path}." in key}
+        change = part["alpha"] / 3 * part["lora_up.weight"] @ part["lora_down.weight"]
+        base = plain[path].weight.double()
+        magnitude = adapter.layers[path].lora_magnitude_vector["default"].weight.double()[:, None]
+        trained_weight = magnitude * (base + change) / (base + change).norm(dim=1, keepdim=True)
+        shown = part["dora_scale"] * (base + change) / base.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(shown, trained_weight, rtol=1e-5, atol=1e-6)
+        x = torch.randn(4, width)
+        wanted = x.double() @ trained_weight.T + plain[path].bias.double()
+        torch.testing.assert_close(net[path](x).double(), wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, rank=12), replace(SPEC, lokr=False), DORA])
 def test_shapes_are_known_before_and_a_file_of_another_alpha_keeps_its_strength(spec):
     net, file, _ = trained(spec)
     shapes = exported_shapes(network(), spec, lambda path: f"diffusion_model.{path}")

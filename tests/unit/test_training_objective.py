@@ -239,3 +239,36 @@ def test_the_shares_of_a_group_make_up_the_whole_batch(with_regular):
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match="batch_size: 3 pictures cannot be shared evenly among 2 processes"):
         Trainer(make_trainee("v"), replace(DREAMCOM, batch_size=3), 0, ProcessGroup(0, 2))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_stated_share_of_pictures_has_the_empty_caption_drawn_from_seed_and_step(share):
+    seen, levels = [], []
+
+    def host_pass(rows, noise, sigma):
+        seen.append(rows.caption)
+        levels.append(sigma)
+        return rows.latent
+
+    trainee = replace(make_trainee("epsilon"), host_pass=host_pass, blank=2)
+    recipe = replace(DREAMCOM, batch_size=20, caption_dropout=share)
+    data = replace(make_examples(6, 1), caption=torch.tensor([0, 1] * 3))
+
+    def captions(steps, seed=7, recipe=recipe, group=None):
+        seen.clear()
+        levels.clear()
+        for k in steps:
+            loss_of_pass(trainee, recipe, data, None, seed, k, group or ProcessGroup())
+        return torch.cat(seen)
+
+    drawn = captions(range(100))
+    dropped = drawn == 2
+    assert abs(float(dropped.float().mean()) - share) <= 4 * (share * (1 - share) / 2000) ** 0.5
+    noise_levels = torch.cat(levels)
+    own = captions(range(100), recipe=replace(recipe, caption_dropout=0.0))
+    assert torch.equal(drawn[~dropped], own[~dropped])  # the others keep theirs
+    assert torch.equal(torch.cat(levels), noise_levels)  # and all keep their noise
+    assert torch.equal(captions(range(80, 100)), drawn[1600:])  # as a run that is resumed at step 80
+    assert torch.equal(captions(range(100), seed=8), drawn) == (share == 1.0)
+    two = [captions(range(4), group=ProcessGroup(number, 2)).view(40) for number in range(2)]
+    assert torch.equal(torch.stack(two, 1).flatten(), drawn[:80])

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...common import libraries
 from ...common.files import read_json
 from ...encoders import checkpoint_layouts as layouts
 from ...encoders import dinov2
@@ -26,9 +27,7 @@ class DiffusersVae:
     """diffusers' AutoencoderKL, frozen; implements `identity_stages.Vae`."""
 
     def __init__(self, folder: Path, device: torch.device):
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-        self.vae: Any = AutoencoderKL.from_pretrained(folder, local_files_only=True)
+        self.vae: Any = libraries.diffusers().AutoencoderKL.from_pretrained(folder, local_files_only=True)
         self.vae.requires_grad_(False).eval().to(device)
 
     def _posterior(self, pictures: Tensor):
@@ -55,9 +54,7 @@ def load_unet(folder: Path, channels: int, file: Path | None = None) -> nn.Modul
     Raises:
         ValueError: if the UNet has more input channels.
     """
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    unet: Any = UNet2DConditionModel.from_pretrained(folder, local_files_only=True)
+    unet: Any = libraries.diffusers().UNet2DConditionModel.from_pretrained(folder, local_files_only=True)
     if unet.config.in_channels > channels:
         raise ValueError(
             f"--unet: it reads {unet.config.in_channels} channels, but this stage gives it {channels}; choose"
@@ -102,9 +99,7 @@ def load_object_encoder(folder: Path) -> nn.Module:
         encoder.load_state_dict(state)
         return encoder
     if kind in ("clip", "clip_vision_model"):
-        from transformers import CLIPVisionModel
-
-        clip: Any = CLIPVisionModel.from_pretrained(folder, local_files_only=True)
+        clip: Any = libraries.transformers().CLIPVisionModel.from_pretrained(folder, local_files_only=True)
         return clip.float()  # transformers 5 keeps the file's dtype; training sets its own precision
     raise ValueError(f"--encoder: {folder} holds a {kind or 'nameless'} model; give a DINOv2 or a CLIP.")
 

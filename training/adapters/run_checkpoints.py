@@ -19,6 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ...common import libraries
 from ...common.files import atomic_replace, atomic_write, read_json
 from ...common.log import logger
 
@@ -112,8 +113,6 @@ def resume_run(accelerator, run: RunConfig) -> int:
     Raises:
         ValueError: if there are checkpoints and all are damaged.
     """
-    from accelerate.utils import broadcast_object_list  # slow to import
-
     accelerator.wait_for_everyone()  # every process has checked the folder before the main one changes it
     name, error_text = None, None
     if accelerator.is_main_process:
@@ -122,7 +121,9 @@ def resume_run(accelerator, run: RunConfig) -> int:
             _prune(run, _step_of(name) if name else 0)
         except ValueError as error:  # sent to the other processes, which would wait forever
             error_text = str(error)
-    name, error_text = broadcast_object_list([name, error_text])  # all resume from the same checkpoint
+    name, error_text = libraries.accelerate().utils.broadcast_object_list(
+        [name, error_text]
+    )  # all resume from the same checkpoint
     if error_text:
         raise ValueError(error_text)
     if name:

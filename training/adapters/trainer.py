@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...common import libraries
 from ...common.files import atomic_write
 from ...encoders import checkpoint_layouts as layouts
 from ...encoders.dinov2 import DinoV2
@@ -163,11 +164,9 @@ def _write(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> No
 
 
 def _accelerator(run: RunConfig):
-    from accelerate import Accelerator  # slow to import
-
     check_resumable(run)
     run.folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(
+    accelerator = libraries.accelerate().Accelerator(
         mixed_precision=run.precision,
         log_with="tensorboard" if run.tensorboard else None,
         project_dir=str(run.folder),

@@ -33,6 +33,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...common import libraries
 from ...common.files import parse_json, read_text
 from .subject import check_words
 
@@ -192,11 +193,12 @@ class Chat:
     """One open model; `ask` is deterministic."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
-        from transformers import AutoModelForImageTextToText, AutoProcessor  # seconds to import
-
+        transformers = libraries.transformers()
         try:
-            self.processor: Any = AutoProcessor.from_pretrained(str(folder), local_files_only=True)
-            model: Any = AutoModelForImageTextToText.from_pretrained(
+            self.processor: Any = transformers.AutoProcessor.from_pretrained(
+                str(folder), local_files_only=True
+            )
+            model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype
             )
         except (OSError, ValueError, KeyError) as error:

@@ -169,6 +169,8 @@ def check_previous(model, recipe: Recipe, subject: Subject, lora: Mapping[str, T
     shapes = exported_shapes(models.network_of(model), recipe.adapter, lora_names(model))
     if {key: tuple(tensor.shape) for key, tensor in lora.items()} != shapes:
         own = f"its recipe ({subject.recipe})" if subject.recipe else "a recipe of its layers"
+        if subject.recipe == recipe.name:
+            own = "the layers and the adapter (LoRA, DoRA or LoKr) that it has"
         raise ValueError(
             f"previous: {subject.words} was trained on other layers than this run would train; choose {own}"
             " and the model it was trained on."

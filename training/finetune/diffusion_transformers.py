@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...families.table import FILL, Family
+from ...families.table import FILL, NO_REFERENCES, Family
 from ...host import families, models
 from ...host.training import HostPass
 from ..objective import NoiseSchedule, draw_sigmas
@@ -38,14 +38,16 @@ def check_transformer(model, row: Family, recipe: Recipe, inpaint_patch: bool = 
             f"recipe: {recipe.name} trains every weight, which is made for Stable Diffusion; choose a recipe"
             f" with a LoRA for {row.label}, such as DreamCom."
         )
-    if recipe.subject_references and not (row.references and recipe.hole_condition == BY_REFERENCE):
+    reads = {BY_CHANNELS: row.condition == FILL, BY_REFERENCE: row.references != NO_REFERENCES, BY_LOSS: True}
+    if not reads[recipe.hole_condition]:
+        missing = "has no mask channels" if recipe.hole_condition == BY_CHANNELS else "reads no references"
+        raise ValueError(
+            f'hole: {row.label} {missing}; leave it at "preset" (in a TOML file, hole_condition at "auto").'
+        )
+    if recipe.subject_references and recipe.hole_condition != BY_REFERENCE:
         raise ValueError(
             f"subject_references: {row.label} reads no reference pictures here; set it to 0, or train an edit"
             " model such as FLUX.2, Kontext or Qwen-Image-Edit."
-        )
-    if recipe.hole_condition == BY_CHANNELS and row.condition != FILL:
-        raise ValueError(
-            f'hole_condition: {row.label} has no mask channels; choose "reference", "loss" or "auto".'
         )
 
 

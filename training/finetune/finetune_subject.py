@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +18,12 @@ from ...host.models import network_of
 from ..optimizers import eight_bit_installed
 from .checks import check_previous
 from .data import Examples
-from .generation import CAPTION_ONLY, Preview, SampleOptions, make_preview_scene
+from .generation import Preview, make_preview_scene
 from .lora import exported_shapes
 from .lora_formats import as_diffusers, check_diffusers_reads, lora_metadata, lora_names
 from .memory import with_preset
 from .pipeline import (
+    EncodedData,
     EncodedText,
     Pipeline,
     encode_background,
@@ -41,41 +42,17 @@ from .store import Store, content_key, fingerprint, released_key
 from .subject import Subject
 from .toml_config import Config
 from .trainer import (
-    QUIET,
-    SINGLE_PROCESS,
+    DEFAULT_OPTIONS,
     Callbacks,
     HeldOutLoss,
     ProcessGroup,
+    RunOptions,
     TrainingState,
     split_batch,
 )
 
-SAVE_EVERY = 100  # steps between checkpoints; an interrupt or an error saves one too
 # Bytes for each trained number: the LoRA, and two checkpoints while one replaces the other.
 BYTES_PER_TRAINED_NUMBER = 4 + 2 * (4 + 8)
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a training runs; nothing here changes its result.
-
-    Attributes:
-        checkpointing: gradient checkpointing, less memory for more time; None: where `card` needs it.
-        card: gigabytes of the card that a memory preset is made for; 0: none.
-        save_every: steps between checkpoints.
-        preview_every: steps between samples; 0: none.
-        samples: what they show.
-        callbacks: on_save is the store's and must be None.
-        group: the processes that train together; the first saves and makes the samples.
-    """
-
-    checkpointing: bool | None = False
-    card: int = 0
-    save_every: int = SAVE_EVERY
-    preview_every: int = 0
-    samples: SampleOptions = CAPTION_ONLY
-    callbacks: Callbacks = QUIET
-    group: ProcessGroup = SINGLE_PROCESS
 
 
 class FinetuneResult(NamedTuple):
@@ -104,7 +81,7 @@ def stored_names(pipeline: Pipeline, spec: FinetuneSpec, texts: dict[str, Encode
 
 
 def finetune_subject(
-    pipeline: Pipeline, spec: FinetuneSpec, store: Store, options: RunOptions = RunOptions()
+    pipeline: Pipeline, spec: FinetuneSpec, store: Store, options: RunOptions = DEFAULT_OPTIONS
 ) -> FinetuneResult:
     """Return the stored result of this spec; train it first, or the rest of it, where there is none.
 
@@ -212,23 +189,20 @@ def _train(
         options.callbacks.on_step(step, loss)
         termination.check()
 
+    data = EncodedData(
+        examples, list(texts.values()), list(texts).index("") if "" in texts else 0, references
+    )
+    callbacks = replace(options.callbacks, on_step=on_step, on_save=keep if group.number == 0 else None)
     lora, losses = train_lora(
         pipeline,
-        examples,
+        data,
         recipe,
         spec.seed,
-        resume,
-        replace(options.callbacks, on_step=on_step, on_save=keep if group.number == 0 else None),
-        options.save_every,
+        replace(options, callbacks=callbacks),
         start=spec.previous.lora if spec.previous else None,
-        checkpointing=options.checkpointing,
-        card=options.card,
-        after_step=preview,
-        group=group,
-        texts=list(texts.values()),
-        blank=list(texts).index("") if "" in texts else 0,
+        resume=resume,
         held_out=held_out,
-        references=references,
+        after_step=preview,
     )
     strip = draw_strip(preview.pictures) if preview and preview.pictures else None
     points = [list(point) for point in held_out.points] if held_out else []

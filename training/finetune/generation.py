@@ -14,11 +14,12 @@ from torch import Tensor
 from ...attention.model_patch import mask_attention
 from ...conditioning.fooocus import InpaintPatch, block_patch
 from ...families.table import Family, Settings
-from ...host import sampling
+from ...host import families, sampling
+from ...host.models import latent_out
 from ...host.vae import PictureVae
 from ...imaging.composite import paste_back
 from ...imaging.latent_mask import inpaint_pictures, snapped_hole
-from .data import LATENT_PIXEL, Examples, Reference
+from .data import LATENT_PIXEL, Examples
 from .diffusion_transformers import hole_in_pixels, hole_values
 from .regular_data import changed_mask, random_box
 
@@ -26,21 +27,6 @@ from .regular_data import changed_mask, random_box
 STEPS, CFG, SAMPLER, SCHEDULER = 12, 5.0, "dpmpp_2m", "karras"
 SAMPLE = "sample"  # the kind of tensor in a checkpoint
 MOST_PROMPTS = 8
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """What the samples of a training show; nothing here changes its result.
-
-    prompts: one sample for each; none: the caption of the training. background: the picture and, as its mask,
-    the hole that is filled; None: the first training crop.
-    """
-
-    prompts: Sequence[str] = ()
-    background: Reference | None = None
-
-
-CAPTION_ONLY = SampleOptions()
 
 
 def prompts_in(text: str) -> list[str]:
@@ -111,7 +97,7 @@ def _paint_transformer(scene: PreviewScene, model) -> Tensor:
     latent, masked, mask = row.latent, row.masked, row.mask
     if family.time_axis:
         latent, masked, mask = (part.unsqueeze(2) for part in (latent, masked, mask))
-    masked_out = model.model.process_latent_out(masked)
+    masked_out = latent_out(model, masked)
     values = hole_values(scene.condition, family, masked_out, hole_in_pixels(row), scene.references)
     if settings.guidance is not None:
         values["guidance"] = settings.guidance
@@ -199,16 +185,18 @@ def generate_images(
 
     Inpainting models get the mask and the picture with a grey hole; for others the noise mask is enough.
     """
-    padded, masked, mask = inpaint_pictures(image, hole, LATENT_PIXEL)
-    latent = vae.encode(padded)
+    row, pictures = families.family_of(model), PictureVae(vae)
+    grid = row.picture_grid if row is not None and row.transformer else LATENT_PIXEL
+    padded, masked, mask = inpaint_pictures(image, hole, grid)
+    latent = pictures.encode(padded)
     hole_mask = snapped_hole(mask, latent)[:, None]
-    hole_values = {"concat_latent_image": vae.encode(masked), "concat_mask": hole_mask}
-    positive, negative = (sampling.condition(clip, text, **hole_values) for text in (prompt, ""))
+    values = {"concat_latent_image": pictures.encode(masked), "concat_mask": hole_mask}
+    positive, negative = (sampling.condition(clip, text, **values) for text in (prompt, ""))
     painted = sampling.sample_latent(
         model, positive, negative, latent, hole_mask, seed=seed, steps=how.steps, cfg=how.cfg,
         sampler=how.sampler, scheduler=how.scheduler, callback=callback,
     )  # fmt: skip
-    decoded = vae.decode(painted)[:, : image.shape[1], : image.shape[2]]
+    decoded = pictures.decode(painted)[:, : image.shape[1], : image.shape[2]]
     return paste_back(image, decoded.clamp(0, 1).to(image), hole)
 
 

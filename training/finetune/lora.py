@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...common import libraries
 from .recipes import AdapterSpec
 
+SMALLEST_NORM = torch.finfo(torch.float32).tiny  # of the norm of a row
 Name = Callable[[str], str]  # a module's path in the UNet -> its key in a LoRA file
 
 
@@ -17,11 +19,9 @@ class PeftAdapter:
     """An adapter of PEFT in a network: its layers by path, and the parameters that are trained."""
 
     def __init__(self, unet: nn.Module, config: Any, mark: str, dtype: torch.dtype, seed: int):
-        from peft import inject_adapter_in_model  # slow to import, so not before somebody trains
-
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            inject_adapter_in_model(config, unet)
+            libraries.peft().inject_adapter_in_model(config, unet)
         self.layers: dict[str, Any] = {
             path: layer for path, layer in unet.named_modules() if hasattr(layer, mark)
         }
@@ -45,9 +45,7 @@ class LoraAdapter(PeftAdapter):
     """A low-rank adapter on the linear layers whose path ends with one of `spec.targets` (Hu et al. 2021)."""
 
     def __init__(self, unet: nn.Module, spec: AdapterSpec, dtype: torch.dtype, seed: int):
-        from peft import LoraConfig  # slow to import, as above
-
-        config = LoraConfig(
+        config = libraries.peft().LoraConfig(
             r=spec.rank,
             lora_alpha=spec.rank if spec.alpha is None else spec.alpha,  # type: ignore[arg-type]
             target_modules=spec.pattern or list(spec.targets),
@@ -58,7 +56,10 @@ class LoraAdapter(PeftAdapter):
         super().__init__(unet, config, "lora_A", dtype, seed)
 
     def export(self, name: Name) -> dict[str, Tensor]:
-        """Return the weights under kohya's keys, which the host and diffusers read too: down, up, alpha."""
+        """Return the weights under kohya's keys, which the host and diffusers read too: down, up, alpha.
+
+        DoRA's magnitudes are those with which the host gives the weights that were trained.
+        """
         tensors = {}
         for path, layer in self.layers.items():
             key = name(path)
@@ -68,7 +69,8 @@ class LoraAdapter(PeftAdapter):
             # Readers scale by alpha / rank; writing scale * rank holds for rsLoRA too.
             tensors[f"{key}.alpha"] = torch.tensor(float(layer.scaling["default"] * down.shape[0]))
             if layer.use_dora["default"]:
-                tensors[f"{key}.dora_scale"] = _stored(layer.lora_magnitude_vector["default"].weight)[:, None]
+                magnitude = layer.lora_magnitude_vector["default"].weight
+                tensors[f"{key}.dora_scale"] = _stored(magnitude * _norm_ratio(layer))[:, None]
         return tensors
 
     def load(self, tensors: dict[str, Tensor], name: Name) -> None:
@@ -81,7 +83,20 @@ class LoraAdapter(PeftAdapter):
             up.data.copy_(tensors[f"{key}.lora_up.weight"] * scale)
             if layer.use_dora["default"]:
                 magnitude = layer.lora_magnitude_vector["default"].weight
-                magnitude.data.copy_(tensors[f"{key}.dora_scale"][:, 0])
+                ratio = _norm_ratio(layer)
+                magnitude.data.copy_(tensors[f"{key}.dora_scale"][:, 0].to(ratio) / ratio)
+
+
+def _norm_ratio(layer: Any) -> Tensor:
+    """Return |W| / |W + dW| (out,), of each row of a DoRA layer's weight.
+
+    The host divides the magnitudes by |W|, where DoRA divides them by |W + dW| (Liu et al. 2024, eq. 5).
+    """
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    base = layer.base_layer.weight.detach().float()
+    change = layer.scaling["default"] * up.detach().float() @ down.detach().float()
+    before, after = (weight.norm(dim=1).clamp(min=SMALLEST_NORM) for weight in (base, base + change))
+    return before / after
 
 
 LOKR_PARTS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
@@ -94,9 +109,7 @@ class LokrAdapter(PeftAdapter):
     """
 
     def __init__(self, unet: nn.Module, spec: AdapterSpec, dtype: torch.dtype, seed: int):
-        from peft import LoKrConfig  # slow to import, as above
-
-        config = LoKrConfig(
+        config = libraries.peft().LoKrConfig(
             r=spec.rank,
             alpha=spec.rank if spec.alpha is None else spec.alpha,  # type: ignore[arg-type]
             target_modules=spec.pattern or list(spec.targets),
@@ -216,8 +229,7 @@ def exported_shapes(unet: nn.Module, spec: AdapterSpec, name: Name) -> dict[str,
 
 def lokr_shapes(layer: nn.Linear, rank: int) -> dict[str, tuple[int, int]]:
     """Return the shapes of the parts that PEFT gives a layer: factors near the square root, W1 whole."""
-    from peft.tuners.lokr.layer import factorization
-
+    factorization = libraries.peft().tuners.lokr.layer.factorization
     out_1, out_2 = factorization(layer.out_features)
     in_1, in_2 = factorization(layer.in_features)
     if rank < max(out_2, in_2) / 2:

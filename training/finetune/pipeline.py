@@ -47,12 +47,11 @@ from .memory import GIGABYTE, recompute
 from .recipes import Recipe
 from .store import fingerprint, rounded_samples
 from .trainer import (
+    DEFAULT_OPTIONS,
     HELD_OUT_LEVELS,
-    QUIET,
-    SINGLE_PROCESS,
     Callbacks,
     HeldOutLoss,
-    ProcessGroup,
+    RunOptions,
     TrainableModel,
     Trainer,
     TrainingState,
@@ -182,8 +181,9 @@ def encode_examples(
         devices.raise_if_interrupted()
         if not recipe.sample_posterior:
             return _scaled_latent(pipeline, vae.encode(pictures))
-        if vae.film:
-            raise ValueError("recipe.sample_posterior: this VAE gives no distribution; leave it out.")
+        if vae.film:  # the host's film autoencoders give the mean alone
+            scaled = _scaled_latent(pipeline, vae.encode(pictures))
+            return torch.cat([scaled, torch.zeros_like(scaled)], dim=1)
         mean, deviation = encode_distribution(pipeline.vae, pictures)
         scaled = _scaled_latent(pipeline, mean)
         return torch.cat([scaled, _scaled_latent(pipeline, mean + deviation) - scaled], dim=1)
@@ -317,34 +317,44 @@ def encode_concepts(
 # Training
 
 
+class EncodedData(NamedTuple):
+    """What a training is shown, encoded beforehand.
+
+    Attributes:
+        examples: the subject's and, where there are regular pictures, theirs.
+        texts: every caption by its number; none where the examples hold the only caption's context.
+        blank: the number of the empty caption.
+        references: latents of the subject's pictures, where an edit model is shown them.
+    """
+
+    examples: Sequence[TrainingSet] = ()
+    texts: Sequence[EncodedText] = ()
+    blank: int = 0
+    references: Sequence[Tensor] = ()
+
+
+NO_DATA = EncodedData()
+
+
 def train_lora(
     pipeline: Pipeline,
-    examples: Sequence[TrainingSet],
+    data: EncodedData,
     recipe: Recipe,
     seed: int,
-    resume: TrainingState | None = None,
-    callbacks: Callbacks = QUIET,
-    save_every: int = 0,
+    options: RunOptions = DEFAULT_OPTIONS,
     start: Mapping[str, Tensor] | None = None,
-    checkpointing: bool | None = False,
-    card: int = 0,
-    after_step: Callable[[Any, int], None] | None = None,
-    group: ProcessGroup = SINGLE_PROCESS,
-    texts: Sequence[EncodedText] = (),
-    blank: int = 0,
+    resume: TrainingState | None = None,
     held_out: HeldOutLoss | None = None,
-    references: Sequence[Tensor] = (),
+    after_step: Callable[[Any, int], None] | None = None,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Finetune a pipeline's MODEL without changing it.
 
     Args:
-        examples: the subject's and, where there are regular pictures, theirs.
+        data: what it is shown.
         start: a LoRA to begin with, as `LoraAdapter.export` names it.
-        checkpointing: gradient checkpointing; None: where a `card` of so many gigabytes needs it (0: any).
-        after_step: called as `after_step(model, step)` with a MODEL over the weights of that step.
-        texts: every caption by its number; blank: the number of the empty one.
+        resume: where an earlier run with the same arguments stopped.
         held_out: measured before the first step and after some of the others.
-        references: latents of the subject's pictures, where an edit model is shown them.
+        after_step: called as `after_step(model, step)` with a MODEL over the weights of that step.
 
     Returns:
         The LoRA's tensors, and the loss of every step.
@@ -352,20 +362,21 @@ def train_lora(
     Raises:
         ValueError: before the first step, when it will not fit into memory.
     """
+    callbacks, card, examples = options.callbacks, options.card, data.examples
     dtype, offload = precision_of(pipeline.model, recipe), needs_offload(pipeline.model, recipe, card)
     check_parameters_fit(pipeline.model, recipe, dtype, offload)
     callbacks.on_stage("loading the model")
     model = models.load_fully(pipeline.model, offload)
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as switches:
-        trainable = trainable_model(
-            model, recipe, dtype, seed, start, pipeline.inpaint_patch, texts, blank, references, offload
-        )
+        trainable = trainable_model(model, recipe, dtype, seed, data, start, pipeline.inpaint_patch, offload)
         transformer = trainable.host_pass is not None
         if transformer:
             switches.enter_context(training_switches(trainable.unet))
         blocks = blocks_of(trainable.unet) if transformer else models.block_modules(trainable.unet)
         callbacks.on_stage("measuring memory")
-        step = check_step_fits(model, trainable, recipe, examples, blocks, checkpointing, group, card)
+        step = check_step_fits(
+            model, trainable, recipe, examples, blocks, options.checkpointing, options.group, card
+        )
         devices.raise_if_interrupted()
         callbacks.on_stage(f"first step, with about {step.total / GIGABYTE:.1f} GB of memory")
         if step.checkpointing:
@@ -374,8 +385,10 @@ def train_lora(
         measure = held_out.begin(trainable, recipe) if held_out else None
         on_step = _step_hook(callbacks, measure, partial(after_step, live) if after_step else None)
         regular = examples[1] if len(examples) > 1 else None
-        trainer = Trainer(trainable, recipe, seed, group)
-        losses = trainer.fit(examples[0], regular, resume, replace(callbacks, on_step=on_step), save_every)
+        trainer = Trainer(trainable, recipe, seed, options.group)
+        losses = trainer.fit(
+            examples[0], regular, resume, replace(callbacks, on_step=on_step), options.save_every
+        )
         return trainable.adapter.export(lora_names(model)), losses
 
 
@@ -400,17 +413,14 @@ def trainable_model(
     recipe: Recipe,
     dtype: torch.dtype,
     seed: int,
+    data: EncodedData = NO_DATA,
     start: Mapping[str, Tensor] | None = None,
     inpaint_patch: InpaintPatch | None = None,
-    texts: Sequence[EncodedText] = (),
-    blank: int = 0,
-    references: Sequence[Tensor] = (),
     offload: bool = False,
 ) -> TrainableModel:
     """Return the network of a MODEL that `models.load_fully` gave, with its adapter.
 
-    `recipe` is a resolved one; `texts` are the captions by their numbers, `blank` is the empty one's;
-    `references` are latents of the subject's pictures; `offload`: the weights were loaded so.
+    `recipe` is a resolved one; of `data` all but the examples is used; `offload`: the weights were loaded so.
     """
     if keeps_quantised(model):
         unet = frozen_copy(model, dtype, offload)
@@ -432,12 +442,12 @@ def trainable_model(
                 unet,
                 dtype,
                 recipe,
-                [ordinary(text.values or {}) for text in texts],
-                [reference.clone() for reference in references],
+                [ordinary(text.values or {}) for text in data.texts],
+                [reference.clone() for reference in data.references],
             ),
             patch=1 if order is None else families.patch_of(unet, order),
-            blank=blank,
-            pictures=len(references),
+            blank=data.blank,
+            pictures=len(data.references),
         )
     return TrainableModel(
         unet,
@@ -447,8 +457,10 @@ def trainable_model(
         inpainting=models.input_channels(model) == 9,
         options=step_options(unet, recipe.masked_cross_attention, model.load_device, inpaint_patch),
         device=model.load_device,
-        texts=[(text.context.clone(), None if text.label is None else text.label.clone()) for text in texts],
-        blank=blank,
+        texts=[
+            (text.context.clone(), None if text.label is None else text.label.clone()) for text in data.texts
+        ],
+        blank=data.blank,
         label_at=partial(models.label_at_size, model) if recipe.aspect_ratios == "buckets" else None,
     )
 

@@ -1,5 +1,6 @@
 """What is to be trained: one spec with two front ends, the node's inputs and the command line's TOML file."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,12 +9,11 @@ from typing import NamedTuple
 import folder_paths
 from torch import Tensor
 
-from ...common.files import read_text
 from ...common.log import logger
 from ...common.lora_files import as_kohya, peft_config
 from ...conditioning.compatibility import check_clip_fits, check_vae_fits
 from ...host import models
-from ...imaging.references import is_whole_frame, list_references, read_reference
+from ...imaging.references import is_whole_frame, list_references, read_captions, read_reference
 from .attribute_dictionary import Attributes
 from .checks import check_trainable_model, crop_grid, crop_size
 from .data import (
@@ -26,7 +26,7 @@ from .data import (
     small_photo_notes,
 )
 from .diffusion_transformers import distilled_note, resolved_recipe, with_family_numbers
-from .generation import SampleOptions, prompts_in
+from .generation import prompts_in
 from .lora_formats import with_own_names
 from .pipeline import Pipeline
 from .recipes import Recipe
@@ -34,6 +34,7 @@ from .regular_data import group_by_prompt, list_regular
 from .store import read_lora
 from .subject import Subject, check_words, is_subject
 from .toml_config import Config
+from .trainer import SampleOptions
 
 
 class WarmStart(NamedTuple):
@@ -110,8 +111,13 @@ def without_held_out(
 def without_token(caption: str, token: str, class_name: str) -> str:
     """Return a caption in which the class stands for the token."""
     for words in (f"{token} {class_name}", token):
-        caption = caption.replace(words, class_name)
+        caption = re.sub(_as_word(words), lambda found: class_name, caption)
     return caption
+
+
+def _as_word(token: str) -> str:
+    """Return a regular expression for a token that is no part of a longer word, as sks is of desks."""
+    return rf"(?<![A-Za-z0-9]){re.escape(token)}(?![A-Za-z0-9])"
 
 
 def own_captions(
@@ -132,8 +138,10 @@ def own_captions(
         )
     captions = captions * count if len(captions) == 1 else captions
     prompt = caption_of(recipe, token, class_name)
+    named = re.compile(_as_word(token))
     return [
-        caption if token in caption else f"{prompt}, {caption}" if caption else prompt for caption in captions
+        caption if named.search(caption) else f"{prompt}, {caption}" if caption else prompt
+        for caption in captions
     ]
 
 
@@ -228,8 +236,8 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
     concept = Concept(caption, read_references(config.references, size))
     shapes = crop_shapes(concept.references, recipe, size, crop_grid(pipeline.model))
     small_photo_notes(concept.references, shapes)
-    notes = read_captions(config.references)
-    own = own_captions(recipe, token, class_name, notes, len(concept.references))
+    captions = read_captions(config.references)
+    own = own_captions(recipe, token, class_name, captions, len(concept.references))
     if config.regular and recipe.preservation:
         raise ValueError("regular: output preservation takes its place; leave one of them out.")
     regular = read_regular(config.regular, size) if config.regular and recipe.uses_regular else []
@@ -296,12 +304,6 @@ def read_references(folder: Path, size: int) -> list[Reference]:
     references = [Reference(image[0], mask[0]) for image, mask in pairs]
     check_references(references, size, masked=False)
     return references
-
-
-def read_captions(folder: Path) -> list[str]:
-    """Return the text of `photo.txt` beside each picture `photo.jpg` of a folder, "" where there is none."""
-    files = [picture.with_suffix(".txt") for picture, _ in list_references(folder)]
-    return [read_text(file).strip() if file.is_file() else "" for file in files]
 
 
 def read_samples(config: Config) -> SampleOptions:

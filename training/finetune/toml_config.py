@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,14 @@ TYPE_WORDS = {
 }
 TABLES = ("recipe", "attributes")  # keys with their own reader
 PATHS = ("checkpoint", "references", "regular", "previous", "out", "sample_image")
-COUNTS = ("steps", "batch_size", "accumulation", "copies", "regular_copies")
+# Numbers of a recipe by what they may be; None, where a number has it, is the model family's own.
+COUNTS = ("steps", "batch_size", "accumulation", "copies", "regular_copies", "adapter.rank")
+ABOVE_ZERO = ("optimiser.learning_rate", "optimiser.clip_norm", "optimiser.eps", "adapter.alpha")
+FROM_ZERO = (
+    "beta", "weight_inside", "weight_outside", "min_snr", "preservation", "shift", "guidance",
+    "optimiser.warmup", "optimiser.weight_decay",
+)  # fmt: skip
+PROBABILITIES = ("regular_chance", "reference_dropout", "caption_dropout")
 
 Changed = TypeVar("Changed")
 
@@ -148,34 +156,36 @@ def read_recipe(table: Mapping[str, Any] | str) -> Recipe:
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise ValueError, with the key's name, for a number or a prompt that cannot be trained with."""
-    counts = {name: getattr(recipe, name) for name in COUNTS} | {"adapter.rank": recipe.adapter.rank}
-    for name, count in counts.items():
-        if count < 1:
+    for name in COUNTS:
+        if attrgetter(name)(recipe) < 1:
             raise ValueError(f"recipe.{name}: it must be at least 1; leave it out for the recipe's own.")
     if recipe.resolution < 0:
         raise ValueError("recipe.resolution: it must be 0, for the model's own, or a side in pixels.")
-    rates = {
-        "optimiser.learning_rate": recipe.optimiser.learning_rate,
-        "optimiser.clip_norm": recipe.optimiser.clip_norm,
-        "optimiser.eps": recipe.optimiser.eps,
-    }
-    for name, rate in rates.items():
-        if not 0 < rate < math.inf:
+    for name in ABOVE_ZERO:
+        number = attrgetter(name)(recipe)
+        if number is not None and not 0 < number < math.inf:
             raise ValueError(
                 f"recipe.{name}: it must be a number above 0; leave it out for the recipe's own."
             )
-    for name in ("beta", "weight_inside", "weight_outside"):
-        if not 0 <= getattr(recipe, name) < math.inf:
+    for name in FROM_ZERO:
+        number = attrgetter(name)(recipe)
+        if number is not None and not 0 <= number < math.inf:
             raise ValueError(f"recipe.{name}: it must be 0 or a number above it.")
     if not 0 <= recipe.ema_decay < 1:
         raise ValueError("recipe.ema_decay: it must be at least 0 and below 1.")
-    for name in ("regular_chance", "reference_dropout"):
+    if not all(0 <= beta < 1 for beta in recipe.optimiser.betas):
+        raise ValueError("recipe.optimiser.betas: both must be at least 0 and below 1.")
+    for name in PROBABILITIES:
         if not 0 <= getattr(recipe, name) <= 1:
             raise ValueError(f"recipe.{name}: it must be a probability from 0 to 1.")
     if recipe.subject_references < 0:
         raise ValueError("recipe.subject_references: it must be 0, for none, or a number of pictures.")
     if recipe.adapter.kind == "lora" and not recipe.adapter.targets:
         raise ValueError('recipe.adapter.targets: there are none; name layers, such as ["to_k", "to_v"].')
+    try:
+        re.compile(recipe.adapter.pattern)
+    except re.error as error:
+        raise ValueError(f"recipe.adapter.pattern: it is no regular expression ({error}).") from error
     try:
         recipe.prompt.format(token="", class_name="")
     except (AttributeError, IndexError, KeyError, ValueError) as error:

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ...common import libraries
 from ...common.log import logger
 from .. import Diverged
 from ..objective import (
@@ -22,7 +23,7 @@ from ..objective import (
     total,
 )
 from ..optimizers import Average, MixedPrecisionOptimizer, OptimizerSpec, UnfitState
-from .data import LATENT_PIXEL, Examples, TrainingSet, with_subject_references
+from .data import LATENT_PIXEL, Examples, Reference, TrainingSet, with_subject_references
 from .lora import FullAdapter, LokrAdapter, LoraAdapter
 from .recipes import Recipe
 
@@ -336,6 +337,50 @@ class Callbacks:
 QUIET = Callbacks()
 
 
+@dataclass(frozen=True)
+class SampleOptions:
+    """What the samples of a training show; nothing here changes its result.
+
+    prompts: one sample for each; none: the caption of the training. background: the picture and, as its mask,
+    the hole that is filled; None: the first training crop.
+    """
+
+    prompts: Sequence[str] = ()
+    background: Reference | None = None
+
+
+CAPTION_ONLY = SampleOptions()
+
+
+SAVE_EVERY = 100  # steps between checkpoints; an interrupt or an error saves one too
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a training runs; nothing here changes its result.
+
+    Attributes:
+        checkpointing: gradient checkpointing, less memory for more time; None: where `card` needs it.
+        card: gigabytes of the card that a memory preset is made for; 0: none.
+        save_every: steps between checkpoints.
+        preview_every: steps between samples; 0: none.
+        samples: what they show.
+        callbacks: what is called meanwhile; `finetune_subject` sets on_save, which saves into the store.
+        group: the processes that train together; the first saves and makes the samples.
+    """
+
+    checkpointing: bool | None = False
+    card: int = 0
+    save_every: int = SAVE_EVERY
+    preview_every: int = 0
+    samples: SampleOptions = CAPTION_ONLY
+    callbacks: Callbacks = QUIET
+    group: ProcessGroup = SINGLE_PROCESS
+
+
+DEFAULT_OPTIONS = RunOptions()
+
+
 class Trainer:
     """Train the adapter of a `TrainableModel` by a recipe.
 
@@ -476,9 +521,7 @@ def open_group() -> ProcessGroup:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return SINGLE_PROCESS
-    from accelerate import PartialState  # comes with PEFT
-
-    state = PartialState(cpu=on_cpu())
+    state = libraries.accelerate().PartialState(cpu=on_cpu())
     return ProcessGroup(state.process_index, state.num_processes, average)
 
 
@@ -502,9 +545,7 @@ def any_rank_stopping(group: ProcessGroup, stopping: bool) -> bool:
     """Return whether any process has to stop. All processes call it after the same step."""
     if group.average is None:
         return stopping
-    from accelerate import PartialState
-
-    share = torch.tensor(float(stopping), device=PartialState().device)
+    share = torch.tensor(float(stopping), device=libraries.accelerate().PartialState().device)
     group.average([share])
     return share.item() > 0
 

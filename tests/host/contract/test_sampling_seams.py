@@ -65,6 +65,28 @@ def test_sampling_copy_guider(parts):
     assert "ours" not in options["transformer_options"], "the options of the guider were changed"
 
 
+def test_sampling_noise_schedule_of(parts):
+    from inlay.host import sampling
+
+    found = []
+
+    def recorded(sigma, denoise_mask, extra_options):
+        found.append(sampling.noise_schedule_of(extra_options))
+        return denoise_mask
+
+    model = parts.model.clone()
+    model.set_model_denoise_mask_function(recorded)
+    conds = [[torch.zeros(1, 77, 768), {}]]
+    latent = torch.zeros(1, 4, 8, 8)
+    with torch.inference_mode():
+        sampling.sample_latent(
+            model, conds, conds, latent, seed=0, steps=1, cfg=1.0, sampler="euler", scheduler="normal",
+            noise_mask=torch.ones(1, 1, 8, 8),
+        )  # fmt: skip
+    assert found, "the function of the mask is no longer called"
+    assert all(hasattr(schedule, "sigma_max") for schedule in found)
+
+
 @pytest.fixture
 def control(in_process_host):
     """The host's own base of ControlNets, with a hint and the mask of an inpainting one."""

@@ -44,6 +44,13 @@ def test_models_input_channels(parts, random_tiny):
     assert [models.input_channels(model) for model in (parts.model, random_tiny(4)[0])] == [9, 4]
 
 
+def test_models_network_config(parts, random_tiny):
+    from inlay.host import models
+
+    found = [models.network_config(model) for model in (parts.model, random_tiny(4)[0])]
+    assert [config["in_channels"] for config in found] == [9, 4]
+
+
 def test_models_unet_levels(parts):
     from inlay.host import models
 
@@ -83,6 +90,13 @@ def test_models_inference_dtype(parts):
     from inlay.host import models
 
     assert models.inference_dtype(parts.model).is_floating_point
+
+
+def test_models_largest_sigma(parts):
+    from inlay.host import models
+
+    levels = models.noise_levels(parts.model)
+    assert models.largest_sigma(parts.model) == levels.max().item(), "the schedule no longer has sigma_max"
 
 
 def test_models_block_modules(parts):
@@ -221,6 +235,22 @@ def test_models_latent_in(parts):
     scaled, twice = models.latent_in(parts.model, latent), models.latent_in(parts.model, 2 * latent)
     zero = models.latent_in(parts.model, 0 * latent)
     torch.testing.assert_close(twice - zero, 2 * (scaled - zero), msg="it is no longer scale and shift")
+
+
+def test_models_latent_out(parts):
+    from inlay.host import models
+
+    latent = torch.randn(1, 4, 8, 8)
+    again = models.latent_out(parts.model, models.latent_in(parts.model, latent))
+    torch.testing.assert_close(again, latent, msg="latent_out no longer undoes latent_in")
+
+
+def test_models_latent_format_of(parts):
+    from inlay.host import models
+
+    found = models.latent_format_of(parts.model)
+    facts = found.latent_channels, found.latent_dimensions, found.spacial_downscale_ratio
+    assert facts == (4, 2, 8)
 
 
 def test_models_load_checkpoint(host_work, parts, tmp_path):

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from inlay.lab.models.tiny_transformers import RandomText, tiny_transformer, tiny_vae
+
 
 @pytest.fixture(scope="package")
 def random_checkpoint(in_process_host, host_work) -> Path:
@@ -50,6 +52,8 @@ def store_folder(in_process_host) -> Path:
 @pytest.fixture
 def run(parts):
     """Runs the node and returns its outputs: every input a list, inference mode on."""
+    from comfy_api.latest import io
+
     from inlay.nodes.subject_finetune import SubjectFinetune
 
     def execute(images, masks, **changes):
@@ -57,7 +61,9 @@ def run(parts):
             "class_name": "cat", "token": "sks", "recipe": "DreamCom", "steps": 3, "rank": 4,
             "learning_rate": 1e-3, "batch_size": 2, "seed": 7, "resolution": 64,
         } | changes  # fmt: skip
-        node: Any = SubjectFinetune.PREPARE_CLASS_CLONE(None)
+        number = inputs.pop("node_id", None)
+        hidden: Any = number and {"hidden_inputs": {io.Hidden.unique_id: number}}
+        node: Any = SubjectFinetune.PREPARE_CLASS_CLONE(hidden)
         wired = inputs.pop("model", parts.model), inputs.pop("clip", parts.clip), inputs.pop("vae", parts.vae)
         with torch.inference_mode():
             return node.execute(
@@ -90,3 +96,60 @@ def predict():
 def weights():
     """A copy of all the weights of a MODEL."""
     return lambda model: {key: weight.clone() for key, weight in model.model.state_dict().items()}
+
+
+@pytest.fixture(scope="package")
+def opened(in_process_host):
+    """MODEL, CLIP and VAE of one of our family names, made once."""
+    made = {}
+
+    def open_family(name: str) -> SimpleNamespace:
+        if name not in made:
+            with torch.inference_mode():
+                made[name] = SimpleNamespace(
+                    model=tiny_transformer(name, seed=1), clip=RandomText(name), vae=tiny_vae(name)
+                )
+        return made[name]
+
+    return open_family
+
+
+@pytest.fixture
+def train(opened, run, pictures):
+    """Runs the node on a family and returns its outputs."""
+
+    def execute(name: str, **changes):
+        parts = opened(name)
+        wired = {
+            "model": parts.model,
+            "clip": parts.clip,
+            "vae": parts.vae,
+            "resolution": 64,
+            "batch_size": 1,
+        }
+        shown = changes.pop("images", pictures[0]), changes.pop("masks", pictures[1])
+        return run(*shown, **(wired | {"preview_every": 2, "steps": 2} | changes))
+
+    return execute
+
+
+@pytest.fixture
+def answer():
+    """What a MODEL answers to one fixed noisy latent, patches applied as the sampler would."""
+    import comfy.model_management
+
+    from inlay.host.training import text_values
+    from inlay.lab.models.tiny_transformers import random_latent, random_prompt
+
+    def predict(name, model):
+        with torch.inference_mode():
+            x = random_latent(model, 4, 4)
+            values = text_values(random_prompt(name, 5))
+            comfy.model_management.load_models_gpu([model])
+            made = model.model.extra_conds(noise=x, device=x.device, **values)
+            conds = {
+                k: v.process_cond(batch_size=1, area=None, device=x.device).cond for k, v in made.items()
+            }
+            return model.model.apply_model(x, torch.tensor([0.6]), **conds).clone()
+
+    return predict

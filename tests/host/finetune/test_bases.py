@@ -147,7 +147,7 @@ def test_the_head_and_the_deltas_take_part_in_a_step(plain, patch):
     with torch.inference_mode():
         model = load_fully(Pipeline(plain.model, plain.clip, plain.vae, patch).with_deltas().model)
     with torch.inference_mode(False), torch.enable_grad():
-        trainee = trainable_model(model, recipe, torch.float64, 0, None, patch)
+        trainee = trainable_model(model, recipe, torch.float64, 0, inpaint_patch=patch)
         for p in trainee.adapter.parameters:
             p.data += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(9)).double()
         loss = loss_of_pass(trainee, recipe, rows, None, 5, 1)

@@ -135,7 +135,7 @@ def test_two_processes_learn_what_one_learns(folder, comfyui_path, alone):
 def test_a_machine_that_is_taken_back_leaves_a_run_that_goes_on(folder, comfyui_path, alone):
     """The signal comes in step 2 of 4, whatever else the machine does."""
     words = command(folder, "taken")
-    stopped = [words[0], str(TERMINATED), "step 2 of", *words[1:]]
+    stopped = [words[0], str(TERMINATED), "SIGTERM", "step 2 of", *words[1:]]
     code, _, said = run(stopped, folder, comfyui_path)
     assert code == 130, said[-3000:]
     assert "goes on from here" in said

@@ -142,6 +142,29 @@ def test_it_is_named_and_scaled_as_kohya_does(lora, question, answer, pipeline):
     assert close(diffusers_answer(pipeline, question), answer)
 
 
+def test_a_dora_shows_in_the_host_the_weights_that_were_trained(lora, question):
+    import comfy.model_management
+
+    from inlay.host.models import apply_lora, trainable_copy
+    from inlay.training.finetune.lora import attach_adapter
+    from inlay.training.finetune.lora_formats import lora_names
+    from inlay.training.finetune.recipes import AdapterSpec
+
+    x, t, context = question
+    with torch.inference_mode():  # another test's LoRA may be on the weights
+        comfy.model_management.load_models_gpu([lora.model], force_full_load=True)
+    twin = trainable_copy(lora.model, torch.float32)
+    adapter = attach_adapter(twin, AdapterSpec(rank=RANK, dora=True), torch.float32, 0)
+    generator = torch.Generator().manual_seed(2)
+    for p in adapter.parameters:
+        p.data += 0.1 * torch.randn(p.shape, generator=generator)
+    with torch.inference_mode():
+        trained = twin(x, t, context=context)
+        patched = apply_lora(lora.model, adapter.export(lora_names(lora.model)))
+        comfy.model_management.load_models_gpu([patched])
+        assert close(patched.model.diffusion_model(x, t, context=context), trained)
+
+
 SDXL = {
     "num_res_blocks": [2, 2, 2], "channel_mult": (1, 2, 4), "transformer_depth": [0, 0, 2, 2, 10, 10],
     "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10,

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.lab.models.tiny_transformers import tiny_transformer, tiny_vae
+from inlay.lab.models.tiny_transformers import RandomText, tiny_transformer, tiny_vae
 
-from .test_transformers import RandomText, random_examples
+from .test_transformers import random_examples
 
 
 def raw(model) -> dict[str, torch.Tensor]:

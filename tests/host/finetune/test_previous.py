@@ -140,3 +140,21 @@ def test_diffusers_names_of_an_sdxl_model_are_ours(in_process_host):
     assert set(named) == {f"{own}.lora_down.weight", f"{own}.alpha", "other"}
     assert named[f"{own}.alpha"] == 4
     assert with_own_names(model, named).keys() == named.keys()
+
+
+@pytest.mark.parametrize("options", [{"adapter": "DoRA"}, {"layers": "attention"}])
+def test_another_adapter_or_other_layers_of_a_transformer_are_named(train, store_folder, options):
+    first = train("flux2-klein", steps=1, preview_every=0)[3]
+    with pytest.raises(ValueError, match=r"choose the layers and the adapter \(LoRA, DoRA or LoKr\) that"):
+        train("flux2-klein", options=options, previous=first)
+
+
+@pytest.mark.parametrize("adapter", ["LoRA", "DoRA", "LoKr"])
+@pytest.mark.parametrize("name", ["flux2-klein", "flux1-fill"])
+def test_a_transformers_subject_is_gone_on_from(name, adapter, train, store_folder):
+    choices = {"preview_every": 0, "options": {"adapter": adapter}}
+    _, lora, _, first, *_ = train(name, **choices, learning_rate=1e-2)
+    again = train(name, **choices, steps=1, learning_rate=1e-12, previous=first, seed=8)
+    assert again[3].previous == first.lora != again[3].lora
+    for key, tensor in lora.items():
+        torch.testing.assert_close(again[1][key], tensor, rtol=1e-5, atol=1e-8)

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.lab.models.tiny_transformers import tiny_transformer, tiny_vae
-
-from .test_transformers import RandomText
+from inlay.lab.models.tiny_transformers import RandomText, tiny_transformer, tiny_vae
 
 
 @pytest.fixture(scope="module")

@@ -178,3 +178,20 @@ def test_the_graph_from_words_to_a_subject(client, server, tiny_checkpoint):
     with pytest.raises(HostError, match="has no kind"):
         client.run(graph)
     assert all(name.startswith("a_photo_of_a_sks_") for name in saved)
+
+
+@pytest.mark.parametrize("name", ["flux2-klein", "qwen-image", "krea2", "flux1-fill"])
+def test_regular_pictures_of_a_transformer_have_the_size_of_their_background(name, opened):
+    """Its autoencoder takes multiples of 16 pixels or more, and some give a film."""
+    wired, generator = opened(name), torch.Generator().manual_seed(1)
+    scene = torch.rand(1, 72, 100, 3, generator=generator)
+    images, masks, prompts = paint(
+        (wired.model, wired.clip, wired.vae), ["a red cat", "a dog"], count=1, backgrounds=[scene]
+    )
+    assert prompts == ["a red cat", "a dog"]
+    for image, mask in zip(images, masks, strict=True):
+        assert image.shape == scene.shape
+        assert 0 < mask.mean() < 1
+        outside = (image == scene).all(-1) | (mask > 0)
+        assert outside.float().mean() > 0.5  # far from the box no bit has changed
+        assert not torch.equal(image, scene)

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import os
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,7 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from inlay.lab.models.tiny_transformers import context_width, tiny_transformer, tiny_vae
+from inlay.lab.models.tiny_transformers import TINY, tiny_transformer, tiny_vae
 
 # Our family name -> the way in which its models learn where the hole is.
 TRAINED = {
@@ -24,84 +26,6 @@ TRAINED = {
     "chroma": "loss",
 }
 QUICK = ("flux1-fill", "flux2-klein", "qwen-image-edit-2511", "z-image")
-
-
-class RandomText:
-    """A text encoder that gives every caption random tokens of its own, as many as it has words and two."""
-
-    def __init__(self, family: str):
-        self.family, self.patcher, self.tokenizer = family, SimpleNamespace(patches={}), None
-
-    def tokenize(self, text: str) -> str:
-        return text
-
-    def encode_from_tokens(self, text: str, return_pooled: bool = False):
-        context, values = self.encode_from_tokens_scheduled(text)[0]
-        return (context, values.get("pooled_output")) if return_pooled else context
-
-    def encode_from_tokens_scheduled(self, text: str) -> list:
-        seed = sum(ord(letter) * (place + 1) for place, letter in enumerate(text))
-        generator = torch.Generator().manual_seed(seed)
-        tokens = torch.randn(1, len(text.split()) + 2, context_width(self.family), generator=generator)
-        pooled = {"pooled_output": torch.randn(1, 16, generator=generator)}
-        return [[tokens, pooled if self.family.startswith("flux1") else {}]]
-
-
-@pytest.fixture(scope="module")
-def opened(in_process_host):
-    """MODEL, CLIP and VAE of one of our family names, made once."""
-    made = {}
-
-    def open_family(name: str) -> SimpleNamespace:
-        if name not in made:
-            with torch.inference_mode():
-                made[name] = SimpleNamespace(
-                    model=tiny_transformer(name, seed=1), clip=RandomText(name), vae=tiny_vae(name)
-                )
-        return made[name]
-
-    return open_family
-
-
-@pytest.fixture
-def train(opened, run, pictures):
-    """Runs the node on a family and returns its outputs."""
-
-    def execute(name: str, **changes):
-        parts = opened(name)
-        wired = {
-            "model": parts.model,
-            "clip": parts.clip,
-            "vae": parts.vae,
-            "resolution": 64,
-            "batch_size": 1,
-        }
-        shown = changes.pop("images", pictures[0]), changes.pop("masks", pictures[1])
-        return run(*shown, **(wired | {"preview_every": 2, "steps": 2} | changes))
-
-    return execute
-
-
-@pytest.fixture
-def answer():
-    """What a MODEL answers to one fixed noisy latent, patches applied as the sampler would."""
-    import comfy.model_management
-
-    from inlay.host.training import text_values
-    from inlay.lab.models.tiny_transformers import random_latent, random_prompt
-
-    def predict(name, model):
-        with torch.inference_mode():
-            x = random_latent(model, 4, 4)
-            values = text_values(random_prompt(name, 5))
-            comfy.model_management.load_models_gpu([model])
-            made = model.model.extra_conds(noise=x, device=x.device, **values)
-            conds = {
-                k: v.process_cond(batch_size=1, area=None, device=x.device).cond for k, v in made.items()
-            }
-            return model.model.apply_model(x, torch.tensor([0.6]), **conds).clone()
-
-    return predict
 
 
 def test_every_family_that_can_be_trained_is_trained_here():
@@ -168,7 +92,7 @@ def trained_parts(
     """A `TrainableModel` of a family, with its model and texts."""
     from inlay.host.training import text_values
     from inlay.training.finetune.diffusion_transformers import resolved_recipe
-    from inlay.training.finetune.pipeline import EncodedText, ordinary, trainable_model
+    from inlay.training.finetune.pipeline import EncodedData, EncodedText, ordinary, trainable_model
 
     parts = opened(name)
     model = parts.model.clone()
@@ -177,7 +101,7 @@ def trained_parts(
     recipe = resolved_recipe(recipe, model)
     texts = [ordinary(text_values(parts.clip.encode_from_tokens_scheduled(caption))) for caption in captions]
     encoded = [EncodedText(text["cross_attn"], None, text) for text in texts]
-    trainable = trainable_model(model, recipe, dtype, 0, texts=encoded, references=references)
+    trainable = trainable_model(model, recipe, dtype, 0, EncodedData((), encoded, 0, references))
     generator = torch.Generator().manual_seed(8)
     for path, layer in cast(
         "Any", trainable.adapter
@@ -499,13 +423,61 @@ def test_a_distilled_model_is_named(opened, train, store_folder):
     assert spec.distilled_note(model) == ""
 
 
-def test_what_cannot_be_trained_is_refused_in_a_sentence(opened, train, store_folder):
-    with pytest.raises(ValueError, match="model: Lumina 2 cannot be trained here: its training has not been"):
-        train("lumina2")
+@pytest.mark.parametrize("name", sorted(set(TINY) - set(TRAINED)))
+def test_a_family_that_cannot_be_trained_is_refused_in_a_sentence(name, opened, train, store_folder, weights):
+    import comfy.model_management
+
+    from inlay.families.table import named
+
+    wired, row = opened(name).model, named(name)
+    before = weights(wired)
+    with pytest.raises(ValueError, match=f"model: {row.label} cannot be trained here: {row.trainable}"):
+        train(name)
+    assert comfy.model_management.in_training is False
+    assert all(torch.equal(weight, before[key]) for key, weight in wired.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "hole", "missing"),
+    [
+        ("flux2-klein", "mask channels", "has no mask channels"),
+        ("flux1-fill", "reference", "reads no references"),
+        ("z-image", "reference", "reads no references"),
+        ("chroma", "reference", "reads no references"),
+    ],
+)
+def test_a_way_to_show_the_hole_that_the_model_lacks_is_refused(name, hole, missing, train, store_folder):
+    with pytest.raises(ValueError, match=f"^hole: .* {missing}; leave it at"):
+        train(name, options={"hole": hole})
+
+
+def test_a_recipe_for_every_weight_is_refused_on_a_transformer(train, store_folder):
     with pytest.raises(
         ValueError, match=r"recipe: DreamCom .full UNet. trains every weight, which is made for"
     ):
         train("z-image", recipe="DreamCom (full UNet)")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "base"),
+    [
+        ("z-image", "z_image_turbo_bf16.safetensors", r"Z-Image \(base\)"),
+        ("z-image", "z_image_bf16.safetensors", ""),
+        ("krea2", "krea2_turbo_fp8.safetensors", "Krea 2 RAW"),
+        ("krea2", "krea2_raw_fp8.safetensors", ""),
+        ("qwen-image", "qwen_image_lightning_4steps.safetensors", "the model that it was distilled from"),
+        ("qwen-image", "qwen_image_edit_2509_fp8_e4m3fn.safetensors", ""),
+        ("flux1-fill", "flux1-fill-dev.safetensors", ""),
+    ],
+)
+def test_distilled_models_are_known_by_their_files_names(
+    name, file, base, opened, caplog, train, store_folder
+):
+    model = opened(name).model.clone()
+    model.cached_patcher_init = (None, (file,), 0)
+    train(name, model=model, steps=1, preview_every=0)
+    assert ("is distilled to a few steps" in caplog.text) == bool(base)
+    assert re.search(f"train on {base}", caplog.text) or not base
 
 
 # Captions, output preservation, schedules
@@ -818,33 +790,47 @@ def test_a_quantised_base_stays_quantised_and_trains_as_its_widened_weights(name
 
 
 def split_of(name, lora, form):
-    """A LoRA of ours as another program writes it, with q, k and v apart where it has them so."""
+    """A LoRA of ours as another program writes it, with q, k and v apart where it has them so.
+
+    ai-toolkit names FLUX.1's layers as diffusers does, and kohya's sd-scripts and musubi-tuner as the host
+    does, but for Z-Image.
+    """
     written = {}
+    by_parts = form == "diffusers" or (form == "ai-toolkit" and name.startswith("flux1"))
+    by_parts |= name == "z-image"
     for layer in {key.rsplit(".lora_", 1)[0] for key in lora if ".lora_" in key}:
         down, up = lora[f"{layer}.lora_down.weight"], lora[f"{layer}.lora_up.weight"]
         path = layer.removeprefix("diffusion_model.")
-        parts = {path: up}
-        if name == "z-image" and path.endswith("attention.qkv"):
-            start = path.removesuffix("qkv")
-            parts = {f"{start}to_{kind}": part for kind, part in zip("qkv", up.chunk(3), strict=True)}
-        if name == "z-image" and path.endswith("attention.out"):
-            parts = {f"{path.removesuffix('out')}to_out.0": up}
-        for place, part in parts.items():
-            if form == "ai-toolkit":
-                written[f"diffusion_model.{place}.lora_A.weight"] = down
-                written[f"diffusion_model.{place}.lora_B.weight"] = part
-            elif form == "musubi-tuner":
+        places = part_names(name, path) if by_parts else [path]
+        width = len(up) // 3 if len(places) == 3 else down.shape[1]  # of q, k and v; the rest is the last
+        sizes = [width] * (len(places) - 1)
+        for place, part in zip(places, up.split([*sizes, len(up) - sum(sizes)]), strict=True):
+            if form in ("kohya", "musubi-tuner"):
                 flat = "lora_unet_" + place.replace(".", "_")
                 written[f"{flat}.lora_down.weight"], written[f"{flat}.lora_up.weight"] = down, part
                 written[f"{flat}.alpha"] = torch.tensor(float(len(down)))
-            else:
-                written[f"transformer.{place}.lora_A.weight"] = down
-                written[f"transformer.{place}.lora_B.weight"] = part * 2  # alpha is half the rank
+                continue
+            start = "transformer" if form == "diffusers" or name.startswith("flux1") else "diffusion_model"
+            written[f"{start}.{place}.lora_A.weight"] = down
+            # in diffusers' file alpha is half the rank
+            written[f"{start}.{place}.lora_B.weight"] = part * 2 if form == "diffusers" else part
     return {key: tensor.contiguous().clone() for key, tensor in written.items()}
 
 
-@pytest.mark.parametrize("form", ["ai-toolkit", "musubi-tuner", "diffusers"])
-@pytest.mark.parametrize("name", ["z-image", "qwen-image", "krea2"])
+WRITTEN = {
+    "z-image": ("ai-toolkit", "musubi-tuner", "diffusers"),
+    "qwen-image": ("ai-toolkit", "musubi-tuner", "diffusers"),
+    "krea2": ("ai-toolkit", "musubi-tuner", "diffusers"),
+    "flux2-klein": ("ai-toolkit", "musubi-tuner", "diffusers"),
+    "flux1": ("ai-toolkit", "kohya", "diffusers"),
+    "flux1-fill": ("ai-toolkit", "kohya", "diffusers"),
+    "chroma": ("kohya", "diffusers"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [(name, form) for name, forms in WRITTEN.items() for form in forms]
+)
 def test_loras_of_other_programs_load_in_full(
     name, form, opened, train, store_folder, answer, in_process_host
 ):
@@ -854,14 +840,17 @@ def test_loras_of_other_programs_load_in_full(
 
     from inlay.nodes.loaders import InlayLoadSubject
 
-    patched, lora, *_ = train(name, preview_every=0, learning_rate=1e-2)
+    # The host's table of diffusers' names takes FLUX.1's ratio for granted.
+    flux1 = name.startswith("flux1") or name == "chroma"
+    model = tiny_transformer(name, seed=1, mlp_ratio=4.0) if flux1 else opened(name).model
+    patched, lora, *_ = train(name, model=model, preview_every=0, learning_rate=1e-2)
     file = in_process_host.models / "loras" / "other.safetensors"
     settings = {"transformer.lora_alpha": 2.0} if form == "diffusers" else {}
     save_file(split_of(name, lora, form), file, {"lora_adapter_metadata": json.dumps(settings)})
     node: Any = InlayLoadSubject.PREPARE_CLASS_CLONE(None)
     with torch.inference_mode():
-        loaded = node.execute(opened(name).model, file.name, 1.0, "sks", "cat").result[0]
-    wanted, plain = answer(name, patched), answer(name, opened(name).model)
+        loaded = node.execute(model, file.name, 1.0, "sks", "cat").result[0]
+    wanted, plain = answer(name, patched), answer(name, model)
     assert not torch.allclose(wanted, plain, rtol=1e-3)
     torch.testing.assert_close(answer(name, loaded), wanted, rtol=1e-4, atol=1e-5)
 
@@ -884,7 +873,7 @@ def part_names(name, path):
     """diffusers' layers that make up one layer of the host, from the first row on."""
     first = "add_" if "txt_attn." in path else "to_"
     last = "_proj" if "txt_attn." in path else ""
-    double = {"flux1": ("net.0.proj", "net.2"), "flux2-klein": ("linear_in", "linear_out")}
+    double = ("linear_in", "linear_out") if name == "flux2-klein" else ("net.0.proj", "net.2")
     if name == "qwen-image":
         return [path]
     if name == "krea2":
@@ -911,7 +900,7 @@ def part_names(name, path):
     if path.endswith("proj"):
         return [f"{block}.attn.{'to_add_out' if 'txt_attn.' in path else 'to_out.0'}"]
     kind = "ff_context" if "txt_mlp" in path else "ff"
-    return [f"{block}.{kind}.{double[name][0 if path.endswith('mlp.0') else 1]}"]
+    return [f"{block}.{kind}.{double[0 if path.endswith('mlp.0') else 1]}"]
 
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 32}
@@ -921,6 +910,17 @@ DIFFUSERS = {
         {"mlp_ratio": 4.0}, "FluxTransformer2DModel",
         HEADS | {"num_layers": 1, "num_single_layers": 2, "joint_attention_dim": 48,
                  "pooled_projection_dim": 16, "guidance_embeds": True, "axes_dims_rope": (8, 12, 12)},
+    ),
+    "flux1-fill": (
+        {"mlp_ratio": 4.0}, "FluxTransformer2DModel",
+        HEADS | {"in_channels": 384, "out_channels": 64, "num_layers": 1, "num_single_layers": 2,
+                 "joint_attention_dim": 48, "pooled_projection_dim": 16, "guidance_embeds": True,
+                 "axes_dims_rope": (8, 12, 12)},
+    ),
+    "chroma": (
+        {"mlp_ratio": 4.0}, "ChromaTransformer2DModel",
+        HEADS | {"num_layers": 1, "num_single_layers": 2, "joint_attention_dim": 48,
+                 "axes_dims_rope": (8, 12, 12)},
     ),
     "flux2-klein": (
         {}, "Flux2Transformer2DModel",
@@ -995,19 +995,49 @@ class_name = "cat"
 out = "{out}"
 diffusers_file = true
 
+save_every = 1
+
 [recipe]
 resolution = 64
 steps = 3
 batch_size = 2
+caption_dropout = 0.4
 
 [recipe.adapter]
 rank = 4
+"""
+# A FLUX.1 Kontext: an edit model, which is shown photos of the subject; with samples in the user's picture.
+EDIT_CONFIG = """
+checkpoint = "flux1-kontext.safetensors"
+text_encoders = ["clip_l.safetensors"]
+vae = "tae.safetensors"
+references = "photos"
+class_name = "cat"
+out = "edit"
+diffusers_file = true
+preview_every = 2
+sample_prompts = ["a photo of sks cat", "sks cat at night"]
+sample_image = "room.png"
+
+[recipe]
+base = "DreamCom (output preservation)"
+resolution = 64
+steps = 3
+subject_references = 1
+aspect_ratios = "buckets"
+
+[recipe.adapter]
+rank = 4
+
+[recipe.optimiser]
+schedule = "cosine"
+warmup = 1
 """
 
 
 @pytest.fixture(scope="module")
 def fill_folder(in_process_host, host_work, tmp_path_factory):
-    """A small FLUX.1 Fill in three files, and two photos of which one has a caption."""
+    """The files of a small FLUX.1 Fill and Kontext, two photos of which one has a caption, and a room."""
     from PIL import Image
     from safetensors.torch import load_file, save_file
 
@@ -1021,13 +1051,17 @@ def fill_folder(in_process_host, host_work, tmp_path_factory):
         "context_in_dim": 768,
         "vec_in_dim": 768,
     }
-    network = tiny_transformer("flux1-fill", **sizes, mlp_ratio=4.0).model.diffusion_model
+    networks = [
+        tiny_transformer(name, **sizes, mlp_ratio=4.0).model.diffusion_model
+        for name in ("flux1-fill", "flux1")
+    ]
     whole = load_file(assemble(host_work / "random" / "parts.safetensors", random_parts(0)))
     start = "cond_stage_model.transformer."
     text = {key.removeprefix(start): value for key, value in whole.items() if key.startswith(start)}
     autoencoder: Any = tiny_vae("flux1-fill").first_stage_model
     for name, weights in (
-        ("fill", network.state_dict()),
+        ("fill", networks[0].state_dict()),
+        ("flux1-kontext", networks[1].state_dict()),
         ("clip_l", text),
         ("tae", autoencoder.state_dict()),
     ):
@@ -1042,6 +1076,10 @@ def fill_folder(in_process_host, host_work, tmp_path_factory):
         mask.paste(255, (20, 16, 60, 48))
         mask.save(photos / f"{number}_mask.png")
     (photos / "1.txt").write_text("on a red chair", encoding="utf-8")
+    Image.new("RGB", (96, 64), "beige").save(folder / "room.png")
+    mask = Image.new("L", (96, 64))
+    mask.paste(255, (30, 16, 70, 48))
+    mask.save(folder / "room_mask.png")
     return folder
 
 
@@ -1093,10 +1131,110 @@ def test_a_config_of_separate_files_trains_a_transformer(trained_alone):
     assert "transformer.transformer_blocks.0.attn.to_q.lora_A.weight" in trained_alone.copy
 
 
+def test_captions_stand_beside_the_photos_and_follow_the_recipes_words(fill_folder):
+    from inlay.imaging.references import read_captions
+    from inlay.training.finetune.recipes import RECIPES
+    from inlay.training.finetune.spec import own_captions, without_token
+
+    notes = read_captions(fill_folder / "photos")
+    assert notes == ["", "on a red chair"]
+    of = {name: own_captions(RECIPES[name], "sks", "cat", notes, 2) for name in ("DreamCom", "DreamMix")}
+    assert of["DreamCom"] == ["a photo of sks cat", "a photo of sks cat, on a red chair"]
+    assert of["DreamMix"] == ["a sks cat", "a sks cat, on a red chair"]
+    assert (
+        own_captions(RECIPES["DreamCom"], "sks", "cat", ["sks cat in the snow"], 2)
+        == ["sks cat in the snow"] * 2
+    )
+    assert own_captions(RECIPES["DreamCom"], "sks", "cat", ["", ""], 2) == []
+    [desks] = own_captions(RECIPES["DreamCom"], "sks", "cat", ["two desks"], 1)  # a longer word is no token
+    assert desks == "a photo of sks cat, two desks"
+    assert without_token(desks, "sks", "cat") == "a photo of cat, two desks"
+    classes = [without_token(caption, "sks", "cat") for caption in of["DreamCom"]]
+    assert classes == ["a photo of cat", "a photo of cat, on a red chair"]
+
+
+def test_a_config_trains_an_edit_model_with_photos_captions_and_samples(fill_folder, monkeypatch):
+    from PIL import Image
+    from safetensors.torch import load_file
+
+    from inlay.training.finetune import finetune_subject
+    from inlay.training.finetune.progress import draw_strip
+    from inlay.training.finetune.toml_config import read_toml
+    from inlay.training.finetune.trainer import SINGLE_PROCESS
+
+    file = fill_folder / "edit.toml"
+    file.write_text(EDIT_CONFIG, encoding="utf-8")
+    specs, build = [], finetune_subject.spec_from_toml
+
+    def recorded(*args):
+        specs.append(build(*args))
+        return specs[0]
+
+    monkeypatch.setattr(finetune_subject, "spec_from_toml", recorded)
+    train = finetune_subject.finetune_from_config
+    subject, path = train(read_toml(file), SINGLE_PROCESS, lambda step, loss: None)
+    (_, spec), recipe = specs[0], specs[0][1].recipe
+    assert spec.captions == ["a photo of sks cat", "a photo of sks cat, on a red chair"]
+    assert spec.class_captions == ["a photo of cat", "a photo of cat, on a red chair"]
+    assert (recipe.hole_condition, recipe.guidance, recipe.shift) == ("reference", 1.0, 0.0)
+    assert (subject.family, len(subject.losses)) == ("flux1", 3)
+    assert all(math.isfinite(loss) for loss in subject.losses)
+    square = draw_strip({1: torch.zeros(8, 8, 3, dtype=torch.uint8)})
+    with Image.open(path.with_suffix(".png")) as strip:
+        assert strip.height > square.height + 20  # one prompt below the other, in the shape of the room
+    copy = load_file(path.with_name(f"{path.stem}_diffusers.safetensors"))
+    assert "transformer.single_transformer_blocks.0.proj_mlp.lora_A.weight" in copy
+    again = train(read_toml(file), SINGLE_PROCESS, lambda step, loss: pytest.fail("trained again"))
+    assert again == (subject, path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_command_that_was_killed_goes_on_where_its_last_checkpoint_stood(
+    fill_folder, trained_alone, comfyui_path
+):
+    """Killed in step 3 of 3; the rest is trained here, to the bits of a training that was not killed."""
+    import subprocess
+    import sys
+
+    from safetensors.torch import load_file
+
+    from inlay import dev
+    from inlay.training.finetune.finetune_subject import finetune_from_config
+    from inlay.training.finetune.toml_config import read_toml
+    from inlay.training.finetune.trainer import SINGLE_PROCESS
+
+    config, steps = config_in(fill_folder, "killed"), []
+    environment = os.environ | {"COMFYUI_PATH": str(comfyui_path), "ACCELERATE_USE_CPU": "true"}
+    environment.pop("PYTHONPATH", None)
+    watched = str(dev.PACK / "tests" / "programs" / "terminate_at_line.py")
+    command = [
+        sys.executable,
+        watched,
+        "SIGKILL",
+        "step 3 of",
+        str(dev.PACK),
+        "finetune",
+        "--config",
+        str(config),
+    ]
+    done = subprocess.run(
+        command, cwd=fill_folder, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == -9, done.stderr[-3000:]
+    assert [file.suffix for file in (fill_folder / "killed").iterdir()] == [".resume"]
+    subject, path = finetune_from_config(
+        read_toml(config), SINGLE_PROCESS, lambda step, loss: steps.append(step)
+    )
+    assert steps == [3]
+    assert subject == trained_alone.subject
+    lora = load_file(path)
+    assert all(torch.equal(lora[key], weight) for key, weight in trained_alone.lora.items())
+    assert {file.suffix for file in (fill_folder / "killed").iterdir()} == {".safetensors", ".json"}
+
+
 def test_two_processes_learn_on_a_transformer_what_one_learns(fill_folder, trained_alone, comfyui_path):
     """At the same global batch of 2, to 1e-4 of every matrix, as on SD."""
     import json
-    import os
     import subprocess
     import sys
 

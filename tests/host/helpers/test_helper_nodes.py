@@ -290,7 +290,7 @@ def test_a_background_removal_model_cuts_out_photos_without_a_mask_alone(cats, i
     clear.putpixel((2, 1), (9, 9, 9, 255))
     clear.save(cats / "3.png")
     try:
-        (images, masks), page = outputs_and_page(
+        (images, masks, _), page = outputs_and_page(
             "InlayLoadReferences", folder=["cats"], background_removal=[Middle()]
         )
     finally:
@@ -306,7 +306,7 @@ def test_a_background_removal_model_cuts_out_photos_without_a_mask_alone(cats, i
 def test_photos_without_a_mask_are_whole_frames_with_a_warning(cats, inference):
     (cats / "film.mp4").touch()
     try:
-        (_, masks), page = outputs_and_page("InlayLoadReferences", folder=["cats"])
+        (_, masks, _), page = outputs_and_page("InlayLoadReferences", folder=["cats"])
     finally:
         (cats / "film.mp4").unlink()
     assert all((mask == 1).all() for mask in masks)
@@ -320,13 +320,14 @@ def test_connected_photos_replace_the_folder(cats, inference):
 
     images = [picture(2, 8, 9), picture(1, 6, 5)]
     masks = [box(1, 8, 9), torch.zeros(1, 64, 64), box(1, 6, 5)]
-    (given, made), page = outputs_and_page(
+    (given, made, captions), page = outputs_and_page(
         "InlayLoadReferences", folder=["no such"], images=images, masks=masks
     )
     assert [tuple(image.shape) for image in given] == [(1, 8, 9, 3), (1, 8, 9, 3), (1, 6, 5, 3)]
     assert torch.equal(made[0], masks[0])
     assert torch.equal(made[2], masks[2])
     assert (made[1] == 1).all()
+    assert captions == ["", "", ""]
     assert "picture 2" in page["inlay_notes"][0]
     assert InlayLoadReferences.validate_inputs(["no such"], images=(None,)) is True
     with pytest.raises(ValueError, match="masks: there are 1 masks for 3 images"):
@@ -364,8 +365,9 @@ def cats(in_process_host):
     return folder
 
 
-def test_references_are_two_lists_in_one_order(cats, inference):
-    images, masks = execute("InlayLoadReferences", ["cats"])
+def test_references_are_lists_in_one_order(cats, inference):
+    images, masks, captions = execute("InlayLoadReferences", ["cats"])
+    assert captions == ["", ""]
     assert [tuple(image.shape) for image in images] == [(1, 5, 6, 3), (1, 4, 7, 3)]
     assert [tuple(mask.shape) for mask in masks] == [(1, 5, 6), (1, 4, 7)]
     assert [round(255 * image.mean().item()) for image in images] == [40, 80]
@@ -379,6 +381,20 @@ def test_references_are_fingerprinted_by_what_is_in_the_files(cats):
     assert InlayLoadReferences.fingerprint_inputs(["cats"]) == first
     Image.new("L", (7, 4), 254).save(cats / "10_mask.png")
     assert InlayLoadReferences.fingerprint_inputs(["cats"]) != first
+
+
+def test_the_captions_of_references_stand_beside_them(cats, inference):
+    from inlay.nodes import InlayLoadReferences
+
+    first = InlayLoadReferences.fingerprint_inputs(["cats"])
+    (cats / "10.txt").write_text("on a red chair\n", encoding="utf-8")
+    try:
+        (_, _, captions), page = outputs_and_page("InlayLoadReferences", folder=["cats"])
+        assert captions == ["", "on a red chair"]
+        assert not any("10.txt" in note for note in page["inlay_notes"])
+        assert InlayLoadReferences.fingerprint_inputs(["cats"]) != first
+    finally:
+        (cats / "10.txt").unlink()
 
 
 @pytest.mark.parametrize("folder", ["../outside", "..", ".", "", "/", "cats/../..", "nowhere", "cats\0"])

@@ -124,7 +124,7 @@ def test_the_sampler_paints_the_same_before_and_after_a_training_on_dreammixs_ba
     with torch.inference_mode():
         based = load_fully(Pipeline(network, cast(Any, None), vae, patch).with_deltas().model)
     with torch.inference_mode(False), torch.enable_grad():
-        trainee = trainable_model(based, DREAMMIX, torch.float32, 0, None, patch)
+        trainee = trainable_model(based, DREAMMIX, torch.float32, 0, inpaint_patch=patch)
         optimizer = torch.optim.SGD(trainee.adapter.parameters, lr=1.0)
         for step in range(2):
             loss_of_pass(trainee, DREAMMIX, rows, None, 5, step).backward()
