@@ -19,7 +19,7 @@ VERSION = "0.1.0"
 # Pixels that nodes need on the page, where they show more than sockets and values. A message takes its
 # place from a picture or a text on its node.
 HEIGHTS = {
-    "InlayLoadReferences": 400,
+    "InlayLoadReferences": 440,
     "InlayEditPrompt": 440,
     "InlayCropForPainting": 500,
     "GeminiImage2Node": 420,
