@@ -674,6 +674,9 @@ def batch_cases() -> Iterator[Case]:
     )
     for x, y in ((64, 0), (0, 64), (16384, 16384)):
         yield Case("InlayBoxMask", f"x, y: {x}, {y}", {**GOOD["InlayBoxMask"], "x": x, "y": y}, REFUSED)
+    beside = {"x": 900, "y": 0, "width": 5, "height": 5}
+    for boxes in ([], {}, [[]], [None], "box", 5, [{"x": 1}], [beside], [{**beside, "x": float("nan")}]):
+        yield Case("InlayBoxMask", f"bboxes: {boxes}", {**GOOD["InlayBoxMask"], "bboxes": boxes}, REFUSED)
     reversed_range = {**GOOD["MaskedAttentionPatch"], "start_percent": 0.8, "end_percent": 0.2}
     yield Case("MaskedAttentionPatch", "start_percent: after the end", reversed_range, REFUSED)
     for node, name in (("DisentangledInpaintSampler", "model"), ("SubjectFinetune", "model")):
