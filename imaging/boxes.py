@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -29,6 +30,11 @@ class Box:
     def area(self) -> int:
         """Area in pixels; 0 for an empty box."""
         return self.height * self.width
+
+    @property
+    def as_dict(self) -> dict[str, int]:
+        """One box of ComfyUI's BOUNDING_BOX."""
+        return {"x": self.left, "y": self.top, "width": self.width, "height": self.height}
 
     @property
     def slices(self) -> tuple[slice, slice]:
@@ -63,6 +69,28 @@ class Box:
     def scale(self, factor: float) -> "Box":
         """Return the box on a grid `factor` times as fine, every edge rounded on its own."""
         return Box(*(round(edge * factor) for edge in (self.top, self.left, self.bottom, self.right)))
+
+
+def read_boxes(given: Any) -> list[Box]:
+    """Return the boxes of ComfyUI's BOUNDING_BOX, each a dict of x, y, width and height.
+
+    Detectors give a list for each picture of a batch, of which the first counts. Raises ValueError when there
+    is no box.
+    """
+    given = [given] if isinstance(given, dict) else given
+    try:
+        listed = given[0] if given and not isinstance(given[0], dict) else given
+        edges = [(b["y"], b["x"], b["y"] + b["height"], b["x"] + b["width"]) for b in listed]
+        boxes = [Box(*map(round, sides)) for sides in edges]
+    except (TypeError, KeyError, ValueError, OverflowError, RuntimeError):
+        raise ValueError(
+            "bboxes: these are no boxes with x, y, width and height; connect SAM3 Detect or Bounding Box."
+        ) from None
+    if not boxes:
+        raise ValueError(
+            "bboxes: there is no box; lower the detector's threshold, or disconnect it and draw the box."
+        )
+    return boxes
 
 
 def bounding_box(mask: torch.Tensor) -> Box:

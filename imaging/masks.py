@@ -1,5 +1,7 @@
 """Masks (B, H, W), 1 = the hole, where the subject goes: shapes, sizes, batches, checks in user's words."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -17,6 +19,11 @@ def fill_box(box: Box, height: int, width: int) -> torch.Tensor:
     rows, columns = box.clamp(height, width).slices
     mask[:, rows, columns] = 1.0
     return mask
+
+
+def fill_boxes(boxes: Sequence[Box], height: int, width: int) -> torch.Tensor:
+    """Return a mask (1, H, W) that is 1 inside each of the boxes."""
+    return torch.cat([fill_box(box, height, width) for box in boxes]).amax(0, keepdim=True)
 
 
 def box_mask(mask: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,15 @@
 """Nodes that make masks: a box, mask levels, what changed."""
 
+from typing import Any
+
 import torch
 from comfy_api.latest import io, ui
 
-from ..imaging.boxes import Box
+from ..imaging.boxes import Box, bounding_box, enclosing_box, read_boxes
 from ..imaging.changes import TOLERANCE, change_mask
 from ..imaging.inputs import as_image, as_masks, check_finite, optional_masks
 from ..imaging.mask_levels import LEVEL_NAMES, MASK_LEVELS, level_preview, mask_level
-from ..imaging.masks import check_mask, check_not_empty, fill_box, match_batch
+from ..imaging.masks import check_mask, check_not_empty, fill_boxes, match_batch
 from ..imaging.views import crop_back
 
 LIMIT = 16384
@@ -49,8 +51,21 @@ class InlayBoxMask(io.ComfyNode):
                     tooltip="A painted mask of the image's size, such as Load Image's: where it is painted,"
                     " it is used instead of the box. An empty one changes nothing.",
                 ),
+                io.BoundingBox.Input(
+                    "bboxes",
+                    optional=True,
+                    force_input=True,
+                    tooltip="Boxes from SAM3 Detect, another detector or Bounding Box, used instead of the"
+                    " drawn one: the mask is 1 inside each of them. Of a batch, the first picture's.",
+                ),
             ],
-            outputs=[io.Mask.Output(tooltip="One mask of the image's size, 1 inside the box.")],
+            outputs=[
+                io.Mask.Output(tooltip="One mask of the image's size, 1 inside the box."),
+                io.BoundingBox.Output(
+                    display_name="bbox",
+                    tooltip="The box around the mask, such as for Crop Image or SAM3 Detect.",
+                ),
+            ],
         )
 
     @classmethod
@@ -62,21 +77,31 @@ class InlayBoxMask(io.ComfyNode):
         width: int,
         height: int,
         mask: torch.Tensor | None = None,
+        bboxes: Any = None,
     ) -> io.NodeOutput:
-        """Return the wired mask where it is painted, otherwise one mask (1, H, W) that is 1 in the box."""
+        """Return the wired mask where it is painted, otherwise one mask (1, H, W) that is 1 in the boxes."""
         image = as_image(image)
         rows, columns = image.shape[1:3]
         picture = _saved_picture(cls, image)
         mask = optional_masks(mask)
         if mask is not None and (mask > 0.5).any():
             check_mask(image, mask)
-            return io.NodeOutput(mask, ui=picture | {"inlay_masked": [True]})
-        box = Box(y, x, y + height, x + width).clamp(rows, columns)
-        if not box.area:
-            raise ValueError(
-                f"x, y: the box at ({x}, {y}) is outside the {columns}x{rows} image; move it inside."
-            )
-        return io.NodeOutput(fill_box(box, rows, columns), ui=picture | {"inlay_masked": [False]})
+            around = bounding_box(mask.amax(0)).as_dict
+            return io.NodeOutput(mask, around, ui=picture | {"inlay_masked": [True]})
+        given = [Box(y, x, y + height, x + width)] if bboxes is None else read_boxes(bboxes)
+        boxes = [box for box in (box.clamp(rows, columns) for box in given) if box.area]
+        if not boxes:
+            raise ValueError(_outside(x, y, rows, columns) if bboxes is None else NO_BOX_INSIDE)
+        around = enclosing_box(boxes).as_dict
+        page = picture | {"inlay_masked": [False], "inlay_box": [around]}
+        return io.NodeOutput(fill_boxes(boxes, rows, columns), around, ui=page)
+
+
+NO_BOX_INSIDE = "bboxes: every box is outside the image; connect boxes that were found in this image."
+
+
+def _outside(x: int, y: int, rows: int, columns: int) -> str:
+    return f"x, y: the box at ({x}, {y}) is outside the {columns}x{rows} image; move it inside."
 
 
 def _saved_picture(cls, image: torch.Tensor) -> dict:

@@ -28,10 +28,10 @@ def add_route() -> None:
 
 
 class NodeProgress:
-    """Stage, step, loss and time left: on the node's bar, text and chart in the browser, and in the log.
+    """Stage, step, loss and time left: on the node's bar and chart in the browser, and in the log.
 
-    `notes` are warnings, which stay under the text; `workflow` is the id of the workflow with the node, see
-    `workflow_id`. As a context it records how the training ended.
+    `notes` are warnings, which the page shows on the node; `workflow` is the id of the workflow with the
+    node, see `workflow_id`. As a context it records how the training ended.
     """
 
     def __init__(self, steps: int, node_id: str | None, notes: Sequence[str] = (), workflow: str = ""):
@@ -53,9 +53,8 @@ class NodeProgress:
     def stage(self, stage: str) -> None:
         """Show what happens before the first step."""
         if self.node_id:
-            self.run = self.run or live.begin_progress(self.node_id, self.steps, self.workflow)
+            self.run = self.run or self._begin(self.node_id, self.steps)
             self.run.stage = stage
-            PromptServer.instance.send_progress_text("\n".join([stage, *self.notes]), self.node_id)
             self._send(self.run)
         logger.info(f"Inlay finetune: {stage}")
 
@@ -68,11 +67,10 @@ class NodeProgress:
             line += f", {live.duration_text(left)} left"
         self.bar.update_absolute(step, self.steps)
         if self.node_id:
-            self.run = self.run or live.begin_progress(self.node_id, self.steps, self.workflow)
+            self.run = self.run or self._begin(self.node_id, self.steps)
             self.run.stage, self.run.left = "", left
             self.run.add(step, loss)
             if now - self.sent > 0.25 or step == self.steps:
-                PromptServer.instance.send_progress_text("\n".join([line, *self.notes]), self.node_id)
                 self._send(self.run)
                 self.sent = now
         if step % max(self.steps // 10, 1) == 0:
@@ -104,14 +102,16 @@ class NodeProgress:
         logger.info(f"Inlay finetune: already learned, loaded {name}")
         if not self.node_id:
             return
-        self.run = live.begin_progress(self.node_id, len(losses), self.workflow)
+        self.run = self._begin(self.node_id, len(losses))
         self.run.add_all(losses)
         self.run.held_out = [(int(step), loss) for step, loss in held_out]
         self.run.state, self.run.stage = "loaded", name
         if strip:
             self.run.add_sample(len(losses), data_url(strip, STRIP_PX))
-        PromptServer.instance.send_progress_text(f"already learned: loaded {name}", self.node_id)
         self._send(self.run, sample=True)
+
+    def _begin(self, node_id: str, steps: int) -> live.TrainingProgress:
+        return live.begin_progress(node_id, steps, self.workflow, self.notes)
 
     def _send(self, run: live.TrainingProgress, sample: bool = False) -> None:
         """To every page that is open, whoever queued the graph."""

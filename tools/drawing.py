@@ -16,7 +16,7 @@ PAINT = 3
 
 def widget_values(definition: dict, given: dict) -> list:
     """The values of a node's widgets, with those the front end adds: a seed's control, a picture's upload."""
-    values = []
+    values, uploads = [], []
     for name, (kind, options) in inputs_of(definition).items():
         if not is_widget(kind, options):
             continue
@@ -24,9 +24,9 @@ def widget_values(definition: dict, given: dict) -> list:
         values.append(value if not isinstance(value, list) else options.get("default"))
         if options.get("control_after_generate"):
             values.append("fixed")
-        if options.get("image_upload"):
-            values.append("image")
-    return values
+        if options.get("image_upload"):  # the page adds its button behind the other widgets
+            uploads.append("image")
+    return values + uploads
 
 
 def stages(graph: dict) -> dict[str, int]:

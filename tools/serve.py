@@ -4,6 +4,7 @@ python dev.py serve [--port 8188] [further arguments of ComfyUI]
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 import signal
@@ -19,7 +20,7 @@ from .example_pictures import EXAMPLES
 from .template_layout import template
 from .template_plans import PLANS, TINY_ONLY
 from .templates import note_of
-from .tiny import tiny_graph
+from .tiny import tiny_graph, tiny_note
 
 WORK = PACK / ".inlay" / "serve"
 
@@ -31,9 +32,12 @@ def serve(port: int, extra: list[str]) -> None:
     say("models", ", ".join(sorted({path.name for path in (checkpoint, *others.values())})))
     copy_pictures(WORK / "input")
     with server:
-        write_tiny_workflows(Client(server.url), WORK / "user" / "default" / "workflows" / "tiny")
+        folder = WORK / "user" / "default" / "workflows" / "tiny"
+        changed = put_workflows(tiny_workflows(Client(server.url)), folder, WORK / "tiny_workflows.json")
         say("open", server.url)
         say("then", f"Workflows > tiny > {PLANS[0].title}, and press Run")
+        if changed:
+            say("kept", f"{len(changed)} workflows that you changed; delete one in tiny to get the new one")
         say("stop", "Ctrl-C")
         say("log", str(server.log))
         server.wait()
@@ -68,14 +72,44 @@ def with_tiny_pictures(graph: Graph) -> Graph:
     return graph
 
 
-def write_tiny_workflows(client: Client, folder: Path) -> None:
-    """The templates for the tiny models, among the user's own workflows."""
+def tiny_workflows(client: Client) -> dict[str, str]:
+    """The templates for the tiny models, as files of the page by their names."""
     definitions = client.object_info()
-    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
     for plan in (*PLANS, *TINY_ONLY):
         graph = with_tiny_pictures(tiny_graph(plan.graph))
-        drawing = template(plan, graph, definitions, note_of(plan), "tiny template")
-        (folder / f"{plan.title}.json").write_text(json.dumps(drawing), encoding="utf-8")
+        drawing = template(plan, graph, definitions, tiny_note(note_of(plan)), "tiny template")
+        files[f"{plan.title}.json"] = json.dumps(drawing)
+    return files
+
+
+def put_workflows(files: dict[str, str], folder: Path, record: Path) -> list[str]:
+    """Write workflows among the user's own; return the names of those that the user has changed, which stay.
+
+    A file that is up to date is not written again: the page drops unsaved changes of a file that is newer.
+
+    Args:
+        record: a file with the digests of what was written last.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
+    changed = []
+    for name, text in files.items():
+        path = folder / name
+        there = path.read_text(encoding="utf-8") if path.exists() else None
+        if there == text:
+            continue
+        if there is not None and known is not None and digest(there) != known.get(name):
+            changed.append(name)
+        else:
+            path.write_text(text, encoding="utf-8")
+    written = {name: digest(text) for name, text in files.items() if name not in changed}
+    record.write_text(json.dumps((known or {}) | written), encoding="utf-8")
+    return changed
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def main() -> int:

@@ -16,9 +16,10 @@ GAP = 22  # between nodes
 SIDE, HEADER = 14, 46  # between a group's frame and its nodes
 TITLE = 30  # of a node, above its position
 VERSION = "0.1.0"
-# pixels that nodes need on the page, where they show more than sockets and values
+# Pixels that nodes need on the page, where they show more than sockets and values. A message takes its
+# place from a picture or a text on its node.
 HEIGHTS = {
-    "InlayLoadReferences": 340,
+    "InlayLoadReferences": 400,
     "InlayEditPrompt": 440,
     "InlayCropForPainting": 500,
     "GeminiImage2Node": 420,
@@ -29,10 +30,17 @@ HEIGHTS = {
     "SaveImage": 290,
     "PreviewImage": 230,
     "SaveLoRA": 130,
-    "SubjectFinetune": 580,
-    "CLIPTextEncode": 112,
+    "SubjectFinetune": 540,
+    "CLIPTextEncode": 178,
+    "Negative Prompt": 112,
     "AttributeSubstitutionEncode": 290,
-}
+    "InlayAttributeDictionary": 340,
+}  # by title, else by type
+HIDDEN = ("rank", "learning_rate", "batch_size", "resolution")  # of a training, while they are 0
+ROW = 26
+# pixels that stay free below a node, for a message
+FREE = {"IdentityEncoderDINOv2": 80, "InlayPasteBack": 66}
+SAMPLES = 460  # below a training that paints samples
 
 
 @cache
@@ -111,7 +119,7 @@ def arrange(
                 else:
                     node = sized_node(key, shown[key], known, folded, (x, y), width, len(nodes))
                 nodes[node["id"]] = node
-                y += node["size"][1] + GAP + TITLE
+                y += node["size"][1] + free_below(node["type"], shown.get(key)) + GAP + TITLE
             bottom = max(bottom, y - TITLE)
             x += width + GAP
         groups.append(
@@ -130,6 +138,13 @@ def arrange(
     return nodes, groups
 
 
+def free_below(kind: str, entry: dict | None) -> int:
+    """Pixels that stay free below a node, for what it shows later."""
+    if entry and kind == "SubjectFinetune" and entry["inputs"].get("preview_every") != 0:
+        return SAMPLES
+    return FREE.get(kind, 0)
+
+
 def sized_node(
     key: str,
     entry: dict,
@@ -142,7 +157,9 @@ def sized_node(
     """A node or a subgraph's node with the size that it needs on the page."""
     kind = entry["class_type"]
     node = drawn_node(int(key), entry, known[kind], place, order)
-    node["size"] = [width, HEIGHTS.get(kind, node["size"][1])]
+    node["size"] = [width, HEIGHTS.get(node.get("title", kind), HEIGHTS.get(kind, node["size"][1]))]
+    if kind == "SubjectFinetune":
+        node["size"][1] += ROW * sum(bool(entry["inputs"].get(name)) for name in HIDDEN)
     if kind in folded:
         widgets = folded[kind].widgets
         node["properties"] = {"proxyWidgets": [widget.split(".") for widget in widgets]}

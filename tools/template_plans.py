@@ -218,8 +218,8 @@ PLANS = [
         (
             _group("Read me; the model", "note 1 13"),
             THINGS,
-            _group("2. Where, and its looks", "4 12"),
-            _group("3. Learn the subject", "5 7"),
+            _group("2. Where, and its looks", "4 12 7"),
+            LEARN,
             _group("4. Paint", "6 8 9"),
         ),
         (
@@ -236,8 +236,8 @@ PLANS = [
             START,
             THINGS,
             _group("2. Where, and what", "4 8 9"),
-            _group("3. Learn and keep", "5 6"),
-            _group("4. Try what others get", "7 10 11"),
+            LEARN,
+            _group("4. Keep it, and try what others get", "6 7 10 11"),
         ),
         (_sampling("10"),),
         ("12",),
@@ -345,10 +345,11 @@ PLANS = [
         (
             _group("Read me", "note 101"),
             _group("1. Your photos, your picture", "4 5"),
-            _group("2. Where", "6 7"),
+            _group("2. Where", "6", "7"),
             _group("3. Paint", "8 9"),
             _group("4. Paste back, and look", "10 11 12"),
         ),
+        width=240,
         caption="API",
     ),
     Plan(

@@ -25,11 +25,13 @@ SETTINGS = {
     "Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": True, "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False, "Comfy.Graph.CanvasMenu": False,
 }  # fmt: skip
-# Shows the groups of nodes beside the page's side bar and below its buttons; returns their rectangle.
+# Shows the groups of nodes beside the page's side bar and below its buttons; returns their rectangle down to
+# the lowest node.
 FIT = """([rim, side, top]) => {
   const boxes = app.graph._groups.map(({ pos, size }) => [...pos, pos[0] + size[0], pos[1] + size[1]])
   const [left, upper] = [0, 1].map(k => Math.min(...boxes.map(box => box[k])))
-  const [right, lower] = [2, 3].map(k => Math.max(...boxes.map(box => box[k])))
+  const right = Math.max(...boxes.map(box => box[2]))
+  const lower = Math.max(...app.graph._nodes.map(({ pos, size }) => pos[1] + size[1])) + 2 * rim
   const page = app.canvasEl.getBoundingClientRect()
   const scale = (page.width - side - rim) / (right - left)
   app.canvas.ds.scale = scale
@@ -64,6 +66,8 @@ def screenshot(graph: dict[str, Any], work: Path) -> Image.Image:
         page.set_default_timeout(600_000)
         page.goto(host.url)
         page.wait_for_function(browser.READY)
+        # the page's own first workflow, which it opens late, would replace ours
+        page.wait_for_function("() => app.extensionManager.workflow.activeWorkflow")
         page.evaluate("graph => app.loadGraphData(graph)", graph)
         page.wait_for_timeout(3000)  # the page fits its own view first
         left, top, width, height = page.evaluate(FIT, [RIM, SIDE, TOP])

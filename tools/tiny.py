@@ -4,6 +4,7 @@ The demo, `dev.py serve` and the tests run these; what is published names real m
 """
 
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,12 @@ FLOW_SETTINGS: dict[str, dict[str, Any]] = {
     "DisentangledInpaintSampler": FLOW | {"close_up_size": FLOW_SIDE},
     "InlayCropForPainting": {"megapixels": 0.016},
 }
+CUT_OUT = " **Cut Out the Subject** finds it in each of them."
+PAPER = re.compile(r"\*\*(Models?|As in DreamCom's paper)\*\*")  # what a note has about real models
+TINY_NOTE = """
+
+**The model** is a tiny one, for trying the nodes: its pictures are small and blurred. Nothing cuts your photos out here; take PNGs with a transparent background, or put masks beside them. What needs an account, another pack or a LoRA of a large model is replaced or left out.
+"""  # noqa: E501
 PICTURES = {"image", "folder"}  # inputs that may name one
 # what differs in single workflows: (workflow, node type) -> settings
 APART: dict[tuple[str, str], dict[str, Any]] = {
@@ -79,6 +86,12 @@ REPLACED: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
 def read_graph(name: str) -> Graph:
     """The published workflow of that name, in API form."""
     return json.loads((GRAPHS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def tiny_note(note: str) -> str:
+    """The note of a template, true for its tiny variant."""
+    lines = [line.replace(CUT_OUT, "") for line in note.rstrip().splitlines() if not PAPER.match(line)]
+    return "\n".join(lines).rstrip() + TINY_NOTE
 
 
 def tiny_graph(name: str) -> Graph:

@@ -7,7 +7,7 @@ import { text } from "./translations.js"
 
 const NODE = "InlayBoxMask"
 const NAMES = ["x", "y", "width", "height"]
-const HEIGHT = 220 // pixels of the picture's place, at least
+const HEIGHT = 160 // pixels of the picture's place, at least
 const LINE = 18 // below it
 const GRIP = 8 // half the size of the area around a corner or an edge that takes hold of it
 
@@ -59,7 +59,8 @@ class BoxEditor {
 
   get box() {
     if (this.draft) return this.draft // while the mouse drags; written at the end, as one step of the history
-    return Object.fromEntries(NAMES.map((name) => [name, Number(widgetOf(this.node, name)?.value ?? 0)]))
+    const found = isLinked(this.node, "bboxes") && outputOf(this.node)?.inlay_box?.[0] // of the last run
+    return found || Object.fromEntries(NAMES.map((name) => [name, Number(widgetOf(this.node, name)?.value ?? 0)]))
   }
 
   // Whether the last run took the painted mask that is connected.
@@ -68,7 +69,7 @@ class BoxEditor {
   }
 
   get isFixed() {
-    return NAMES.some((name) => isLinked(this.node, name))
+    return ["bboxes", ...NAMES].some((name) => isLinked(this.node, name))
   }
 
   // Draws where something changed.

@@ -8,6 +8,7 @@ import { text, translated } from "./translations.js"
 const TOAST_LIFE = 20_000 // milliseconds
 const COLOURS = { error: ["#5c1a1a", "#ffd9d9"], warn: ["#574312", "#ffedc2"] }
 const LINE = 17
+const MOST = 6 // lines; of longer ones the rest is scrolled to, and the tooltip has it
 
 const views = new WeakMap() // node -> the element with its message
 
@@ -16,17 +17,28 @@ export function showMessage(node, kind, sentence) {
   if (node.subgraph) return kind === "warn" && sentence && toast(kind, node.title, sentence)
   const view = views.get(node)
   if (!sentence) return view && hide(node, view)
-  const { root } = view ?? addMessage(node)
+  const { root, grown } = view ?? addMessage(node)
   const [background, color] = COLOURS[kind]
   Object.assign(root.style, { background, color })
   root.dataset.kind = kind
   if (root.textContent === sentence) return
-  root.textContent = sentence
+  root.title = root.textContent = sentence
   const before = node.size[1]
   const needed = node.computeSize()[1]
   if (needed > before) node.setSize([node.size[0], needed])
-  views.get(node).grown += node.size[1] - before
+  views.get(node).grown = grown + node.size[1] - before
   redraw(node)
+}
+
+// Sets an element's height to what its text needs, where that is few lines; returns it in pixels.
+function fitText(root, width) {
+  const copy = root.cloneNode(true)
+  Object.assign(copy.style, { position: "absolute", minHeight: 0, width: `${width}px` })
+  document.body.append(copy)
+  const height = Math.min(copy.offsetHeight, 12 + MOST * LINE)
+  copy.remove()
+  root.style.minHeight = `${height}px` // the Vue renderer takes its size from the style
+  return height
 }
 
 function addMessage(node) {
@@ -40,13 +52,13 @@ function addMessage(node) {
     userSelect: "text",
     whiteSpace: "pre-wrap",
   })
-  const lines = () => {
-    const room = Math.max(node.size[0] - 40, 80) / 6.6 // letters in a line, about
-    const wide = (line) => [...line].reduce((sum, letter) => sum + (letter > "\u2e80" ? 2 : 1), 0)
-    return root.textContent.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(wide(line) / room)), 0)
+  let known, pixels
+  const height = () => {
+    const width = node.size[0] - 20
+    if (known !== root.title + width) pixels = fitText(root, width)
+    known = root.title + width
+    return 20 + pixels
   }
-  const height = () => (root.textContent ? 32 + LINE * Math.min(lines(), 8) : 0)
-  root.style.minHeight = "30px" // the Vue renderer takes its size from the style
   const widget = addElement(node, "message", root, height, { getMaxHeight: height })
   const view = { root, widget, grown: 0 }
   views.set(node, view)
@@ -122,6 +134,12 @@ function refusalOf(error, type) {
   return known ? known(error, input, type) : error.details || error.message
 }
 
+// Warnings of the pack's code on the nodes; none of them removes an earlier one.
+export async function showNotes(nodes, notes) {
+  const said = (await Promise.all(notes.map(translated))).join("\n")
+  for (const node of nodes) showMessage(node, "warn", said)
+}
+
 async function showRefusals(errors) {
   for (const [path, { class_type: type, errors: found }] of Object.entries(errors ?? {})) {
     if (!isOurs(type)) continue
@@ -169,11 +187,9 @@ app.registerExtension({
   name: "inlay.messages",
   setup() {
     watchPrompts()
-    api.addEventListener("executed", async ({ detail }) => {
+    api.addEventListener("executed", ({ detail }) => {
       const notes = detail.output?.inlay_notes
-      if (!notes) return
-      const said = (await Promise.all(notes.map(translated))).join("\n")
-      for (const node of nodesOnPath(detail.display_node ?? detail.node)) showMessage(node, "warn", said)
+      if (notes) showNotes(nodesOnPath(detail.display_node ?? detail.node), notes)
     })
     api.addEventListener("execution_error", async ({ detail }) => {
       if (!isOurs(detail.node_type)) return

@@ -2,8 +2,8 @@
 
 import { api } from "../../scripts/api.js"
 import { addElement, element, isLinked, outputOf, recordChange, setWidget, updateViews, viewUrl, widgetOf } from "./common.js"
-import { showMessage, toast } from "./messages.js"
-import { text, translated } from "./translations.js"
+import { showNotes, toast } from "./messages.js"
+import { text } from "./translations.js"
 
 const NODE = "InlayLoadReferences"
 const SIDE = 62 // pixels of a thumbnail: four in a row of an app
@@ -64,8 +64,7 @@ class PhotoView {
     if (!answer?.ok || state !== this.state) return
     const { pictures, notes, no_mask: whole, error } = await answer.json()
     this.show(pictures.map(({ thumbnail, name, mask }) => [thumbnail, mask ? name : `${name}: ${text("no_mask")}`]))
-    const said = error ? [error] : isLinked(this.node, "background_removal") ? notes : [...notes, ...whole]
-    showMessage(this.node, "warn", (await Promise.all(said.map(translated))).join("\n"))
+    showNotes([this.node], error ? [error] : isLinked(this.node, "background_removal") ? notes : [...notes, ...whole])
   }
 
   show(pictures) {

@@ -17,6 +17,7 @@ const DEFAULTS = {
   gradient_checkpointing: "preset",
   ema_decay: 0,
   attributes: "",
+  captions: "",
 }
 
 function hideUnused(node) {

@@ -3,65 +3,64 @@
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 
-// name -> English, Chinese
+// In English; locales/zh/main.json has them in Chinese.
 const WORDS = {
-  failed: ["{0} stopped", "{0} 已停止"],
-  invalid: ["{0} cannot start", "{0} 无法开始"],
-  unexpected: ["Unexpected error in {0}: {1}. The log has the details.", "{0} 出现意外错误：{1}。详情见日志。"],
-  memory: ["The graphics card is out of memory. Choose a smaller card under `memory` on Train Subject, or a smaller picture.", "显存不足。请在“训练主体”的 memory 中选择更小的显卡，或使用更小的图片。"],
-  required: ["{0}: nothing is connected; connect an output of type {1}.", "{0}：未连接；请连接类型为 {1} 的输出。"],
-  empty: ["{0}: there is no value; enter or choose one.", "{0}：没有值；请输入或选择。"],
-  choice: ["{0}: '{1}' is not available; choose another.", "{0}：“{1}”不可用；请另选一个。"],
-  small: ["{0}: {1} is too small; the least is {2}.", "{0}：{1} 太小；最小为 {2}。"],
-  big: ["{0}: {1} is too large; the most is {2}.", "{0}：{1} 太大；最大为 {2}。"],
-  type: ["{0}: an output of type {1} is connected; this input takes {2}.", "{0}：连接了类型 {1} 的输出；此输入需要 {2}。"],
-  no_picture: ["Connect a picture to see it here.", "连接图片后会显示在这里。"],
-  not_yet: ["The picture appears here after the first run.", "首次运行后图片会显示在这里。"],
-  not_found: ["The picture cannot be loaded.", "无法加载图片。"],
-  drag: ["Drag the box, or draw a new one.", "拖动方框，或画一个新的。"],
-  linked: ["The box comes from connected values.", "方框由连接的数值决定。"],
-  mask_wins: ["The painted mask replaces the box.", "涂抹的遮罩取代方框。"],
-  drop: ["Drop photos here", "将照片拖放到这里"],
-  choose: ["Choose photos", "选择照片"],
-  sent: ["Copying {0} photos", "正在复制 {0} 张照片"],
-  not_sent: ["{0} could not be copied to ComfyUI.", "无法将 {0} 复制到 ComfyUI。"],
-  no_mask: ["whole frame", "整张图"],
-  lacking: ["“{0}” is missing; write for example: a photo of {1}.", "缺少“{0}”；例如写：a photo of {1}。"],
-  step: ["step {0} of {1}", "第 {0} / {1} 步"],
-  finished: ["finished", "完成"],
-  stopped: ["stopped", "已停止"],
-  failed_at: ["failed", "失败"],
-  loaded: ["already learned: loaded {0}", "已学习过：已加载 {0}"],
-  left: ["{0} left", "剩余 {0}"],
-  all_settings: ["Show all settings", "显示全部设置"],
-  fewer_settings: ["Hide settings with their defaults", "隐藏默认设置"],
-  box: ["Where the object goes", "物体的位置"],
-  references: ["Your photos", "你的照片"],
-  training: ["Training", "训练"],
-  message: ["Message", "消息"],
+  failed: "{0} stopped",
+  invalid: "{0} cannot start",
+  unexpected: "Unexpected error in {0}: {1}. The log has the details.",
+  memory: "The graphics card is out of memory. Choose a smaller card under `memory` on Train Subject, or a smaller picture.",
+  required: "{0}: nothing is connected; connect an output of type {1}.",
+  empty: "{0}: there is no value; enter or choose one.",
+  choice: "{0}: '{1}' is not available; choose another.",
+  small: "{0}: {1} is too small; the least is {2}.",
+  big: "{0}: {1} is too large; the most is {2}.",
+  type: "{0}: an output of type {1} is connected; this input takes {2}.",
+  no_picture: "Connect a picture to see it here.",
+  not_yet: "The picture appears here after the first run.",
+  not_found: "The picture cannot be loaded.",
+  drag: "Drag the box, or draw a new one.",
+  linked: "The box comes from connected values.",
+  mask_wins: "The painted mask replaces the box.",
+  drop: "Drop photos here",
+  choose: "Choose photos",
+  sent: "Copying {0} photos",
+  not_sent: "{0} could not be copied to ComfyUI.",
+  no_mask: "whole frame",
+  lacking: "“{0}” is missing; write for example: a photo of {1}.",
+  step: "step {0} of {1}",
+  finished: "finished",
+  stopped: "stopped",
+  failed_at: "failed",
+  loaded: "already learned: loaded {0}",
+  left: "{0} left",
+  all_settings: "Show all settings",
+  fewer_settings: "Hide settings with their defaults",
+  box: "Where the object goes",
+  references: "Your photos",
+  training: "Training",
+  message: "Message",
 }
 
 export const locale = () => String(app.extensionManager?.setting?.get("Comfy.Locale") ?? "en")
 const isChinese = () => locale().startsWith("zh")
 
 export function text(key, ...values) {
-  return WORDS[key][Number(isChinese())].replace(/\{(\d)\}/g, (_, place) => values[place])
+  const words = (isChinese() && chinese.inlayPage?.[key]) || WORDS[key]
+  return words.replace(/\{(\d)\}/g, (_, place) => values[place])
 }
 
-// What the pack's locales/zh/main.json adds to the page's own words; read when it is needed first.
-let chinese
-const readChinese = () => (chinese ??= fetchChinese())
-async function fetchChinese() {
-  const all = await api.getCustomNodesI18n().catch(() => undefined)
-  return all?.zh ?? {}
+// What the pack's locales/zh/main.json adds to the page's own words; read when the page is Chinese.
+let chinese = {}
+async function readChinese() {
+  if (isChinese() && !chinese.inlayPage) chinese = (await api.getCustomNodesI18n().catch(() => 0))?.zh ?? {}
+  return chinese
 }
 
 const escape = (part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")
 
 // A sentence of a node in the user's language, where there is a translation; else as it is.
 export async function translated(sentence) {
-  if (!isChinese()) return sentence
-  const { inlaySentences = {} } = await readChinese() // English pattern -> Chinese
+  const { inlaySentences = {} } = isChinese() ? await readChinese() : {} // English pattern -> Chinese
   for (const [pattern, other] of Object.entries(inlaySentences)) {
     const names = [...pattern.matchAll(/\{([\w.]*)\}/g)].map((match) => match[1])
     const source = pattern.split(/\{[\w.]*\}/).map(escape).join("([\\s\\S]*?)")
@@ -87,6 +86,10 @@ function translateGraph({ nodes, groups }, known) {
 
 app.registerExtension({
   name: "inlay.translations",
+  init: readChinese, // before nodes are made
+  setup() {
+    app.ui.settings.addEventListener("Comfy.Locale.change", readChinese)
+  },
   async afterConfigureGraph() {
     const graph = app.rootGraph ?? app.graph
     if (!isChinese() || !graph.nodes.some((node) => node.properties?.cnr_id === "inlay")) return

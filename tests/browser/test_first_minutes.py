@@ -22,6 +22,7 @@ from .conftest import SHOTS
 GREEN = (120, 140, 90)  # of painted.png, whose hole is 40:80, 40:86
 SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "KSampler": 2}  # steps
 LEAST_ZOOM, CLICKS = 0.7, 12
+MODEL_FILES = (".safetensors", ".ckpt")  # which the page offers for download
 
 # [title, left, top, right, bottom] of every node as it is drawn; Nodes 2.0 are as high as their content.
 DRAWN = """() => app.graph._nodes.map(node => {
@@ -30,6 +31,11 @@ DRAWN = """() => app.graph._nodes.map(node => {
   const height = shown ? shown.offsetHeight - 30 : node.size[1]
   return [node.title, x, y - 30, x + (shown ? shown.offsetWidth : node.size[0]), y + height]
 })"""
+# The values of choices that are not offered.
+NO_CHOICE = """() => app.graph._nodes.flatMap(node => [node, ...(node.subgraph?._nodes ?? [])])
+  .flatMap(node => node.widgets ?? [])
+  .filter(({ value, options }) => Array.isArray(options?.values) && !options.values.includes(value))
+  .map(({ value }) => String(value))"""
 COUNT_CLICKS = """() => {
   window.clicks = 0
   window.addEventListener('pointerdown', () => window.clicks++, true)
@@ -63,6 +69,17 @@ def open_template(page, title: str) -> dict:
     page.wait_for_timeout(1500)  # the view is fitted some time after the nodes are there
     page.evaluate(FRAMES)
     return file
+
+
+def check_apart(page) -> None:
+    """No node lies over another or below the groups."""
+    boxes = page.evaluate(DRAWN)
+    for number, (title, left, top, right, bottom) in enumerate(boxes):
+        for other, a, b, c, d in boxes[:number]:
+            apart = right <= a or c <= left or bottom <= b or d <= top
+            assert apart, f"{title} and {other} overlap"
+    end = page.evaluate("() => Math.max(...app.graph._groups.map(group => group.pos[1] + group.size[1]))")
+    assert max(bottom for *_, bottom in boxes) <= end
 
 
 def show(page, graph: dict) -> None:
@@ -149,12 +166,10 @@ def test_a_template_of_the_published_pack_opens_ready(screen, published, plan):
              .flatMap(node => node.widgets.find(widget => widget.name === 'image').options.values)"""
     )
     assert set(pictures) <= set(options)
+    wrong = [value for value in screen.evaluate(NO_CHOICE) if not value.endswith(MODEL_FILES)]
+    assert wrong == []
     screen.wait_for_function("least => app.canvas.ds.scale >= least", arg=LEAST_ZOOM)
-    boxes = screen.evaluate(DRAWN)
-    for number, (title, left, top, right, bottom) in enumerate(boxes):
-        for other, a, b, c, d in boxes[:number]:
-            apart = right <= a or c <= left or bottom <= b or d <= top
-            assert apart, f"{title} and {other} overlap"
+    check_apart(screen)
 
 
 BOX = """() => app.graph._nodes.find(node => node.type === 'InlayBoxMask').widgets
@@ -353,7 +368,7 @@ def test_a_sentence_is_translated_and_goes_when_the_next_run_begins(screen, publ
 
 
 def test_four_phone_photos_and_a_box_drawn_by_the_mouse_give_a_picture(screen, published):
-    show(screen, tiny_insert(published, "tiny_background.png", class_name="ball"))
+    show(screen, tiny_insert(published, "tiny_background.png", class_name="ball", preview_every=2))
     screen.evaluate(COUNT_CLICKS)
     look_at(screen, "InlayLoadReferences")
     screen.evaluate(DROP, PHOTOS)
@@ -370,6 +385,9 @@ def test_four_phone_photos_and_a_box_drawn_by_the_mouse_give_a_picture(screen, p
     look_at(screen, "InlayLoadReferences")
     warning.wait_for()
     assert "the whole picture is learned" in warning.inner_text()
+    training = screen.locator(".inlay-message", has_text="so the background is learned too").first
+    training.wait_for(state="attached")
+    check_apart(screen)  # with the messages, the curve, a sample and the pictures
 
 
 def test_the_same_with_a_painted_mask_and_with_a_cut_out_model(screen, published):

@@ -47,3 +47,14 @@ def test_a_translated_sentence_is_in_the_code(sentence, written):
 def test_a_translation_has_the_values_of_its_sentence(sentence):
     values = [re.findall(r"\{([\w.]*)\}", text) for text in (sentence, SENTENCES[sentence])]
     assert set(values[1]) <= set(values[0])
+
+
+def test_the_pages_own_words_are_in_chinese_too_with_their_values():
+    code = (dev.PACK / "web" / "translations.js").read_text(encoding="utf-8")
+    block = code.split("const WORDS = {")[1].split("\n}\n")[0]
+    english = dict(re.findall(r'^  (\w+): "(.*)",$', block, re.MULTILINE))
+    assert len(english) == block.count("\n")
+    assert english.keys() == WORDS["inlayPage"].keys()
+    for key, words in WORDS["inlayPage"].items():
+        assert re.search(r"[\u4e00-\u9fff]", words)
+        assert sorted(re.findall(r"\{\d\}", words)) == sorted(re.findall(r"\{\d\}", english[key]))

@@ -1,11 +1,14 @@
 """The pictures and workflows that `dev.py serve` puts into ComfyUI."""
 
+import re
+
 import pytest
 from PIL import Image
 
-from inlay.tools.serve import copy_pictures, with_tiny_pictures
-from inlay.tools.template_plans import PLANS
-from inlay.tools.tiny import read_graph, tiny_graph
+from inlay.tools.serve import copy_pictures, put_workflows, with_tiny_pictures
+from inlay.tools.template_plans import PLANS, TINY_ONLY
+from inlay.tools.templates import note_of
+from inlay.tools.tiny import read_graph, tiny_graph, tiny_note
 
 INSERTIONS = [plan.graph for plan in PLANS if plan.graph.startswith("insert")]
 
@@ -30,3 +33,29 @@ def test_the_box_lies_inside_the_served_picture(pictures, name, tiny):
             width, height = Image.open(pictures / picture).size
             assert box["x"] + box["width"] <= width
             assert box["y"] + box["height"] <= height
+
+
+def test_a_restart_keeps_what_the_user_changed_and_brings_what_is_new(tmp_path):
+    folder, record = tmp_path / "tiny", tmp_path / "record.json"
+    files = {"one.json": "1", "two.json": "2", "three.json": "3"}
+    assert put_workflows(files, folder, record) == []
+    (folder / "one.json").write_text("mine", encoding="utf-8")
+    before = (folder / "three.json").stat().st_mtime_ns
+    for _ in range(2):
+        assert put_workflows(files | {"two.json": "newer"}, folder, record) == ["one.json"]
+        assert [(folder / name).read_text(encoding="utf-8") for name in files] == ["mine", "newer", "3"]
+    assert (folder / "three.json").stat().st_mtime_ns == before  # the page keeps its unsaved changes
+    (folder / "one.json").unlink()
+    assert put_workflows(files, folder, record) == []
+    assert [(folder / name).read_text(encoding="utf-8") for name in files] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("plan", [*PLANS, *TINY_ONLY], ids=lambda plan: plan.graph)
+def test_a_tiny_variants_note_names_nodes_that_it_has(plan):
+    note, graph = tiny_note(note_of(plan)), tiny_graph(plan.graph)
+    titles = {node["_meta"]["title"] for node in graph.values()}
+    published = {node["_meta"]["title"] for node in read_graph(plan.graph).values()}
+    named = set(re.findall(r"\*\*(.+?)\*\*", note))
+    assert not named & (published - titles)
+    assert "models/checkpoints" not in note or plan in TINY_ONLY
+    assert note.count("**The model**") == 1

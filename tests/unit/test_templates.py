@@ -135,6 +135,23 @@ def test_a_template_fits_a_screen_and_nothing_overlaps(plan):
 
 
 @plans
+def test_a_training_has_room_for_its_curve_and_samples(plan):
+    """The page shows them below its values; both renderers were measured."""
+    file = file_of(plan)
+    graph = read_graph(plan.graph)
+    for node in file["nodes"]:
+        if node["type"] != "SubjectFinetune":
+            continue
+        has_samples = graph[str(node["id"])]["inputs"].get("preview_every") != 0
+        _, y = node["pos"]
+        [column] = [group["bounding"] for group in file["groups"] if group["bounding"][0] <= node["pos"][0]
+                    <= group["bounding"][0] + group["bounding"][2]]  # fmt: skip
+        below = [other["pos"][1] - 30 for other in file["nodes"]
+                 if other["pos"][0] == node["pos"][0] and other["pos"][1] > y]  # fmt: skip
+        assert min([column[3], *below]) - y >= (1010 if has_samples else 560)
+
+
+@plans
 def test_every_node_names_its_pack_and_every_model_its_address(plan):
     for node in all_nodes(file_of(plan)):
         if node["type"] == "MarkdownNote" or "proxyWidgets" in node["properties"]:
@@ -238,6 +255,12 @@ def test_the_pictures_that_templates_name_come_with_the_pack():
             if node["class_type"] == "InlayLoadReferences":
                 assert len(list((EXAMPLES / node["inputs"]["folder"]).glob("*.png"))) >= 3
     assert sum(file.stat().st_size for file in EXAMPLES.rglob("*.png")) < 600_000
+
+
+def test_the_upload_button_of_a_picture_comes_after_its_other_values():
+    [plan] = [plan for plan in PLANS if plan.graph == "insert_by_shape"]
+    [node] = [node for node in file_of(plan)["nodes"] if node["type"] == "LoadImageMask"]
+    assert node["widgets_values"] == ["inlay_shape.png", "red", "image"]
 
 
 def test_the_published_boxes_are_where_the_examples_have_space():

@@ -41,6 +41,7 @@ class TrainingProgress:
     points: list[tuple[int, float]] = field(default_factory=list)  # (step, mean loss up to it)
     samples: list[tuple[int, str]] = field(default_factory=list)  # (step, picture as a data URL)
     held_out: list[tuple[int, float]] = field(default_factory=list)  # (step, loss) of a held-out picture
+    notes: list[str] = field(default_factory=list)  # warnings
     _open: list[float] = field(default_factory=list)  # losses of the point that is not full yet
     _told: int = 0  # points that `news` has returned
 
@@ -80,7 +81,7 @@ class TrainingProgress:
     def _head(self) -> dict[str, Any]:
         said = {"workflow": self.workflow, "node": self.node, "key": self.key, "state": self.state}
         said |= {"step": self.step, "steps": self.steps, "stage": self.stage, "left": self.left}
-        return said | {"held_out": list(self.held_out)}
+        return said | {"held_out": list(self.held_out), "notes": list(self.notes)}
 
 
 class TimeLeft:
@@ -133,13 +134,13 @@ def duration_text(seconds: float) -> str:
 _runs: dict[tuple[str, str], TrainingProgress] = {}
 
 
-def begin_progress(node: str, steps: int, workflow: str = "") -> TrainingProgress:
+def begin_progress(node: str, steps: int, workflow: str = "", notes: Sequence[str] = ()) -> TrainingProgress:
     """Return a new run, in place of the node's last one."""
     key = workflow, node
     _runs.pop(key, None)
     while len(_runs) >= MAX_NODES:
         del _runs[next(iter(_runs))]
-    _runs[key] = TrainingProgress(node, steps, workflow)
+    _runs[key] = TrainingProgress(node, steps, workflow, notes=list(notes))
     return _runs[key]
 
 

@@ -103,22 +103,22 @@ def test_samples_of_an_interrupted_run_stay(pictures, store_folder, run, shown, 
     assert all(torch.equal(whole[1][key], resumed[1][key]) for key in whole[1])
 
 
-def test_the_browser_gets_step_loss_time_left_and_warnings(monkeypatch, in_process_host):
+def test_the_page_gets_step_loss_time_left_and_warnings(monkeypatch, in_process_host):
     from types import SimpleNamespace
 
     from inlay.nodes import training_progress
 
-    said, told = [], []
-    pages = SimpleNamespace(
-        send_progress_text=lambda *words: said.append(words), send_sync=lambda *event: told.append(event)
-    )
+    told = []
+    pages = SimpleNamespace(send_sync=lambda *event: told.append(event))
     monkeypatch.setattr(training_progress, "PromptServer", SimpleNamespace(instance=pages))
     progress = training_progress.NodeProgress(2, "7", ["All reference pictures are identical."])
     progress(1, 0.5)
     progress(2, 0.25)
-    assert [node for _, node in said] == ["7", "7"]
-    assert said[-1][0].startswith("step 2 of 2, loss 0.2500, 0 s left\nAll reference pictures are identical.")
     assert [name for name, _ in told] == [training_progress.EVENT] * 2
+    assert [(event["step"], event["points"]) for _, event in told] == [(1, [(1, 0.5)]), (2, [(2, 0.25)])]
+    assert [event["left"] for _, event in told][-1] == 0
+    assert all(event["node"] == "7" for _, event in told)
+    assert all(event["notes"] == ["All reference pictures are identical."] for _, event in told)
 
 
 def test_own_prompts_and_background_change_no_bit(pictures, store_folder, run, shown):

@@ -195,11 +195,12 @@ def test_what_cannot_be_pasted_back_is_named(inference, inputs, says):
     ],
 )
 def test_a_box_becomes_a_mask(inference, place, covered):
-    (mask,) = execute("InlayBoxMask", picture(2, 32, 40), *place)
+    mask, around = execute("InlayBoxMask", picture(2, 32, 40), *place)
     top, bottom, left, right = covered
     expected = torch.zeros(1, 32, 40)
     expected[:, top:bottom, left:right] = 1
     assert torch.equal(mask, expected)
+    assert around == {"x": left, "y": top, "width": right - left, "height": bottom - top}
 
 
 def test_a_box_outside_the_image_is_named(inference):
@@ -225,6 +226,46 @@ def test_a_painted_mask_comes_before_the_box_and_an_empty_one_does_not(inference
         assert outputs_and_page("InlayBoxMask", **place, mask=empty)[0][0].sum() == 64
     with pytest.raises(ValueError, match="mask: it is 48x32 pixels but the image is 40x32"):
         outputs_and_page("InlayBoxMask", **place, mask=box(1, 32, 48))
+
+
+def test_a_detectors_boxes_come_before_the_drawn_one(inference, in_process_host):
+    place = {"image": picture(1, 32, 40), "x": 4, "y": 4, "width": 8, "height": 8}
+    one = {"x": 1.6, "y": 2.0, "width": 3.0, "height": 4.0, "label": "cat", "score": 0.9}
+    two = {"x": 30, "y": 20, "width": 99, "height": 5}
+    expected = torch.zeros(1, 32, 40)
+    expected[:, 2:6, 2:5] = 1
+    assert all(
+        torch.equal(outputs_and_page("InlayBoxMask", **place, bboxes=given)[0][0], expected)
+        for given in (one, [one], [[one], [two]])
+    )
+    expected[:, 20:25, 30:] = 1
+    (mask, around), page = outputs_and_page("InlayBoxMask", **place, bboxes=[one, two])
+    assert torch.equal(mask, expected)
+    assert around == {"x": 2, "y": 2, "width": 38, "height": 23}
+    assert page["inlay_box"] == [around]
+    painted = box(1, 32, 40)
+    (mask, around), _ = outputs_and_page("InlayBoxMask", **place, mask=painted, bboxes=[one])
+    assert torch.equal(mask, painted)
+    assert around == {"x": 20, "y": 16, "width": 20, "height": 16}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([], "bboxes: there is no box; lower the detector's threshold"),
+        ([[]], "bboxes: there is no box"),
+        ([[], [{"x": 0, "y": 0, "width": 5, "height": 5}]], "bboxes: there is no box"),
+        ({"x": 90, "y": 0, "width": 5, "height": 5}, "bboxes: every box is outside the image"),
+        ({"x": 0, "y": 0}, "bboxes: these are no boxes with x, y, width and height"),
+        ([{"x": float("nan"), "y": 0, "width": 5, "height": 5}], "bboxes: these are no boxes"),
+        (torch.zeros(4), "bboxes: these are no boxes"),
+        ("text", "bboxes: these are no boxes"),
+    ],
+)
+def test_boxes_that_are_none_are_named(inference, in_process_host, given, says):
+    place = {"image": picture(1, 32, 40), "x": 4, "y": 4, "width": 8, "height": 8}
+    with pytest.raises(ValueError, match=says):
+        outputs_and_page("InlayBoxMask", **place, bboxes=given)
 
 
 def test_the_page_gets_the_picture_for_the_box_with_its_true_size(inference, in_process_host):
