@@ -52,7 +52,7 @@ DORA = replace(SPEC, lokr=False, dora=True)
 def test_a_dora_gives_the_weights_that_were_trained_where_the_host_divides_by_the_bases_norm(spec):
     """W' = dora_scale (W + dW) / |W|, the host's, is m (W + dW) / |W + dW| (Liu et al. 2024, eq. 5)."""
     net, file, adapter = trained(spec)
-    plain = network()
+    plain: Any = network()
     for path, width in (("wide", 90), ("small", 160)):
         part = {key.rpartition(f".{path}.")[2]: v.double() for key, v in file.items() if f".{path}." in key}
         change = part["alpha"] / 3 * part["lora_up.weight"] @ part["lora_down.weight"]

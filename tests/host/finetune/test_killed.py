@@ -19,7 +19,7 @@ KILLER = (dev.PACK / "tests" / "programs" / "kill_while_training.py").read_text(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("count", [5, pytest.param(200, marks=pytest.mark.repeats)])
-@pytest.mark.parametrize("base", ["", "flux2-klein", "flux1-fill"])
+@pytest.mark.parametrize("base", ["", "flux2-klein", pytest.param("flux1-fill", marks=pytest.mark.repeats)])
 def test_kills_at_any_moment_end_in_the_same_bits(
     random_checkpoint, tmp_path, comfyui_path, base, count, capsys
 ):
