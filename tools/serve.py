@@ -37,7 +37,7 @@ def serve(port: int, extra: list[str]) -> None:
         say("open", server.url)
         say("then", f"Workflows > tiny > {PLANS[0].title}, and press Run")
         if changed:
-            say("kept", f"{len(changed)} workflows that you changed; delete one in tiny to get the new one")
+            say("kept", f"{len(changed)} of tiny that you changed; delete a file to get the new one")
         say("stop", "Ctrl-C")
         say("log", str(server.log))
         server.wait()
