@@ -1,7 +1,7 @@
 // Box Mask: the picture with a rectangle to draw, move and resize. It writes x, y, width and height.
 
 import { app } from "../../scripts/app.js"
-import { addElement, element, fit, isLinked, origin, outputOf, penOf, recordChange } from "./common.js"
+import { addElement, appField, element, fit, isLinked, origin, outputOf, penOf, recordChange } from "./common.js"
 import { setWidget, updateViews, upstreamUrl, viewUrl, widgetOf } from "./common.js"
 import { text } from "./translations.js"
 
@@ -209,6 +209,7 @@ class BoxEditor {
 
   draw() {
     const { canvas, picture } = this
+    canvas.style.minHeight = `${appField(canvas) ? 240 : HEIGHT}px`
     const ratio = (window.devicePixelRatio || 1) * Math.max(1, app.canvas?.ds?.scale ?? 1)
     const pen = penOf(canvas, ratio)
     if (!pen) return

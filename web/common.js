@@ -115,6 +115,9 @@ export function addElement(node, name, root, height, options = {}) {
   return widget
 }
 
+// The field of an app that shows the element.
+export const appField = (root) => root.closest("[data-testid=app-mode-widget-item]")
+
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name)
 
 export const isLinked = (node, name) => node.inputs?.some((input) => input.name === name && input.link != null)

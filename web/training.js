@@ -3,7 +3,7 @@
 
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
-import { addElement, element, findNode, fit, penOf, rootGraph } from "./common.js"
+import { addElement, appField, element, findNode, fit, penOf, rootGraph } from "./common.js"
 import { showNotes } from "./messages.js"
 import { text, translated } from "./translations.js"
 
@@ -79,7 +79,7 @@ function addView(node) {
       drawStrip(strip, run.samples)
       if (height() !== before) fit(node)
       if (isNew || height() !== before) // in an app
-        setTimeout(() => root.closest("[data-testid=app-mode-widget-item]")?.scrollIntoView(), 100)
+        setTimeout(() => appField(root)?.scrollIntoView(), 100)
       if (isNew && run.notes.length) showNotes([node], run.notes)
       root.dataset.state = run.state
       canvas.title = root.dataset.stage = run.stage ?? ""
