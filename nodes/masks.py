@@ -51,10 +51,10 @@ class InlayBoxMask(io.ComfyNode):
                     tooltip="A painted mask of the image's size, such as Load Image's: where it is painted,"
                     " it is used instead of the box. An empty one changes nothing.",
                 ),
-                io.BoundingBox.Input(
+                io.Custom(io.BoundingBox.io_type).Input(  # the type's own input has a default, which is a box
                     "bboxes",
                     optional=True,
-                    force_input=True,
+                    extra_dict={"forceInput": True},
                     tooltip="Boxes from SAM3 Detect, another detector or Bounding Box, used instead of the"
                     " drawn one: the mask is 1 inside each of them. Of a batch, the first picture's.",
                 ),

@@ -14,6 +14,8 @@ from typing import Any
 NEWER_FRONT_END = "1.58.1"  # of comfyui-frontend-package, beside the one that the host pins
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 READY = "() => window.app?.extensionManager && window.app?.graph"  # the front end stands
+# The page's own first workflow, which it opens late: it would replace what was opened before.
+OPENED = "() => window.app?.extensionManager?.workflow?.activeWorkflow"
 
 
 class NoBrowser(Exception):

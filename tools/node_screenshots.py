@@ -64,7 +64,7 @@ def photograph(nodes: list[str], work: Path, folder: Path) -> None:
         page = chromium.new_page(viewport={"width": 1200, "height": 1600})
         page.set_default_timeout(600_000)
         page.goto(host.url)
-        page.wait_for_function(browser.READY)
+        page.wait_for_function(browser.OPENED)
         for node in nodes:
             picture = portrait(page, node).quantize(COLOURS)
             picture.save(folder / f"{node}.png", optimize=True)

@@ -65,9 +65,7 @@ def screenshot(graph: dict[str, Any], work: Path) -> Image.Image:
         page = chromium.new_page(viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=DENSITY)
         page.set_default_timeout(600_000)
         page.goto(host.url)
-        page.wait_for_function(browser.READY)
-        # the page's own first workflow, which it opens late, would replace ours
-        page.wait_for_function("() => app.extensionManager.workflow.activeWorkflow")
+        page.wait_for_function(browser.OPENED)
         page.evaluate("graph => app.loadGraphData(graph)", graph)
         page.wait_for_timeout(3000)  # the page fits its own view first
         left, top, width, height = page.evaluate(FIT, [RIM, SIDE, TOP])

@@ -130,7 +130,7 @@ def visitor(chromium, published):
     page = window.new_page()
     page.on("dialog", lambda dialog: dialog.accept())
     page.goto(published.url)
-    page.wait_for_function(browser.READY)
+    page.wait_for_function(browser.OPENED)
     yield page
     window.close()
 
@@ -178,7 +178,7 @@ def open_page(chromium, host, complaints):
         page.on("pageerror", crash)
         page.on("dialog", lambda dialog: dialog.accept())  # "leave this page?"
         page.goto(host.url)
-        page.wait_for_function(browser.READY)
+        page.wait_for_function(browser.OPENED)
         return page
 
     yield open_tab

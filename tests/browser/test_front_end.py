@@ -76,8 +76,6 @@ def open_tiny(page, host, name: str) -> None:
     [plan] = [plan for plan in PLANS if plan.graph == name]
     definitions = Client(host.url).object_info()
     file = template(plan, tiny_graph(name), definitions, tiny_note(note_of(plan)))
-    # the page's own first workflow, which it opens late, would replace ours
-    page.wait_for_function("() => app.extensionManager.workflow.activeWorkflow")
     page.evaluate("async file => { await app.loadGraphData(file) }", file)
     page.wait_for_function("count => app.graph._nodes.length === count", arg=len(file["nodes"]))
 
