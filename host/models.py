@@ -79,7 +79,7 @@ def noise_levels(model) -> Tensor:
 
 def largest_sigma(model) -> float:
     """Return the noise level at which a MODEL's schedule starts."""
-    return model.model.model_sampling.sigma_max.item()
+    return model.get_model_object("model_sampling").sigma_max.item()
 
 
 def inference_dtype(model) -> torch.dtype:

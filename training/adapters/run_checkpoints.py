@@ -121,9 +121,8 @@ def resume_run(accelerator, run: RunConfig) -> int:
             _prune(run, _step_of(name) if name else 0)
         except ValueError as error:  # sent to the other processes, which would wait forever
             error_text = str(error)
-    name, error_text = libraries.accelerate().utils.broadcast_object_list(
-        [name, error_text]
-    )  # all resume from the same checkpoint
+    broadcast = libraries.accelerate().utils.broadcast_object_list
+    name, error_text = broadcast([name, error_text])  # all resume from the same checkpoint
     if error_text:
         raise ValueError(error_text)
     if name:

@@ -1,5 +1,6 @@
 """What training relies on in the host: one test for each seam, called after it."""
 
+import copy
 import os
 import signal
 from types import SimpleNamespace
@@ -97,6 +98,11 @@ def test_models_largest_sigma(parts):
 
     levels = models.noise_levels(parts.model)
     assert models.largest_sigma(parts.model) == levels.max().item(), "the schedule no longer has sigma_max"
+    other = copy.deepcopy(parts.model.get_model_object("model_sampling"))
+    other.set_sigmas(2 * levels)
+    patched = parts.model.clone()
+    patched.add_object_patch("model_sampling", other)  # as ModelSamplingDiscrete and others do
+    assert models.largest_sigma(patched) == 2 * levels.max().item()
 
 
 def test_models_block_modules(parts):

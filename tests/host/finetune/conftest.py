@@ -1,6 +1,7 @@
 """SubjectFinetune as the host runs it, on a shallow SD 1.5-shaped checkpoint with random weights."""
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,28 @@ def random_checkpoint(in_process_host, host_work) -> Path:
     from inlay.lab.models.checkpoint import assemble, random_parts
 
     return assemble(host_work / "random" / "tiny.safetensors", random_parts(0))
+
+
+@pytest.fixture
+def stopped_in_step(in_process_host, monkeypatch):
+    """A context in which the node's training ends in a step: by an interrupt, or by the error given."""
+    from comfy.model_management import InterruptProcessingException
+
+    from inlay.nodes import subject_finetune
+
+    @contextmanager
+    def stopped(number, error=InterruptProcessingException):
+        class Stopping(subject_finetune.NodeProgress):
+            def __call__(self, step, loss):
+                if step == number:
+                    raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(subject_finetune, "NodeProgress", Stopping)
+            with pytest.raises(error):
+                yield
+
+    return stopped
 
 
 @pytest.fixture(scope="package")

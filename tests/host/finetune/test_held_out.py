@@ -32,23 +32,12 @@ def test_it_changes_no_bit_and_stays_with_the_subject(five, store_folder, run):
     assert not torch.equal(watched[4], four[4])
 
 
-def test_a_stopped_training_goes_on_with_its_points(five, store_folder, run, monkeypatch):
-    import comfy.model_management
-
-    from inlay.nodes import subject_finetune
-
+def test_a_stopped_training_goes_on_with_its_points(five, store_folder, run, stopped_in_step):
     whole = run(*five, **CHOICES)
     shutil.rmtree(store_folder)
 
-    class Interrupting(subject_finetune.NodeProgress):
-        def __call__(self, step, loss):
-            if step == 2:
-                raise comfy.model_management.InterruptProcessingException
-
-    with monkeypatch.context() as patch:
-        patch.setattr(subject_finetune, "NodeProgress", Interrupting)
-        with pytest.raises(comfy.model_management.InterruptProcessingException):
-            run(*five, **CHOICES)
+    with stopped_in_step(2):
+        run(*five, **CHOICES)
     resumed = run(*five, **CHOICES)
     assert resumed[3] == whole[3]
     assert all(torch.equal(whole[1][key], resumed[1][key]) for key in whole[1])

@@ -36,12 +36,8 @@ def plain_losses():
     "setting", [pytest.param(name, marks=NEEDS_PRODIGY if name == "Prodigy" else ()) for name in SETTINGS]
 )
 def test_a_stopped_training_goes_on_with_the_same_bits(
-    setting, train, plain_losses, store_folder, monkeypatch
+    setting, train, plain_losses, store_folder, stopped_in_step
 ):
-    import comfy.model_management
-
-    from inlay.nodes import subject_finetune
-
     name, inputs, options = SETTINGS[setting]
     choices = {"steps": 4, "preview_every": 0, "captions": ["on a chair", "", "in the snow, from far above"]}
     if name not in plain_losses:
@@ -51,15 +47,8 @@ def test_a_stopped_training_goes_on_with_the_same_bits(
     assert whole[2] != plain_losses[name]  # the setting has an effect
     shutil.rmtree(store_folder)
 
-    class Stopping(subject_finetune.NodeProgress):
-        def __call__(self, step, loss):
-            if step == 2:
-                raise comfy.model_management.InterruptProcessingException
-
-    with monkeypatch.context() as patch:
-        patch.setattr(subject_finetune, "NodeProgress", Stopping)
-        with pytest.raises(comfy.model_management.InterruptProcessingException):
-            train(name, **choices)
+    with stopped_in_step(2):
+        train(name, **choices)
     assert [file.suffix for file in store_folder.iterdir()] == [".resume"]
     resumed = train(name, **choices)
     assert resumed[2] == whole[2]

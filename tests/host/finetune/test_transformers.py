@@ -581,11 +581,9 @@ def trained_shapes(monkeypatch):
 
 @pytest.mark.parametrize("name", BUCKETED)
 def test_a_training_in_buckets_keeps_the_shape_of_photos_and_goes_on_with_the_same_bits(
-    name, train, store_folder, monkeypatch, trained_shapes
+    name, train, store_folder, stopped_in_step, trained_shapes
 ):
     import shutil
-
-    from inlay.nodes import subject_finetune
 
     step = BUCKETED[name]
     (wide, wide_mask), (square, square_mask) = (
@@ -600,15 +598,8 @@ def test_a_training_in_buckets_keeps_the_shape_of_photos_and_goes_on_with_the_sa
     shutil.rmtree(store_folder)
     trained_shapes.clear()
 
-    class Failing(subject_finetune.NodeProgress):
-        def __call__(self, step, loss):
-            if step == 1:
-                raise MemoryError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(subject_finetune, "NodeProgress", Failing)
-        with pytest.raises(MemoryError):
-            train(name, **shown)
+    with stopped_in_step(1, MemoryError):
+        train(name, **shown)
     assert 0 < len(trained_shapes) < len(passes)
     resumed = train(name, **shown)
     assert trained_shapes == passes
