@@ -19,18 +19,12 @@ from PIL import Image
 from ..headless import Client, HostError, NodeFailed, PromptRefused, PromptResult, Server
 from ..headless.terminal import Bars
 from ..imaging.references import list_references
-from ..lab.models.checkpoint import assemble, is_current
+from ..lab.models import shipped
 from ..lab.studies import sheet
 from .demo_options import PACK, Job, check, fill_in, open_picture, put_inputs, read_graph
+from .tiny import FILL
 
-TINY = "inlay_tiny.safetensors"
 PLAIN, INLAY, LOSS = "16", "17", "18"  # the nodes of the graph that save pictures
-
-
-def tiny_checkpoint(comfyui: Path) -> Path:
-    """The tiny world's checkpoint in the host's own folder, assembled anew if its parts are newer."""
-    path = comfyui / "models" / "checkpoints" / TINY
-    return path if is_current(path) else assemble(path)
 
 
 def picture(result: PromptResult, node: str) -> Image.Image:
@@ -99,7 +93,7 @@ def run(job: Job, server: Server) -> PromptResult:
         version, device = about["system"]["comfyui_version"], about["devices"][0]["name"]
         say("ComfyUI", f"{version} on {device}, up in {time.monotonic() - start:.0f} s")
         print()
-        graph = fill_in(read_graph(), job)
+        graph = fill_in(read_graph(job.checkpoint), job)
         return client.run(graph, Bars(graph))
 
 
@@ -113,8 +107,10 @@ def demo(options: argparse.Namespace) -> None:
     server = Server(options.work, port=options.port)
     models = {"checkpoints": job.checkpoint and job.checkpoint.parent, "loras": options.loras}
     server.models = {kind: folder for kind, folder in models.items() if folder}
-    checkpoint = job.checkpoint or tiny_checkpoint(server.comfyui)
-    say("model", checkpoint.name)
+    if not job.checkpoint:
+        shipped.install(server.comfyui / "models")
+    model = job.checkpoint.name if job.checkpoint else FILL
+    say("model", model)
     if not job.checkpoint and (options.references or options.background):
         say("note", "the tiny model knows only its own small world; --checkpoint names a real one")
     result = run(job, server)
@@ -124,7 +120,7 @@ def demo(options: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for node, name in ((PLAIN, "plain"), (INLAY, "with_inlay"), (LOSS, "loss")):
         save(picture(result, node), out / f"{name}.png")
-    note = f"{checkpoint.stem}, seed {job.seed}, {seconds:.0f} s with the training"
+    note = f"{Path(model).stem}, seed {job.seed}, {seconds:.0f} s with the training"
     contact_sheet = save(draw_sheet(job, result, note), out / "contact_sheet.png")
     print(f"\nDone in {seconds:.0f} s.\n")
     say("look at", short(contact_sheet))

@@ -15,6 +15,7 @@ from .tiny import tiny_graph
 
 PACK = Path(__file__).resolve().parent.parent
 GRAPH = "insert_subject"
+PHOTOS, PICTURE = "2", "3"  # its nodes that read the job's pictures
 ASSETS = PACK / "tools" / "assets"
 LARGEST = 1024  # pixels on the longer side of a background; SD 1.5 was made for 512
 
@@ -76,7 +77,8 @@ def check(options: argparse.Namespace) -> Job:
         ValueError: with one sentence that names the option and the mend.
     """
     own_subject, own_picture = options.references is not None, options.background is not None
-    references = options.references or ASSETS / "inlay_subject"
+    graph = read_graph(options.checkpoint)
+    references = options.references or ASSETS / graph[PHOTOS]["inputs"]["folder"]
     if not references.is_dir():
         raise ValueError(f"--references {references}: there is no such folder.")
     list_references(references)
@@ -89,9 +91,8 @@ def check(options: argparse.Namespace) -> Job:
     if options.checkpoint and not options.checkpoint.is_file():
         raise ValueError(f"--checkpoint {options.checkpoint}: there is no such file.")
 
-    graph = read_graph()
     bundled = {name: graph["4"]["inputs"][name] for name in ("x", "y", "width", "height")}
-    background = open_picture(options.background or ASSETS / "inlay_background.png")
+    background = open_picture(options.background or ASSETS / graph[PICTURE]["inputs"]["image"])
     box = parse_box(options.box or ",".join(map(str, bundled.values())), *background.size)
     size, box = fitted(background.size, box)
     background = background.resize(size, Image.Resampling.LANCZOS)
@@ -102,8 +103,9 @@ def check(options: argparse.Namespace) -> Job:
     )
 
 
-def read_graph() -> Graph:
-    return tiny_graph(GRAPH)
+def read_graph(checkpoint: Path | None = None) -> Graph:
+    """The bundled graph, for the tiny Fill model or for an inpainting checkpoint."""
+    return tiny_graph(GRAPH, fill=checkpoint is None)
 
 
 def fill_in(graph: Graph, job: Job) -> Graph:
@@ -129,10 +131,11 @@ def fill_in(graph: Graph, job: Job) -> Graph:
 
 def put_inputs(job: Job, folder: Path) -> None:
     """Copies the job's pictures to where the graph looks for them, in the host's input folder."""
-    subject = folder / "inlay_subject"
+    graph = read_graph(job.checkpoint)
+    subject = folder / graph[PHOTOS]["inputs"]["folder"]
     shutil.rmtree(subject, ignore_errors=True)
     subject.mkdir(parents=True)
     for files in list_references(job.references):
         for file in filter(None, files):
             shutil.copyfile(file, subject / file.name)
-    job.background.save(folder / "inlay_background.png")
+    job.background.save(folder / graph[PICTURE]["inputs"]["image"])

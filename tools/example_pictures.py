@@ -33,6 +33,7 @@ OBJECT = replace(SUBJECT, colour="red", pattern="dotted", trim="ivory", accessor
 BOX = (14, 44, 60, 66)  # x, y, width, height in the background of 128 pixels
 EXAMPLE_BOX = (56, 176, 240, 264)  # the same in the example
 LARGE_BOX = (288, 470, 190, 210)  # in the large room of 1280 pixels
+SMALL_LARGE_BOX = (72, 117, 48, 53)  # in the large room of 320 pixels
 ROOM, LARGE_ROOM, PHOTOS, PHOTO = 36, 66, 20, 55  # seeds
 
 
@@ -87,5 +88,6 @@ if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    write(TINY, "scene", scenes.SIZE)
+    small = Image.fromarray(large_room(LARGE_SIDE // 4))
+    write(TINY, "scene", scenes.SIZE, large_room=small)
     write(EXAMPLES, "inlay", SIDE, large_room=Image.fromarray(large_room(LARGE_SIDE)))

@@ -13,14 +13,14 @@ from copy import deepcopy
 from pathlib import Path
 
 from ..headless import Client, Graph, HostError, Server
-from ..lab.models import identity
-from .demo import say, stop, tiny_checkpoint
+from ..lab.models import checkpoint, identity, shipped
+from .demo import say, stop
 from .demo_options import ASSETS, PACK
 from .example_pictures import EXAMPLES
 from .template_layout import template
 from .template_plans import PLANS, TINY_ONLY
 from .templates import note_of
-from .tiny import tiny_graph, tiny_note
+from .tiny import CHECKPOINT, PAINTED_BY_FILL, tiny_graph, tiny_note
 
 WORK = PACK / ".inlay" / "serve"
 
@@ -28,8 +28,7 @@ WORK = PACK / ".inlay" / "serve"
 def serve(port: int, extra: list[str]) -> None:
     server = Server(WORK, port=port, extra=tuple(extra))
     print("\nInlay in ComfyUI\n")
-    checkpoint, others = tiny_checkpoint(server.comfyui), identity.install(server.comfyui / "models")
-    say("models", ", ".join(sorted({path.name for path in (checkpoint, *others.values())})))
+    say("models", ", ".join(sorted({path.name for path in install_models(server.comfyui / "models")})))
     copy_pictures(WORK / "input")
     with server:
         folder = WORK / "user" / "default" / "workflows" / "tiny"
@@ -41,6 +40,14 @@ def serve(port: int, extra: list[str]) -> None:
         say("stop", "Ctrl-C")
         say("log", str(server.log))
         server.wait()
+
+
+def install_models(models: Path) -> list[Path]:
+    """Write the tiny models into ComfyUI's folder, those that are missing or older than their parts."""
+    unet = models / "checkpoints" / CHECKPOINT
+    if not checkpoint.is_current(unet):
+        checkpoint.assemble(unet)
+    return [unet, *identity.install(models).values(), *shipped.install(models)]
 
 
 def copy_pictures(folder: Path) -> None:
@@ -77,7 +84,7 @@ def tiny_workflows(client: Client) -> dict[str, str]:
     definitions = client.object_info()
     files = {}
     for plan in (*PLANS, *TINY_ONLY):
-        graph = with_tiny_pictures(tiny_graph(plan.graph))
+        graph = with_tiny_pictures(tiny_graph(plan.graph, plan.graph in PAINTED_BY_FILL))
         drawing = template(plan, graph, definitions, tiny_note(note_of(plan)), "tiny template")
         files[f"{plan.title}.json"] = json.dumps(drawing)
     return files

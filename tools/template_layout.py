@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,8 @@ def without(graph: dict, dropped: tuple[str, ...]) -> dict:
 
 def fold(part: Part, graph: dict, definitions: dict, workflow: str) -> tuple[dict, dict, dict]:
     """The graph with each instance as one node, that node's definition, and the subgraph."""
+    there = tuple(tuple(key for key in instance if key in graph) for instance in part.instances)
+    part = replace(part, instances=there)  # tiny variants may lack a node
     first = part.instances[0]
     inside = {key for instance in part.instances for key in instance}
     outputs = []  # (place in an instance, output) that a node outside reads

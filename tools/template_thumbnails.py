@@ -22,16 +22,14 @@ from ..headless import Client, Graph, HostError, PromptResult, Server
 from ..headless.terminal import Bars
 from ..imaging.boxes import Box
 from ..imaging.references import list_references
-from ..lab.models import identity
-from ..lab.models.checkpoint import assemble
 from ..lab.studies import sheet
-from .demo import TINY, open_picture
-from .demo_options import ASSETS
+from .demo_options import ASSETS, open_picture
 from .example_pictures import EXAMPLES
 from .template_layout import foreign_nodes, without
 from .template_plans import PLANS, Plan
+from .serve import install_models
 from .templates import WORKFLOWS
-from .tiny import read_graph, tiny_graph
+from .tiny import PAINTED_BY_FILL, read_graph, tiny_graph
 
 SIDE, BYTES = 480, 60_000
 INSET, GAP, FRAME = 150, 6, 3  # pixels: the side of an input at most, between inputs, their frames
@@ -207,7 +205,8 @@ def is_painted_by(name: str, files: set[str]) -> bool:
     published = {node["class_type"] for node in read_graph(name).values()}
     if published & {"LoraLoaderModelOnly", *foreign_nodes()}:
         return False
-    values = [value for node in tiny_graph(name).values() for value in node["inputs"].values()]
+    graph = tiny_graph(name, name in PAINTED_BY_FILL)
+    values = [value for node in graph.values() for value in node["inputs"].values()]
     if any(str(value).startswith("inlay_") for value in values if (ASSETS / str(value)).exists()):
         return False
     return all(v in files for v in values if isinstance(v, str) and v.endswith(".safetensors"))
@@ -233,8 +232,7 @@ def main() -> int:
     names = parser.parse_args().names
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models"
-        assemble(models / "checkpoints" / TINY)
-        identity.install(models)
+        install_models(models)
         files = {path.name for path in models.rglob("*.safetensors")}
         painted = [name for name in names if is_painted_by(name, files)]
         for name in set(names) - set(painted):
@@ -247,7 +245,7 @@ def main() -> int:
             client = Client(server.url)
             for name in painted:
                 print(f"\n-- {name}", flush=True)
-                graph = without(tiny_graph(name), plans[name].dropped)
+                graph = without(tiny_graph(name, name in PAINTED_BY_FILL), plans[name].dropped)
                 result = client.run(graph, Bars(graph))
                 save(card(plans[name], result), WORKFLOWS / f"{plans[name].title}.jpg")
     return 0

@@ -132,23 +132,37 @@ def clip_state(parts: dict[str, State]) -> State:
     return {n.removeprefix(prefix): v for n, v in text_encoder.host_state(parts["text"]).items()}
 
 
+# file in a models folder -> the parts it is made of
+FILES: dict[str, tuple[str, ...]] = {
+    "checkpoints/inlay_tiny_scenes.safetensors": ("unet", "text", "autoencoder4"),
+    "diffusion_models/inlay_tiny_fill.safetensors": ("fill",),
+    "diffusion_models/inlay_tiny_edit.safetensors": ("edit",),
+    "vae/inlay_tiny_16.safetensors": ("autoencoder16",),
+    "text_encoders/inlay_tiny_clip.safetensors": ("text",),
+}
+
+
+def places(models: Path, parts: Iterable[str]) -> list[Path]:
+    """The files in a models folder whose parts are there."""
+    return [models / file for file, needed in FILES.items() if {*needed} <= {*parts}]
+
+
 def assemble(parts: dict[str, State], out: Path) -> list[Path]:
     """Write every file whose parts are there into `out`; returns their paths."""
+    state_of: dict[str, tuple[Callable[[], State], str]] = {
+        "inlay_tiny_scenes": (lambda: checkpoint_state(parts), "SD 1.5-shaped"),
+        "inlay_tiny_fill": (lambda: parts["fill"], "fill model of Flux.1's class"),
+        "inlay_tiny_edit": (lambda: parts["edit"], "edit model of Flux.1's class"),
+        "inlay_tiny_16": (
+            lambda: autoencoder_state(parts["autoencoder16"], flux.VAE_SCALE, flux.VAE_SHIFT),
+            "autoencoder of 16 channels",
+        ),
+        "inlay_tiny_clip": (lambda: clip_state(parts), "text encoder"),
+    }
     written = []
-    if {"unet", "text", "autoencoder4"} <= parts.keys():
-        path = out / "checkpoints" / "inlay_tiny_scenes.safetensors"
-        written.append(write(checkpoint_state(parts), path, "Inlay tiny world, SD 1.5-shaped"))
-    for task in ("fill", "edit"):
-        if task in parts:
-            path = out / "diffusion_models" / f"inlay_tiny_{task}.safetensors"
-            written.append(write(parts[task], path, f"Inlay tiny world, {task} model of Flux.1's class"))
-    if "autoencoder16" in parts:
-        state = autoencoder_state(parts["autoencoder16"], flux.VAE_SCALE, flux.VAE_SHIFT)
-        path = out / "vae" / "inlay_tiny_16.safetensors"
-        written.append(write(state, path, "Inlay tiny world, autoencoder of 16 channels"))
-    if "text" in parts:
-        path = out / "text_encoders" / "inlay_tiny_clip.safetensors"
-        written.append(write(clip_state(parts), path, "Inlay tiny world, text encoder"))
+    for path in places(out, parts):
+        state, title = state_of[path.stem]
+        written.append(write(state(), path, f"Inlay tiny world, {title}"))
     return written
 
 

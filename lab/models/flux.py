@@ -1,17 +1,15 @@
 """Train the Fill and the edit model of Flux.1's class on latents of the drawn scenes.
 
-    python -m inlay.lab.models.flux --work DIR --task words
     python -m inlay.lab.models.flux --work DIR --task fill
     python -m inlay.lab.models.flux --work DIR --task edit
 
 The network is the host's own class: hidden 256, 2 double and 4 single blocks. Flow matching (Lipman et al.
 2023): x_s = (1 - s) x_0 + s noise, the target is noise - x_0. Fill gets the masked picture's latents and the
 mask's 64 pixels of each cell as further channels. Edit gets one to three reference latents: the scene with a
-grey hole, and up to two photos of the subject from other sides; it starts from Fill's weights. "words" is a
-first Fill with which the text encoder learns; after the share FROZEN of its steps the encoder's weights are
-written to DIR/text_encoder.pt and stay as they are, for all models. Fill starts from that network. For the
-first WINDOWED share of the steps examples are windows of 12 x 12 cells about the hole, at two thirds of the
-cost.
+grey hole, and up to two photos of the subject from other sides; it starts from Fill's weights. The text
+encoder learns with Fill for the share FROZEN of its steps; then its mean weights are written to
+DIR/text_encoder.pt and stay as they are, for all models. For the first WINDOWED share of the steps examples
+are windows of 12 x 12 cells about the hole, at two thirds of the cost.
 """
 
 import argparse
@@ -25,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import captions, runs, scene_data
+from .flux_blocks import compile_blocks
 from .host import open_host
 from .latents import Latents
 from .text_encoder import TextEncoder, ids_of, start_words, trained_text_encoder
@@ -46,17 +45,15 @@ SHAPE = {
     "guidance_embed": True,
     "txt_ids_dims": [],
 }
-CHANNELS = {"words": 16 + 16 + 64, "fill": 16 + 16 + 64, "edit": 16}
-STEPS = {"words": 6200, "fill": 7000, "edit": 4000}
-BATCH = {"words": 24, "fill": 48, "edit": 48}
-RATE = {"words": 7e-4, "fill": 5e-4, "edit": 5e-4}
-MUON_RATE = 2e-3  # of the blocks' matrices in Fill and edit
-START = {"fill": "words", "edit": "fill"}  # whose mean weights a model starts from
-FROZEN = 0.38  # share of the first steps after which the text encoder stays as it is
-WINDOWED, WINDOW = {"words": 0.65, "fill": 0.5, "edit": 0.75}, 12
-SUBJECT = {"words": 0.65, "fill": 0.65, "edit": 0.85}  # share of holes about the subject: its photo shows it
+CHANNELS = {"fill": 16 + 16 + 64, "edit": 16}
+STEPS = {"fill": 6000, "edit": 4000}
+BATCH = 48
+RATE, MUON_RATE = 5e-4, 2e-3  # the second is that of the blocks' matrices
+FROZEN = 0.2  # share of Fill's first steps after which the text encoder stays as it is
+WINDOWED, WINDOW = {"fill": 0.6, "edit": 0.75}, 12
+SUBJECT = {"fill": 0.8, "edit": 0.85}  # share of holes about the subject: its photo shows it
 PHOTOS = (1, 1, 1, 2, 1, 0, 1, 2)  # photos of the subject in turn, from step to step
-SHORT, LONG, EVERY = 16, 77, 12  # text tokens of most batches, and of one in EVERY
+SHORT, LONG, EVERY = 16, 77, 16  # text tokens of most batches, and of one in EVERY
 # the host gives a Flux model vae_scale (latent - vae_shift): here that is the encoder's own scale
 VAE_SCALE, VAE_SHIFT = 0.3611, 0.1159
 
@@ -151,30 +148,31 @@ class TokenLookHead(nn.Module):
 class Training:
     """The modules of one task's training and its loss at any step."""
 
-    def __init__(self, work: Path, task: str, steps: int = 0, seed: int = 0):
-        self.work, self.task, self.seed, self.batch_size = work, task, seed, BATCH[task]
+    def __init__(self, work: Path, task: str, steps: int = 0, seed: int = 0, compiled: bool = False):
+        self.work, self.task, self.seed = work, task, seed
         self.model, self.look = new_flux(task, seed), TokenLookHead(SHAPE["hidden_size"])
-        if task in START and not (work / f"{task}.pt").exists():
-            self.start_from(START[task])
+        if task == "edit" and not (work / "edit.pt").exists():
+            self.start_from_fill()
         self.model.double_blocks[-1].register_forward_hook(self.look.keep)
+        if compiled:
+            compile_blocks(self.model)
         modules: dict[str, nn.Module] = {"model": self.model, "look": self.look}
-        blocks = []
-        if task == "words":
+        if task == "fill":
             self.encoder = modules["text"] = TextEncoder(seed)
             start_words(self.encoder)
         else:
             self.encoder = trained_text_encoder(work).to(runs.device())
-            blocks = [*self.model.double_blocks.parameters(), *self.model.single_blocks.parameters()]
+        blocks = [*self.model.double_blocks.parameters(), *self.model.single_blocks.parameters()]
         self.fit = runs.Fit(
-            work / f"{task}.pt", modules, steps or STEPS[task], RATE[task], average=0.998, decay=1e-2,
+            work / f"{task}.pt", modules, steps or STEPS[task], RATE, average=0.998, decay=1e-2,
             hidden=[p for p in blocks if p.ndim == 2], hidden_rate=MUON_RATE,
         )  # fmt: skip
         self.frozen = int(FROZEN * self.fit.total)
         self.data: Latents | None = None
 
-    def start_from(self, task: str) -> None:
-        """Take another task's mean weights; of its input layer those of the channels that this one has."""
-        other = Training(self.work, task, seed=self.seed)
+    def start_from_fill(self) -> None:
+        """Take Fill's mean weights; of its input layer those of the channels that this model has."""
+        other = Training(self.work, "fill", seed=self.seed)
         with runs.Averaged(other.fit):
             state = {name: value.clone() for name, value in other.model.state_dict().items()}
             self.look.load_state_dict(other.look.state_dict())
@@ -198,7 +196,7 @@ class Training:
     ) -> dict[str, Any]:
         assert self.data
         tensors = self.data.tensors
-        scene, hole = self.data.pick(rng, self.batch_size, subject=SUBJECT[self.task])
+        scene, hole = self.data.pick(rng, BATCH, subject=SUBJECT[self.task])
         content = tensors["content"][scene, hole].tolist()
         whole = 0.6 if long else 0.0
         prompts, photos = [], []
@@ -215,7 +213,7 @@ class Training:
                     prompts[i] = (
                         f"a photo of a {self.data.things[index][0]['kind']}" if rng.random() < 0.7 else ""
                     )
-        first = torch.from_numpy(rng.integers(2, size=self.batch_size))
+        first = torch.from_numpy(rng.integers(2, size=BATCH))
         shown = torch.tensor(photos)[:, None, None, None]
         batch = {
             "latent": tensors["latent"][scene].float(),
@@ -237,23 +235,23 @@ class Training:
         }
 
     def loss_at(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        rng, generator = runs.draws(self.seed + {"words": 1, "edit": 2, "fill": 3}[self.task], step)
+        rng, generator = runs.draws(self.seed + {"fill": 1, "edit": 2}[self.task], step)
         if step % 100 == 0 or self.data is None:
             self.data = self.data or Latents(self.work, 16)
             self.data.refresh()
-        if self.task == "words" and step == self.frozen:
+        if self.task == "fill" and step == self.frozen:
             self.freeze_text()
         long = step % EVERY == EVERY - 1
         windowed = step < WINDOWED[self.task] * self.fit.total
         batch = self.batch(rng, long, PHOTOS[step % len(PHOTOS)], WINDOW if windowed else 0)
         noise = torch.randn(batch["latent"].shape, generator=generator).to(runs.device())
-        sigma = sample_sigmas(self.batch_size, generator).to(runs.device())
+        sigma = sample_sigmas(BATCH, generator).to(runs.device())
         latent = batch["latent"]
         s = sigma.view(-1, 1, 1, 1)
         x = (1 - s) * latent + s * noise
         weight = 0.2 + 0.8 * batch["hole"]
         with runs.half_precision():
-            with torch.set_grad_enabled(self.task == "words" and step < self.frozen):
+            with torch.set_grad_enabled(self.task == "fill" and step < self.frozen):
                 ids = ids_of(batch["prompts"])[:, : LONG if long else SHORT]
                 context = self.encoder(ids.to(runs.device())).float()
             output = velocity(self.model, self.task, x, sigma, context, batch)
@@ -309,8 +307,9 @@ def main():
     parser.add_argument("--task", choices=tuple(STEPS), required=True)
     parser.add_argument("--steps", type=int, default=0, help="0: the task's default")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eager", action="store_true", help="without a C++ compiler: a quarter slower")
     a = parser.parse_args()
-    Training(a.work, a.task, a.steps, a.seed).run()
+    Training(a.work, a.task, a.steps, a.seed, not a.eager).run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,35 @@
+"""The tiny models of the world of `scenes` as the host loads them, from the small files in weights/scenes.
+
+    python -m inlay.lab.models.shipped MODELS     MODELS is a folder like ComfyUI's models
+"""
+
+import argparse
+from pathlib import Path
+
+from . import assemble
+from .files import WEIGHTS
+
+SCENES = WEIGHTS / "scenes"
+
+
+def install(models: Path, weights: Path = SCENES) -> list[Path]:
+    """Write what is missing or older than the shipped files; return the paths of all."""
+    parts = list(weights.glob("*.safetensors"))
+    newest = max(part.stat().st_mtime for part in parts)
+    paths = assemble.places(models, {part.stem for part in parts})
+    if not all(path.exists() and path.stat().st_mtime >= newest for path in paths):
+        assemble.assemble(assemble.shipped_parts(weights), models)
+    return paths
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", type=Path)
+    for path in install(parser.parse_args().models):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
