@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import autoencoders, flux, inpainting_unet, quantised, runs, text_encoder
+from . import autoencoders, flux, inpainting_unet, quantised, runs, scene_classifier, text_encoder
 
 # the host's latents are the autoencoder's times this; the models work on the encoder's own scale
 SD_SCALE, SD_SHIFT = 0.18215, 0.0
@@ -65,6 +65,8 @@ def trained_parts(work: Path) -> dict[str, State]:
             fit = flux.Training(work, task)
             with runs.Averaged(fit.fit):
                 parts[task] = {name: value.cpu().clone() for name, value in fit.model.state_dict().items()}
+    if (work / "classifier.pt").exists():
+        parts["classifier"] = scene_classifier.trained_classifier(work).state_dict()
     return parts
 
 
@@ -76,7 +78,7 @@ def bits_of(part: str) -> Callable[[str], int]:
     """How many bits the weights of a part are shipped in, by name."""
     if part == "unet":
         return lambda name: 6 if name.startswith(FINE) else 5
-    return lambda name: 8 if part.startswith("autoencoder") else 6
+    return lambda name: 8 if part == "classifier" or part.startswith("autoencoder") else 6
 
 
 def ship(parts: dict[str, State], folder: Path, records: dict[str, dict]) -> list[Path]:

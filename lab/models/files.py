@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
+SCENES = WEIGHTS / "scenes"  # the models of the world of `scenes`, in few bits
 
 
 def save(state, path: Path):

@@ -46,10 +46,10 @@ SHAPE = {
     "txt_ids_dims": [],
 }
 CHANNELS = {"fill": 16 + 16 + 64, "edit": 16}
-STEPS = {"fill": 6000, "edit": 4000}
+STEPS = {"fill": 8000, "edit": 4000}
 BATCH = 48
 RATE, MUON_RATE = 5e-4, 2e-3  # the second is that of the blocks' matrices
-FROZEN = 0.2  # share of Fill's first steps after which the text encoder stays as it is
+FROZEN = 0.16  # share of Fill's first steps after which the text encoder stays as it is
 WINDOWED, WINDOW = {"fill": 0.6, "edit": 0.75}, 12
 SUBJECT = {"fill": 0.8, "edit": 0.85}  # share of holes about the subject: its photo shows it
 PHOTOS = (1, 1, 1, 2, 1, 0, 1, 2)  # photos of the subject in turn, from step to step
@@ -98,7 +98,7 @@ def mask_channels(pixels: Tensor) -> Tensor:
 
 def sample_sigmas(count: int, generator: torch.Generator) -> Tensor:
     """Noise levels (count,) in (0, 1): logit-normal (Esser et al. 2024, section 3.1), much noise."""
-    return torch.sigmoid(0.6 + 1.2 * torch.randn(count, generator=generator))
+    return torch.sigmoid(0.9 + 1.2 * torch.randn(count, generator=generator))
 
 
 def windows_of(rng: np.random.Generator, batch: dict[str, Tensor], window: int) -> dict[str, Tensor]:

@@ -24,7 +24,8 @@ from ...imaging.boxes import Box
 from ...imaging.object_picture import square_crop, subject_crops
 from .. import scenes
 from ..scenes import shapes
-from . import runs
+from . import quantised, runs
+from .files import SCENES
 
 SIZE = 64  # pixels a side of the crop
 MARGIN = 0.05
@@ -116,11 +117,14 @@ class SceneClassifier(nn.Module):
 
 
 def trained_classifier(work: Path) -> SceneClassifier:
-    """The classifier trained in `work`, its running mean, without gradients."""
+    """The classifier trained in `work`, its running mean, without gradients; else the shipped one."""
     classifier = SceneClassifier()
-    fit = runs.Fit(work / "classifier.pt", {"classifier": classifier}, STEPS, RATE, average=0.99)
-    with runs.Averaged(fit):
-        state = {name: value.clone() for name, value in classifier.state_dict().items()}
+    if (work / "classifier.pt").exists():
+        fit = runs.Fit(work / "classifier.pt", {"classifier": classifier}, STEPS, RATE, average=0.99)
+        with runs.Averaged(fit):
+            state = {name: value.clone() for name, value in classifier.state_dict().items()}
+    else:
+        state = quantised.load(SCENES / "classifier.safetensors")
     classifier.load_state_dict(state)
     return classifier.cpu().eval().requires_grad_(False)
 

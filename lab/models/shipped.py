@@ -7,9 +7,7 @@ import argparse
 from pathlib import Path
 
 from . import assemble
-from .files import WEIGHTS
-
-SCENES = WEIGHTS / "scenes"
+from .files import SCENES
 
 
 def install(models: Path, weights: Path = SCENES) -> list[Path]:

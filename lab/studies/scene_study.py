@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models import assemble
+from ..models.files import SCENES
 from .result_cache import cell
 
 
@@ -34,13 +35,17 @@ def training_parser(description: str | None, name: str, each: int, pilot: int) -
 
 
 def study_folders(options: argparse.Namespace) -> tuple[Path, Path]:
-    """Return the folder of the results, created, and that of the models, assembled where none was named."""
+    """Return the folder of the results, created, and that of the models.
+
+    Where none was named they are assembled: each part from the training in DIR if there is one, else as the
+    repository ships it.
+    """
     out = options.out or options.work / options.study
     out.mkdir(parents=True, exist_ok=True)
     if options.models:
         return out, options.models
     models = options.work / "models"
-    assemble.assemble(assemble.trained_parts(options.work), models)
+    assemble.assemble(assemble.shipped_parts(SCENES) | assemble.trained_parts(options.work), models)
     return out, models
 
 

@@ -205,12 +205,10 @@ def test_stages_start_when_what_they_need_is_there(tmp_path):
         (tmp_path / f"{name}.done").touch()
         assert ready() == then
     shards_in("latents16")
-    assert ready() == {"latents4", "words"}
+    assert ready() == {"latents4", "fill"}
     shards_in("latents4")
-    assert ready() == {"words"}
+    assert ready() == {"fill"}
     (tmp_path / "text_encoder.pt").touch()
-    assert ready() == {"words", "unet"}
-    (tmp_path / "words.done").touch()
     assert ready() == {"fill", "unet"}
     (tmp_path / "fill.done").touch()
     (tmp_path / "unet.done").touch()

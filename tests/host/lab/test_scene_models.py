@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.lab.models import assemble, autoencoders, flux, inpainting_unet, text_encoder
+from inlay.lab.models import assemble, autoencoders, flux, flux_blocks, inpainting_unet, text_encoder
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,26 @@ def test_the_host_s_latents_are_on_the_encoder_s_scale(parts, channels):
     with torch.no_grad():
         theirs = kind().process_in(vae.encode(image))
         assert torch.allclose(theirs, own.taesd_encoder(image.movedim(-1, 1)), atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [7, flux_blocks.SHORT + 1])
+def test_blocks_that_are_compiled_compute_what_the_hosts_do(training, parts, length):
+    """Output and gradients, for short prompts and for long ones, which are not compiled."""
+    generator = torch.Generator().manual_seed(2)
+    x, pixels = (torch.randn(2, c, 8, 8, generator=generator) for c in (16, 64))
+    given = {"masked": torch.randn(2, 16, 8, 8, generator=generator), "pixels": pixels[:, :1].repeat(1, 1, 8, 8)}
+    context, sigma = torch.randn(2, length, 768, generator=generator), torch.tensor([0.3, 0.8])
+    found = []
+    for own in (False, True):
+        model = flux.new_flux("fill")
+        model.load_state_dict(parts["fill"])
+        if own:
+            flux_blocks.compile_blocks(model, backend="eager")
+        output = flux.velocity(model, "fill", x, sigma, context, given)
+        output.square().mean().backward()
+        found.append([output, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for theirs, ours in zip(*found, strict=True):
+        assert torch.allclose(theirs, ours, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("task", ["fill", "edit"])
