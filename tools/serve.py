@@ -20,7 +20,7 @@ from .example_pictures import EXAMPLES
 from .template_layout import template
 from .template_plans import PLANS, TINY_ONLY
 from .templates import note_of
-from .tiny import CHECKPOINT, PAINTED_BY_FILL, tiny_graph, tiny_note
+from .tiny import CHECKPOINT, served_graph, tiny_note
 
 WORK = PACK / ".inlay" / "serve"
 
@@ -84,7 +84,7 @@ def tiny_workflows(client: Client) -> dict[str, str]:
     definitions = client.object_info()
     files = {}
     for plan in (*PLANS, *TINY_ONLY):
-        graph = with_tiny_pictures(tiny_graph(plan.graph, plan.graph in PAINTED_BY_FILL))
+        graph = with_tiny_pictures(served_graph(plan.graph))
         drawing = template(plan, graph, definitions, tiny_note(note_of(plan)), "tiny template")
         files[f"{plan.title}.json"] = json.dumps(drawing)
     return files

@@ -25,11 +25,11 @@ from ..imaging.references import list_references
 from ..lab.studies import sheet
 from .demo_options import ASSETS, open_picture
 from .example_pictures import EXAMPLES
+from .serve import install_models
 from .template_layout import foreign_nodes, without
 from .template_plans import PLANS, Plan
-from .serve import install_models
 from .templates import WORKFLOWS
-from .tiny import PAINTED_BY_FILL, read_graph, tiny_graph
+from .tiny import read_graph, served_graph
 
 SIDE, BYTES = 480, 60_000
 INSET, GAP, FRAME = 150, 6, 3  # pixels: the side of an input at most, between inputs, their frames
@@ -205,7 +205,7 @@ def is_painted_by(name: str, files: set[str]) -> bool:
     published = {node["class_type"] for node in read_graph(name).values()}
     if published & {"LoraLoaderModelOnly", *foreign_nodes()}:
         return False
-    graph = tiny_graph(name, name in PAINTED_BY_FILL)
+    graph = served_graph(name)
     values = [value for node in graph.values() for value in node["inputs"].values()]
     if any(str(value).startswith("inlay_") for value in values if (ASSETS / str(value)).exists()):
         return False
@@ -245,7 +245,7 @@ def main() -> int:
             client = Client(server.url)
             for name in painted:
                 print(f"\n-- {name}", flush=True)
-                graph = without(tiny_graph(name, name in PAINTED_BY_FILL), plans[name].dropped)
+                graph = without(served_graph(name), plans[name].dropped)
                 result = client.run(graph, Bars(graph))
                 save(card(plans[name], result), WORKFLOWS / f"{plans[name].title}.jpg")
     return 0

@@ -50,6 +50,8 @@ FLOW_SETTINGS: dict[str, dict[str, Any]] = {
     "DisentangledInpaintSampler": FLOW | {"close_up_size": FLOW_SIDE},
     "InlayCropForPainting": {"megapixels": 0.016},
 }
+# workflows with a finetuned subject that the tiny Fill model paints
+PAINTED_BY_FILL = ("insert_subject", "insert_small", "edit_attribute", "train_and_share")
 CUT_OUT = " **Cut Out the Subject** finds it in each of them."
 PAPER = re.compile(r"\*\*(Models?|As in DreamCom's paper)\*\*")  # what a note has about real models
 TINY_NOTE = """
@@ -122,8 +124,9 @@ def tiny_graph(name: str, fill: bool = False) -> Graph:
     return graph
 
 
-# workflows that the demo, `dev.py serve` and the templates' pictures run with the tiny Fill model
-PAINTED_BY_FILL = ("insert_subject", "insert_small", "edit_attribute", "train_and_share")
+def served_graph(name: str) -> Graph:
+    """The variant of that name that `dev.py serve` offers and the templates' pictures show."""
+    return tiny_graph(name, name in PAINTED_BY_FILL)
 
 
 def with_fill(graph: Graph) -> Graph:

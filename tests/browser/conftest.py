@@ -13,6 +13,7 @@ from PIL import Image
 from inlay import dev
 from inlay.headless import Server
 from inlay.headless.server import find_comfyui
+from inlay.lab.models import shipped
 from inlay.lab.models.checkpoint import assemble
 from inlay.tools import browser
 from inlay.tools.demo_options import ASSETS
@@ -53,8 +54,10 @@ def end_first_visit(work: Path) -> None:
 def host(chromium, tmp_path_factory) -> Iterator[Server]:
     """A ComfyUI with the tiny model and the templates' pictures."""
     work = tmp_path_factory.mktemp("browser")
-    models = {kind: work / "models" / kind for kind in ("checkpoints", "loras", "inlay")}
+    kinds = ("checkpoints", "loras", "inlay", "diffusion_models", "text_encoders", "vae")
+    models = {kind: work / "models" / kind for kind in kinds}
     assemble(models["checkpoints"] / "inlay_tiny.safetensors")
+    shipped.install(work / "models")
     shutil.copytree(ASSETS, work / "input")
     end_first_visit(work)
     with Server(work, comfyui=find_comfyui(), models=models) as server:

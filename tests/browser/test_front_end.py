@@ -11,7 +11,7 @@ from inlay.tools.subgraphs import SUBGRAPHS
 from inlay.tools.template_layout import template
 from inlay.tools.template_plans import PLANS
 from inlay.tools.templates import WORKFLOWS, note_of
-from inlay.tools.tiny import read_graph, tiny_graph, tiny_note
+from inlay.tools.tiny import read_graph, served_graph, tiny_note
 
 TITLES = {plan.graph: plan.title for plan in PLANS}
 TEMPLATES = {plan.graph: json.loads((WORKFLOWS / f"{plan.title}.json").read_text("utf-8")) for plan in PLANS}
@@ -75,7 +75,8 @@ def open_tiny(page, host, name: str) -> None:
     """The template's variant for the tiny models, as `dev.py serve` offers it."""
     [plan] = [plan for plan in PLANS if plan.graph == name]
     definitions = Client(host.url).object_info()
-    file = template(plan, tiny_graph(name), definitions, tiny_note(note_of(plan)))
+    graph = served_graph(name)
+    file = template(plan, graph, definitions, tiny_note(note_of(plan)))
     page.evaluate("async file => { await app.loadGraphData(file) }", file)
     page.wait_for_function("count => app.graph._nodes.length === count", arg=len(file["nodes"]))
 

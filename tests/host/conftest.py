@@ -107,6 +107,14 @@ def tiny_checkpoint(host_work) -> str:
     return assemble(host_work / "server" / "models" / "checkpoints" / "inlay_tiny.safetensors").name
 
 
+@pytest.fixture(scope="session")
+def tiny_fill(host_work) -> None:
+    """The tiny Fill model with its text encoder and VAE, assembled where `server` looks."""
+    from inlay.lab.models import shipped
+
+    shipped.install(host_work / "server" / "models")
+
+
 @pytest.fixture(scope="module")
 def memory_turn(tmp_path_factory):
     """Models of full size: only one of the processes that share out the tests holds some at a time."""

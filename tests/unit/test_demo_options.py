@@ -1,6 +1,7 @@
 """What the demo makes of its command line and its graph, without a host."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from inlay.imaging.boxes import Box
-from inlay.tools import assets
+from inlay.tools import assets, example_pictures
 from inlay.tools import demo_options as job
 from inlay.tools.demo import arguments
 
@@ -49,8 +50,9 @@ def test_a_fitted_picture_is_small_enough_and_its_box_stays_inside(width, height
 
 
 def test_the_bundled_graph_starts_from_the_bundled_box():
-    where = job.read_graph()["4"]["inputs"]
-    assert (where["x"], where["y"], where["width"], where["height"]) == assets.BOX
+    for checkpoint, box in ((None, example_pictures.BOX), (Path("sd15.safetensors"), assets.BOX)):
+        where = job.read_graph(checkpoint)["4"]["inputs"]
+        assert (where["x"], where["y"], where["width"], where["height"]) == box
 
 
 def test_without_arguments_the_bundled_things_are_used():
@@ -67,7 +69,7 @@ def test_ones_own_choices_reach_the_graph(tmp_path):
     checkpoint.touch()
     line = ["--checkpoint", checkpoint, "--references", tmp_path / "dog", "--background", sofa]
     line += ["--box", "10,20,30,40", "--class-name", "dog", "--seed", "7", "--steps", "5"]
-    graph = job.fill_in(job.read_graph(), job.check(parsed(*map(str, line))))
+    graph = job.fill_in(job.read_graph(checkpoint), job.check(parsed(*map(str, line))))
     assert graph["1"]["inputs"]["ckpt_name"] == "sd15.safetensors"
     place = {"x": 10, "y": 20, "width": 30, "height": 40}
     assert graph["4"]["inputs"] == {"image": ["3", 0], "mask": ["3", 1], **place}
@@ -98,7 +100,7 @@ def test_both_samplers_differ_in_their_model_alone():
         ),
         (["--background", "notes.txt"], "--box x,y,width,height"),
         (["--checkpoint", "nothing.safetensors"], "--checkpoint nothing.safetensors: there is no such file"),
-        (["--box", "500,500,8,8"], "outside the picture, which is 96 x 96"),
+        (["--box", "500,500,8,8"], "outside the picture, which is 128 x 128"),
         (["--steps", "-1"], "--steps -1"),
     ],
 )
@@ -117,9 +119,9 @@ def test_a_subject_of_ones_own_needs_a_name(tmp_path):
 
 
 def test_inputs_of_an_earlier_run_do_not_stay(tmp_path):
-    subject = tmp_path / "inlay_subject"
+    subject = tmp_path / "scene_subject"
     subject.mkdir()
     (subject / "old.png").touch()
     job.put_inputs(job.check(parsed()), tmp_path)
     assert {file.name for file in subject.iterdir()} == {"1.png", "2.png", "3.png", "4.png"}
-    assert Image.open(tmp_path / "inlay_background.png").size == (96, 96)
+    assert Image.open(tmp_path / "scene_background.png").size == (128, 128)

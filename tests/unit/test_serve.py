@@ -8,7 +8,7 @@ from PIL import Image
 from inlay.tools.serve import copy_pictures, put_workflows, with_tiny_pictures
 from inlay.tools.template_plans import PLANS, TINY_ONLY
 from inlay.tools.templates import note_of
-from inlay.tools.tiny import read_graph, tiny_graph, tiny_note
+from inlay.tools.tiny import read_graph, served_graph, tiny_note
 
 INSERTIONS = [plan.graph for plan in PLANS if plan.graph.startswith("insert")]
 
@@ -24,7 +24,7 @@ def pictures(tmp_path_factory):
 @pytest.mark.parametrize("tiny", [False, True])
 @pytest.mark.parametrize("name", INSERTIONS)
 def test_the_box_lies_inside_the_served_picture(pictures, name, tiny):
-    graph = with_tiny_pictures(tiny_graph(name)) if tiny else read_graph(name)
+    graph = with_tiny_pictures(served_graph(name)) if tiny else read_graph(name)
     for node in graph.values():
         if node["class_type"] == "InlayLoadReferences":
             assert len(list((pictures / node["inputs"]["folder"]).glob("*.png"))) == 4
@@ -52,7 +52,7 @@ def test_a_restart_keeps_what_the_user_changed_and_brings_what_is_new(tmp_path):
 
 @pytest.mark.parametrize("plan", [*PLANS, *TINY_ONLY], ids=lambda plan: plan.graph)
 def test_a_tiny_variants_note_names_nodes_that_it_has(plan):
-    note, graph = tiny_note(note_of(plan)), tiny_graph(plan.graph)
+    note, graph = tiny_note(note_of(plan)), served_graph(plan.graph)
     titles = {node["_meta"]["title"] for node in graph.values()}
     published = {node["_meta"]["title"] for node in read_graph(plan.graph).values()}
     named = set(re.findall(r"\*\*(.+?)\*\*", note))

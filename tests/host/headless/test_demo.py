@@ -18,17 +18,17 @@ from scipy.ndimage import binary_dilation
 from inlay import dev
 from inlay.headless import Client, Interrupted
 from inlay.tools import demo_options as job
-from inlay.tools.demo import INLAY, PLAIN, TINY, arguments, picture
+from inlay.tools.demo import INLAY, PLAIN, arguments, picture
 
 PATIENCE = 1800  # seconds, for a very busy machine
 
 
 @pytest.fixture(scope="module")
 def models(comfyui_path):
-    """The host's own checkpoints folder, with the tiny world's checkpoint in it, as the demo leaves it."""
-    from inlay.tools.demo import tiny_checkpoint
+    """The host's own models folder with the tiny Fill model in it, as the demo leaves it."""
+    from inlay.lab.models import shipped
 
-    return tiny_checkpoint(comfyui_path).parent
+    shipped.install(comfyui_path / "models")
 
 
 def start(tmp_path: Path, *options: str, **environment: str) -> subprocess.Popen:
@@ -65,7 +65,7 @@ def test_the_demo_makes_its_pictures_and_leaves_nothing_running(models, tmp_path
 
     graph = job.read_graph()
     where = graph["4"]["inputs"] | graph["15"]["inputs"]
-    before = np.asarray(Image.open(job.ASSETS / "inlay_background.png").convert("RGB"), dtype=int)
+    before = np.asarray(Image.open(job.ASSETS / graph["3"]["inputs"]["image"]).convert("RGB"), dtype=int)
     for name in ("plain", "with_inlay"):
         after = np.asarray(Image.open(tmp_path / "out" / f"{name}.png"), dtype=int)
         change = np.abs(after - before).max(-1)
@@ -76,7 +76,7 @@ def test_the_demo_makes_its_pictures_and_leaves_nothing_running(models, tmp_path
         assert change[~near].max() <= 1  # the host cuts to bytes instead of rounding
 
 
-def test_pictures_of_any_size_go_through_the_bundled_graph(client, server, tiny_checkpoint, tmp_path):
+def test_pictures_of_any_size_go_through_the_bundled_graph(client, server, tiny_fill, tmp_path):
     """Jpegs of other sizes than the model's, one mask in a file beside its picture, an odd background."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "things"
@@ -128,7 +128,7 @@ def wait_for_training(demo: subprocess.Popen, tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_an_interrupt_stops_the_training_at_once(client, server, tiny_checkpoint):
+def test_an_interrupt_stops_the_training_at_once(client, server, tiny_fill):
     asked = job.check(arguments().parse_args(["--steps", "4000"]))
     job.put_inputs(asked, server.work / "input")
     graph = job.fill_in(job.read_graph(), asked)
@@ -174,8 +174,9 @@ def test_a_host_that_breaks_names_its_log(tmp_path):
     (broken / "custom_nodes").mkdir(parents=True)
     dev.link(broken / "custom_nodes" / "inlay", dev.PACK)
     (broken / "main.py").write_text("raise SystemExit('a library is missing')", encoding="utf-8")
-    (tmp_path / TINY).touch()
-    complaints = failed(start(tmp_path, "--checkpoint", TINY, COMFYUI_PATH=str(broken)), tmp_path)
+    (tmp_path / "cat.safetensors").touch()
+    demo = start(tmp_path, "--checkpoint", "cat.safetensors", COMFYUI_PATH=str(broken))
+    complaints = failed(demo, tmp_path)
     assert "a library is missing" in complaints
     assert str(tmp_path / "work" / "host.log") in complaints
 

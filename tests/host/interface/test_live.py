@@ -12,18 +12,20 @@ import pytest
 
 from inlay import dev
 from inlay.headless import Client, Interrupted
-from inlay.tools import demo_options as job
+from inlay.tools.demo_options import ASSETS
+from inlay.tools.tiny import tiny_graph
 
 FINETUNE = "5"
 
 
 @pytest.fixture
 def training(server, tiny_checkpoint):
-    """The demo's graph up to the training, for that many steps and with a class of its own."""
-    shutil.copytree(job.ASSETS, server.work / "input", dirs_exist_ok=True)
+    """The first template's graph up to the training, for that many steps and with a class of its own."""
+    shutil.copytree(ASSETS, server.work / "input", dirs_exist_ok=True)
 
     def graph(steps: int, class_name: str) -> dict:
-        nodes = {key: node for key, node in job.read_graph().items() if key in ("1", "2", FINETUNE)}
+        whole = tiny_graph("insert_subject")
+        nodes = {key: whole[key] for key in ("1", "2", FINETUNE)}
         wanted = {"steps": steps, "class_name": class_name, "preview_every": 2}
         nodes[FINETUNE] = nodes[FINETUNE] | {"inputs": nodes[FINETUNE]["inputs"] | wanted}
         return nodes | {"90": {"class_type": "PreviewImage", "inputs": {"images": [FINETUNE, 4]}}}
