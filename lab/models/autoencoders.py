@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import scenes
-from . import runs, scene_data
-from .files import WEIGHTS
+from . import quantised, runs, scene_data
+from .files import SCENES, WEIGHTS
 from .host import open_host
 
 CROP, BATCH = 48, 12
@@ -55,12 +55,18 @@ def new_autoencoder(channels: int, warm: dict[str, Tensor] | None = None, seed: 
 
 
 def trained_autoencoder(work: Path, channels: int) -> Any:
-    """The autoencoder trained in `work`, without gradients; its later decoder if that is finished."""
+    """The autoencoder trained in `work`, without gradients, with its later decoder if that is finished.
+
+    Without a training in `work` it is the shipped one.
+    """
     model = new_autoencoder(channels)
     later = runs.finished(work / f"decoder{channels}.pt")
     state = runs.load(work / f"{'decoder' if later else 'autoencoder'}{channels}.pt")
-    assert state, f"{work} has no trained autoencoder of {channels} channels."
-    model.load_state_dict(state["modules"]["autoencoder"])
+    model.load_state_dict(
+        state["modules"]["autoencoder"]
+        if state
+        else quantised.load(SCENES / f"autoencoder{channels}.safetensors")
+    )
     return model.eval().requires_grad_(False)
 
 

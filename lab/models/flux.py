@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import captions, runs, scene_data
+from . import captions, quantised, runs, scene_data
+from .files import SCENES
 from .flux_blocks import compile_blocks
 from .host import open_host
 from .latents import Latents
@@ -46,11 +47,11 @@ SHAPE = {
     "txt_ids_dims": [],
 }
 CHANNELS = {"fill": 16 + 16 + 64, "edit": 16}
-STEPS = {"fill": 8000, "edit": 4000}
+STEPS = {"fill": 6500, "edit": 4000}
 BATCH = 48
-RATE, MUON_RATE = 5e-4, 2e-3  # the second is that of the blocks' matrices
-FROZEN = 0.16  # share of Fill's first steps after which the text encoder stays as it is
-WINDOWED, WINDOW = {"fill": 0.6, "edit": 0.75}, 12
+RATE, MUON_RATE = 5e-4, 2e-3  # the second is that of the blocks' matrices, without those of the modulation
+FROZEN = 0.18  # share of Fill's first steps after which the text encoder stays as it is
+WINDOWED, WINDOW = {"fill": 0.65, "edit": 0.75}, 12
 SUBJECT = {"fill": 0.8, "edit": 0.85}  # share of holes about the subject: its photo shows it
 PHOTOS = (1, 1, 1, 2, 1, 0, 1, 2)  # photos of the subject in turn, from step to step
 SHORT, LONG, EVERY = 16, 77, 16  # text tokens of most batches, and of one in EVERY
@@ -148,34 +149,54 @@ class TokenLookHead(nn.Module):
 class Training:
     """The modules of one task's training and its loss at any step."""
 
-    def __init__(self, work: Path, task: str, steps: int = 0, seed: int = 0, compiled: bool = False):
+    def __init__(
+        self,
+        work: Path,
+        task: str,
+        steps: int = 0,
+        seed: int = 0,
+        compiled: bool = False,
+        shipped: bool = False,
+    ):
         self.work, self.task, self.seed = work, task, seed
         self.model, self.look = new_flux(task, seed), TokenLookHead(SHAPE["hidden_size"])
-        if task == "edit" and not (work / "edit.pt").exists():
-            self.start_from_fill()
+        if not (work / f"{task}.pt").exists():
+            if task == "edit":
+                self.start_from_fill()
+            elif shipped:
+                self.model.load_state_dict(quantised.load(SCENES / "fill.safetensors"))
+                runs.save(quantised.load(SCENES / "text.safetensors"), work / "text_encoder.pt")
         self.model.double_blocks[-1].register_forward_hook(self.look.keep)
         if compiled:
             compile_blocks(self.model)
         modules: dict[str, nn.Module] = {"model": self.model, "look": self.look}
-        if task == "fill":
-            self.encoder = modules["text"] = TextEncoder(seed)
+        known = task == "edit" or (work / "text_encoder.pt").exists()
+        self.encoder = trained_text_encoder(work) if known else TextEncoder(seed)
+        if not known:
             start_words(self.encoder)
-        else:
-            self.encoder = trained_text_encoder(work).to(runs.device())
-        blocks = [*self.model.double_blocks.parameters(), *self.model.single_blocks.parameters()]
+        if task == "fill":  # always among what is trained: a run that is resumed has the same parameters
+            modules["text"] = self.encoder.requires_grad_(True)
+        self.encoder.to(runs.device())
+        blocks = (*self.model.double_blocks.named_parameters(), *self.model.single_blocks.named_parameters())
         self.fit = runs.Fit(
             work / f"{task}.pt", modules, steps or STEPS[task], RATE, average=0.998, decay=1e-2,
-            hidden=[p for p in blocks if p.ndim == 2], hidden_rate=MUON_RATE,
+            hidden=[p for name, p in blocks if p.ndim == 2 and "mod" not in name], hidden_rate=MUON_RATE,
         )  # fmt: skip
-        self.frozen = int(FROZEN * self.fit.total)
+        self.frozen = 0 if known else int(FROZEN * self.fit.total)
         self.data: Latents | None = None
 
     def start_from_fill(self) -> None:
-        """Take Fill's mean weights; of its input layer those of the channels that this model has."""
-        other = Training(self.work, "fill", seed=self.seed)
-        with runs.Averaged(other.fit):
-            state = {name: value.clone() for name, value in other.model.state_dict().items()}
-            self.look.load_state_dict(other.look.state_dict())
+        """Take Fill's mean weights; of its input layer those of the channels that this model has.
+
+        Without a training of Fill they are the shipped ones.
+        """
+        if (self.work / "fill.pt").exists():
+            other = Training(self.work, "fill", seed=self.seed)
+            with runs.Averaged(other.fit):
+                state = {name: value.clone() for name, value in other.model.state_dict().items()}
+                self.look.load_state_dict(other.look.state_dict())
+        else:
+            state = quantised.load(SCENES / "fill.safetensors")
         # tokens list channel by channel, four values each; the noisy latents come first
         state["img_in.weight"] = state["img_in.weight"][:, : CHANNELS[self.task] * 4]
         self.model.load_state_dict(state)
@@ -239,7 +260,7 @@ class Training:
         if step % 100 == 0 or self.data is None:
             self.data = self.data or Latents(self.work, 16)
             self.data.refresh()
-        if self.task == "fill" and step == self.frozen:
+        if step == self.frozen > 0:
             self.freeze_text()
         long = step % EVERY == EVERY - 1
         windowed = step < WINDOWED[self.task] * self.fit.total
@@ -251,7 +272,7 @@ class Training:
         x = (1 - s) * latent + s * noise
         weight = 0.2 + 0.8 * batch["hole"]
         with runs.half_precision():
-            with torch.set_grad_enabled(self.task == "fill" and step < self.frozen):
+            with torch.set_grad_enabled(step < self.frozen):
                 ids = ids_of(batch["prompts"])[:, : LONG if long else SHORT]
                 context = self.encoder(ids.to(runs.device())).float()
             output = velocity(self.model, self.task, x, sigma, context, batch)
@@ -308,8 +329,9 @@ def main():
     parser.add_argument("--steps", type=int, default=0, help="0: the task's default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eager", action="store_true", help="without a C++ compiler: a quarter slower")
+    parser.add_argument("--shipped", action="store_true", help="Fill goes on from the repository's weights")
     a = parser.parse_args()
-    Training(a.work, a.task, a.steps, a.seed, not a.eager).run()
+    Training(a.work, a.task, a.steps, a.seed, not a.eager, a.shipped).run()
 
 
 if __name__ == "__main__":

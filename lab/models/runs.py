@@ -99,7 +99,7 @@ class Fit:
         self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, rate)]
         if hidden:
             muon = torch.optim.Muon(
-                hidden, lr=hidden_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+                hidden, lr=hidden_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw", ns_steps=4
             )
             self.optimizers.append((muon, hidden_rate))
         self.mean = [p.detach().clone() for p in self.parameters] if average else []

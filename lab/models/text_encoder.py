@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from . import runs
+from . import quantised, runs
 from .captions import VOCABULARY
-from .files import WEIGHTS
+from .files import SCENES, WEIGHTS
 from .host import open_host
 from .text import caption_token_ids
 
@@ -120,10 +120,9 @@ def start_words(encoder: TextEncoder) -> None:
 
 
 def trained_text_encoder(work: Path) -> TextEncoder:
-    """The text encoder of `work`, as Fill's training left it."""
+    """The text encoder of `work`, as Fill's training left it; without one, the shipped one."""
     encoder, state = TextEncoder(), runs.load(work / "text_encoder.pt")
-    assert state, f"{work} has no trained text encoder."
-    encoder.load_state_dict(state)
+    encoder.load_state_dict(state or quantised.load(SCENES / "text.safetensors"))
     return encoder.eval().requires_grad_(False)
 
 
