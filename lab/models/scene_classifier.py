@@ -274,7 +274,8 @@ class Training:
         empty = [empty_crop(rng, data["image"][i], data["anything"][i]) for i in rows[::8]]
         nothing = [crop for crop in empty if crop is not None]
         given = softened(torch.stack([*crops, *nothing]), generator).to(runs.device())
-        features = self.classifier.features(given)
+        with runs.half_precision():
+            features = self.classifier.features(given)
         logits, count = self.classifier.logits(features), len(crops)
         wanted = torch.from_numpy(data["label"][rows]).to(given.device)
         kind = torch.cat([wanted[:, 0], wanted.new_full((len(nothing),), len(scenes.CLASSES))])
