@@ -56,7 +56,7 @@ CUT_OUT = " **Cut Out the Subject** finds it in each of them."
 PAPER = re.compile(r"\*\*(Models?|As in DreamCom's paper)\*\*")  # what a note has about real models
 TINY_NOTE = """
 
-**The model** is a tiny one, for trying the nodes: its pictures are small and blurred. Nothing cuts your photos out here; take PNGs with a transparent background, or put masks beside them. What needs an account, another pack or a LoRA of a large model is replaced or left out.
+**The model** is a tiny one, for trying the nodes: its pictures are small. Nothing cuts your photos out here; take PNGs with a transparent background, or put masks beside them. What needs an account, another pack or a LoRA of a large model is replaced or left out.
 """  # noqa: E501
 PICTURES = {"image", "folder"}  # inputs that may name one
 # what differs in single workflows: (workflow, node type) -> settings
@@ -107,6 +107,8 @@ def tiny_graph(name: str, fill: bool = False) -> Graph:
     for node in graph.values():
         kind, inputs = node["class_type"], node["inputs"]
         inputs |= SETTINGS.get(kind, {}) | APART.get((name, kind), {})
+        if fill and kind == "UNETLoader":
+            inputs["unet_name"] = FILL
         if uses_flow(graph):
             inputs |= FLOW_SETTINGS.get(kind, {}) | APART.get((name, kind), {})
             named = {key: inputs[key] for key in PICTURES if isinstance(inputs.get(key), str)}

@@ -13,7 +13,7 @@ from inlay.tools.example_pictures import EXAMPLES
 from inlay.tools.template_layout import without
 from inlay.tools.template_plans import MODELS, NOTE, PLANS
 from inlay.tools.templates import WORKFLOWS, note_of
-from inlay.tools.tiny import BOXES, GRAPHS, PAINTED_BY_FILL, read_graph, tiny_graph
+from inlay.tools.tiny import BOXES, FILL, GRAPHS, PAINTED_BY_FILL, read_graph, tiny_graph
 
 # Nodes that no published template shows, and why.
 APART = {
@@ -283,7 +283,9 @@ def test_the_tiny_variants_are_the_same_graphs_with_tiny_models():
         assert x + width <= picture.width
         assert y + height <= picture.height
     graphs = [tiny_graph(path.stem) for path in GRAPHS.glob("*.json")]
-    for graph in (*graphs, *(tiny_graph(name, fill=True) for name in PAINTED_BY_FILL)):
+    filled = [tiny_graph(name, fill=True) for name in PAINTED_BY_FILL]
+    assert all(graph["1"]["inputs"]["unet_name"] == FILL for graph in filled)
+    for graph in (*graphs, *filled):
         names = {value for node in graph.values() for value in node["inputs"].values()
                  if isinstance(value, str) and value.endswith(SUFFIXES)}  # fmt: skip
         assert all(name.startswith("inlay_tiny") for name in names)
