@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import autoencoders, flux, inpainting_unet, quantised, runs, scene_classifier, text_encoder
+from .export_weights import write_curves
 
 # the host's latents are the autoencoder's times this; the models work on the encoder's own scale
 SD_SCALE, SD_SHIFT = 0.18215, 0.0
@@ -103,6 +104,16 @@ def training_records(work: Path, parts: Iterable[str]) -> dict[str, dict]:
         if state := runs.load(work / f"{part}.pt"):
             minutes = round(state["seconds"] / 60, 1)
             found[part] = {"steps": state["step"], "minutes": minutes, "log": state["log"][-1:]}
+    return found
+
+
+def losses(work: Path, parts: Iterable[str]) -> dict[str, list[list[float]]]:
+    """Step, minutes and loss along each part's training."""
+    found = {}
+    for part in parts:
+        if state := runs.load(work / f"{part}.pt"):
+            rows = [row for row in state["log"] if "loss" in row]
+            found[part] = [[row[name] for name in ("step", "minutes", "loss")] for row in rows]
     return found
 
 
@@ -190,6 +201,8 @@ def main():
         )
     if a.ship:
         written = ship(parts, a.out, training_records(a.work, parts) if a.work else {})
+        if a.work:
+            write_curves(a.out / "curves", ["step", "minutes", "loss"], losses(a.work, parts))
     else:
         written = assemble(parts, a.out)
     for path in written:

@@ -116,10 +116,10 @@ class SceneClassifier(nn.Module):
         ]
 
 
-def trained_classifier(work: Path) -> SceneClassifier:
+def trained_classifier(work: Path | None) -> SceneClassifier:
     """The classifier trained in `work`, its running mean, without gradients; else the shipped one."""
     classifier = SceneClassifier()
-    if (work / "classifier.pt").exists():
+    if work and (work / "classifier.pt").exists():
         fit = runs.Fit(work / "classifier.pt", {"classifier": classifier}, STEPS, RATE, average=0.99)
         with runs.Averaged(fit):
             state = {name: value.clone() for name, value in classifier.state_dict().items()}

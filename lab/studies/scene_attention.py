@@ -1,6 +1,6 @@
 """What masked attention does in the world of `scenes` (DreamCom, sections 4.2 and 4.3, and its supplement).
 
-    python dev.py lab scene_attention --work DIR [--models FOLDER] [--only words light photo] [--pilot]
+    python dev.py lab scene_attention [--work DIR] [--models FOLDER] [--only words light photo] [--pilot]
 
 words: is the thing painted when the background holds one of its class, colour and pattern? Words everywhere
        against words in the box only, each with and without that twin; the interaction is the claim. For the

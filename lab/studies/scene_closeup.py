@@ -1,6 +1,6 @@
 """Does a close-up help small boxes on a transformer? Fill in the world of `scenes`, on larger pictures.
 
-    python dev.py lab scene_closeup --work DIR [--models FOLDER] [--subjects 20] [--rooms 4] [--only "8 %"]
+    python dev.py lab scene_closeup [--work DIR] [--models FOLDER] [--subjects 20] [--rooms 4] [--only "8 %"]
 
 DreamMix, section 3.2, on the tiny Fill model by `DisentangledInpaintSampler` itself: the whole picture, a
 window at the close-up's size, and the close-up followed by the whole window, into boxes of 8, 15 and 30 % of

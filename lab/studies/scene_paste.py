@@ -1,6 +1,6 @@
 """What the edit model changes outside the box, and what pasting leaves of that, in the world of `scenes`.
 
-    python dev.py lab scene_paste --work DIR [--models FOLDER] [--scenes 100]
+    python dev.py lab scene_paste [--work DIR] [--models FOLDER] [--scenes 100]
 
 The edit model paints the whole picture anew, from the scene with a grey box and a photo of the subject, and
 the result is pasted by the mask, with and without alignment and colour match. Outside: pixels beyond the

@@ -1,6 +1,6 @@
 """How good are the tiny models of the world of `scenes`? Held-out prompts, painted into held-out scenes.
 
-    python dev.py lab scene_quality --work DIR [--models FOLDER] [--prompts 200] [--only unet fill edit]
+    python dev.py lab scene_quality [--work DIR] [--models FOLDER] [--prompts 200] [--only unet fill edit]
 
 Each scene is rendered without its subject; a model paints the caption into the box that the subject and its
 shadow would take (the edit model also gets a photo of the subject from another side). The classifier,

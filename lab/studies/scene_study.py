@@ -5,19 +5,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..models import assemble
+from ... import dev
+from ..models import assemble, shipped
 from ..models.files import SCENES
 from .result_cache import cell
 
 
 def study_parser(description: str | None, name: str) -> argparse.ArgumentParser:
-    """Return a parser with --work, --models and --out; results go to DIR/`name` unless --out is given."""
+    """Return a parser with --work, --models and --out; results go to DIR/`name`, or out/scene_`name`."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True, help="folder of the trainings")
+    default = "without it, and for what is not trained there, the repository's weights"
+    parser.add_argument("--work", type=Path, metavar="DIR", help=f"folder of the trainings; {default}")
     parser.add_argument("--models", type=Path, help="a models folder that `assemble` wrote")
-    parser.add_argument("--out", type=Path, help=f"default: DIR/{name}")
+    parser.add_argument("--out", type=Path, help=f"default: DIR/{name}, or out/scene_{name}")
     parser.set_defaults(study=name)
     return parser
 
@@ -40,12 +42,16 @@ def study_folders(options: argparse.Namespace) -> tuple[Path, Path]:
     Where none was named they are assembled: each part from the training in DIR if there is one, else as the
     repository ships it.
     """
-    out = options.out or options.work / options.study
+    beside = options.work / options.study if options.work else dev.PACK / "out" / f"scene_{options.study}"
+    out = options.out or beside
     out.mkdir(parents=True, exist_ok=True)
     if options.models:
         return out, options.models
-    models = options.work / "models"
-    assemble.assemble(assemble.shipped_parts(SCENES) | assemble.trained_parts(options.work), models)
+    models = (options.work or out) / "models"
+    if options.work is None:
+        shipped.install(models)
+    else:
+        assemble.assemble(assemble.shipped_parts(SCENES) | assemble.trained_parts(options.work), models)
     return out, models
 
 

@@ -1,6 +1,6 @@
 """A subject by training, by a reference photo, or by both, on the tiny Fill and edit models.
 
-    python dev.py lab scene_subjects --work DIR [--models FOLDER] [--subjects 20] [--scenes 5] [--pilot]
+    python dev.py lab scene_subjects [--work DIR] [--models FOLDER] [--subjects 20] [--scenes 5] [--pilot]
 
 Every held-out subject has four photos. Fill and the edit model are finetuned on them (a LoRA, by the
 trainer's own machinery), and the subject is painted into held-out scenes whose truth is known: from words

@@ -1,6 +1,6 @@
 """Does the room's colour leak into a finetuned subject, and does masked self-attention stop it?
 
-    python dev.py lab scene_tint --work DIR [--models FOLDER] [--subjects 20] [--scenes 4] [--pilot]
+    python dev.py lab scene_tint [--work DIR] [--models FOLDER] [--subjects 20] [--scenes 4] [--pilot]
 
 DreamCom, section 4.3, in the world of `scenes`. A subject is learned from four photos with "a photo of sks
 mug", which does not name its colour. Then it is painted into the same scenes twice, once with a grey room and
