@@ -5,7 +5,19 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.lab.models import assemble, autoencoders, flux, flux_blocks, inpainting_unet, text_encoder
+from inlay.lab.models import (
+    assemble,
+    autoencoders,
+    files,
+    flux,
+    flux_blocks,
+    inpainting_unet,
+    quantised,
+    shipped,
+    text_encoder,
+)
+from inlay.lab.models.scene_classifier import trained_classifier
+from inlay.lab.studies import scene_quality
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +166,35 @@ def test_shipped_parts_come_back_and_are_small(parts, tmp_path):
     for part, state in parts.items():
         assert {n: v.shape for n, v in loaded[part].items()} == {n: v.shape for n, v in state.items()}
     assert sum(path.stat().st_size for path in written) < 62 * 2**20
+
+
+def test_shipped_models_are_written_once(tmp_path):
+    paths = shipped.install(tmp_path)
+    assert {path.name for path in paths} >= {"inlay_tiny_fill.safetensors", "inlay_tiny_clip.safetensors"}
+    written = [path.stat().st_mtime_ns for path in paths]
+    assert shipped.install(tmp_path) == paths
+    assert [path.stat().st_mtime_ns for path in paths] == written
+
+
+def test_the_shipped_classifier_knows_renderings():
+    """Of 20 held-out renderings it may miss three: of 200 it knows 19 in 20."""
+    tasks = scene_quality.held_out_tasks(20)
+    right, _ = scene_quality.scored(
+        trained_classifier(None), scene_quality.stacked(tasks, "truth"), tasks
+    )  # fmt: skip
+    assert sum(right["class and colour"]) >= 17
+
+
+@pytest.mark.parametrize("task", ["fill", "edit"])
+def test_a_training_goes_on_from_the_shipped_weights(in_process_host, tmp_path, task):
+    """With their words, which it does not train."""
+    begun = flux.Training(tmp_path, task, shipped=True)
+    weights = quantised.load(files.SCENES / "fill.safetensors")
+    assert begun.frozen == 0
+    name = "single_blocks.0.linear1.weight"
+    assert torch.equal(begun.model.state_dict()[name].cpu(), weights[name])
+    words = quantised.load(files.SCENES / "text.safetensors")["words"]
+    assert torch.equal(begun.encoder.words.detach().cpu(), words)
 
 
 def test_latents_are_made_standard_and_words_are_taken_from_the_earlier_world(in_process_host):
