@@ -51,7 +51,7 @@ FLOW_SETTINGS: dict[str, dict[str, Any]] = {
     "InlayCropForPainting": {"megapixels": 0.016},
 }
 # workflows with a finetuned subject that the tiny Fill model paints
-PAINTED_BY_FILL = ("insert_subject", "insert_small", "edit_attribute", "train_and_share")
+PAINTED_BY_FILL = ("insert_subject", "insert_small", "train_and_share")
 CUT_OUT = " **Cut Out the Subject** finds it in each of them."
 PAPER = re.compile(r"\*\*(Models?|As in DreamCom's paper)\*\*")  # what a note has about real models
 TINY_NOTE = """
