@@ -62,9 +62,8 @@ def single_block(block: Any, x: Tensor, vec: Tensor, pe: Tensor) -> Tensor:
 def compile_blocks(model: Any, backend: str = "inductor") -> None:
     """Let the blocks of a host's Flux compute with these functions, compiled for short prompts."""
     torch._dynamo.config.recompile_limit = 64  # one for each block and size
-    fast_double, fast_single = (
-        torch.compile(f, dynamic=False, backend=backend) for f in (double_block, single_block)
-    )
+    fast_double: Any = torch.compile(double_block, dynamic=False, backend=backend)
+    fast_single: Any = torch.compile(single_block, dynamic=False, backend=backend)
 
     def double(block, img, txt, vec, pe, attn_mask=None, transformer_options=None):
         return (fast_double if txt.shape[1] <= SHORT else double_block)(block, img, txt, vec, pe)
