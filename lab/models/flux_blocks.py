@@ -1,4 +1,4 @@
-"""The host's Flux blocks without in-place additions, compiled: a training step takes about a sixth less time.
+"""The host's Flux blocks without in-place additions, compiled: a training step takes about a fifth less time.
 
 The host adds residuals in place, which `torch.compile` cannot differentiate. These functions compute the same
 from the host's own layers (`comfy.ldm.flux.layers`); `compile_blocks` puts them into a model.
