@@ -219,14 +219,10 @@ class Training:
         tensors = self.data.tensors
         scene, hole = self.data.pick(rng, BATCH, subject=SUBJECT[self.task])
         content = tensors["content"][scene, hole].tolist()
-        whole = 0.6 if long else 0.0
         prompts, photos = [], []
         for index, c in zip(scene.tolist(), content, strict=True):
             photos.append(bool(photos_each) and c == 0 and rng.random() < 0.85)
-            if not long and c < 0:  # captions of whole pictures are longer than a short batch's
-                prompts.append("" if c != scene_data.EMPTY or rng.random() < 0.5 else captions.scenes.EMPTY)
-            else:
-                prompts.append(captions.prompt(rng, self.data.things[index], c, whole=whole))
+            prompts.append(captions.short_or_long(rng, self.data.things[index], c, long))
         # a photo makes words unnecessary: often there is only the class, or nothing
         if self.task == "edit":
             for i, (index, has) in enumerate(zip(scene.tolist(), photos, strict=True)):

@@ -11,6 +11,7 @@ and dreamcom.png.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,13 @@ def held_out_subject(index: int, references: int, backgrounds: int) -> Subject:
     return Subject(thing, torch.stack([to_image(p) for p in pictures]), masks, tasks)
 
 
-def finetuned(painter: Any, subject: Any, recipe, seed: int, size: int = SIZE):
-    """The MODEL of a painter (model, clip, vae) with a subject (thing, references, their masks) learned."""
+def finetuned(
+    painter: Any, subject: Any, recipe, seed: int, size: int = SIZE, regular: Sequence[Any] = ()
+) -> Any:
+    """The MODEL of a painter (model, clip, vae) with a subject (thing, references, their masks) learned.
+
+    `regular`: the Concepts of regular data, if there are any.
+    """
     from ...host.models import apply_lora
     from ...training.finetune.data import Concept, Reference
     from ...training.finetune.pipeline import (
@@ -96,8 +102,9 @@ def finetuned(painter: Any, subject: Any, recipe, seed: int, size: int = SIZE):
     caption = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
     pipeline = Pipeline(painter.model, painter.clip, painter.vae)
     with torch.inference_mode():
-        texts = encode_captions(pipeline, [caption], size)
-        examples = encode_concepts(pipeline, [Concept(caption, references)], texts, recipe, size, seed)
+        material = [Concept(caption, references), *regular]
+        texts = encode_captions(pipeline, [concept.caption for concept in material], size)
+        examples = encode_concepts(pipeline, material, texts, recipe, size, seed)
         lora, _ = train_lora(pipeline, EncodedData(examples, list(texts.values())), recipe, seed)
         return apply_lora(painter.model, lora)
 

@@ -118,12 +118,16 @@ class Painter:
                 sd=comfy.utils.load_torch_file(str(models / "vae" / "inlay_tiny_16.safetensors"))
             )
 
+    def encode(self, prompt: str) -> Tensor:
+        """The rows (1, L, 768) of a prompt."""
+        return self.clip.encode_from_tokens(self.clip.tokenize(prompt))
+
     @torch.inference_mode()
     def sample(
         self,
         images: Tensor,
         holes: Tensor,
-        prompts: Sequence[str],
+        prompts: Sequence[str] | Tensor,
         photos: Tensor | None,
         seed: int,
         model: Any = None,
@@ -132,8 +136,9 @@ class Painter:
     ) -> Tensor:
         """Latents (B, C, h, w) of images (B, H, W, 3) in [0, 1], their holes (B, H, W) painted.
 
-        `model` is a patched clone of the painter's own; steps 0 are those of SAMPLING. With `repaint` the
-        whole picture is painted anew, which the edit model can do: it reads the scene as a reference.
+        `prompts` are words or their encoded rows (B, L, 768). `model` is a patched clone of the painter's
+        own; steps 0 are those of SAMPLING. With `repaint` the whole picture is painted anew, which the edit
+        model can do: it reads the scene as a reference.
         """
         import comfy.sample
 
@@ -145,8 +150,8 @@ class Painter:
         else:
             condition = {"concat_latent_image": self.vae.encode(masked), "concat_mask": hole[:, None]}
         latent = self.vae.encode(image)
-        rows = torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(prompt)) for prompt in prompts])
-        nothing = self.clip.encode_from_tokens(self.clip.tokenize(""))
+        rows = prompts if isinstance(prompts, Tensor) else torch.cat([self.encode(p) for p in prompts])
+        nothing = self.encode("")
         return comfy.sample.sample(
             model or self.model, comfy.sample.prepare_noise(latent, seed), steps or usual, cfg, sampler,
             scheduler, [[rows, condition]], [[nothing, condition]], latent,

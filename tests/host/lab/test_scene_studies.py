@@ -9,6 +9,7 @@ from inlay.lab.models.scene_classifier import SceneClassifier
 from inlay.lab.studies import (
     scene_attention,
     scene_closeup,
+    scene_edits,
     scene_paste,
     scene_quality,
     scene_subjects,
@@ -125,3 +126,34 @@ def test_boxes_of_the_asked_size_are_painted_in_every_view(painter):
         near = torch.nn.functional.max_pool2d(task.hole[None, None], 2 * reach + 1, 1, reach)[0, 0]
         assert not changed[near == 0].any()
     assert numbers["the truth"][scene_closeup.GRADIENT] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("study", ["words", "data"])
+def test_edits_of_a_learned_subject_are_painted_in_every_way(painter, study, monkeypatch):
+    monkeypatch.setattr(scene_edits, "REGULAR_PROMPTS", 2)
+    monkeypatch.setattr(scene_edits, "REGULAR_EACH", 1)
+    choices = scene_edits.EditChoices(study, 2, 4, 1e-2, 1, 1, 1, "untrained")
+    measure, tabulated, ways = scene_edits.STUDIES[study]
+    pictures, numbers = measure(painter, SceneClassifier().eval(), 0, choices)
+    assert {*ways, "truth"} == set(pictures)
+    assert {*ways} <= set(numbers)
+    different = [pictures[way] for way in ways]
+    for index, image in enumerate(different):
+        alike = [way for way, other in zip(ways[index + 1 :], different[index + 1 :], strict=True)
+                 if torch.equal(image, other)]  # fmt: skip
+        assert not alike, f"{ways[index]} is painted like {alike}"
+    assert "standard errors" in tabulated([numbers, numbers], choices, "a classifier").markdown()
+
+
+def test_an_edit_contradicts_every_word_of_the_subject():
+    subject = scene_edits.edited_subject(3, 4)
+    own = set(scenes.looks_of(subject.thing))
+    assert len(own) == 2
+    for task, other in zip(subject.edits, subject.others, strict=True):
+        new = set(scenes.looks_of(task.thing))
+        assert len(new) == len(set(other.split())) == 2
+        assert not own & new
+        assert not own & set(other.split())
+        assert not new & set(other.split())
+        assert task.thing.shape == subject.thing.shape
+        assert scene_edits.TOKEN in scene_edits.edit_prompt(task).split()

@@ -1,0 +1,313 @@
+"""Can words still change a finetuned subject? Edits on the tiny Fill model (DreamMix, sections 3.3 and 3.4).
+
+    python dev.py lab scene_edits [--work DIR] [--models FOLDER] [--only words data] [--subjects 25] [--pilot]
+
+A striped red mug is trained as "sks mug"; then "a blue dotted sks mug" is painted: six edits of each subject,
+each in a held-out scene of its own, always another colour and another pattern. An edit is followed when the
+classifier finds the asked colour in the box.
+
+words: the subject is trained until about four of ten edits are followed. Then the plain prompt, the prompt
+       without the subject's own colour and pattern (attribute substitution, jointly and one after another),
+       and, as a control, without another colour and pattern. "not trained" is the edit without the token.
+data:  DreamMix's regular data: the subject alone; beside pictures of its class; beside pictures by prompts
+       of its attributes, with the token and without; and the subject alone for as many fewer steps as the
+       regular data takes of the loss. Edits followed, and the likeness of the subject as it is.
+
+A unit of a table is a subject; one JSON file for each, so an interrupted run goes on. --pilot takes 4.
+Writes edits_words.md, edits_data.md, .json and .png.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...evaluation.tables import Table
+from .. import scenes
+from ..models.scene_classifier import SceneClassifier, trained_classifier
+from . import picture_grid
+from .attention import change
+from .dreamcom import TOKEN, finetuned
+from .quality import write_table
+from .result_cache import fingerprint, pictures_of
+from .scene_quality import HELD_OUT, Painter, Task, as_image, model_file, stacked, task_of
+from .scene_study import rows_of, study_folders, subject_cells, subject_file, training_parser
+from .scene_subjects import PHOTOS, SIMILARITY, features, numbers_of
+
+EDITS, PILOT, SHOWN = 6, 4, 8
+REGULAR_PROMPTS, REGULAR_EACH = 8, 3
+FOLLOWED, PATTERN, CLASS, IDENTITY = "edit followed", "pattern followed", "class", "subject as it is"
+FREE, PLAIN = "not trained", "plain prompt"
+JOINT, SEQUENTIAL, CONTROL = "own words removed", "own words removed in turn", "other words removed"
+WORDS = (FREE, PLAIN, JOINT, SEQUENTIAL, CONTROL)
+BASE, SHORTER = "the subject alone", "the subject alone, fewer steps"
+CLASS_DATA, ADM, ADM_FREE = "+ pictures of the class", "+ attributes", "+ attributes, no token"
+DATA = (BASE, SHORTER, CLASS_DATA, ADM, ADM_FREE)
+FOLLOWED_CHECK = (0.25, 0.55)  # of the edits by the plain prompt: else nothing resists, or nothing can help
+
+
+@dataclass(frozen=True)
+class EditChoices:
+    """Everything that decides a subject's numbers; kept with them."""
+
+    study: str
+    steps: int
+    rank: int
+    learning_rate: float
+    batch_size: int
+    edits: int
+    sampling_steps: int
+    model: str
+
+
+@dataclass(frozen=True)
+class EditedSubject:
+    """A thing with photos (R, H, W, 3) and masks (R, H, W), its edits, and scenes of both.
+
+    `edits` are the tasks of the edited things, `others` a colour and a pattern for each that are neither its
+    own nor the edit's, and `as_is` tasks of the thing itself.
+    """
+
+    thing: scenes.Thing
+    references: Tensor
+    reference_masks: Tensor
+    edits: list[Task]
+    others: list[str]
+    as_is: list[Task]
+
+
+def edited_subject(index: int, count: int) -> EditedSubject:
+    """Subject number `index` with `count` edits: classes take turns, all else is drawn."""
+    rng = np.random.default_rng([HELD_OUT, 13, index])
+    patterns = [pattern for pattern in scenes.PATTERNS if pattern != "plain"]
+    thing = scenes.sample_thing(
+        rng, kind=scenes.CLASSES[index % len(scenes.CLASSES)], pattern=str(rng.choice(patterns)),
+        accessory="none", emblems=(),
+    )  # fmt: skip
+    photos = [
+        scenes.render(scenes.sample_scene(rng, thing, others=0, scale=(0.62, 0.72))) for _ in range(PHOTOS)
+    ]
+    free = [name for name in scenes.COLOURS if name != thing.colour]
+    edits, others = [], []
+    for _ in range(count):
+        colour, other = (str(name) for name in rng.choice(free, 2, replace=False))
+        pattern, spare = (str(p) for p in rng.permutation([p for p in patterns if p != thing.pattern]))
+        edited = replace(thing, colour=colour, pattern=pattern)
+        edits.append(task_of(scenes.sample_scene(rng, edited), rng))
+        others.append(f"{other} {spare}")
+    as_is = [task_of(scenes.sample_scene(rng, thing), rng) for _ in range(count)]
+    masks = torch.stack([torch.from_numpy(p.mask > 0.5).float() for p in photos])
+    return EditedSubject(thing, torch.stack([as_image(p.image) for p in photos]), masks, edits, others, as_is)
+
+
+def edit_prompt(task: Task, token: str = TOKEN) -> str:
+    """'a photo of a blue dotted sks mug'."""
+    return scenes.phrase([*scenes.looks_of(task.thing), *([token] if token else [])], task.thing.kind)
+
+
+def encoded(painter: Painter, prompts: Sequence[str], removed: Sequence[str], projection: str) -> Tensor:
+    """Rows (B, L, 768) of the prompts without the words to remove, by the node itself."""
+    from ...nodes import AttributeSubstitutionEncode
+
+    rows = []
+    with torch.inference_mode():
+        for prompt, words in zip(prompts, removed, strict=True):
+            output: Any = AttributeSubstitutionEncode.execute(
+                painter.clip, prompt, words, projection=projection
+            )
+            rows.append(output.result[0][0][0])
+    return torch.cat(rows)
+
+
+def edit_numbers(classifier: SceneClassifier, images: Tensor, tasks: list[Task]) -> dict[str, float]:
+    """How far edits (n, H, W, 3) are followed, and how like the edited truth they are."""
+    holes = stacked(tasks, "hole")
+    verdicts = classifier.describe(images.movedim(-1, 1), holes)
+    shares = {
+        name: float(
+            np.mean(
+                [getattr(v, word) == getattr(t.thing, word) for v, t in zip(verdicts, tasks, strict=True)]
+            )
+        )
+        for name, word in {FOLLOWED: "colour", PATTERN: "pattern", CLASS: "kind"}.items()
+    }
+    likeness = features(classifier, images, holes) * features(classifier, stacked(tasks, "truth"), holes)
+    return {**shares, SIMILARITY: float(likeness.sum(1).mean())}
+
+
+def paint(painter: Painter, tasks: list[Task], prompts: Sequence[str] | Tensor, seed: int, model, steps: int):
+    """Pictures (n, H, W, 3) of the prompts, or of their rows, in the tasks' boxes."""
+    images, holes = stacked(tasks, "background"), stacked(tasks, "hole")
+    return painter.paint(images, holes, prompts, None, seed, model, steps).cpu()
+
+
+def regular_data(painter: Painter, prompts: Sequence[str], index: int, steps: int) -> list[Any]:
+    """Pictures that the model paints by the prompts in empty rooms, by prompt (DreamMix, section 3.3)."""
+    from ...training.finetune.data import Reference
+    from ...training.finetune.regular_data import changed_mask, group_by_prompt
+
+    rng = np.random.default_rng([HELD_OUT, 14, index])
+    alone = [scenes.sample_scene(rng, others=0, scale=(0.5, 0.72)) for _ in prompts]
+    tasks = [task_of(scene, rng) for scene in alone]
+    images = paint(painter, tasks, prompts, index, None, steps)
+    outlines = [changed_mask(image, t.background, t.hole) for image, t in zip(images, tasks, strict=True)]
+    return group_by_prompt([Reference(*pair) for pair in zip(images, outlines, strict=True)], list(prompts))
+
+
+def recipe_of(name: str, choices: EditChoices, painter: Painter, steps: int = 0):
+    from ...training.finetune.diffusion_transformers import resolved_recipe
+    from ...training.finetune.recipes import RECIPES
+
+    recipe = RECIPES[name].with_choices(
+        steps=steps or choices.steps, rank=choices.rank, learning_rate=choices.learning_rate,
+        batch_size=choices.batch_size, resolution=scenes.SIZE,
+    )  # fmt: skip
+    # the batch does what accumulation does where memory is short
+    recipe = replace(recipe, accumulation=1, prompt="a photo of a {token} {class_name}")
+    return resolved_recipe(recipe, painter.model)
+
+
+def measure_words(painter: Painter, classifier: SceneClassifier, index: int, choices: EditChoices):
+    """Pictures and numbers of one subject's edits, by what was removed from the prompt."""
+    from ...conditioning.substitution import JOINT as TOGETHER
+    from ...conditioning.substitution import SEQUENTIAL as IN_TURN
+
+    subject = edited_subject(index, choices.edits)
+    tuned = finetuned(painter, subject, recipe_of("DreamCom", choices, painter), index, scenes.SIZE)
+    prompts = [edit_prompt(task) for task in subject.edits]
+    own = [" ".join(scenes.looks_of(subject.thing))] * len(prompts)
+    said: dict[str, Any] = {
+        FREE: [edit_prompt(task, "") for task in subject.edits],
+        PLAIN: prompts,
+        JOINT: encoded(painter, prompts, own, TOGETHER),
+        SEQUENTIAL: encoded(painter, prompts, own, IN_TURN),
+        CONTROL: encoded(painter, prompts, subject.others, TOGETHER),
+    }
+    pictures = {"truth": stacked(subject.edits, "truth")}
+    for way, words in said.items():
+        model = None if way == FREE else tuned
+        pictures[way] = paint(painter, subject.edits, words, index, model, choices.sampling_steps)
+    return pictures, {way: edit_numbers(classifier, x, subject.edits) for way, x in pictures.items()}
+
+
+def measure_data(painter: Painter, classifier: SceneClassifier, index: int, choices: EditChoices):
+    """Pictures and numbers of one subject's edits, by what it was trained beside."""
+    from ...training.finetune.attribute_dictionary import SUBJECT, compose_prompts
+
+    subject, thing = (drawn := edited_subject(index, choices.edits)), drawn.thing
+    recipe = recipe_of("DreamMix", choices, painter)
+    attributes = {"colour": [thing.colour], "pattern": [thing.pattern]}
+    template = f"a photo of a {SUBJECT}"
+
+    def data(prompts: Sequence[str]):
+        each = REGULAR_PROMPTS * REGULAR_EACH // len(prompts)
+        said = [prompt for prompt in prompts for _ in range(each)]
+        return regular_data(painter, said, index, choices.sampling_steps)
+
+    def composed(token: str) -> list[str]:
+        return compose_prompts(attributes, thing.kind, token, REGULAR_PROMPTS, index, template)
+
+    fewer = recipe_of("DreamMix", choices, painter, round((1 - recipe.beta) * choices.steps))
+    ways = {
+        BASE: (recipe, []),
+        SHORTER: (fewer, []),
+        CLASS_DATA: (recipe, data([scenes.phrase([], thing.kind)])),
+        ADM: (recipe, data(composed(TOKEN))),
+        ADM_FREE: (recipe, data(composed(""))),
+    }
+    edits = [edit_prompt(task) for task in subject.edits]
+    as_is = [scenes.caption(thing, TOKEN)] * len(subject.as_is)
+    pictures, numbers = {"truth": stacked(subject.edits, "truth")}, {}
+    for way, (taught, regular) in ways.items():
+        model = finetuned(painter, subject, taught, index, scenes.SIZE, regular)
+        pictures[way] = paint(painter, subject.edits, edits, index, model, choices.sampling_steps)
+        same = paint(painter, subject.as_is, as_is, index, model, choices.sampling_steps)
+        identity = numbers_of(classifier, same, subject.as_is)[SIMILARITY]
+        numbers[way] = {**edit_numbers(classifier, pictures[way], subject.edits), IDENTITY: identity}
+    return pictures, numbers
+
+
+def notes_of(results: list, choices: EditChoices, name: str) -> list[str]:
+    return [
+        f"{len(results)} subjects x {choices.edits} edits, seed {HELD_OUT}; errors over subjects; similarity"
+        f" to the edited truth by {name}. {choices.steps} training steps of {choices.batch_size}, rank"
+        f" {choices.rank}, rate {choices.learning_rate:g}, {PHOTOS} photos.",
+    ]
+
+
+def words_table(results: list, choices: EditChoices, name: str) -> Table:
+    """Means over subjects, and what the removal changes."""
+    rows = rows_of(results)
+    table = Table("Edits of a finetuned subject, by what was removed from the prompt", rows)
+    followed, (low, high) = float(np.mean(rows[PLAIN][FOLLOWED])), FOLLOWED_CHECK
+    notes = notes_of(results, choices, name)
+    notes.append(
+        f"Manipulation check: the plain prompt is followed in {followed:.3f}, wanted {low} to {high}."
+    )
+    pairs = ((JOINT, PLAIN), (SEQUENTIAL, PLAIN), (CONTROL, PLAIN), (JOINT, CONTROL))
+    notes += [change(table, *pair, m) for pair in pairs for m in (FOLLOWED, SIMILARITY)]
+    return replace(table, notes=notes)
+
+
+def data_table(results: list, choices: EditChoices, name: str) -> Table:
+    """Means over subjects, and what the regular data changes."""
+    rows = rows_of(results)
+    table = Table("Edits of a finetuned subject, by what it was trained beside", rows)
+    pairs = (
+        (SHORTER, BASE),
+        (CLASS_DATA, BASE),
+        (ADM, BASE),
+        (ADM, CLASS_DATA),
+        (ADM, SHORTER),
+        (ADM_FREE, ADM),
+    )
+    notes = notes_of(results, choices, name)
+    notes += [change(table, *pair, m) for pair in pairs for m in (FOLLOWED, IDENTITY)]
+    return replace(table, notes=notes)
+
+
+def edit_sheet(folder: Path, count: int, choices: EditChoices, ways: Sequence[str], side: int = 144):
+    """The first subjects, one edit each: a photo | the box | every way | the edited truth."""
+    cells = []
+    for index in range(count):
+        subject, pictures = edited_subject(index, choices.edits), pictures_of(subject_file(folder, index))
+        task = subject.edits[0]
+        panels = [picture_grid.shown(subject.references[0], side)]
+        panels.append(picture_grid.shown(task.background, side, task.box))
+        panels += [picture_grid.shown(pictures[way][0], side) for way in (*ways, "truth")]
+        cells.append(picture_grid.Cell(panels, [edit_prompt(task).removeprefix("a photo of ")]))
+    return picture_grid.grid(" | ".join(["a photo", "the box", *ways, "the truth"]), cells, 1)
+
+
+STUDIES: dict[str, Any] = {
+    "words": (measure_words, words_table, WORDS),
+    "data": (measure_data, data_table, DATA),
+}
+
+
+def main():
+    parser = training_parser(__doc__, "edits", EDITS, PILOT)
+    parser.set_defaults(subjects=25)
+    parser.add_argument("--only", nargs="*", default=list(STUDIES), choices=list(STUDIES))
+    a = parser.parse_args()
+    out, models = study_folders(a)
+    classifier, count = trained_classifier(a.work), PILOT if a.pilot else a.subjects
+    painter, file = Painter("fill", models), fingerprint(model_file("fill", models))
+    for study in a.only:
+        measure, tabulated, ways = STUDIES[study]
+        choices = EditChoices(study, a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, file)
+        folder = out / study
+        results = subject_cells(
+            folder, count, choices, partial(measure, painter, classifier, choices=choices)
+        )
+        write_table(tabulated(results, choices, classifier.name), out, f"edits_{study}")
+        edit_sheet(folder, min(SHOWN, count), choices, ways).save(out / f"edits_{study}.png")
+
+
+if __name__ == "__main__":
+    main()
