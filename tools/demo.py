@@ -120,7 +120,7 @@ def demo(options: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for node, name in ((PLAIN, "plain"), (INLAY, "with_inlay"), (LOSS, "loss")):
         save(picture(result, node), out / f"{name}.png")
-    note = f"{Path(model).stem}, seed {job.seed}, {seconds:.0f} s with the training"
+    note = f"{Path(model).stem}, seed {job.seed}, {seconds:.0f} s in all"
     contact_sheet = save(draw_sheet(job, result, note), out / "contact_sheet.png")
     print(f"\nDone in {seconds:.0f} s.\n")
     say("look at", short(contact_sheet))

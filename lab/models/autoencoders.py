@@ -25,7 +25,7 @@ from .files import SCENES, WEIGHTS
 from .host import open_host
 
 CROP, BATCH = 48, 12
-STEPS = {"autoencoder4": 4000, "autoencoder16": 4000, "decoder4": 8000, "decoder16": 3000}
+STEPS = {"autoencoder4": 3200, "autoencoder16": 3200, "decoder4": 8000, "decoder16": 3000}
 RATE = {"autoencoder4": 3e-4, "autoencoder16": 1e-3, "decoder4": 3e-4, "decoder16": 3e-4}
 APART = 0.5  # share of the steps in which the halves of the one with 16 channels learn apart
 HELD_OUT = 424_242  # no training draws from this seed

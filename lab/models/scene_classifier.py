@@ -39,7 +39,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 POSE = ("x", "z", "scale", "yaw")
 GROUP, VIEWS, SHARD = 4, 2, 32  # things that differ in one respect, pictures of each, groups in a file
-GROUPS, BATCH, STEPS, RATE = 1280, 12, 5000, 3e-3
+GROUPS, BATCH, STEPS, RATE = 1280, 12, 4000, 3e-3
 TEMPERATURE = 0.1
 
 

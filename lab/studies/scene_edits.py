@@ -14,7 +14,7 @@ data:  DreamMix's regular data: the subject alone; beside pictures of its class;
        regular data takes of the loss. Edits followed, and the likeness of the subject as it is.
 
 A unit of a table is a subject; one JSON file for each, so an interrupted run goes on. --pilot takes 4.
-Writes edits_words.md, edits_data.md, .json and .png.
+Writes edits_words.md, edits_data.md, .json and .jpg.
 """
 
 from collections.abc import Sequence
@@ -306,7 +306,8 @@ def main():
             folder, count, choices, partial(measure, painter, classifier, choices=choices)
         )
         write_table(tabulated(results, choices, classifier.name), out, f"edits_{study}")
-        edit_sheet(folder, min(SHOWN, count), choices, ways).save(out / f"edits_{study}.png")
+        sheet = edit_sheet(folder, min(SHOWN, count), choices, ways)
+        sheet.save(out / f"edits_{study}.jpg", quality=88)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Every held-out subject has four photos. Fill and the edit model are finetuned on
 trainer's own machinery), and the subject is painted into held-out scenes whose truth is known: from words
 alone, with one photo as a reference (edit model), with the LoRA, and with both. Similarity is that of the
 painted box and the true one, by the classifier's features. A unit of the table is a subject; one JSON file
-for each, so an interrupted run goes on. --pilot takes 4 subjects. Writes subjects_KIND.md, .json and .png.
+for each, so an interrupted run goes on. --pilot takes 4 subjects. Writes subjects_KIND.md, .json and .jpg.
 """
 
 from dataclasses import dataclass, replace
@@ -171,7 +171,8 @@ def main():
         measure = partial(measure_subject, painter, classifier, choices=choices)
         results = subject_cells(folder, count, choices, measure)
         write_table(subject_table(results, choices, classifier.name), out, f"subjects_{kind}")
-        subject_sheet(folder, min(SHOWN, count), choices).save(out / f"subjects_{kind}.png")
+        sheet = subject_sheet(folder, min(SHOWN, count), choices)
+        sheet.save(out / f"subjects_{kind}.jpg", quality=88)
 
 
 if __name__ == "__main__":

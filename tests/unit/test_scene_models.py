@@ -72,6 +72,21 @@ def test_prompts_speak_of_the_hole_or_of_the_picture():
     assert 12 <= free <= 54  # a tenth of 300, three standard errors are 16
 
 
+def test_prompts_of_a_short_batch_fit_its_tokens():
+    """A short batch speaks of the hole alone; a long one also of the whole picture."""
+    rng = np.random.default_rng(6)
+    things = [{name: getattr(t, name) for name in scene_data.WORDS}
+              for t in scenes.sample_scene(rng, others=2).things]  # fmt: skip
+    for content in (0, EMPTY, UNCLEAR):
+        short, long = (
+            [captions.short_or_long(rng, things, content, long) for _ in range(200)] for long in (False, True)
+        )
+        # a word is a token here; two more mark the beginning and the end
+        assert max(len(text.split()) for text in short) + 2 <= flux.SHORT
+        assert not any(text.endswith("in a room") for text in short)
+        assert any(text.endswith("in a room") for text in long)
+
+
 def test_every_word_of_a_caption_is_trained():
     rng, known = np.random.default_rng(4), {*captions.VOCABULARY, *captions.FILLERS}
     for seed in range(300):
