@@ -1,14 +1,15 @@
 """Does the room's colour leak into a finetuned subject, and does masked self-attention stop it?
 
-    python dev.py lab scene_tint [--work DIR] [--models FOLDER] [--subjects 20] [--scenes 4] [--pilot]
+    python dev.py lab scene_tint [--kind fill] [--work DIR] [--models FOLDER] [--subjects 20] [--pilot]
 
 DreamCom, section 4.3, in the world of `scenes`. A subject is learned from four photos with "a photo of sks
 mug", which does not name its colour. Then it is painted into the same scenes twice, once with a grey room and
-once with a tinted one, by the self-attention layers that are masked. Its colour is the median under its true
-outline. The shift from the grey room to the tinted one along the tint, less the shift of the true renderings,
-is the leak: positive where the subject takes on the room's colour. A unit of the table is a subject; one JSON
-file for each, so an interrupted run goes on. --pilot takes 4 subjects and prints the manipulation check:
-without a mask the leak must differ from zero by two standard errors. Writes tint.md, tint.json and tint.png.
+once with a tinted one, by the self-attention layers that are masked: with the UNet DreamCom's four choices of
+layers, with Fill all blocks or none. Its colour is the median under its true outline. The shift from the grey
+room to the tinted one along the tint, less the shift of the true renderings, is the leak: positive where the
+subject takes on the room's colour. A unit of the table is a subject; one JSON file for each, so an
+interrupted run goes on. --pilot takes 4 subjects and prints the manipulation check: without a mask the leak
+must differ from zero by two standard errors. Writes tint_KIND.md, .json and .jpg.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from torch import Tensor
 from ...evaluation.tables import Table
 from .. import scenes
 from . import picture_grid
-from .attention import LAYERS, change
+from .attention import LAYERS, Masking, change
 from .dreamcom import TOKEN, finetuned
 from .quality import write_table
 from .result_cache import fingerprint, pictures_of
@@ -35,6 +36,12 @@ LEAK, SHIFT = "leak along the tint", "shift along the tint"
 COLOURS = ("white", "yellow", "pink", "cyan")  # of subjects: light ones show a tint
 TINTS = ("red", "green", "blue", "purple")
 PILOT, PHOTOS = 4, 4
+BLOCKS: dict[str, Masking] = {  # of Fill; its words stay free, as in the UNet's rows
+    "(a) none": {"self_layers": "none", "cross_strength": 0.0},
+    "(b) all": {"self_layers": "all", "cross_strength": 0.0},
+    "(c) all, renormalised": {"self_layers": "all", "cross_strength": 0.0, "operator": "renormalised"},
+}
+WAYS = {"unet": LAYERS, "fill": BLOCKS}
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ def measure_subject(painter: Painter, index: int, choices: TintChoices, recipe) 
     true = shifts(stacked(subject.grey, "truth"), stacked(subject.tinted, "truth"), subject)
     pictures: dict[str, Tensor] = {"truth": stacked(subject.tinted, "truth")}
     numbers: dict[str, dict[str, float]] = {}
-    for way, masking in LAYERS.items():
+    for way, masking in WAYS[painter.kind].items():
         painted = []
         for tasks in (subject.grey, subject.tinted):
             images, holes, photos = (stacked(tasks, name) for name in ("background", "hole", "photo"))
@@ -145,10 +152,13 @@ def measure_subject(painter: Painter, index: int, choices: TintChoices, recipe) 
     return pictures, numbers
 
 
-def tint_table(results: list[dict], choices: TintChoices) -> Table:
+def tint_table(results: list[dict], choices: TintChoices, kind: str) -> Table:
     """Means over subjects, with the manipulation check."""
     rows = rows_of(results)
-    table, (nobody, *others) = Table("The colour of a finetuned subject in tinted rooms", rows), LAYERS
+    table, (nobody, *others) = (
+        Table(f"The colour of a finetuned subject in tinted rooms, {kind}", rows),
+        WAYS[kind],
+    )
     leak = np.array(rows[nobody][LEAK])
     error = leak.std(ddof=1) / len(leak) ** 0.5 if len(leak) > 1 else float("nan")
     notes = [
@@ -160,37 +170,41 @@ def tint_table(results: list[dict], choices: TintChoices) -> Table:
     return replace(table, notes=notes)
 
 
-def tint_sheet(folder: Path, count: int, choices: TintChoices, side: int = 144):
+def tint_sheet(folder: Path, count: int, choices: TintChoices, kind: str, side: int = 144):
     """The first subjects, one scene each: a photo | the box | every way | the truth."""
     cells = []
     for index in range(count):
         subject, pictures = tinted_subject(index, choices.scenes), pictures_of(subject_file(folder, index))
         panels = [picture_grid.shown(subject.references[0], side)]
         panels.append(picture_grid.shown(subject.tinted[0].background, side, subject.tinted[0].box))
-        panels += [picture_grid.shown(pictures[way][0], side) for way in (*LAYERS, "truth")]
+        panels += [picture_grid.shown(pictures[way][0], side) for way in (*WAYS[kind], "truth")]
         words = scenes.caption(subject.thing).removeprefix("a photo of ")
         cells.append(picture_grid.Cell(panels, [words]))
-    return picture_grid.grid(" | ".join(["a photo", "the box", *LAYERS, "the truth"]), cells, 1)
+    return picture_grid.grid(" | ".join(["a photo", "the box", *WAYS[kind], "the truth"]), cells, 1)
 
 
 def main():
     parser = training_parser(__doc__, "tint", 4, PILOT)
+    parser.add_argument("--kind", default="unet", choices=list(WAYS))
     a = parser.parse_args()
     out, models = study_folders(a)
-    painter = Painter("unet", models)
+    painter = Painter(a.kind, models)
+    from ...training.finetune.diffusion_transformers import resolved_recipe
     from ...training.finetune.recipes import RECIPES
 
-    file = model_file("unet", models)
+    file = model_file(a.kind, models)
     choices = TintChoices(a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, fingerprint(file))
     recipe = RECIPES["DreamCom"].with_choices(
         steps=a.steps, rank=choices.rank, learning_rate=a.rate, batch_size=choices.batch_size,
         resolution=scenes.SIZE,
     )  # fmt: skip
-    count, folder = PILOT if a.pilot else a.subjects, out / "subjects"
+    recipe = resolved_recipe(recipe, painter.model)
+    count, folder = PILOT if a.pilot else a.subjects, out / a.kind
     measure = partial(measure_subject, painter, choices=choices, recipe=recipe)
     results = subject_cells(folder, count, choices, measure)
-    write_table(tint_table(results, choices), out, "tint")
-    tint_sheet(folder, min(8, count), choices).save(out / "tint.png")
+    write_table(tint_table(results, choices, a.kind), out, f"tint_{a.kind}")
+    sheet = tint_sheet(folder, min(8, count), choices, a.kind)
+    sheet.save(out / f"tint_{a.kind}.jpg", quality=88)
 
 
 if __name__ == "__main__":
