@@ -47,11 +47,11 @@ SHAPE = {
     "txt_ids_dims": [],
 }
 CHANNELS = {"fill": 16 + 16 + 64, "edit": 16}
-STEPS = {"fill": 9000, "edit": 2300}
+STEPS = {"fill": 6200, "edit": 6000}
 BATCH = 48
 RATE, MUON_RATE = 5e-4, 2e-3  # the second is that of the blocks' matrices, without those of the modulation
 FROZEN = 0.18  # share of Fill's first steps after which the text encoder stays as it is
-WINDOWED, WINDOW = {"fill": 0.90, "edit": 0.75}, 12
+WINDOWED, WINDOW = {"fill": 0.65, "edit": 0.85}, 12
 SUBJECT = {"fill": 0.8, "edit": 0.85}  # share of holes about the subject: its photo shows it
 PHOTOS = (1, 1, 1, 2, 1, 0, 1, 2)  # photos of the subject in turn, from step to step
 SHORT, LONG, EVERY = 16, 77, 16  # text tokens of most batches, and of one in EVERY
