@@ -64,7 +64,7 @@ def prompt(
     return picture_caption(rng, things) if rng.random() < 0.8 else ""
 
 
-def short_or_long(rng: np.random.Generator, things: list[dict[str, str]], content: int, long: bool) -> str:
+def batch_prompt(rng: np.random.Generator, things: list[dict[str, str]], content: int, long: bool) -> str:
     """The prompt of an example in a batch of few text tokens, where no whole picture fits, or of many."""
     if not long and content < 0:
         return "" if content != EMPTY or rng.random() < 0.5 else scenes.EMPTY

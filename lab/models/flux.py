@@ -222,7 +222,7 @@ class Training:
         prompts, photos = [], []
         for index, c in zip(scene.tolist(), content, strict=True):
             photos.append(bool(photos_each) and c == 0 and rng.random() < 0.85)
-            prompts.append(captions.short_or_long(rng, self.data.things[index], c, long))
+            prompts.append(captions.batch_prompt(rng, self.data.things[index], c, long))
         # a photo makes words unnecessary: often there is only the class, or nothing
         if self.task == "edit":
             for i, (index, has) in enumerate(zip(scene.tolist(), photos, strict=True)):

@@ -176,7 +176,7 @@ class Training:
         masked, holes = tensors["masked"][scene, hole], tensors["hole"][scene, hole][:, None]
         content = tensors["content"][scene, hole].tolist()
         prompts = [
-            captions.short_or_long(rng, self.data.things[s], c, long)
+            captions.batch_prompt(rng, self.data.things[s], c, long)
             for s, c in zip(scene.tolist(), content, strict=True)
         ]
         parts = [tensors["latent"][scene], tensors["look"][scene], masked, holes]

@@ -6,12 +6,13 @@ A striped red mug is trained as "sks mug"; then "a blue dotted sks mug" is paint
 each in a held-out scene of its own, always another colour and another pattern. An edit is followed when the
 classifier finds the asked colour in the box.
 
-words: the subject is trained until about four of ten edits are followed. Then the plain prompt, the prompt
-       without the subject's own colour and pattern (attribute substitution, jointly and one after another),
-       and, as a control, without another colour and pattern. "not trained" is the edit without the token.
+words: the subject is trained until about four of ten edits are followed and its shape still holds (--steps
+       and --rate; the pilot prints the share and shows the shapes). Then the plain prompt, the prompt without
+       the subject's own colour and pattern (attribute substitution, jointly and one after another), and, as a
+       control, without another colour and pattern. "not trained" is the edit without the token.
 data:  DreamMix's regular data: the subject alone; beside pictures of its class; beside pictures by prompts
-       of its attributes, with the token and without; and the subject alone for as many fewer steps as the
-       regular data takes of the loss. Edits followed, and the likeness of the subject as it is.
+       of its attributes, with the token and without. Every step sees as many examples of the subject, for
+       regular data comes in addition. Edits followed, and the likeness of the subject as it is.
 
 A unit of a table is a subject; one JSON file for each, so an interrupted run goes on. --pilot takes 4.
 Writes edits_words.md, edits_data.md, .json and .jpg.
@@ -20,34 +21,47 @@ Writes edits_words.md, edits_data.md, .json and .jpg.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...conditioning.substitution import JOINT, SEQUENTIAL
 from ...evaluation.tables import Table
 from .. import scenes
 from ..models.scene_classifier import SceneClassifier, trained_classifier
-from . import picture_grid
 from .attention import change
 from .dreamcom import TOKEN, finetuned
 from .quality import write_table
-from .result_cache import fingerprint, pictures_of
-from .scene_quality import HELD_OUT, Painter, Task, as_image, model_file, stacked, task_of
-from .scene_study import rows_of, study_folders, subject_cells, subject_file, training_parser
-from .scene_subjects import PHOTOS, SIMILARITY, features, numbers_of
+from .result_cache import fingerprint
+from .scene_quality import HELD_OUT, Painter, Task, model_file, stacked, task_of
+from .scene_study import rows_of, study_folders, subject_cells, training_parser
+from .scene_subjects import (
+    PHOTOS,
+    SHOWN,
+    SIMILARITY,
+    comparison_sheet,
+    features,
+    numbers_of,
+    reference_photos,
+    study_recipe,
+)
 
-EDITS, PILOT, SHOWN = 6, 4, 8
+EDITS, PILOT = 6, 4
+PROMPT = "a photo of a {token} {class_name}"  # as the captions that the model knows
 REGULAR_PROMPTS, REGULAR_EACH = 8, 3
 FOLLOWED, PATTERN, CLASS, IDENTITY = "edit followed", "pattern followed", "class", "subject as it is"
 FREE, PLAIN = "not trained", "plain prompt"
-JOINT, SEQUENTIAL, CONTROL = "own words removed", "own words removed in turn", "other words removed"
-WORDS = (FREE, PLAIN, JOINT, SEQUENTIAL, CONTROL)
-BASE, SHORTER = "the subject alone", "the subject alone, fewer steps"
-CLASS_DATA, ADM, ADM_FREE = "+ pictures of the class", "+ attributes", "+ attributes, no token"
-DATA = (BASE, SHORTER, CLASS_DATA, ADM, ADM_FREE)
+OWN, IN_TURN, OTHERS = "own words removed", "own words removed in turn", "other words removed"
+WORDS = (FREE, PLAIN, OWN, IN_TURN, OTHERS)
+BASE, CLASS_DATA, ADM, ADM_FREE = (
+    "the subject alone",
+    "+ pictures of the class",
+    "+ attributes",
+    "+ attributes, no token",
+)
+DATA = (BASE, CLASS_DATA, ADM, ADM_FREE)
 FOLLOWED_CHECK = (0.25, 0.55)  # of the edits by the plain prompt: else nothing resists, or nothing can help
 
 
@@ -89,9 +103,7 @@ def edited_subject(index: int, count: int) -> EditedSubject:
         rng, kind=scenes.CLASSES[index % len(scenes.CLASSES)], pattern=str(rng.choice(patterns)),
         accessory="none", emblems=(),
     )  # fmt: skip
-    photos = [
-        scenes.render(scenes.sample_scene(rng, thing, others=0, scale=(0.62, 0.72))) for _ in range(PHOTOS)
-    ]
+    references, masks = reference_photos(rng, thing)
     free = [name for name in scenes.COLOURS if name != thing.colour]
     edits, others = [], []
     for _ in range(count):
@@ -101,8 +113,7 @@ def edited_subject(index: int, count: int) -> EditedSubject:
         edits.append(task_of(scenes.sample_scene(rng, edited), rng))
         others.append(f"{other} {spare}")
     as_is = [task_of(scenes.sample_scene(rng, thing), rng) for _ in range(count)]
-    masks = torch.stack([torch.from_numpy(p.mask > 0.5).float() for p in photos])
-    return EditedSubject(thing, torch.stack([as_image(p.image) for p in photos]), masks, edits, others, as_is)
+    return EditedSubject(thing, references, masks, edits, others, as_is)
 
 
 def edit_prompt(task: Task, token: str = TOKEN) -> str:
@@ -159,34 +170,19 @@ def regular_data(painter: Painter, prompts: Sequence[str], index: int, steps: in
     return group_by_prompt([Reference(*pair) for pair in zip(images, outlines, strict=True)], list(prompts))
 
 
-def recipe_of(name: str, choices: EditChoices, painter: Painter, steps: int = 0):
-    from ...training.finetune.diffusion_transformers import resolved_recipe
-    from ...training.finetune.recipes import RECIPES
-
-    recipe = RECIPES[name].with_choices(
-        steps=steps or choices.steps, rank=choices.rank, learning_rate=choices.learning_rate,
-        batch_size=choices.batch_size, resolution=scenes.SIZE,
-    )  # fmt: skip
-    # the batch does what accumulation does where memory is short
-    recipe = replace(recipe, accumulation=1, prompt="a photo of a {token} {class_name}")
-    return resolved_recipe(recipe, painter.model)
-
-
 def measure_words(painter: Painter, classifier: SceneClassifier, index: int, choices: EditChoices):
     """Pictures and numbers of one subject's edits, by what was removed from the prompt."""
-    from ...conditioning.substitution import JOINT as TOGETHER
-    from ...conditioning.substitution import SEQUENTIAL as IN_TURN
-
     subject = edited_subject(index, choices.edits)
-    tuned = finetuned(painter, subject, recipe_of("DreamCom", choices, painter), index, scenes.SIZE)
+    recipe = study_recipe(painter.model, choices, prompt=PROMPT)
+    tuned = finetuned(painter, subject, recipe, index, scenes.SIZE)
     prompts = [edit_prompt(task) for task in subject.edits]
     own = [" ".join(scenes.looks_of(subject.thing))] * len(prompts)
     said: dict[str, Any] = {
         FREE: [edit_prompt(task, "") for task in subject.edits],
         PLAIN: prompts,
-        JOINT: encoded(painter, prompts, own, TOGETHER),
-        SEQUENTIAL: encoded(painter, prompts, own, IN_TURN),
-        CONTROL: encoded(painter, prompts, subject.others, TOGETHER),
+        OWN: encoded(painter, prompts, own, JOINT),
+        IN_TURN: encoded(painter, prompts, own, SEQUENTIAL),
+        OTHERS: encoded(painter, prompts, subject.others, JOINT),
     }
     pictures = {"truth": stacked(subject.edits, "truth")}
     for way, words in said.items():
@@ -199,8 +195,10 @@ def measure_data(painter: Painter, classifier: SceneClassifier, index: int, choi
     """Pictures and numbers of one subject's edits, by what it was trained beside."""
     from ...training.finetune.attribute_dictionary import SUBJECT, compose_prompts
 
-    subject, thing = (drawn := edited_subject(index, choices.edits)), drawn.thing
-    recipe = recipe_of("DreamMix", choices, painter)
+    subject = edited_subject(index, choices.edits)
+    thing = subject.thing
+    # the batch does what accumulation does where memory is short
+    recipe = study_recipe(painter.model, choices, "DreamMix", prompt=PROMPT, accumulation=1)
     attributes = {"colour": [thing.colour], "pattern": [thing.pattern]}
     template = f"a photo of a {SUBJECT}"
 
@@ -212,19 +210,17 @@ def measure_data(painter: Painter, classifier: SceneClassifier, index: int, choi
     def composed(token: str) -> list[str]:
         return compose_prompts(attributes, thing.kind, token, REGULAR_PROMPTS, index, template)
 
-    fewer = recipe_of("DreamMix", choices, painter, round((1 - recipe.beta) * choices.steps))
     ways = {
-        BASE: (recipe, []),
-        SHORTER: (fewer, []),
-        CLASS_DATA: (recipe, data([scenes.phrase([], thing.kind)])),
-        ADM: (recipe, data(composed(TOKEN))),
-        ADM_FREE: (recipe, data(composed(""))),
+        BASE: [],
+        CLASS_DATA: data([scenes.phrase([], thing.kind)]),
+        ADM: data(composed(TOKEN)),
+        ADM_FREE: data(composed("")),
     }
     edits = [edit_prompt(task) for task in subject.edits]
     as_is = [scenes.caption(thing, TOKEN)] * len(subject.as_is)
     pictures, numbers = {"truth": stacked(subject.edits, "truth")}, {}
-    for way, (taught, regular) in ways.items():
-        model = finetuned(painter, subject, taught, index, scenes.SIZE, regular)
+    for way, regular in ways.items():
+        model = finetuned(painter, subject, recipe, index, scenes.SIZE, regular)
         pictures[way] = paint(painter, subject.edits, edits, index, model, choices.sampling_steps)
         same = paint(painter, subject.as_is, as_is, index, model, choices.sampling_steps)
         identity = numbers_of(classifier, same, subject.as_is)[SIMILARITY]
@@ -249,7 +245,7 @@ def words_table(results: list, choices: EditChoices, name: str) -> Table:
     notes.append(
         f"Manipulation check: the plain prompt is followed in {followed:.3f}, wanted {low} to {high}."
     )
-    pairs = ((JOINT, PLAIN), (SEQUENTIAL, PLAIN), (CONTROL, PLAIN), (JOINT, CONTROL))
+    pairs = ((OWN, PLAIN), (IN_TURN, PLAIN), (OTHERS, PLAIN), (OWN, OTHERS))
     notes += [change(table, *pair, m) for pair in pairs for m in (FOLLOWED, SIMILARITY)]
     return replace(table, notes=notes)
 
@@ -258,30 +254,10 @@ def data_table(results: list, choices: EditChoices, name: str) -> Table:
     """Means over subjects, and what the regular data changes."""
     rows = rows_of(results)
     table = Table("Edits of a finetuned subject, by what it was trained beside", rows)
-    pairs = (
-        (SHORTER, BASE),
-        (CLASS_DATA, BASE),
-        (ADM, BASE),
-        (ADM, CLASS_DATA),
-        (ADM, SHORTER),
-        (ADM_FREE, ADM),
-    )
+    pairs = ((CLASS_DATA, BASE), (ADM, BASE), (ADM, CLASS_DATA), (ADM_FREE, ADM))
     notes = notes_of(results, choices, name)
     notes += [change(table, *pair, m) for pair in pairs for m in (FOLLOWED, IDENTITY)]
     return replace(table, notes=notes)
-
-
-def edit_sheet(folder: Path, count: int, choices: EditChoices, ways: Sequence[str], side: int = 144):
-    """The first subjects, one edit each: a photo | the box | every way | the edited truth."""
-    cells = []
-    for index in range(count):
-        subject, pictures = edited_subject(index, choices.edits), pictures_of(subject_file(folder, index))
-        task = subject.edits[0]
-        panels = [picture_grid.shown(subject.references[0], side)]
-        panels.append(picture_grid.shown(task.background, side, task.box))
-        panels += [picture_grid.shown(pictures[way][0], side) for way in (*ways, "truth")]
-        cells.append(picture_grid.Cell(panels, [edit_prompt(task).removeprefix("a photo of ")]))
-    return picture_grid.grid(" | ".join(["a photo", "the box", *ways, "the truth"]), cells, 1)
 
 
 STUDIES: dict[str, Any] = {
@@ -306,7 +282,9 @@ def main():
             folder, count, choices, partial(measure, painter, classifier, choices=choices)
         )
         write_table(tabulated(results, choices, classifier.name), out, f"edits_{study}")
-        sheet = edit_sheet(folder, min(SHOWN, count), choices, ways)
+        drawn = [edited_subject(index, a.scenes) for index in range(min(SHOWN, count))]
+        shown = [(s.references[0], s.edits[0], edit_prompt(s.edits[0])) for s in drawn]
+        sheet = comparison_sheet(folder, shown, ways)
         sheet.save(out / f"edits_{study}.jpg", quality=88)
 
 

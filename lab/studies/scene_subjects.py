@@ -9,14 +9,15 @@ painted box and the true one, by the classifier's features. A unit of the table 
 for each, so an interrupted run goes on. --pilot takes 4 subjects. Writes subjects_KIND.md, .json and .jpg.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...evaluation.tables import Table
@@ -62,15 +63,33 @@ class HeldOutSubject:
     tasks: list[Task]
 
 
+def reference_photos(rng: np.random.Generator, thing: scenes.Thing) -> tuple[Tensor, Tensor]:
+    """PHOTOS pictures (R, H, W, 3) of the thing alone, from any side, with its masks (R, H, W)."""
+    alone = [scenes.sample_scene(rng, thing, others=0, scale=(0.62, 0.72)) for _ in range(PHOTOS)]
+    photos = [scenes.render(scene) for scene in alone]
+    masks = torch.stack([torch.from_numpy(photo.mask > 0.5).float() for photo in photos])
+    return torch.stack([as_image(photo.image) for photo in photos]), masks
+
+
 def held_out_subject(index: int, count: int) -> HeldOutSubject:
     """Subject number `index` with `count` scenes; classes take turns, all else is drawn."""
     rng = np.random.default_rng([HELD_OUT, 12, index])
     thing = scenes.sample_thing(rng, kind=scenes.CLASSES[index % len(scenes.CLASSES)])
-    alone = [scenes.sample_scene(rng, thing, others=0, scale=(0.62, 0.72)) for _ in range(PHOTOS)]
-    photos = [scenes.render(scene) for scene in alone]
+    references, masks = reference_photos(rng, thing)
     tasks = [task_of(scenes.sample_scene(rng, thing), rng) for _ in range(count)]
-    masks = torch.stack([torch.from_numpy(p.mask > 0.5).float() for p in photos])
-    return HeldOutSubject(thing, torch.stack([as_image(p.image) for p in photos]), masks, tasks)
+    return HeldOutSubject(thing, references, masks, tasks)
+
+
+def study_recipe(model: Any, choices: Any, name: str = "DreamCom", **changes: Any) -> Any:
+    """The recipe `name` for the MODEL with a study's choices: steps, rank, learning rate and batch size."""
+    from ...training.finetune.diffusion_transformers import resolved_recipe
+    from ...training.finetune.recipes import RECIPES
+
+    recipe = RECIPES[name].with_choices(
+        steps=choices.steps, rank=choices.rank, learning_rate=choices.learning_rate,
+        batch_size=choices.batch_size, resolution=scenes.SIZE,
+    )  # fmt: skip
+    return resolved_recipe(replace(recipe, **changes), model)
 
 
 def features(classifier: SceneClassifier, images: Tensor, masks: Tensor) -> Tensor:
@@ -95,21 +114,10 @@ def measure_subject(
     painter: Painter, classifier: SceneClassifier, index: int, choices: SubjectChoices
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
     """Pictures and numbers of one subject, by the way in which the model knows it."""
-    from ...training.finetune.diffusion_transformers import resolved_recipe
-    from ...training.finetune.recipes import RECIPES
-
     subject = held_out_subject(index, choices.scenes)
-    recipe = RECIPES["DreamCom"].with_choices(
-        steps=choices.steps, rank=choices.rank, learning_rate=choices.learning_rate,
-        batch_size=choices.batch_size, resolution=scenes.SIZE,
-    )  # fmt: skip
-    if choices.kind == "edit":
-        recipe = replace(recipe, hole_condition="reference")
-    recipe = resolved_recipe(recipe, painter.model)
-    learned = SimpleNamespace(
-        thing=subject.thing, references=subject.references, reference_masks=subject.reference_masks
-    )
-    tuned: Any = finetuned(painter, learned, recipe, index, scenes.SIZE)
+    changes = {"hole_condition": "reference"} if choices.kind == "edit" else {}
+    recipe = study_recipe(painter.model, choices, **changes)
+    tuned = finetuned(painter, subject, recipe, index, scenes.SIZE)
     taught = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
     prompts = {CAPTION: scenes.caption(subject.thing), LORA: taught, BOTH: taught}
     images, holes, photos = (stacked(subject.tasks, name) for name in ("background", "hole", "photo"))
@@ -140,19 +148,20 @@ def subject_table(results: list[dict], choices: SubjectChoices, name: str) -> Ta
     return replace(table, notes=notes)
 
 
-def subject_sheet(folder: Path, count: int, choices: SubjectChoices, side: int = 144):
-    """The first subjects, one scene each: a photo | the box | every way | the truth."""
-    ways = (*WAYS[choices.kind], "truth")
+def comparison_sheet(
+    folder: Path, shown: Sequence[tuple[Tensor, Task, str]], ways: Sequence[str], side: int = 144
+) -> Image.Image:
+    """For each subject a photo | the box | every way | the truth, from the first pictures in `folder`.
+
+    `shown` has a photo (H, W, 3), the task and the words of subject 0, 1, ...
+    """
     cells = []
-    for index in range(count):
-        subject, pictures = held_out_subject(index, choices.scenes), pictures_of(subject_file(folder, index))
-        task = subject.tasks[0]
-        panels = [picture_grid.shown(subject.references[0], side)]
-        panels.append(picture_grid.shown(task.background, side, task.box))
-        panels += [picture_grid.shown(pictures[way][0], side) for way in ways]
-        words = scenes.caption(subject.thing).removeprefix("a photo of ")
-        cells.append(picture_grid.Cell(panels, [words]))
-    return picture_grid.grid(" | ".join(["a photo", "the box", *ways]), cells, 1)
+    for index, (photo, task, words) in enumerate(shown):
+        pictures = pictures_of(subject_file(folder, index))
+        panels = [picture_grid.shown(photo, side), picture_grid.shown(task.background, side, task.box)]
+        panels += [picture_grid.shown(pictures[way][0], side) for way in (*ways, "truth")]
+        cells.append(picture_grid.Cell(panels, [words.removeprefix("a photo of ")]))
+    return picture_grid.grid(" | ".join(["a photo", "the box", *ways, "the truth"]), cells, 1)
 
 
 def main():
@@ -171,7 +180,9 @@ def main():
         measure = partial(measure_subject, painter, classifier, choices=choices)
         results = subject_cells(folder, count, choices, measure)
         write_table(subject_table(results, choices, classifier.name), out, f"subjects_{kind}")
-        sheet = subject_sheet(folder, min(SHOWN, count), choices)
+        drawn = [held_out_subject(index, a.scenes) for index in range(min(SHOWN, count))]
+        shown = [(s.references[0], s.tasks[0], scenes.caption(s.thing)) for s in drawn]
+        sheet = comparison_sheet(folder, shown, WAYS[kind])
         sheet.save(out / f"subjects_{kind}.jpg", quality=88)
 
 

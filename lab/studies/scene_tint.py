@@ -14,9 +14,6 @@ must differ from zero by two standard errors. Writes tint_KIND.md, .json and .jp
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,19 +21,19 @@ from torch import Tensor
 
 from ...evaluation.tables import Table
 from .. import scenes
-from . import picture_grid
 from .attention import LAYERS, Masking, change
 from .dreamcom import TOKEN, finetuned
 from .quality import write_table
-from .result_cache import fingerprint, pictures_of
-from .scene_quality import HELD_OUT, Painter, Task, as_image, model_file, stacked, task_of
-from .scene_study import rows_of, study_folders, subject_cells, subject_file, training_parser
+from .result_cache import fingerprint
+from .scene_quality import HELD_OUT, Painter, Task, model_file, stacked, task_of
+from .scene_study import rows_of, study_folders, subject_cells, training_parser
+from .scene_subjects import SHOWN, comparison_sheet, reference_photos, study_recipe
 
 LEAK, SHIFT = "leak along the tint", "shift along the tint"
 COLOURS = ("white", "yellow", "pink", "cyan")  # of subjects: light ones show a tint
 TINTS = ("red", "green", "blue", "purple")
-PILOT, PHOTOS = 4, 4
-BLOCKS: dict[str, Masking] = {  # of Fill; its words stay free, as in the UNet's rows
+PILOT = 4
+BLOCKS: dict[str, Masking] = {  # of Fill; its words act everywhere: kept in the box, things are missing
     "(a) none": {"self_layers": "none", "cross_strength": 0.0},
     "(b) all": {"self_layers": "all", "cross_strength": 0.0},
     "(c) all, renormalised": {"self_layers": "all", "cross_strength": 0.0, "operator": "renormalised"},
@@ -102,8 +99,7 @@ def tinted_subject(index: int, count: int) -> TintedSubject:
     rng = np.random.default_rng([HELD_OUT, 11, index])
     kind, colour = scenes.CLASSES[index % len(scenes.CLASSES)], COLOURS[index % len(COLOURS)]
     thing = scenes.sample_thing(rng, kind=kind, colour=colour, pattern="plain", accessory="none")
-    alone = [scenes.sample_scene(rng, thing, others=0, scale=(0.62, 0.72)) for _ in range(PHOTOS)]
-    photos = [scenes.render(scene) for scene in alone]
+    references, masks = reference_photos(rng, thing)
     grey, tinted, outlines, tints = [], [], [], []
     for _ in range(count):
         plain, steeped, direction = rooms_of(rng)
@@ -112,8 +108,6 @@ def tinted_subject(index: int, count: int) -> TintedSubject:
         tinted.append(task_of(replace(scene, room=steeped), rng))
         outlines.append(torch.from_numpy(scenes.render(scene).mask > 0.5).float())
         tints.append(direction)
-    masks = torch.stack([torch.from_numpy(p.mask > 0.5).float() for p in photos])
-    references = torch.stack([as_image(p.image) for p in photos])
     return TintedSubject(thing, references, masks, grey, tinted, torch.stack(outlines), torch.stack(tints))
 
 
@@ -123,15 +117,13 @@ def shifts(grey: Tensor, tinted: Tensor, subject: TintedSubject) -> Tensor:
     return along(moved, subject.tints)
 
 
-def measure_subject(painter: Painter, index: int, choices: TintChoices, recipe) -> tuple[dict, dict]:
+def measure_subject(painter: Painter, index: int, choices: TintChoices) -> tuple[dict, dict]:
     """Pictures and numbers of one subject, by the layers that are masked."""
     from ...attention.model_patch import mask_attention
 
     subject = tinted_subject(index, choices.scenes)
-    learned = SimpleNamespace(
-        thing=subject.thing, references=subject.references, reference_masks=subject.reference_masks
-    )
-    tuned: Any = finetuned(painter, learned, recipe, index, scenes.SIZE)
+    recipe = study_recipe(painter.model, choices)
+    tuned = finetuned(painter, subject, recipe, index, scenes.SIZE)
     prompt = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
     true = shifts(stacked(subject.grey, "truth"), stacked(subject.tinted, "truth"), subject)
     pictures: dict[str, Tensor] = {"truth": stacked(subject.tinted, "truth")}
@@ -170,40 +162,21 @@ def tint_table(results: list[dict], choices: TintChoices, kind: str) -> Table:
     return replace(table, notes=notes)
 
 
-def tint_sheet(folder: Path, count: int, choices: TintChoices, kind: str, side: int = 144):
-    """The first subjects, one scene each: a photo | the box | every way | the truth."""
-    cells = []
-    for index in range(count):
-        subject, pictures = tinted_subject(index, choices.scenes), pictures_of(subject_file(folder, index))
-        panels = [picture_grid.shown(subject.references[0], side)]
-        panels.append(picture_grid.shown(subject.tinted[0].background, side, subject.tinted[0].box))
-        panels += [picture_grid.shown(pictures[way][0], side) for way in (*WAYS[kind], "truth")]
-        words = scenes.caption(subject.thing).removeprefix("a photo of ")
-        cells.append(picture_grid.Cell(panels, [words]))
-    return picture_grid.grid(" | ".join(["a photo", "the box", *WAYS[kind], "the truth"]), cells, 1)
-
-
 def main():
     parser = training_parser(__doc__, "tint", 4, PILOT)
     parser.add_argument("--kind", default="unet", choices=list(WAYS))
     a = parser.parse_args()
     out, models = study_folders(a)
     painter = Painter(a.kind, models)
-    from ...training.finetune.diffusion_transformers import resolved_recipe
-    from ...training.finetune.recipes import RECIPES
-
     file = model_file(a.kind, models)
     choices = TintChoices(a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, fingerprint(file))
-    recipe = RECIPES["DreamCom"].with_choices(
-        steps=a.steps, rank=choices.rank, learning_rate=a.rate, batch_size=choices.batch_size,
-        resolution=scenes.SIZE,
-    )  # fmt: skip
-    recipe = resolved_recipe(recipe, painter.model)
     count, folder = PILOT if a.pilot else a.subjects, out / a.kind
-    measure = partial(measure_subject, painter, choices=choices, recipe=recipe)
+    measure = partial(measure_subject, painter, choices=choices)
     results = subject_cells(folder, count, choices, measure)
     write_table(tint_table(results, choices, a.kind), out, f"tint_{a.kind}")
-    sheet = tint_sheet(folder, min(8, count), choices, a.kind)
+    drawn = [tinted_subject(index, a.scenes) for index in range(min(SHOWN, count))]
+    shown = [(s.references[0], s.tinted[0], scenes.caption(s.thing)) for s in drawn]
+    sheet = comparison_sheet(folder, shown, list(WAYS[a.kind]))
     sheet.save(out / f"tint_{a.kind}.jpg", quality=88)
 
 

@@ -79,7 +79,7 @@ def test_prompts_of_a_short_batch_fit_its_tokens():
               for t in scenes.sample_scene(rng, others=2).things]  # fmt: skip
     for content in (0, EMPTY, UNCLEAR):
         short, long = (
-            [captions.short_or_long(rng, things, content, long) for _ in range(200)] for long in (False, True)
+            [captions.batch_prompt(rng, things, content, long) for _ in range(200)] for long in (False, True)
         )
         # a word is a token here; two more mark the beginning and the end
         assert max(len(text.split()) for text in short) + 2 <= flux.SHORT

@@ -54,18 +54,11 @@ def test_a_mask_changes_what_is_painted_in_the_box_and_nothing_outside(painter):
 
 @pytest.mark.parametrize("kind", ["unet", "fill"])
 def test_a_subject_is_learned_and_painted_in_grey_and_in_tinted_rooms(models, kind, monkeypatch):
-    from inlay.training.finetune.diffusion_transformers import resolved_recipe
-    from inlay.training.finetune.recipes import RECIPES
-
     two = {way: scene_tint.WAYS[kind][way] for way in ("(a) none", "(b) all")}
     monkeypatch.setitem(scene_tint.WAYS, kind, two)
     painter = scene_quality.Painter(kind, models)
     choices = scene_tint.TintChoices(1, 4, 1e-3, 1, 1, 1, "untrained")
-    recipe = RECIPES["DreamCom"].with_choices(
-        steps=1, rank=4, learning_rate=1e-3, batch_size=1, resolution=scenes.SIZE
-    )
-    recipe = resolved_recipe(recipe, painter.model)
-    pictures, numbers = scene_tint.measure_subject(painter, 0, choices, recipe)
+    pictures, numbers = scene_tint.measure_subject(painter, 0, choices)
     assert {row for row in numbers if row != "the truth"} | {"truth"} == set(pictures)
     assert all(image.shape == (1, scenes.SIZE, scenes.SIZE, 3) for image in pictures.values())
     assert not torch.equal(pictures["(a) none"], pictures["(b) all"])
