@@ -4,8 +4,7 @@ room, one photo of an object, and a shape to insert it in.
     python dev.py tool example_pictures
 
 Draws scenes of `lab.scenes`: into workflows/examples at the size that real models like, and the same at 128
-pixels into tools/assets as scene_*, for the tiny models of Flux.1's class. A photo's alpha channel is its
-subject's mask.
+pixels into tools/assets, for the tiny models. A photo's alpha channel is its subject's mask.
 """
 
 import argparse
@@ -16,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from ..lab import scenes
-from .assets import PACK, TINY, cut_out, save
 
+PACK = Path(__file__).resolve().parent.parent
+TINY = PACK / "tools" / "assets"
 EXAMPLES = PACK / "workflows" / "examples"
 SIDE, LARGE_SIDE = 512, 1280  # pixels of the examples
 SUBJECT = scenes.Thing(
@@ -70,24 +70,31 @@ def shape(size: int) -> np.ndarray:
     return (scenes.render(scenes.Scene(scene.room, posed), size).mask * 255 + 0.5).astype(np.uint8)
 
 
-def write(folder: Path, prefix: str, size: int, **others: Image.Image) -> None:
-    """Write all pictures as squares of `size` pixels, and `others` as they are."""
+def cut_out(image: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """Return a picture (H, W, 3) in bytes with its subject's mask (H, W), 1 = subject, for transparency."""
+    alpha = (mask[..., None] * 255 + 0.5).astype(np.uint8)
+    return Image.fromarray(np.concatenate([image, alpha], -1))
+
+
+def write(folder: Path, size: int, large: Image.Image) -> None:
+    """Write all pictures into FOLDER as squares of `size` pixels, and the large room as it is."""
+    (folder / "inlay_subject").mkdir(parents=True, exist_ok=True)
     shown = photo(size)
-    save(
-        folder,
-        prefix,
-        [cut_out(picture.image, picture.mask) for picture in references(size)],
-        background=Image.fromarray(background(size)),
-        object=cut_out(shown.image, shown.mask),
-        shape=Image.fromarray(shape(size)),
-        **others,
-    )
+    pictures = {
+        "background": Image.fromarray(background(size)),
+        "large_room": large,
+        "object": cut_out(shown.image, shown.mask),
+        "shape": Image.fromarray(shape(size)),
+    }
+    for number, picture in enumerate(references(size), 1):
+        pictures[f"subject/{number}"] = cut_out(picture.image, picture.mask)
+    for name, picture in pictures.items():
+        picture.save(folder / f"inlay_{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    small = Image.fromarray(large_room(LARGE_SIDE // 4))
-    write(TINY, "scene", scenes.SIZE, large_room=small)
-    write(EXAMPLES, "inlay", SIDE, large_room=Image.fromarray(large_room(LARGE_SIDE)))
+    write(TINY, scenes.SIZE, Image.fromarray(large_room(LARGE_SIDE // 4)))
+    write(EXAMPLES, SIDE, Image.fromarray(large_room(LARGE_SIDE)))

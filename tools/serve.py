@@ -13,14 +13,14 @@ from copy import deepcopy
 from pathlib import Path
 
 from ..headless import Client, Graph, HostError, Server
-from ..lab.models import checkpoint, identity, shipped
+from ..lab.models import identity, shipped
 from .demo import say, stop
 from .demo_options import ASSETS, PACK
 from .example_pictures import EXAMPLES
 from .template_layout import template
 from .template_plans import PLANS, TINY_ONLY
 from .templates import note_of
-from .tiny import CHECKPOINT, served_graph, tiny_note
+from .tiny import served_graph, tiny_note
 
 WORK = PACK / ".inlay" / "serve"
 
@@ -44,10 +44,7 @@ def serve(port: int, extra: list[str]) -> None:
 
 def install_models(models: Path) -> list[Path]:
     """Write the tiny models into ComfyUI's folder, those that are missing or older than their parts."""
-    unet = models / "checkpoints" / CHECKPOINT
-    if not checkpoint.is_current(unet):
-        checkpoint.assemble(unet)
-    return [unet, *identity.install(models).values(), *shipped.install(models)]
+    return [*shipped.install(models), *identity.install(models).values()]
 
 
 def copy_pictures(folder: Path) -> None:

@@ -198,17 +198,12 @@ def captioned(square: Image.Image, words: str) -> Image.Image:
 
 
 def is_painted_by(name: str, files: set[str]) -> bool:
-    """Whether models in `files` paint the published scene: none is untrained, and no node is a stand-in.
-
-    The pictures of the tiny UNet (inlay_*) show another scene, so their results would not fit.
-    """
+    """Whether models in `files` paint the published scene: none is untrained, and no node is a stand-in."""
     published = {node["class_type"] for node in read_graph(name).values()}
     if published & {"LoraLoaderModelOnly", *foreign_nodes()}:
         return False
     graph = served_graph(name)
     values = [value for node in graph.values() for value in node["inputs"].values()]
-    if any(str(value).startswith("inlay_") for value in values if (ASSETS / str(value)).exists()):
-        return False
     return all(v in files for v in values if isinstance(v, str) and v.endswith(".safetensors"))
 
 

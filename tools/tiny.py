@@ -10,20 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..headless import Graph
-from . import assets, example_pictures
+from .example_pictures import BOX, SMALL_LARGE_BOX
 
 GRAPHS = Path(__file__).resolve().parent.parent / "workflows" / "api"
 CHECKPOINT, PIX2PIX = "inlay_tiny.safetensors", "inlay_tiny_pix2pix.safetensors"
 IDENTITY, OPTIMIZER = "inlay_tiny_identity.safetensors", "inlay_tiny_optimizer.safetensors"
 EDIT, FILL = "inlay_tiny_edit.safetensors", "inlay_tiny_fill.safetensors"  # of Flux.1's class
 CLIP, VAE = "inlay_tiny_clip.safetensors", "inlay_tiny_16.safetensors"
-SIDE, FLOW_SIDE = 96, 128  # pixels of the pictures of the tiny UNet, and of the models of Flux.1's class
-BOXES = {
-    "inlay_background.png": assets.BOX,
-    "inlay_large_room.png": assets.LARGE_BOX,
-    "scene_background.png": example_pictures.BOX,
-    "scene_large_room.png": example_pictures.SMALL_LARGE_BOX,
-}
+SIDE = 128  # pixels of the tiny models' pictures
+BOXES = {"inlay_background.png": BOX, "inlay_large_room.png": SMALL_LARGE_BOX}
 SAMPLING: dict[str, Any] = {
     "steps": 20, "cfg": 4.0, "sampler_name": "dpmpp_2m_sde", "scheduler": "sgm_uniform"
 }  # fmt: skip
@@ -42,14 +37,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "UNETLoader": {"unet_name": EDIT},
     "CLIPLoader": {"clip_name": CLIP, "type": "stable_diffusion"},
     "VAELoader": {"vae_name": VAE},
-    "InlayCropForPainting": {"megapixels": 0.01},
-}  # fmt: skip
-FLOW_SETTINGS: dict[str, dict[str, Any]] = {
-    "SubjectFinetune": {"resolution": FLOW_SIDE},
-    "KSampler": FLOW,
-    "DisentangledInpaintSampler": FLOW | {"close_up_size": FLOW_SIDE},
     "InlayCropForPainting": {"megapixels": 0.016},
-}
+}  # fmt: skip
+FLOW_SETTINGS = {"KSampler": FLOW, "DisentangledInpaintSampler": FLOW}
 # workflows with a finetuned subject that the tiny Fill model paints
 PAINTED_BY_FILL = ("insert_subject", "insert_small", "train_and_share")
 CUT_OUT = " **Cut Out the Subject** finds it in each of them."
@@ -58,7 +48,6 @@ TINY_NOTE = """
 
 **The model** is a tiny one, for trying the nodes: its pictures are small. Nothing cuts your photos out here; take PNGs with a transparent background, or put masks beside them. What needs an account, another pack or a LoRA of a large model is replaced or left out.
 """  # noqa: E501
-PICTURES = {"image", "folder"}  # inputs that may name one
 # what differs in single workflows: (workflow, node type) -> settings
 APART: dict[tuple[str, str], dict[str, Any]] = {
     ("insert_without_mask", "CheckpointLoaderSimple"): {"ckpt_name": PIX2PIX},
@@ -111,8 +100,6 @@ def tiny_graph(name: str, fill: bool = False) -> Graph:
             inputs["unet_name"] = FILL
         if uses_flow(graph):
             inputs |= FLOW_SETTINGS.get(kind, {}) | APART.get((name, kind), {})
-            named = {key: inputs[key] for key in PICTURES if isinstance(inputs.get(key), str)}
-            inputs |= {key: value.replace("inlay_", "scene_", 1) for key, value in named.items()}
         if kind == "SubjectFinetune" and inputs["recipe"] == "DreamMix":
             inputs["batch_size"] = 1
     if any(node["inputs"].get("unet_name") == FILL for node in graph.values()):

@@ -1,8 +1,8 @@
-"""Files that the stock nodes load, from the trainings of the world of `scenes`.
+"""Files that the stock nodes load, from the trainings of the tiny world.
 
     python -m inlay.lab.models.assemble --work DIR --out FOLDER [--random SEED]
 
-Writes what is trained so far: checkpoints/inlay_tiny_scenes.safetensors (CheckpointLoaderSimple: UNet, text
+Writes what is trained so far: checkpoints/inlay_tiny.safetensors (CheckpointLoaderSimple: UNet, text
 encoder, autoencoder of 4 channels), diffusion_models/inlay_tiny_fill.safetensors and
 inlay_tiny_edit.safetensors (UNETLoader), vae/inlay_tiny_16.safetensors (VAELoader) and
 text_encoders/inlay_tiny_clip.safetensors (CLIPLoader, type stable_diffusion). With --random everything is
@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import autoencoders, flux, inpainting_unet, quantised, runs, scene_classifier, text_encoder
-from .export_weights import write_curves
+from . import autoencoders, classifier, flux, inpainting_unet, quantised, runs, text_encoder
+from .loss_curves import write_curves
 
 # the host's latents are the autoencoder's times this; the models work on the encoder's own scale
 SD_SCALE, SD_SHIFT = 0.18215, 0.0
@@ -28,24 +28,35 @@ SD_SCALE, SD_SHIFT = 0.18215, 0.0
 State = dict[str, Tensor]
 
 
+def filled(module: nn.Module, seed: int = 0) -> State:
+    """The state of an untrained module, with noise where it starts at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    for value in state.values():
+        if not value.any():
+            value.normal_(0, 0.02, generator=generator)
+    return state
+
+
+def random_checkpoint(seed: int = 0, channels: int = 9) -> dict[str, State]:
+    """The parts of a checkpoint, untrained: a UNet of one level with that many input channels, and others.
+
+    No output is zero.
+    """
+    return {
+        "unet": filled(inpainting_unet.new_unet(seed, **inpainting_unet.SHALLOW, in_channels=channels), seed),
+        "text": filled(text_encoder.TextEncoder(seed), seed),
+        "autoencoder4": filled(autoencoders.new_autoencoder(4, seed), seed),
+    }
+
+
 def random_parts(seed: int = 0) -> dict[str, State]:
     """Every part untrained; no output is zero."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def filled(module: nn.Module) -> State:
-        state = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        for value in state.values():
-            if not value.any():
-                value.normal_(0, 0.02, generator=generator)
-        return state
-
-    return {
-        "unet": filled(inpainting_unet.new_unet(seed)),
-        "text": filled(text_encoder.TextEncoder(seed)),
-        "autoencoder4": filled(autoencoders.new_autoencoder(4, seed=seed)),
-        "autoencoder16": filled(autoencoders.new_autoencoder(16, seed=seed)),
-        "fill": filled(flux.new_flux("fill", seed)),
-        "edit": filled(flux.new_flux("edit", seed)),
+    return random_checkpoint(seed) | {
+        "unet": filled(inpainting_unet.new_unet(seed), seed),
+        "autoencoder16": filled(autoencoders.new_autoencoder(16, seed), seed),
+        "fill": filled(flux.new_flux("fill", seed), seed),
+        "edit": filled(flux.new_flux("edit", seed), seed),
     }
 
 
@@ -67,7 +78,7 @@ def trained_parts(work: Path) -> dict[str, State]:
             with runs.Averaged(fit.fit):
                 parts[task] = {name: value.cpu().clone() for name, value in fit.model.state_dict().items()}
     if (work / "classifier.pt").exists():
-        parts["classifier"] = scene_classifier.trained_classifier(work).state_dict()
+        parts["classifier"] = classifier.trained_classifier(work).state_dict()
     return parts
 
 
@@ -132,11 +143,16 @@ def write(state: State, path: Path, title: str) -> Path:
 
 
 def checkpoint_state(parts: dict[str, State]) -> State:
-    """One SD 1.5-shaped checkpoint: UNet, text encoder and autoencoder."""
+    """One SD 1.5-shaped checkpoint: UNet, autoencoder and, where there is one, text encoder."""
     state = {f"model.diffusion_model.{name}": value for name, value in parts["unet"].items()}
     own = autoencoder_state(parts["autoencoder4"], SD_SCALE, SD_SHIFT)
     state |= {f"first_stage_model.{name}": value for name, value in own.items()}
-    return state | text_encoder.host_state(parts["text"])
+    return state | (text_encoder.host_state(parts["text"]) if "text" in parts else {})
+
+
+def write_checkpoint(path: Path, parts: dict[str, State]) -> Path:
+    """Write the checkpoint of these parts to `path` and return it."""
+    return write(checkpoint_state(parts), path, "Inlay tiny world, SD 1.5-shaped")
 
 
 def clip_state(parts: dict[str, State]) -> State:
@@ -147,7 +163,7 @@ def clip_state(parts: dict[str, State]) -> State:
 
 # file in a models folder -> the parts it is made of
 FILES: dict[str, tuple[str, ...]] = {
-    "checkpoints/inlay_tiny_scenes.safetensors": ("unet", "text", "autoencoder4"),
+    "checkpoints/inlay_tiny.safetensors": ("unet", "text", "autoencoder4"),
     "diffusion_models/inlay_tiny_fill.safetensors": ("fill",),
     "diffusion_models/inlay_tiny_edit.safetensors": ("edit",),
     "vae/inlay_tiny_16.safetensors": ("autoencoder16",),
@@ -163,7 +179,7 @@ def places(models: Path, parts: Iterable[str]) -> list[Path]:
 def assemble(parts: dict[str, State], out: Path) -> list[Path]:
     """Write every file whose parts are there into `out`; returns their paths."""
     state_of: dict[str, tuple[Callable[[], State], str]] = {
-        "inlay_tiny_scenes": (lambda: checkpoint_state(parts), "SD 1.5-shaped"),
+        "inlay_tiny": (lambda: checkpoint_state(parts), "SD 1.5-shaped"),
         "inlay_tiny_fill": (lambda: parts["fill"], "fill model of Flux.1's class"),
         "inlay_tiny_edit": (lambda: parts["edit"], "edit model of Flux.1's class"),
         "inlay_tiny_16": (

@@ -2,10 +2,10 @@
 
     python -m inlay.lab.models.autoencoders --work DIR --channels 4
 
-The modules are the host's own (`comfy.taesd`), so the stock loaders load them. The one with 4 channels starts
-from the earlier world's. The one with 16 learns its two halves apart at first: the encoder has to give the
-first 16 principal components of 8 x 8 patches, and the decoder paints from these (started from one with 4
-channels, it hardly used the other twelve). The latents get zero mean and unit variance.
+The modules are the host's own (`comfy.taesd`), so the stock loaders load them. The one with 16 channels
+learns its two halves apart at first: the encoder has to give the first 16 principal components of 8 x 8
+patches, and the decoder paints from these (started from one with 4 channels, it hardly used the other 12).
+The latents get zero mean and unit variance.
 """
 
 import argparse
@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import scenes
 from . import quantised, runs, scene_data
-from .files import SCENES, WEIGHTS
+from .files import WEIGHTS
 from .host import open_host
 
 CROP, BATCH = 48, 12
@@ -29,11 +28,10 @@ STEPS = {"autoencoder4": 3200, "autoencoder16": 3200, "decoder4": 8000, "decoder
 RATE = {"autoencoder4": 3e-4, "autoencoder16": 1e-3, "decoder4": 3e-4, "decoder16": 3e-4}
 APART = 0.5  # share of the steps in which the halves of the one with 16 channels learn apart
 HELD_OUT = 424_242  # no training draws from this seed
-WARM = WEIGHTS / "autoencoder.safetensors"
 
 
-def new_autoencoder(channels: int, warm: dict[str, Tensor] | None = None, seed: int = 0) -> Any:
-    """The host's TAESD with `channels` latent channels; `warm` is the state of another one."""
+def new_autoencoder(channels: int, seed: int = 0) -> Any:
+    """The host's TAESD with `channels` latent channels."""
     open_host()
     from comfy.taesd.taesd import TAESD
 
@@ -45,12 +43,6 @@ def new_autoencoder(channels: int, warm: dict[str, Tensor] | None = None, seed: 
             layer.weight.data.mul_(0.5)
             if layer.bias is not None:
                 torch.nn.init.zeros_(layer.bias)
-    if warm:
-        own = model.state_dict()
-        for name, value in warm.items():
-            if name not in own or name.startswith("vae_"):
-                continue
-            own[name].copy_(value)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -65,7 +57,7 @@ def trained_autoencoder(work: Path, channels: int) -> Any:
     model.load_state_dict(
         state["modules"]["autoencoder"]
         if state
-        else quantised.load(SCENES / f"autoencoder{channels}.safetensors")
+        else quantised.load(WEIGHTS / f"autoencoder{channels}.safetensors")
     )
     return model.eval().requires_grad_(False)
 
@@ -195,8 +187,7 @@ def train(
 
     With `decoder_only` its decoder goes on alone, so that latents made with the encoder stay valid.
     """
-    warm = load_file(WARM) if channels == 4 and WARM.exists() else {}
-    model = new_autoencoder(channels, {k: v.float() for k, v in warm.items()}, seed)
+    model = new_autoencoder(channels, seed)
     model.vae_scale.requires_grad_(False)
     model.vae_shift.requires_grad_(False)
     name = f"{'decoder' if decoder_only else 'autoencoder'}{channels}"

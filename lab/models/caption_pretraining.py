@@ -10,43 +10,39 @@ from torch import Tensor, nn
 
 from ...encoders.content_adapter import ContentAdapter, EncoderSpec, as_pixels
 from ...training.adapters.identity_stages import pixel_normalization, read_tokens
-from .. import world
-from .checkpoint import shipped_parts
+from .. import scenes
+from .inpainting_unet import SHORT
 from .object_cache import KINDS, ObjectBank
 from .object_training import Run, fit
-from .text import TextRows, token_ids
+from .text_encoder import TextEncoder, ids_of, token_ids
 
 SHIFT = 5  # pixels that an object is moved by at most; its margin is 7
-REST = 0.2  # weight of the rows that say nothing
+REST = 0.2  # weight of the rows after the caption's
 WARM_UP = 50
 
 
 class Captions:
-    """What a caption says of a thing, as the rows that the UNet knows its words by; positions left out.
+    """What a caption says of a thing: its rows as the UNet knows them, and which word it has of each field.
 
-    `rows` are, field by field, those of its words (n, 768), `start` and `nothing` (768,) a caption's first
-    row and the mean of what an empty one goes on with.
+    `nothing` (768,) is the mean of the rows that an empty caption goes on with.
     """
 
     FIELDS = {
-        "kind": world.CLASSES,
-        "colour": tuple(world.COLOURS),
-        "pattern": ("", *world.PATTERNS[1:]),
-        "accessory": ("", *world.ACCESSORIES[1:]),
+        "kind": scenes.CLASSES,
+        "colour": tuple(scenes.COLOURS),
+        "pattern": ("", *scenes.PATTERNS[1:]),
+        "accessory": ("", *scenes.ACCESSORIES[1:]),
     }
 
-    def __init__(self):
-        text = TextRows()
-        text.trained.data.copy_(shipped_parts()["rows"]["trained"])
-        with torch.no_grad():
-            empty = text(torch.tensor([token_ids("")]))[0]
-        self.start, self.nothing = empty[0], empty[1:].mean(0)
+    def __init__(self, encoder: TextEncoder):
+        self.encoder = encoder.requires_grad_(False)
+        self.nothing = self.rows(ids_of([""]))[0, 1:].mean(0)
         self.ids = {f: [token_ids(w)[1] if w else -1 for w in words] for f, words in self.FIELDS.items()}
-        self.rows = {field: self._rows(text, ids) for field, ids in self.ids.items()}
 
-    def _rows(self, text: TextRows, ids: list[int]) -> Tensor:
-        known = F.layer_norm(text.trained.detach(), text.trained.shape[1:])
-        return torch.stack([known[text.slot[i]] if i >= 0 else self.nothing for i in ids])
+    @torch.no_grad()
+    def rows(self, captions: Tensor) -> Tensor:
+        """Captions (B, 77) of ids -> their first rows (B, SHORT, 768), which hold all of their words."""
+        return self.encoder(captions[:, :SHORT])
 
     def said(self, captions: Tensor) -> Tensor:
         """Captions (B, 77) of ids -> which of each field's words they hold (B, 4)."""
@@ -58,18 +54,22 @@ class Captions:
 
 
 class Words(nn.Module):
-    """Encoder and adapter that learn what a caption says: a row each for class, colour, pattern and
-    accessory, the row that captions start with, and nothing on all others.
+    """Encoder and adapter that learn to give the rows of an object's caption, its last one on all others.
 
-    Its loss is the rows' mean square error and, for these learn faster, the cross-entropy of the words.
+    Its loss is the rows' mean square error and, for these learn faster, the cross-entropy of the words that
+    `heads`, thrown away after training, find in the rows.
     """
 
-    def __init__(self, encoder: nn.Module, adapter: nn.Module):
+    def __init__(self, encoder: nn.Module, adapter: nn.Module, text: TextEncoder):
         super().__init__()
         self.encoder, self.adapter = encoder, adapter
         config: Any = adapter.config
         self.encoder_spec: EncoderSpec = config.encoder_spec
-        self.captions = Captions()
+        self.captions = Captions(text)
+        width = len(self.captions.nothing)
+        self.heads = nn.ModuleDict(
+            {field: nn.Linear(width, len(words)) for field, words in Captions.FIELDS.items()}
+        )
         last: Any = adapter.proj_out if isinstance(adapter, ContentAdapter) else adapter.mlp[-1]  # pyright: ignore
         last.bias.data.copy_(self.captions.nothing)
         if self.encoder_spec.uncond == "learned":
@@ -80,20 +80,16 @@ class Words(nn.Module):
         tokens = read_tokens(
             self.encoder, self.encoder_spec, as_pixels(objects, *pixel_normalization(self.encoder_spec))
         )
-        rows, known = self.adapter(tokens), self.captions
-        words = known.said(captions)
-        wanted = [table[words[:, i]] for i, table in enumerate(known.rows.values())]
-        wanted.append(known.start.expand_as(rows[:, 0]))
-        count = len(wanted)
-        loss = F.mse_loss(rows[:, :count], torch.stack(wanted, 1))
-        loss = loss + REST * F.mse_loss(rows[:, count:], known.nothing.expand_as(rows[:, count:]))
-        for i, table in enumerate(known.rows.values()):
-            loss = loss + F.cross_entropy(rows[:, i] @ table.T / table.shape[1] ** 0.5, words[:, i]) / count
-        return loss
+        rows, wanted, words = self.adapter(tokens), self.captions.rows(captions), self.captions.said(captions)
+        loss = F.mse_loss(rows[:, :SHORT], wanted)
+        loss = loss + REST * F.mse_loss(rows[:, SHORT:], wanted[:, -1:].expand_as(rows[:, SHORT:]))
+        seen = rows[:, :SHORT].mean(1)
+        errors = [F.cross_entropy(head(seen), words[:, i]) for i, head in enumerate(self.heads.values())]
+        return loss + torch.stack(errors).sum() / SHORT
 
 
-def fit_words(words: Words, groups, bank: Any, run: Run) -> dict[str, Any]:
-    """Train on mirrored and shifted objects of every bank; `groups` as in `fit`, of peak rates."""
+def fit_words(words: Words, rate: float, bank: Any, run: Run) -> dict[str, Any]:
+    """Train whatever of `words` learns on mirrored and shifted objects of every bank, at this peak rate."""
 
     def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         batch = bank.batch(rng, run.batch)
@@ -102,8 +98,8 @@ def fit_words(words: Words, groups, bank: Any, run: Run) -> dict[str, Any]:
         objects = objects.roll(rng.integers(-SHIFT, SHIFT + 1, 2).tolist(), (1, 2))
         return words(objects, batch["caption"])
 
-    warm = [(own, lambda step, rate=rate: rate * min(1.0, (step + 1) / WARM_UP)) for own, rate in groups]
-    return fit(words, warm, loss_of, run)
+    learns = [p for p in words.parameters() if p.requires_grad]
+    return fit(words, [(learns, lambda step: rate * min(1.0, (step + 1) / WARM_UP))], loss_of, run)
 
 
 class AllObjects:

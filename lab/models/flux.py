@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import captions, quantised, runs, scene_data
-from .files import SCENES
+from .files import WEIGHTS
 from .flux_blocks import compile_blocks
 from .host import open_host
 from .latents import Latents
-from .text_encoder import TextEncoder, ids_of, start_words, trained_text_encoder
+from .text_encoder import TextEncoder, ids_of, trained_text_encoder
 
 SHAPE = {
     "image_model": "flux",
@@ -164,16 +164,14 @@ class Training:
             if task == "edit":
                 self.start_from_fill()
             elif shipped:
-                self.model.load_state_dict(quantised.load(SCENES / "fill.safetensors"))
-                runs.save(quantised.load(SCENES / "text.safetensors"), work / "text_encoder.pt")
+                self.model.load_state_dict(quantised.load(WEIGHTS / "fill.safetensors"))
+                runs.save(quantised.load(WEIGHTS / "text.safetensors"), work / "text_encoder.pt")
         self.model.double_blocks[-1].register_forward_hook(self.look.keep)
         if compiled:
             compile_blocks(self.model)
         modules: dict[str, nn.Module] = {"model": self.model, "look": self.look}
         known = task == "edit" or (work / "text_encoder.pt").exists()
         self.encoder = trained_text_encoder(work) if known else TextEncoder(seed)
-        if not known:
-            start_words(self.encoder)
         if task == "fill":  # always among what is trained: a run that is resumed has the same parameters
             modules["text"] = self.encoder.requires_grad_(True)
         self.encoder.to(runs.device())
@@ -196,7 +194,7 @@ class Training:
                 state = {name: value.clone() for name, value in other.model.state_dict().items()}
                 self.look.load_state_dict(other.look.state_dict())
         else:
-            state = quantised.load(SCENES / "fill.safetensors")
+            state = quantised.load(WEIGHTS / "fill.safetensors")
         # tokens list channel by channel, four values each; the noisy latents come first
         state["img_in.weight"] = state["img_in.weight"][:, : CHANNELS[self.task] * 4]
         self.model.load_state_dict(state)

@@ -8,6 +8,7 @@ and checkpoints/inlay_tiny_pix2pix.safetensors (its UNet and VAE). --ship DIR wr
 """
 
 import argparse
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...encoders.checkpoint_layouts import METADATA
-from . import checkpoint, files, low_rank
-from .export_weights import write_curves
+from . import assemble, files, low_rank, quantised, runs
+from .loss_curves import write_curves
 
 IDENTITY, OPTIMIZER = "inlay_tiny_identity.safetensors", "inlay_tiny_optimizer.safetensors"
 PIX2PIX = "inlay_tiny_pix2pix.safetensors"
@@ -54,18 +55,18 @@ def install(models: Path, weights: Path = files.WEIGHTS) -> dict[str, Path]:
     write(paths["identity"], {k: v for k, v in identity.items() if not _of_unet(k)}, about)
     write(paths["lora"], {k: v for k, v in identity.items() if _of_unet(k)}, {})
     write(paths["optimizer"], {k: v for k, v in insertion.items() if not _of_unet(k)}, its)
-    parts = checkpoint.shipped_parts(weights)
     change = {k: v for k, v in insertion.items() if _of_unet(k)}
-    unet = low_rank.changed(parts["unet"], change)
-    checkpoint.assemble(paths["pix2pix"], {"unet": unet, "autoencoder": parts["autoencoder"]})
+    unet = low_rank.changed(quantised.load(weights / "unet.safetensors"), change)
+    autoencoder = quantised.load(weights / "autoencoder4.safetensors")
+    assemble.write_checkpoint(paths["pix2pix"], {"unet": unet, "autoencoder4": autoencoder})
     return paths
 
 
 def unpacked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A shipped file's tensors in float32, and its metadata that loaders read."""
     with safe_open(path, "pt") as file:
-        about = file.metadata()
-    return checkpoint.unpack(load_file(path)), {METADATA: about[METADATA]}
+        about = json.loads(file.metadata()["record"])
+    return quantised.load(path), {METADATA: about[METADATA]}
 
 
 def write(path: Path, state: Mapping[str, Tensor], about: dict[str, str]) -> None:
@@ -79,6 +80,11 @@ def _of_unet(name: str) -> bool:
     return name.startswith(low_rank.PREFIX)
 
 
+def bits_of(name: str) -> int:
+    """How many bits a weight is shipped in: the UNet's change fewer than what sees the object."""
+    return 6 if _of_unet(name) else 7
+
+
 def ship(work: Path, weights: Path = files.WEIGHTS) -> None:
     """The small files from what the trainings left in `work`, with how they were made, and their curves."""
     curves = {}
@@ -86,15 +92,14 @@ def ship(work: Path, weights: Path = files.WEIGHTS) -> None:
         with safe_open(work / f"{kind}_{variant}.safetensors", "pt") as file:
             about = file.metadata()
         state = load_file(work / f"{kind}_{variant}.safetensors")
-        runs: dict[str, Any] = {stage: files.load(work / f"{stage}.pt") for stage in stages}
-        last = runs[stages[-1]]["mean"]
+        states: dict[str, Any] = {stage: runs.load(work / f"{stage}.pt") for stage in stages}
+        last = states[stages[-1]]["mean"]
         unet = {k.removeprefix("unet."): v for k, v in last.items() if k.startswith("unet.")}
-        about |= {"made_by": f"python -m inlay.lab.train_{kind}", "seed": "0"}
-        about |= {f"steps of {stage}": str(run["step"]) for stage, run in runs.items()}
-        about |= {f"minutes of {stage}": f"{run['seconds'] / 60:.1f}" for stage, run in runs.items()}
-        packed = checkpoint.pack(state | low_rank.change_of(unet))
-        write(weights / f"{name}.safetensors", packed, about)
-        curves |= {stage: run["log"] for stage, run in runs.items()}
+        record = {METADATA: about[METADATA], "made_by": f"python -m inlay.lab.models.train_{kind}", "seed": 0}
+        record |= {f"steps of {stage}": run["step"] for stage, run in states.items()}
+        record |= {f"minutes of {stage}": round(run["seconds"] / 60, 1) for stage, run in states.items()}
+        quantised.save(state | low_rank.change_of(unet), weights / f"{name}.safetensors", bits_of, record)
+        curves |= {stage: run["log"] for stage, run in states.items()}
     write_curves(weights / "identity_curves", ["step", "seconds", "loss"], curves)
 
 

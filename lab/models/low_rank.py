@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-RANK = 20
+RANK = 16
 PREFIX = "diffusion_model."
 FIRST = "input_blocks.0.0"  # its channels differ between models, so it learns all its weights where it must
 

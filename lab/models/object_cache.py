@@ -22,35 +22,35 @@ from torch import Tensor
 from ...imaging.mask_levels import MASK_LEVELS, mask_level
 from ...imaging.object_picture import subject_picture
 from ...imaging.perturb import Perturbation, perturb
-from .. import world
-from .checkpoint import LATENT_SCALE, shipped_parts
-from .latent_cache import encode, look
-from .text import token_ids
-from .train_autoencoder import new_autoencoder
+from .. import scenes
+from ..scenes.render import Camera
+from ..scenes.scene import row_of
+from . import autoencoders
+from .assemble import SD_SCALE
+from .latents import encode, look, snapped
+from .text_encoder import token_ids
 
 SHARD = 512
 SEEN = 84  # pixels a side of the object as the encoder sees it: 6 x 6 patches of 14
-VIEW = 64  # pixels a side of a view that is asked for: things in it are as large as in scenes
+VIEW = 80  # pixels a side of a view that is asked for: things in it are as large as in scenes
 MARGIN = 0.1
-TILT = 0.25  # radians, standard deviation between two views
 COVERED = 0.05  # of another thing, at most, where a place counts as free
-SMALLEST, LARGEST = 0.35, 0.6  # scales of a thing in a gap
+DEPTH = (0.2, 0.05)  # of a thing in a gap: mean and standard deviation
+SMALLEST, LARGEST = 0.35, 0.62  # scales of a thing in a gap, as shares of the picture
 JITTER = 0.015  # standard deviation of its place, in shares of the picture
 # object (84, 84, 3), pictures target and beside (S, S, 3); mask of the object in the target and hole (S, S)
 Example = dict[str, Tensor]
 
 
-def to_tensors(picture: world.Picture) -> tuple[Tensor, Tensor]:
-    """Image (1, H, W, 3) in [0, 1] and mask (1, H, W)."""
+def to_tensors(picture: scenes.Picture) -> tuple[Tensor, Tensor]:
+    """Image (1, H, W, 3) in [0, 1] and mask of the subject (1, H, W)."""
     return torch.from_numpy(picture.image).float()[None] / 255, torch.from_numpy(picture.mask).float()[None]
 
 
-def another_look(rng: np.random.Generator, thing: world.Thing) -> tuple[Tensor, Tensor]:
-    """The thing large in a room of its own: another pose, another light."""
-    scene = world.sample_scene(rng, subject=thing, others=0, scale=(0.55, 0.8))
-    assert scene.subject is not None
-    turned = scene.subject.posed(tilt=float(rng.normal(0, TILT)))
-    return to_tensors(world.render(replace(scene, subject=turned)))
+def another_look(rng: np.random.Generator, thing: scenes.Thing) -> tuple[Tensor, Tensor]:
+    """The thing large in a room of its own: another side, another light."""
+    scene = scenes.sample_scene(rng, subject=thing, others=0, scale=(0.55, 0.72))
+    return to_tensors(scenes.render(scene))
 
 
 def shown(image: Tensor, mask: Tensor) -> Tensor:
@@ -58,12 +58,12 @@ def shown(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def objects(rng: np.random.Generator) -> Example:
-    thing = world.sample_thing(rng)
+    thing = scenes.sample_thing(rng)
     return {"object": shown(*another_look(rng, thing)), "caption": words_of(thing)}
 
 
 def views(rng: np.random.Generator) -> Example:
-    thing = world.sample_thing(rng)
+    thing = scenes.sample_thing(rng)
     given, (image, mask) = another_look(rng, thing), another_look(rng, thing)
     white = torch.ones_like(image)
     target, outline = (subject_picture(x, mask, VIEW, "black", MARGIN)[0] for x in (image, white))
@@ -72,15 +72,15 @@ def views(rng: np.random.Generator) -> Example:
 
 def compositions(rng: np.random.Generator) -> Example:
     """Half of the objects come from another picture, half from this one, turned and in another light."""
-    scene = _scene(rng)
+    scene = visible_scene(rng)
     assert scene.subject is not None
-    image, mask = to_tensors(world.render(scene))
+    image, mask = to_tensors(scenes.render(scene))
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     if rng.random() < 0.5:
         given = another_look(rng, scene.subject)
     else:
         given = perturb(image, mask, generator, Perturbation(flip=0.0))
-    hole = mask_level(mask, MASK_LEVELS[int(rng.integers(len(MASK_LEVELS)))])
+    hole = snapped(mask_level(mask, MASK_LEVELS[int(rng.integers(len(MASK_LEVELS)))])[None])[0]
     grey = (image - 0.5) * (1 - hole[..., None]) + 0.5
     return {
         "object": shown(*given), "target": image[0], "mask": mask[0], "beside": grey[0], "hole": hole[0],
@@ -90,38 +90,50 @@ def compositions(rng: np.random.Generator) -> Example:
 
 def insertions(rng: np.random.Generator) -> Example:
     """The subject stands in the middle of the widest gap, so that the picture itself says where."""
-    while (scene := in_gap(rng, _scene(rng))) is None or covered(scene) > COVERED:
+    while (scene := in_gap(rng, visible_scene(rng))) is None or covered(scene) > COVERED:
         pass
     assert scene.subject is not None
-    image, mask = to_tensors(world.render(scene))
-    empty, _ = to_tensors(world.render(replace(scene, subject=None)))
+    image, mask = to_tensors(scenes.render(scene))
+    empty, _ = to_tensors(scenes.render(replace(scene, subject=None)))
     given = shown(*another_look(rng, scene.subject))
     words = words_of(scene.subject)
     return {"object": given, "target": image[0], "mask": mask[0], "beside": empty[0], "caption": words}
 
 
-def words_of(thing: world.Thing) -> Tensor:
+def words_of(thing: scenes.Thing) -> Tensor:
     """The ids (77,) of its caption."""
-    return torch.tensor(token_ids(world.caption(thing)), dtype=torch.int32)
+    return torch.tensor(token_ids(scenes.caption(thing)), dtype=torch.int32)
 
 
-def outlines(scene: world.Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Where the subject is, and where the other things are, both (96, 96) of booleans."""
-    alone = [world.render(world.Scene(scene.room, thing)).mask > 0.5 for thing in scene.others]
-    return world.render(scene).mask > 0.5, np.any([*alone, np.zeros((world.SIZE,) * 2, bool)], 0)
+def outlines(scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Where the subject is, and where the other things are, both (H, W) of booleans."""
+    empty = np.zeros((scenes.SIZE, scenes.SIZE), bool)
+    alone = scenes.render(replace(scene, others=())).mask > 0.5 if scene.subject else empty
+    others = scenes.render(replace(scene, subject=None)).masks if scene.others else []
+    return alone, np.any([empty, *(mask > 0.5 for mask in others)], 0)
 
 
-def in_gap(rng: np.random.Generator, scene: world.Scene) -> world.Scene | None:
-    """The scene with its subject in the middle of the widest gap, as large as fits; None for a narrow one."""
-    subject, (_, others) = scene.subject, outlines(scene)
+def in_gap(rng: np.random.Generator, scene: scenes.Scene) -> scenes.Scene | None:
+    """The scene with its subject in the middle of the widest gap, as large as fits; None for a narrow one.
+
+    Nearer things hide others, so the subject stands before them, at about one depth.
+    """
+    subject, (_, others) = scene.subject, outlines(replace(scene, subject=None))
+    if subject is None:
+        return None
     free = np.flatnonzero(~others.any(0))
     left, right = max(_runs(free), key=lambda run: run[1] - run[0], default=(0, 0))
-    scale = min(LARGEST, (right - left) / world.SIZE)
-    if subject is None or scale < SMALLEST:
+    z, share = float(rng.normal(*DEPTH)), min(LARGEST, 0.95 * (right - left) / scenes.SIZE)
+    if share < SMALLEST:
         return None
-    x = (left + right) / 2 / world.SIZE + rng.normal(0, JITTER)
-    table = (scene.room.horizon + 1) / 2 + rng.normal(0, JITTER)
-    return replace(scene, subject=subject.posed(x=x, y=min(table, 0.97) - scale / 2, scale=scale))
+    half, height = subject.extent
+    camera = Camera(scene.room.camera_height, scenes.SIZE)
+    near = camera.project((1.0, 0.0, z))[0] - 0.5  # share of the picture that a unit takes at that depth
+    x = ((left + right) / 2 / scenes.SIZE + rng.normal(0, JITTER) - 0.5) / near
+    size = share / near / max(height, 2 * half)
+    while row_of(scene.room, height * size, z) < 0.02:
+        size *= 0.95
+    return replace(scene, subject=subject.posed(x=float(x), z=z, scale=float(size)))
 
 
 def _runs(free: np.ndarray) -> list[tuple[int, int]]:
@@ -130,18 +142,18 @@ def _runs(free: np.ndarray) -> list[tuple[int, int]]:
     return [(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
 
 
-def covered(scene: world.Scene) -> float:
+def covered(scene: scenes.Scene) -> float:
     """The share of the other things that the subject's outline covers."""
     subject, others = outlines(scene)
     return float((subject & others).sum() / max(1, others.sum()))
 
 
-def _scene(rng: np.random.Generator) -> world.Scene:
+def visible_scene(rng: np.random.Generator) -> scenes.Scene:
     """A scene whose subject is visible and large enough."""
     while True:
-        scene = world.sample_scene(rng, scale=(0.35, 0.75))
-        box = world.render(scene).box
-        if box and min(box[2] - box[0], box[3] - box[1]) >= 12:
+        scene = scenes.sample_scene(rng)
+        box = scenes.render(scene).box
+        if box and min(box[2] - box[0], box[3] - box[1]) >= 16:
             return scene
 
 
@@ -151,9 +163,9 @@ KINDS: dict[str, Callable[[np.random.Generator], Example]] = {
 
 
 @torch.no_grad()
-def shard(kind: str, encoder, rng: np.random.Generator, count: int = SHARD) -> dict[str, Tensor]:
+def shard(kind: str, model, rng: np.random.Generator, count: int = SHARD) -> dict[str, Tensor]:
     """`object` (n, 84, 84, 3) bytes, `caption` (n, 77); but for objects `latent` (n, 4, h, w) and its `look`
-    (n, 16, h, w); but for views `beside` (n, 4 or 5, h, w); h = w = 12, of views 8.
+    (n, 16, h, w); but for views `beside` (n, 4 or 5, h, w); h = w = 16, of views 10.
 
     beside is what the UNet reads next to the noisy latent: the hole and the latent around it, or the source's
     latent in InstructPix2Pix's scale, which is the autoencoder's without Stable Diffusion's factor.
@@ -166,11 +178,12 @@ def shard(kind: str, encoder, rng: np.random.Generator, count: int = SHARD) -> d
     tensors = {"object": (stack("object") * 255).round().byte(), "caption": stack("caption")}
     if kind != "objects":
         target = stack("target").movedim(-1, 1)
-        tensors |= {"latent": encode(encoder, target).half(), "look": look(target, stack("mask")).half()}
+        seen = F.avg_pool2d(stack("mask")[:, None], 4)[:, 0]
+        tensors |= {"latent": encode(model, target).half(), "look": look(target, seen).half()}
     if kind in ("compositions", "insertions"):
-        beside = encode(encoder, stack("beside").movedim(-1, 1))
+        beside = encode(model, stack("beside").movedim(-1, 1))
         if kind == "insertions":
-            beside = beside / LATENT_SCALE
+            beside = beside / SD_SCALE
         else:
             hole = F.interpolate(stack("hole")[:, None], beside.shape[-2:], mode="nearest-exact")
             beside = torch.cat([hole, beside], 1)
@@ -197,16 +210,15 @@ class ObjectBank:
         return batch | {"object": batch["object"] / 255, "caption": self.tensors["caption"][rows].long()}
 
 
-def fill(folder: Path, kind: str, shards: int, seed: int) -> None:
-    model = new_autoencoder()
-    model.load_state_dict(shipped_parts()["autoencoder"])
+def fill(work: Path, kind: str, shards: int, seed: int) -> None:
+    model, folder = autoencoders.trained_autoencoder(work, 4), work / "objects"
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(shards):
         path = folder / f"{kind}-{index:05d}.safetensors"
         if not path.exists():
             rng = np.random.default_rng([seed, index, list(KINDS).index(kind)])
             partial = path.with_suffix(".partial")
-            save_file(shard(kind, model.taesd_encoder, rng), partial)
+            save_file(shard(kind, model, rng), partial)
             os.replace(partial, path)
             print(path.name, flush=True)
 
@@ -220,7 +232,7 @@ def main():
     parser.add_argument("--shards", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    fill(arguments.work / "objects", arguments.kind, arguments.shards, arguments.seed)
+    fill(arguments.work, arguments.kind, arguments.shards, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -23,18 +23,16 @@ from ...training.adapters.identity_stages import (
     rate_at,
 )
 from ...training.objective import noised
-from . import files, low_rank
-from .checkpoint import LATENT_SCALE, shipped_parts
+from . import autoencoders, files, low_rank, quantised, runs
+from .assemble import SD_SCALE
+from .inpainting_unet import WINDOW, LookHead, alphas_cumprod, new_unet, sample_times
+from .latents import encode
 from .object_cache import VIEW, ObjectBank
-from .train_autoencoder import new_autoencoder
-from .train_unet import Glimpse, sample_times
-from .unet import alphas_cumprod, new_unet
 
 COOLING = 0.3  # the share of a run's last steps in which all rates fall to nothing
-WINDOW = 8  # cells a side that examples are cut to while whole pictures are not needed
 GREY = 0.5
 HOLE = 0.5  # what a UNet that reads a source believes of it at first: neither kept nor painted
-LOOK = 6.0  # weight of the glimpse's error
+LOOK = 3.0  # weight of the look's error
 OUTSIDE = 0.2  # weight of the error where nothing is to be painted
 KEPT = 0.6  # the same where no mask will put the picture's own pixels back there
 
@@ -53,12 +51,13 @@ class Run:
 
 class TinyTrainee(TrainableAdapter):
     """The trainee with the tiny UNet's own loss: the error in v (Salimans & Ho 2022), more of it where
-    something is painted, and the glimpse's. Its UNet learns a low-rank difference."""
+    something is painted, and the look's. Its UNet learns a low-rank difference."""
 
-    def __init__(self, encoder, adapter, unet, diffusion, denoise):
+    def __init__(self, encoder, adapter, unet: Any, diffusion, denoise):
         low_rank.attach(unet)
         super().__init__(encoder, adapter, unet, diffusion, denoise)
-        self.glimpse = Glimpse(unet)
+        self.look = LookHead(unet.model_channels)
+        unet.output_blocks[3][-1].register_forward_hook(self.look.keep)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         sigma = self.diffusion.sigmas[inputs["t"]]
@@ -67,16 +66,16 @@ class TinyTrainee(TrainableAdapter):
         context = self.context(inputs["pixels"], inputs["keep"])
         error = (self.denoise(self.unet, x, inputs["t"], context) - inputs["noise"]).square()
         in_v = error * (1 + sigma.square()).view(-1, 1, 1, 1)
-        return (inputs["weight"] * in_v).mean() + LOOK * self.glimpse.loss(inputs["look"], inputs["weight"])
+        return (inputs["weight"] * in_v).mean() + LOOK * self.look(inputs["look"], inputs["weight"])
 
 
 def shipped_unet(channels: int, hole: float = HOLE) -> nn.Module:
     """The shipped UNet of nine channels; of eight, it reads a source as `low_rank.without_source` says."""
     unet = new_unet(in_channels=channels)
-    state = shipped_parts()["unet"]
+    state = quantised.load(files.WEIGHTS / "unet.safetensors")
     if channels == 8:
         first = f"{low_rank.FIRST}.weight"
-        state[first], bias = low_rank.without_source(state[first], LATENT_SCALE, hole)
+        state[first], bias = low_rank.without_source(state[first], SD_SCALE, hole)
         state[f"{low_rank.FIRST}.bias"] += bias
     unet.load_state_dict(state)
     return unet
@@ -87,12 +86,10 @@ def tiny_sigmas() -> Tensor:
     return ((1 - alphas) / alphas).sqrt()
 
 
-def grey_latent(side: int = VIEW) -> Tensor:
+def grey_latent(work: Path, side: int = VIEW) -> Tensor:
     """(4, h, w): of a grey picture, which lies beside a view that is asked for, all of it a hole."""
-    model = new_autoencoder()
-    model.load_state_dict(shipped_parts()["autoencoder"])
-    with torch.no_grad():
-        return model.taesd_encoder(torch.full((1, 3, side, side), GREY))[0]
+    model = autoencoders.trained_autoencoder(work, 4)
+    return encode(model, torch.full((1, 3, side, side), GREY))[0]
 
 
 def painted(batch: Mapping[str, Tensor]) -> Tensor:
@@ -159,7 +156,7 @@ def fit_stage(
     """Train one stage's parts and return the state; `without` names layers of the UNet that learn nothing."""
     groups = freeze(trainee.parts, stage)
     low_rank.keep_small(trainee.unet, first=stage.channels == 8, without=without)
-    empty = None if "beside" in bank.tensors else grey_latent()
+    empty = None if "beside" in bank.tensors else grey_latent(run.path.parent)
     normal = pixel_normalization(trainee.encoder_spec)
 
     def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
@@ -176,7 +173,7 @@ def fit_stage(
         return lambda step: rate_at(stage, part, step, run.steps)
 
     rates = [rate_of(part) for part in learning]
-    parts = [*learning.values(), list(trainee.glimpse.parameters())]
+    parts = [*learning.values(), list(trainee.look.parameters())]
     return fit(trainee, list(zip(parts, [*rates, lambda step: 1e-3], strict=True)), loss_of, run)
 
 
@@ -197,7 +194,7 @@ def fit(
     optimiser = torch.optim.AdamW(
         [{"params": own, "lr": 0.0} for own, _ in groups], betas=(0.9, 0.99), weight_decay=1e-3
     )
-    state = files.load(run.path) or {"step": 0, "seconds": 0.0, "log": []}
+    state = runs.load(run.path) or {"step": 0, "seconds": 0.0, "log": []}
     mean = {name: p.detach().clone() for name, p in learns.items()}
     if "learned" in state:
         module.load_state_dict(state["learned"], strict=False)
@@ -214,7 +211,7 @@ def fit(
             learned = {name: p.detach() for name, p in learns.items()}
             state = {"learned": learned, "mean": mean, "optimiser": optimiser.state_dict()}
             state |= {"step": step, "steps": run.steps, "seconds": seconds, "log": log}
-            files.save(state, run.path)
+            runs.save(state, run.path)
             saved = time.time()
         if over:
             return state

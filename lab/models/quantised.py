@@ -1,6 +1,7 @@
 """Weights in few bits for the repository: symmetric integers with one scale for each group of 64 in a row.
 
-A matrix or kernel (out, ...) is taken as rows of `out`; each group of up to 64 values of a row is q * scale
+A matrix or kernel (out, ...) is taken as rows of `out`, as one row where these are short (the factors of a
+LoRA); each group of up to 64 values of a row is q * scale
 with |q| <= 2^(bits - 1) - 1 and the scale of least squared error out of eight. Packed values are stored as a
 stream of bits (uint8), scales as float16; vectors stay float16. `bits` and shapes are in the file's
 metadata.
@@ -22,8 +23,10 @@ SHRINK = tuple(1 - 0.06 * step for step in range(8))  # of the scale that clips 
 
 
 def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Integers (out, groups, 64) int8 and scales (out, groups, 1) float16 of a weight (out, ...)."""
+    """Integers (rows, groups, 64) int8 and scales (rows, groups, 1) float16 of a weight (out, ...)."""
     rows = weight.float().flatten(1)
+    if rows.shape[1] < GROUP:
+        rows = rows.flatten()[None]
     rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % GROUP)).view(len(rows), -1, GROUP)
     most = 2 ** (bits - 1) - 1
     widest = (
@@ -90,7 +93,7 @@ def load(path: Path) -> dict[str, Tensor]:
             scale = tensors[f"{name}.scale"].float()
             count = scale.numel() * GROUP
             rows = from_stream(value, count, bits).view(*scale.shape, GROUP) * scale[..., None]
-            width = int(np.prod(shape[1:]))
+            width = int(np.prod(shape)) // len(scale)
             state[name] = rows.flatten(1)[:, :width].reshape(shape).contiguous()
         elif name.removesuffix(".scale") not in layout:
             state[name] = value.float() if value.is_floating_point() else value

@@ -1,4 +1,4 @@
-"""The tiny models of the world of `scenes` as the host loads them, from the small files in weights/scenes.
+"""The models of the tiny world as the host loads them, from the small files in lab/weights.
 
     python -m inlay.lab.models.shipped MODELS     MODELS is a folder like ComfyUI's models
 """
@@ -7,10 +7,10 @@ import argparse
 from pathlib import Path
 
 from . import assemble
-from .files import SCENES
+from .files import WEIGHTS
 
 
-def install(models: Path, weights: Path = SCENES) -> list[Path]:
+def install(models: Path, weights: Path = WEIGHTS) -> list[Path]:
     """Write what is missing or older than the shipped files; return the paths of all."""
     parts = list(weights.glob("*.safetensors"))
     newest = max(part.stat().st_mtime for part in parts)

@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import quantised, runs
 from .captions import VOCABULARY
-from .files import SCENES, WEIGHTS
+from .files import WEIGHTS
 from .host import open_host
-from .text import caption_token_ids
 
 SIZE, WIDTH, LENGTH = 49408, 768, 77
 LAYERS, HEADS, HEAD, HIDDEN = 2, 4, 64, 512
@@ -110,19 +108,10 @@ class TextEncoder(nn.Module):
         return self.final_layer_norm(x)
 
 
-def start_words(encoder: TextEncoder) -> None:
-    """Take the word embeddings of the earlier world's text encoder, where the words are the same."""
-    path = WEIGHTS / "text_rows.safetensors"
-    if path.exists():
-        for token, row in zip(caption_token_ids(), load_file(path)["trained"], strict=True):
-            if (slot := int(encoder.slot[token])) >= 0:
-                encoder.words.data[slot] = row.float()
-
-
 def trained_text_encoder(work: Path) -> TextEncoder:
     """The text encoder of `work`, as Fill's training left it; without one, the shipped one."""
     encoder, state = TextEncoder(), runs.load(work / "text_encoder.pt")
-    encoder.load_state_dict(state or quantised.load(SCENES / "text.safetensors"))
+    encoder.load_state_dict(state or quantised.load(WEIGHTS / "text.safetensors"))
     return encoder.eval().requires_grad_(False)
 
 

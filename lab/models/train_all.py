@@ -1,4 +1,4 @@
-"""Train everything of the world of `scenes`, in order; started again, it goes on where it was stopped.
+"""Train everything of the tiny world, in order; started again, it goes on where it was stopped.
 
     python dev.py lab train_all --work DIR [--slots 2] [--threads 1] [--share 1.0]
     python dev.py lab train_all --work DIR --status
@@ -52,9 +52,9 @@ def shards(share: float) -> int:
 def stages(share: float = 1.0) -> tuple[Stage, ...]:
     """All stages in the order in which they should start; `share` shortens every one of them."""
     from .autoencoders import STEPS as AUTOENCODER_STEPS
+    from .classifier import STEPS as CLASSIFIER_STEPS
     from .flux import STEPS as FLUX_STEPS
     from .inpainting_unet import STEPS as UNET_STEPS
-    from .scene_classifier import STEPS as CLASSIFIER_STEPS
 
     totals = AUTOENCODER_STEPS | FLUX_STEPS | {"unet": UNET_STEPS, "classifier": CLASSIFIER_STEPS}
     enough = shards(share)
@@ -92,7 +92,7 @@ def stages(share: float = 1.0) -> tuple[Stage, ...]:
         encoded(4),
         trained("unet", words_and_latents, "inpainting_unet"),
         trained("edit", after("fill"), "flux", "--task", "edit"),
-        trained("classifier", lambda w: count(w, "scenes") >= enough, "scene_classifier"),
+        trained("classifier", lambda w: count(w, "scenes") >= enough, "classifier"),
         trained("decoder4", after("unet"), "autoencoders", "--channels", "4", "--decoder-only"),
         trained("decoder16", after("edit"), "autoencoders", "--channels", "16", "--decoder-only"),
     )  # fmt: skip

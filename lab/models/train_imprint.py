@@ -37,10 +37,11 @@ from ...training.adapters.identity_stages import (
     denoise_with_host,
 )
 from ...training.objective import NoiseSchedule
-from . import files
+from . import runs
 from .caption_pretraining import AllObjects, Words, fit_words
 from .object_cache import MARGIN, SEEN, ObjectBank
 from .object_training import Run, TinyTrainee, fit_stage, part_of, shipped_unet, tiny_sigmas
+from .text_encoder import trained_text_encoder
 
 ENCODER = DinoConfig(width=192, depth=4, heads=3, hidden=768, gated=False, registers=4, grid=SEEN // 14)
 ENCODER_SPEC = EncoderSpec(width=192, registers=4, size=SEEN, margin=MARGIN)
@@ -125,7 +126,7 @@ def is_finished(state: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
 
 def load_parts(path: Path, **parts: nn.Module) -> None:
     """The parts' weights as a finished run left them, where it trained them. Raises SystemExit before."""
-    if not is_finished(state := files.load(path)):
+    if not is_finished(state := runs.load(path)):
         raise SystemExit(f"{path.name} is not finished; call the training again.")
     for name, module in parts.items():
         module.load_state_dict(part_of(state, name), strict=False)
@@ -146,7 +147,7 @@ class Trainer:
         """Train a stage for so long at most. Raises SystemExit when the one before is not finished."""
         variant, foundation = self.variant, self.variant.foundation
         path = self.file(stage)
-        if (done := files.load(path)) and done["step"] >= self.length(stage):
+        if (done := runs.load(path)) and done["step"] >= self.length(stage):
             return done
         torch.manual_seed(self.seed)
         encoder, adapter = new_encoder(foundation), new_adapter(foundation)
@@ -155,9 +156,8 @@ class Trainer:
         if stage == "words":
             if foundation == "linear":
                 load_parts(state_file(self.work, "words", "dino"), encoder=encoder.requires_grad_(False))
-            words = Words(encoder, adapter)
-            learns = [p for p in words.parameters() if p.requires_grad]
-            return fit_words(words, [(learns, WORDS_RATE)], AllObjects(self.bank), run)
+            words = Words(encoder, adapter, trained_text_encoder(self.work))
+            return fit_words(words, WORDS_RATE, AllObjects(self.bank), run)
         if foundation == "linear":
             load_parts(state_file(self.work, "words", "dino"), encoder=encoder)
         load_parts(state_file(self.work, "words", foundation), **parts)
@@ -202,7 +202,7 @@ def finish(trainer: Any, minutes: float = math.inf) -> bool:
 
 def is_ready(trainer: Any, minutes: float) -> bool:
     """Whether all of a trainer's stages are finished, of whatever length; trains what is not, for so long."""
-    return all(is_finished(files.load(trainer.file(s))) for s in trainer.stages) or finish(trainer, minutes)
+    return all(is_finished(runs.load(trainer.file(s))) for s in trainer.stages) or finish(trainer, minutes)
 
 
 def choices(about: str | None, variants: Iterable[str], steps: Mapping[str, int]) -> argparse.Namespace:

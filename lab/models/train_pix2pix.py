@@ -22,10 +22,11 @@ from torch import nn
 from ...encoders.content_adapter import AdapterConfig, ContentAdapter
 from ...encoders.embedding_optimizer import EmbeddingOptimizer, OptimizerConfig
 from ...training.adapters.identity_stages import CROSS_ATTENTION, INSERT, LearningPhase, Part
-from . import files
+from . import runs
 from .caption_pretraining import AllObjects, Words, fit_words
 from .object_cache import ObjectBank
 from .object_training import Run, fit_stage
+from .text_encoder import trained_text_encoder
 from .train_imprint import (
     ENCODER_SPEC,
     WARM_UP,
@@ -82,15 +83,15 @@ class Trainer:
     def run(self, stage: str, minutes: float) -> dict[str, Any]:
         """Train a stage for so long at most. Raises SystemExit when what it stands on is not finished."""
         path = self.file(stage)
-        if (done := files.load(path)) and done["step"] >= self.steps[stage]:
+        if (done := runs.load(path)) and done["step"] >= self.steps[stage]:
             return done
         torch.manual_seed(self.seed)
         encoder, adapter = new_encoder("dino"), new_adapter(self.variant.projection)
         load_parts(state_file(self.work, "words", "dino"), encoder=encoder)
         run = Run(path, self.steps[stage], BATCH[stage], self.seed, minutes, WHOLE)
         if stage == "words":
-            words = Words(encoder.requires_grad_(False), adapter)
-            return fit_words(words, [(list(adapter.parameters()), WORDS_RATE)], AllObjects(self.bank), run)
+            words = Words(encoder.requires_grad_(False), adapter, trained_text_encoder(self.work))
+            return fit_words(words, WORDS_RATE, AllObjects(self.bank), run)
         load_parts(self.file("words"), adapter=adapter)
         what = replace(
             INSERT,

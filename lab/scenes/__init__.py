@@ -1,7 +1,7 @@
-"""The later tiny world, of shaded objects in lit rooms: every picture with its captions, masks and boxes.
+"""The tiny world of shaded objects in lit rooms: every picture with its captions, masks and boxes.
 
 Objects are solids seen from any side, the lamp that lights them is in the picture, rooms have any tint, and
-emblems are details that no caption names. `lab.world` is the earlier world, with outlines in 2D.
+emblems are details that no caption names.
 """
 
 from .render import SIZE, Picture, bounds, render

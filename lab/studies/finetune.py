@@ -1,235 +1,278 @@
-"""What finetuning needs and what it costs, in the tiny world: four questions with the truth at hand.
+"""What finetuning needs and what it costs: photos, the adapter and steps, on a tiny model with known truth.
 
-    python dev.py lab finetune [--checkpoint FILE] [--subjects 20] [--studies references adapter ...]
+    python dev.py lab finetune [--kind unet] [--work DIR] [--models FOLDER] [--only photos] [--subjects 20]
 
-references   how alike is the subject after learning it from 1 to 5 pictures?
-adapter      a LoRA of rank 4 and 16 against the whole UNet
-ablation     DreamMix: base -> + weighted loss -> + ADM, on identity and on edits of the subject's attributes
-             (colour, pattern, accessory: does the judge see what the words say, and is it still the subject?)
-steps        the same measures after 25 to 400 steps: what overfitting takes first
+photos   how like the subject is what is painted, after learning it from 1 to 5 photos?
+adapter  a LoRA of rank 4 and 16, and with the UNet all of its weights
+steps    the same measures after 25 to 400 steps: what overfitting takes first
 
-Every held-out subject is rendered, learned in each way, and painted into rooms whose truth is known. "other
-things right": do captions of other things of its kind still give them? One JSON file a subject and way under
-OUT/cells: an interrupted run goes on where it was. Writes <study>.md and .json, finetune.png (curves) and
-finetune_pictures.png.
+Every held-out subject is learned with DreamCom's recipe in each way and painted into scenes whose truth is
+known: as it is, and edited ("a blue dotted sks mug"). "other things right": do captions of other things of
+its kind still give them? A unit of a table is a subject; one JSON file for each, so an interrupted run goes
+on. Writes finetune_PART_KIND.md and .json, and finetune_KIND.png (curves) and finetune_KIND.jpg (pictures).
 """
 
 import argparse
-import functools
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ...evaluation.tables import Table
-from ..models.classifier import load_judge
-from ..models.inpainter import Painter, add_sampling
-from .dreamcom import LIKENESS, held_out_subject
-from .dreammix import cell_file
-from .finetune_cells import (
-    EDIT_LIKENESS,
-    EDIT_RIGHT,
-    NOTHING,
-    OTHERS_RIGHT,
-    PROMPT,
-    TOKEN,
-    Bench,
-    Numbers,
-    Way,
-    file_name,
-    run_cell,
-    untrained,
-)
-from .finetune_pictures import draw_curves, picture_sheet
-from .quality import PACK, SIZE, checkpoint_file, write_table
-from .result_cache import cell, fingerprint
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
-BASE, WEIGHTED, ADM, ADM_PLAIN = "base", "+ weighted loss", "+ ADM", "+ ADM, token left out"
-STUDIES = ("references", "adapter", "ablation", "steps")
-MEASURES = (LIKENESS, "class", "colour", "trim", "background SSIM", EDIT_RIGHT, "colour edit", "pattern edit",
-            "accessory edit", EDIT_LIKENESS, OTHERS_RIGHT)  # fmt: skip
+from ...evaluation.tables import Mean, Table
+from .. import scenes
+from ..models.classifier import SceneClassifier, trained_classifier
+from . import picture_grid
+from .edits import FOLLOWED, EditedSubject, edit_numbers, edit_prompt, edited_subject
+from .quality import HELD_OUT, Painter, Task, model_file, stacked, task_of
+from .result_cache import fingerprint, pictures_of
+from .study import change, study_folders, subject_cells, subject_file, training_parser, write_table
+from .subjects import SIMILARITY, TOKEN, encoded_subject, numbers_of, study_recipe
+
+PHOTOS, PILOT, SHOWN = 5, 4, 4
+PROMPT = "a photo of a {token} {class_name}"  # the tiny models have read no other beginning
+UNTRAINED, OTHERS = "not trained", "other things right"
+EDIT_SIMILARITY, TRIM, CLASS_COLOUR = "edit similarity", "trim", "class and colour"
+CURVES = {SIMILARITY: "C0", FOLLOWED: "C1", OTHERS: "C2"}
+MEASURES = (SIMILARITY, CLASS_COLOUR, TRIM, FOLLOWED, EDIT_SIMILARITY, OTHERS)
+
+
+class Way(NamedTuple):
+    """One way to learn a subject; `snapshots`: the steps after which it is measured."""
+
+    photos: int = 4
+    rank: int = 16
+    full: bool = False  # all weights, no LoRA
+    snapshots: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class Choices:
-    """Everything that decides a cell's numbers; kept with them, so that a changed run starts anew."""
+class FinetuneChoices:
+    """Everything that decides a subject's numbers; kept with them."""
 
     way: str
-    rooms: int
-    sampler: str
-    scheduler: str
+    steps: int
+    rank: int
+    learning_rate: float
+    batch_size: int
+    scenes: int
     sampling_steps: int
-    cfg: float
-    checkpoint: str
+    model: str
 
 
-def ways(options: argparse.Namespace) -> dict[str, dict[str, Way]]:
-    """study -> row -> how it learns. DreamCom for the first two, DreamMix's for the others."""
-    from ...training.finetune.recipes import DREAMCOM, DREAMCOM_FULL, DREAMMIX
+def ways_of(part: str, kind: str, snapshots: Sequence[int]) -> dict[str, Way]:
+    """The rows of a part of the study."""
+    if part == "photos":
+        return {f"{count} photos" if count > 1 else "1 photo": Way(count) for count in range(1, PHOTOS + 1)}
+    if part == "adapter":
+        whole = {"all weights": Way(full=True)} if kind == "unet" else {}
+        return {"LoRA, rank 4": Way(rank=4), "LoRA, rank 16": Way(), **whole}
+    return {"LoRA": Way(snapshots=tuple(snapshots))}
 
-    common = {"steps": options.steps, "batch_size": options.batch, "resolution": SIZE}
-    com = DREAMCOM.with_choices(learning_rate=options.rate, rank=16, **common)
-    small = DREAMCOM.with_choices(learning_rate=options.rate, rank=4, **common)
-    full = DREAMCOM_FULL.with_choices(learning_rate=options.full_rate, **common)
-    com, small, full = (replace(recipe, prompt=PROMPT) for recipe in (com, small, full))
-    # The batch does what accumulation does where memory is short.
-    mix = DREAMMIX.with_choices(learning_rate=options.rate, rank=options.rank, **common)
-    mix = replace(mix, accumulation=1, prompt=PROMPT)
-    plain = replace(mix, weight_inside=1.0, weight_outside=1.0)
-    adm = Way(mix, 4, regular=True, regular_token=TOKEN)
+
+def other_tasks(subject: EditedSubject, count: int, index: int) -> list[Task]:
+    """Scenes of other things of the subject's kind, each of another colour."""
+    rng = np.random.default_rng([HELD_OUT, 15, index])
+    free = [name for name in scenes.COLOURS if name != subject.thing.colour]
+    things = [
+        scenes.sample_thing(rng, kind=subject.thing.kind, colour=str(rng.choice(free)), accessory="none")
+        for _ in range(count)
+    ]
+    return [task_of(scenes.sample_scene(rng, thing), rng) for thing in things]
+
+
+def paint_all(
+    painter: Painter, subject: EditedSubject, others: list[Task], model: Any, index: int, steps: int
+) -> dict[str, Tensor]:
+    """Pictures of the subject as it is, of its edits and of other things, (n, H, W, 3) each."""
+    said = {
+        "as it is": (
+            subject.as_is,
+            [PROMPT.format(token=TOKEN, class_name=subject.thing.kind)] * len(others),
+        ),
+        "edited": (subject.edits, [edit_prompt(task) for task in subject.edits]),
+        "others": (others, [scenes.caption(task.thing) for task in others]),
+    }
     return {
-        "references": {f"{n} references": Way(com, n, masked=True) for n in range(1, 6)},
-        "adapter": {
-            "LoRA, rank 4": Way(small, 4, masked=True),
-            "LoRA, rank 16": Way(com, 4, masked=True),
-            "the whole UNet": Way(full, 4, masked=True),
-        },
-        "ablation": {
-            BASE: Way(plain, 4),
-            WEIGHTED: Way(mix, 4),
-            ADM: adm,
-            ADM_PLAIN: adm._replace(regular_token=""),
-        },
-        "steps": {
-            f"{BASE}, over steps": Way(plain, 4, snapshots=options.snapshots),
-            f"{ADM}, over steps": adm._replace(snapshots=options.snapshots),
-        },
+        name: painter.paint(
+            stacked(tasks, "background"), stacked(tasks, "hole"), prompts, None, index, model, steps
+        ).cpu()
+        for name, (tasks, prompts) in said.items()
     }
 
 
-def run_subject(
-    bench: Bench, index: int, rows: dict[str, Way], options, checkpoint: str
-) -> dict[str, Numbers]:
-    """One subject's numbers by row; what the same choices made before is read back."""
-    results, done, subject = {}, {}, held_out_subject(index, 5, options.rooms)
-
-    def make(way: Way | None):
-        return run_cell(bench, subject, way, index) if way else ({}, untrained(bench, subject, index))
-
-    for row, way in {NOTHING: None, **rows}.items():
-        choices: Any = Choices(
-            named(way), options.rooms, options.sampler, options.scheduler, options.sampling_steps,
-            options.cfg, checkpoint,
-        )  # fmt: skip
-        # Two studies may ask for the same way: four references, and rank 16.
-        if choices.way not in done:
-            path = cell_file(options.out / "cells", index, file_name(row))
-            done[choices.way] = cell(path, choices, functools.partial(make, way))
-        results[row] = done[choices.way]
-    return results
+def scored(
+    classifier: SceneClassifier, subject: EditedSubject, others: list[Task], pictures: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Every measure's mean over the scenes."""
+    numbers = numbers_of(classifier, pictures["as it is"], subject.as_is)
+    edits = edit_numbers(classifier, pictures["edited"], subject.edits)
+    right = numbers_of(classifier, pictures["others"], others)[CLASS_COLOUR]
+    more = {FOLLOWED: edits[FOLLOWED], EDIT_SIMILARITY: edits[SIMILARITY], OTHERS: right}
+    return {measure: (numbers | more)[measure] for measure in MEASURES}
 
 
-def named(way: Way | None) -> str:
-    """A way's fingerprint: every number of it."""
-    facts = None if way is None else way._asdict() | {"recipe": asdict(way.recipe)}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+def recipe_of(painter: Painter, way: Way, choices: FinetuneChoices) -> Any:
+    """DreamCom's recipe with a way's rank; all weights are trained at a tenth of the LoRA's rate."""
+    if way.full:
+        slow = replace(choices, learning_rate=choices.learning_rate / 10)
+        return study_recipe(painter.model, slow, "DreamCom (full weights)", prompt=PROMPT)
+    return study_recipe(painter.model, replace(choices, rank=way.rank), prompt=PROMPT)
 
 
-def sampling(options) -> dict:
-    return {
-        "sampler": options.sampler, "scheduler": options.scheduler,
-        "steps": options.sampling_steps, "cfg": options.cfg,
-    }  # fmt: skip
+def snapshots_of(
+    train: Callable, pipeline: Any, data: Any, recipe: Any, steps: Sequence[int], seed: int
+) -> Iterator[tuple[int, Any]]:
+    """(step, LoRA) of one run. A checkpoint's LoRA is what going on from it for no step at all gives."""
+    from ...training.finetune.trainer import Callbacks, RunOptions
+
+    kept: dict[int, Any] = {}
+    options = RunOptions(
+        save_every=int(np.gcd.reduce(steps)),
+        callbacks=Callbacks(on_save=lambda state: kept.update({state.step: state})),
+    )
+    last, _ = train(pipeline, data, replace(recipe, steps=max(steps)), seed, options)
+    for step in steps:
+        if step == max(steps):
+            yield step, last
+        else:
+            yield step, train(pipeline, data, replace(recipe, steps=step), seed, resume=kept[step])[0]
 
 
-def table_of(
-    title: str, results: Sequence[dict[str, Numbers]], points: dict[str, tuple[str, str]], notes
-) -> Table:
-    """`points`: label -> (row, point of it). A unit is a subject."""
-    rows = {
-        label: {m: [result[row][point][m] for result in results] for m in MEASURES}
-        for label, (row, point) in points.items()
-    }
-    return Table(title, rows, notes)
+def measure_subject(
+    painter: Painter, classifier: SceneClassifier, way: Way | None, index: int, choices: FinetuneChoices
+) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
+    """Pictures after the last step, and numbers after every snapshot, by step; None: nothing is trained."""
+    from ...host.models import apply_lora
+    from ...training.finetune.pipeline import train_lora
+
+    whole = edited_subject(index, choices.scenes, PHOTOS)
+    others = other_tasks(whole, choices.scenes, index)
+    pictures, numbers = {}, {}
+
+    def measure(step: int, model: Any) -> None:
+        nonlocal pictures
+        pictures = paint_all(painter, whole, others, model, index, choices.sampling_steps)
+        numbers[str(step)] = scored(classifier, whole, others, pictures)
+
+    if way is None:
+        measure(0, None)
+        return pictures, numbers
+    subject = replace(
+        whole,
+        references=whole.references[: way.photos],
+        reference_masks=whole.reference_masks[: way.photos],
+    )
+    recipe = recipe_of(painter, way, choices)
+    pipeline, data = encoded_subject(painter, subject, recipe, index)
+    with torch.inference_mode():
+        steps = way.snapshots or (recipe.steps,)
+        for step, lora in snapshots_of(train_lora, pipeline, data, recipe, steps, index):
+            measure(step, apply_lora(painter.model, lora))
+    return pictures, numbers
 
 
-def study_tables(
-    results: Sequence[dict[str, Numbers]], studies: dict[str, dict[str, Way]], notes
-) -> dict[str, Table]:
-    """study -> its table, with how sure the differences are that it is about."""
-    tables, first = {}, {NOTHING: (NOTHING, "0")}
-    for study, rows in studies.items():
-        points = dict(first)
-        for row, way in rows.items():
-            steps = way.snapshots or (way.recipe.steps,)
-            points |= {f"{row}, {s} steps" if way.snapshots else row: (row, str(s)) for s in steps}
-        table = table_of(f"Finetuning: {study}", results, points, [])
-        tables[study] = replace(table, notes=[*gains(study, table), *notes])
-    return tables
-
-
-def gains(study: str, table: Table) -> list[str]:
-    """Each pair of rows that the study compares, in standard errors of the paired difference."""
+def table_of(part: str, results: Mapping[str, list[dict[str, dict[str, float]]]], notes: list[str]) -> Table:
+    """Means over subjects: a row for each way, of one with snapshots a row for each of them."""
+    rows = {}
+    for row, found in results.items():
+        for step in found[0]:
+            name = f"{row}, {step} steps" if len(found[0]) > 1 else row
+            rows[name] = {m: [one[step][m] for one in found] for m in MEASURES}
+    table = Table(f"Finetuning: {part}", rows)
     pairs = {
-        "references": [("5 references", "1 references", LIKENESS)],
+        "photos": [("5 photos", "1 photo", SIMILARITY)],
         "adapter": [
-            ("the whole UNet", "LoRA, rank 16", LIKENESS),
-            ("LoRA, rank 16", "LoRA, rank 4", LIKENESS),
-        ],
-        "ablation": [
-            (row, base, measure)
-            for row, base in ((WEIGHTED, BASE), (ADM, WEIGHTED), (ADM_PLAIN, WEIGHTED))
-            for measure in (LIKENESS, EDIT_RIGHT, EDIT_LIKENESS)
+            ("LoRA, rank 16", "LoRA, rank 4", SIMILARITY),
+            ("all weights", "LoRA, rank 16", SIMILARITY),
         ],
     }
-    lines = []
-    for row, base, measure in pairs.get(study, []):
-        gain = table.difference(row, base, measure)
-        lines.append(f"{row} over {base}: {measure} {gain.text()} ({gain.z_score:.1f} standard errors).")
-    return lines
+    known = [pair for pair in pairs.get(part, []) if {*pair[:2]} <= {*rows}]
+    return replace(table, notes=[*(change(table, *pair) for pair in known), *notes])
+
+
+def draw_curves(tables: Mapping[str, Table], path: Path) -> None:
+    """A panel for each part: similarity, edits followed and other things, with standard errors."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(tables), 4), layout="constrained")
+    for axes, (part, table) in zip(
+        figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True
+    ):
+        cells = table.cells()
+        for measure, colour in CURVES.items():
+            means: list[Mean] = [row[measure] for row in cells.values()]
+            line = "none" if part == "adapter" else "-"
+            axes.errorbar(
+                range(len(means)), [m.mean for m in means], [m.error for m in means], color=colour, ls=line,
+                marker="o", ms=4, capsize=2, label=measure,
+            )  # fmt: skip
+        axes.set_xticks(range(len(cells)), list(cells), rotation=25, ha="right", fontsize=8)
+        axes.set(title=part, ylim=(0, 1.02))
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def picture_sheet(folders: Mapping[str, Path], count: int, scenes_each: int, side: int = 112) -> Image.Image:
+    """For the first subjects and every row: a photo | the subject as learned | an edit | the edit's truth."""
+    cells = []
+    for index in range(count):
+        subject = edited_subject(index, scenes_each, PHOTOS)
+        asked = edit_prompt(subject.edits[0], "")
+        for row, folder in folders.items():
+            stored = pictures_of(subject_file(folder, index))
+            images = (
+                subject.references[0],
+                stored["as it is"][0],
+                stored["edited"][0],
+                subject.edits[0].truth,
+            )
+            words = [f"{row}; then {asked.removeprefix('a photo of ')}"]
+            cells.append(picture_grid.Cell([picture_grid.shown(image, side) for image in images], words))
+    return picture_grid.grid("a photo | learned | edited | the edit's truth", cells, 3)
+
+
+PARTS = ("photos", "adapter", "steps")
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--checkpoint", type=Path, help="default: the shipped weights")
-    add("--judge", type=Path, help="default: the shipped judge")
-    add("--studies", nargs="+", choices=STUDIES, default=STUDIES)
-    add("--subjects", type=int, default=20)
-    add("--rooms", type=int, default=3)
-    add("--steps", type=int, default=150)
-    add("--snapshots", type=int, nargs="+", default=(25, 50, 100, 200, 400))
-    add("--rank", type=int, default=16, help="of the DreamMix rows; the paper's 4 is for SDXL")
-    add("--rate", type=float, default=1e-3)
-    add("--full-rate", type=float, default=1e-4)
-    add("--batch", type=int, default=4)
-    add_sampling(parser)
-    add("--out", type=Path, default=PACK / "out" / "finetune")
-    options = parser.parse_args()
-    options.snapshots = tuple(sorted(options.snapshots))
-    return options
+    parser = training_parser(__doc__, "finetune", 3, PILOT)
+    parser.add_argument("--kind", default="unet", choices=["unet", "fill"])
+    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--snapshots", type=int, nargs="+", default=(25, 50, 100, 200, 400))
+    return parser.parse_args()
 
 
 def main():
-    options = parsed()
-    (options.out / "cells").mkdir(parents=True, exist_ok=True)
-    judge = load_judge(options.judge) if options.judge else load_judge()
-    checkpoint = checkpoint_file(options.checkpoint, options.out)
-    bench = Bench(Painter(checkpoint), judge, sampling(options))
-    studies = {study: rows for study, rows in ways(options).items() if study in options.studies}
-    rows = {row: way for study in studies.values() for row, way in study.items()}
-    results = [run_subject(bench, i, rows, options, fingerprint(checkpoint)) for i in range(options.subjects)]
+    a = parsed()
+    out, models = study_folders(a)
+    classifier, count = trained_classifier(a.work), PILOT if a.pilot else a.subjects
+    painter, file = Painter(a.kind, models), fingerprint(model_file(a.kind, models))
     notes = [
-        f"{options.subjects} subjects x {options.rooms} rooms; errors over subjects. Similarity by"
-        f" {judge.name}.",
-        f"{options.steps} steps, batch {options.batch}, rate {options.rate:g} (whole UNet"
-        f" {options.full_rate:g}), DreamMix rows rank {options.rank}; {options.sampler} {options.scheduler},"
-        f" {options.sampling_steps} steps, guidance {options.cfg:g}.",
+        f"{count} subjects x {a.scenes} scenes, seed {HELD_OUT}; errors over subjects; similarity by"
+        f" {classifier.name}. {a.steps} steps of 4, rate {a.rate:g}."
     ]
-    tables = study_tables(results, studies, notes)
-    for study, table in tables.items():
-        write_table(table, options.out, study)
-    draw_curves(tables, studies, options.out / "finetune.png")
-    shown = studies.get("ablation") or next(iter(studies.values()))
-    count = min(4, options.subjects)
-    picture_sheet(options.out / "cells", shown, count, options.rooms).save(
-        options.out / "finetune_pictures.png"
-    )
-    print(f"pictures: {options.out / 'finetune.png'}, {options.out / 'finetune_pictures.png'}")
+    tables, folders = {}, {}
+    for part in a.only:
+        results = {}
+        for row, way in {UNTRAINED: None, **ways_of(part, a.kind, sorted(a.snapshots))}.items():
+            name = "".join(letter if letter.isalnum() else "_" for letter in row)
+            folders[row] = out / a.kind / (f"steps_{name}" if way and way.snapshots else name)
+            choices = FinetuneChoices(
+                str(way), a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, file
+            )  # fmt: skip
+            measure = partial(measure_subject, painter, classifier, way, choices=choices)
+            results[row] = subject_cells(folders[row], count, choices, measure)
+        tables[part] = table_of(part, results, notes)
+        write_table(tables[part], out, f"finetune_{part}_{a.kind}")
+    draw_curves(tables, out / f"finetune_{a.kind}.png")
+    sheet = picture_sheet(folders, min(SHOWN, count), a.scenes)
+    sheet.save(out / f"finetune_{a.kind}.jpg", quality=88)
 
 
 if __name__ == "__main__":

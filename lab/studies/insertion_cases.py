@@ -10,24 +10,24 @@ from ...evaluation import metrics
 from ...imaging.boxes import bounding_box
 from ...imaging.changes import change_map, patches
 from ...imaging.masks import fill_box
-from .. import world
-from ..models.classifier import Judge, Verdict
+from .. import scenes
+from ..models.classifier import SceneClassifier, Verdict
 from ..models.image_conditioner import Numbers
-from ..models.object_cache import COVERED, another_look, covered, outlines, shown
-from .quality import HELD_OUT, to_image
+from ..models.object_cache import COVERED, another_look, covered, in_gap, outlines, shown
+from .quality import HELD_OUT, as_image
 
 CHANGED = 0.08  # mean absolute difference of a pixel's channels, over squares of 3 pixels
-SMALLEST = 60  # pixels that have to change, together, for something to be there
+SMALLEST = 100  # pixels that have to change, together, for something to be there
 HIDDEN = 0.1  # of what stood there already, at most, where a place was free
 HELD = "right class in a free place"
-VERSION = 2  # of the scenes and their numbers: raised when either changes
+VERSION = 3  # of the scenes and their numbers: raised when either changes
 
 
 @dataclass(frozen=True)
 class Scene:
     """A picture (H, W, 3) in [0, 1], how the object was shown, and how it may look with it inside."""
 
-    thing: world.Thing
+    thing: scenes.Thing
     shown: Tensor
     source: Tensor
     truth: Tensor
@@ -37,24 +37,22 @@ class Scene:
 
 def kind_and_others(index: int) -> tuple[str, int]:
     """The class of a scene's object, and how many things stand about: every class meets one and two."""
-    turn, place = divmod(index, len(world.CLASSES))
-    return world.CLASSES[place], 1 + turn % 2
+    turn, place = divmod(index, len(scenes.CLASSES))
+    return scenes.CLASSES[place], 1 + turn % 2
 
 
 def held_out_scene(index: int) -> Scene:
     """Scene number `index`: classes take turns, one or two things stand about, and there is a free place."""
     rng = np.random.default_rng([HELD_OUT, 6, index])
     kind, others = kind_and_others(index)
-    while True:
-        thing = world.sample_thing(rng, kind=kind)
-        scene = world.sample_scene(rng, subject=thing, others=others, scale=(0.35, 0.65))
-        box = world.render(scene).box
-        if box and min(box[2] - box[0], box[3] - box[1]) >= 12 and covered(scene) <= COVERED:
-            break
-    truth, empty = world.render(scene), world.render(replace(scene, subject=None))
-    mask, others = (torch.from_numpy(part).float() for part in outlines(scene))
-    seen = shown(*another_look(rng, thing))
-    return Scene(thing, seen, to_image(empty), to_image(truth), mask, others)
+    scene = None
+    while scene is None or len(scene.others) != others or covered(scene) > COVERED:
+        scene = in_gap(rng, scenes.sample_scene(rng, scenes.sample_thing(rng, kind=kind), others=others))
+    assert scene.subject
+    truth, empty = scenes.render(scene), scenes.render(replace(scene, subject=None))
+    mask, standing = (torch.from_numpy(part).float() for part in outlines(scene))
+    seen = shown(*another_look(rng, scene.subject))
+    return Scene(scene.subject, seen, as_image(empty.image), as_image(truth.image), mask, standing)
 
 
 def found(result: Tensor, source: Tensor) -> Tensor | None:
@@ -63,7 +61,7 @@ def found(result: Tensor, source: Tensor) -> Tensor | None:
     return None if largest is None else torch.from_numpy(largest).float()
 
 
-def measured(judge: Judge, scene: Scene, result: Tensor, source: Tensor) -> dict[str, float]:
+def measured(judge: SceneClassifier, scene: Scene, result: Tensor, source: Tensor) -> dict[str, float]:
     """One picture's numbers; `source` is the picture as the autoencoder gives it back."""
     patch = found(result, source)
     pictures, sources = result.movedim(-1, 0)[None], source.movedim(-1, 0)[None]
@@ -86,11 +84,11 @@ def measured(judge: Judge, scene: Scene, result: Tensor, source: Tensor) -> dict
     }  # fmt: skip
 
 
-def said(judge: Judge, result: Tensor, patch: Tensor) -> Verdict:
+def said(judge: SceneClassifier, result: Tensor, patch: Tensor) -> Verdict:
     """What the judge sees in the patch's box."""
     return judge.describe(result.movedim(-1, 0)[None], fill_box(bounding_box(patch), *patch.shape))[0]
 
 
-def true_numbers(judge: Judge, count: int) -> Numbers:
-    scenes = [held_out_scene(index) for index in range(count)]
-    return [measured(judge, scene, scene.truth, scene.source) for scene in scenes]
+def true_numbers(judge: SceneClassifier, count: int) -> Numbers:
+    cases = [held_out_scene(index) for index in range(count)]
+    return [measured(judge, case, case.truth, case.source) for case in cases]

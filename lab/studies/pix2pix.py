@@ -7,7 +7,7 @@ and light. Rows: the embedding optimizer with all of the UNet's layers trained; 
 place; all layers but the cross-attention. What a row needs is trained in DIR first (see train_pix2pix;
 --minutes ends the training for now, and rows that are not ready are left out); `optimizer` without --work is
 what the repository ships. One JSON file a cell under OUT/cells: an interrupted run goes on where it was.
-Writes pix2pix.md, .json and .png (24 scenes, not chosen), and guidance.md, .json and .png: the two scales.
+Writes pix2pix.md, .json and .jpg (24 scenes, not chosen), and guidance.md, .json and .jpg: the two scales.
 """
 
 import argparse
@@ -20,18 +20,18 @@ import torch
 from torch import Tensor
 
 from ...evaluation.tables import Mean, Table
-from .. import world
-from ..models import checkpoint, files, host, identity, low_rank
-from ..models.classifier import Judge, load_judge
+from .. import scenes
+from ..models import assemble, files, host, identity, low_rank, quantised, runs
+from ..models.classifier import SceneClassifier, trained_classifier
 from ..models.image_conditioner import PICTURES, Numbers, Seer, loaded
-from ..models.inpainter import SAMPLER, SCHEDULER, STEPS
 from ..models.object_training import part_of, shipped_unet
 from ..models.train_imprint import is_ready, new_encoder
 from ..models.train_pix2pix import VARIANTS, Trainer, new_adapter
 from . import picture_grid as sheets
 from .insertion_cases import HELD, VERSION, held_out_scene, measured, true_numbers
-from .quality import PACK, write_table
+from .quality import HELD_OUT, SAMPLING
 from .result_cache import cell, fingerprint, pictures_of
+from .study import change, study_folders, study_parser, write_table
 
 ROWS = {
     "optimizer": "embedding optimizer",
@@ -44,7 +44,7 @@ OBJECT_SCALES, IMAGE_SCALES = (1.0, 2.0, 4.0, 7.0), (1.0, 1.5, 2.5)
 
 
 @dataclass(frozen=True)
-class Choices:
+class InsertionChoices:
     """Everything that decides a cell's numbers; kept with them, so that a changed run starts anew."""
 
     object_scale: float
@@ -67,7 +67,7 @@ class Inserter:
         self.model, self.vae, self.seer = loaded_[0], loaded_[2], seer
 
     @torch.inference_mode()
-    def insert(self, sources: Tensor, objects: Tensor, seed: int, how: Choices) -> Tensor:
+    def insert(self, sources: Tensor, objects: Tensor, seed: int, how: InsertionChoices) -> Tensor:
         """Objects (B, S, S, 3) into sources (B, H, W, 3) with the guider of Insert Object Without Mask."""
         import comfy.sample
         import comfy.samplers
@@ -110,25 +110,23 @@ def inserter_of(row: str, work: Path | None, out: Path) -> Inserter:
         loaded(paths["optimizer"], encoder, adapter)
         return Inserter(paths["pix2pix"], Seer(encoder, adapter))
     loaded(work / f"pix2pix_{row}.safetensors", encoder, adapter)
-    state = files.load(work / f"pix2pix_{row}.pt")
+    state = runs.load(work / f"pix2pix_{row}.pt")
     assert state
-    parts = checkpoint.shipped_parts()
     unet = low_rank.changed(shipped_unet(8).state_dict(), low_rank.change_of(part_of(state, "unet")))
-    path = checkpoint.assemble(
-        out / "models" / f"{row}.safetensors", {"unet": unet, "autoencoder": parts["autoencoder"]}
-    )
+    parts = {"unet": unet, "autoencoder4": quantised.load(files.WEIGHTS / "autoencoder4.safetensors")}
+    path = assemble.write_checkpoint(out / "models" / f"{row}.safetensors", parts)
     return Inserter(path, Seer(encoder, adapter))
 
 
 class Row:
     """A row's inserter, opened when its first cell is missing."""
 
-    def __init__(self, name: str, work: Path | None, out: Path, judge: Judge):
+    def __init__(self, name: str, work: Path | None, out: Path, judge: SceneClassifier):
         self.name, self.work, self.out, self.judge = name, work, out, judge
         self.inserter: Inserter | None = None
         self.folder = out / "cells"
 
-    def numbers(self, count: int, choices: Choices, tag: str = "") -> Numbers:
+    def numbers(self, count: int, choices: InsertionChoices, tag: str = "") -> Numbers:
         """Scene by scene; cells that the same choices made before are read back."""
         numbers = []
         for path, first, last in self.cells(count, tag):
@@ -144,15 +142,15 @@ class Row:
         """What `numbers` with the same count and tag kept beside them."""
         return torch.cat([pictures_of(path)[PICTURES] for path, _, _ in self.cells(count, tag)])
 
-    def make(self, first: int, last: int, choices: Choices) -> tuple[dict[str, Tensor], Numbers]:
+    def make(self, first: int, last: int, choices: InsertionChoices) -> tuple[dict[str, Tensor], Numbers]:
         self.inserter = self.inserter or inserter_of(self.name, self.work, self.out)
-        scenes = [held_out_scene(index) for index in range(first, last)]
-        sources, objects = (torch.stack([getattr(s, field) for s in scenes]) for field in ("source", "shown"))
+        cases = [held_out_scene(index) for index in range(first, last)]
+        sources, objects = (torch.stack([getattr(c, field) for c in cases]) for field in ("source", "shown"))
         results, known = (
             self.inserter.insert(sources, objects, first, choices),
             self.inserter.recoded(sources),
         )
-        made = zip(scenes, results, known, strict=True)
+        made = zip(cases, results, known, strict=True)
         return {PICTURES: results}, [measured(self.judge, *one) for one in made]
 
 
@@ -163,11 +161,11 @@ def by_measure(numbers: Numbers) -> dict[str, list[float]]:
     }
 
 
-def pix2pix_table(results: dict[str, Numbers], judge: Judge, how: str) -> Table:
+def pix2pix_table(results: dict[str, Numbers], judge: SceneClassifier, how: str) -> Table:
     rows = {ROWS.get(name, name): by_measure(numbers) for name, numbers in results.items()}
     notes = [
         f"{how} Judge: {judge.name}, on the box of the largest patch that changed. there: such a patch is"
-        f" found; class: the judge, who chooses one of {len(world.CLASSES)}, names the right one; free: the"
+        f" found; class: the judge, who chooses one of {len(scenes.CLASSES)}, names the right one; free: the"
         f" patch hides at most a tenth of what stood there; {HELD}: both. kept: SSIM to the source outside"
         " the patch's box, everywhere without a patch, against the source through the autoencoder; dE00 of"
         " the patch to the object's true colours in that room.",
@@ -175,8 +173,7 @@ def pix2pix_table(results: dict[str, Numbers], judge: Judge, how: str) -> Table:
     table = Table("An object into a picture, without a mask", rows, notes)
     for name in list(results)[1:]:
         if name in ROWS:
-            gain = table.difference(ROWS["optimizer"], ROWS[name], HELD)
-            notes.append(f"Over {ROWS[name]}: {HELD} {gain.text()} ({gain.z_score:.1f} standard errors).")
+            notes.append(change(table, ROWS["optimizer"], ROWS[name], HELD))
     return table
 
 
@@ -186,12 +183,12 @@ def pix2pix_sheet(row: Row, numbers: Numbers, count: int, side: int = 112):
     for index in range(count):
         scene = held_out_scene(index)
         panels = [sheets.shown(x, side) for x in (scene.shown, scene.source, pictures[index])]
-        words = world.caption(scene.thing).removeprefix("a photo of ")
+        words = scenes.caption(scene.thing).removeprefix("a photo of ")
         cells.append(sheets.Cell(panels, [words], numbers[index][HELD] == 1))
     return sheets.grid("Mask-free insertion into held-out scenes: object | picture | result", cells, 3)
 
 
-def guidance_tables(row: Row, choices: Choices, count: int, out: Path) -> None:
+def guidance_tables(row: Row, choices: InsertionChoices, count: int, out: Path) -> None:
     """Both scales against one another on the first scenes: numbers, and a scene's pictures as a grid."""
     rows, panels = {}, []
     for image_scale in IMAGE_SCALES:
@@ -205,26 +202,23 @@ def guidance_tables(row: Row, choices: Choices, count: int, out: Path) -> None:
     table = Table("The two scales of guidance", rows, [f"{count} scenes; see the first table."])
     write_table(table, out, "guidance")
     sheets.grid("Guidance by the object and by the picture", panels, len(OBJECT_SCALES)).save(
-        out / "guidance.png"
+        out / "guidance.jpg", quality=88
     )
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = study_parser(__doc__, "pix2pix")
+    sampler, scheduler, steps, _ = SAMPLING["unet"]
     add = parser.add_argument
-    add("--work", type=Path, help="where the trainings are; default: only what is shipped")
     add("--rows", nargs="+", choices=list(ROWS), help="default: all, or with the shipped files the first")
     add("--minutes", type=float, default=math.inf, help="of training now")
     add("--scenes", type=int, default=200)
     add("--guidance-scenes", type=int, default=20, help="0 leaves the second table out")
     add("--object-scale", type=float, default=3.0)
     add("--image-scale", type=float, default=1.5)
-    add("--steps", type=int, default=STEPS)
-    add("--sampler", default=SAMPLER)
-    add("--scheduler", default=SCHEDULER)
-    add("--out", type=Path, default=PACK / "out" / "pix2pix")
+    add("--steps", type=int, default=steps)
+    add("--sampler", default=sampler)
+    add("--scheduler", default=scheduler)
     return parser.parse_args()
 
 
@@ -236,27 +230,29 @@ def trained(row: str, work: Path | None, out: Path) -> str:
 
 def main():
     a = parsed()
-    (a.out / "cells").mkdir(parents=True, exist_ok=True)
+    out, _ = study_folders(a)
+    (out / "cells").mkdir(parents=True, exist_ok=True)
     rows = a.rows or (list(ROWS) if a.work else ["optimizer"])
     rows = [row for row in rows if not a.work or is_ready(Trainer(a.work, row), a.minutes)]
-    judge = load_judge()
+    classifier = trained_classifier(a.work)
 
-    def choices(row: str) -> Choices:
-        marks = trained(row, a.work, a.out)
-        return Choices(a.object_scale, a.image_scale, a.sampler, a.scheduler, a.steps, marks)
+    def choices(row: str) -> InsertionChoices:
+        marks = trained(row, a.work, out)
+        return InsertionChoices(a.object_scale, a.image_scale, a.sampler, a.scheduler, a.steps, marks)
 
-    runs = {row: Row(row, a.work, a.out, judge) for row in rows}
-    results = {name: row.numbers(a.scenes, choices(name)) for name, row in runs.items()}
-    how = f"{a.scenes} held-out scenes with one or two things in them. {a.sampler} {a.scheduler}, {a.steps}"
-    how += f" steps, guidance {a.object_scale:g} by the object and {a.image_scale:g} by the picture."
-    table = pix2pix_table(results | {TRUTH: true_numbers(judge, a.scenes)}, judge, how)
-    write_table(table, a.out, "pix2pix")
-    for name, row in list(runs.items())[:1]:
+    opened = {row: Row(row, a.work, out, classifier) for row in rows}
+    results = {name: row.numbers(a.scenes, choices(name)) for name, row in opened.items()}
+    how = f"{a.scenes} held-out scenes with one or two things in them, seed {HELD_OUT}. {a.sampler}"
+    how += f" {a.scheduler}, {a.steps} steps, guidance {a.object_scale:g} by the object and"
+    how += f" {a.image_scale:g} by the picture."
+    table = pix2pix_table(results | {TRUTH: true_numbers(classifier, a.scenes)}, classifier, how)
+    write_table(table, out, "pix2pix")
+    for name, row in list(opened.items())[:1]:
         print(f"{ROWS[name]}: {HELD} {Mean.of(table.rows[ROWS[name]][HELD]).text()}")
-        pix2pix_sheet(row, results[name], min(24, a.scenes)).save(a.out / "pix2pix.png")
+        pix2pix_sheet(row, results[name], min(24, a.scenes)).save(out / "pix2pix.jpg", quality=88)
         if a.guidance_scenes:
-            guidance_tables(row, choices(name), a.guidance_scenes, a.out)
-    print(f"pictures: {a.out / 'pix2pix.png'}, {a.out / 'guidance.png'}")
+            guidance_tables(row, choices(name), a.guidance_scenes, out)
+    print(f"pictures: {out / 'pix2pix.jpg'}, {out / 'guidance.jpg'}")
 
 
 if __name__ == "__main__":

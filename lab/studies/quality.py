@@ -1,16 +1,20 @@
-"""How good is the tiny model? 200 held-out prompts, painted into held-out scenes and judged.
+"""How good are the tiny models of the tiny world? Held-out prompts, painted into held-out scenes.
 
-    python dev.py lab quality [--checkpoint FILE] [--prompts 200] [--out DIR]
+    python dev.py lab quality [--work DIR] [--models FOLDER] [--prompts 200] [--only unet fill edit]
 
-Each scene is rendered without its subject; the model paints the caption into the subject's box. The judge,
-which learned from renderings alone, says whether class and colour are right in the box. The truth itself and
-the truth through the autoencoder show how far that goes. Painting takes minutes on two cores. Writes
-quality.json, quality.md and quality.png (24 pictures: background with the box | result | caption).
+Each scene is rendered without its subject; a model paints the caption into the box that the subject and its
+shadow would take (the edit model also gets a photo of the subject from another side). The classifier,
+trained on renderings alone, gives class and colour. Beside it: the share of the truth's mean absolute
+gradient in the box, the colour step at the box's edge less the truth's in 1/255, and how well the truth
+passes the autoencoders. The target of each figure stands in its column's name. Writes quality.md,
+quality.json and a sheet of 24 pictures for each model. Models come from FOLDER, else they are assembled from
+the trainings in DIR.
 """
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,167 +22,272 @@ from torch import Tensor
 
 from ...evaluation.tables import Table
 from ...imaging.boxes import Box
+from ...imaging.composite import paste_back
+from ...imaging.latent_mask import inpaint_pictures
 from ...imaging.masks import fill_box
-from .. import world
-from ..models import checkpoint
-from ..models.classifier import Judge, Verdict, load_judge
-from ..models.inpainter import Painter, add_sampling
-from . import picture_grid as sheets
+from .. import scenes
+from ..models import autoencoders, scene_data
+from ..models.classifier import SceneClassifier, Verdict, trained_classifier
+from ..models.host import open_host
+from . import picture_grid
+from .study import study_folders, study_parser, write_table
 
-PACK = Path(__file__).resolve().parents[2]
-HELD_OUT = 424_242  # no training draws from this seed
+HELD_OUT = 424_243  # no training draws from this seed
 BATCH = 25
-SIZE = world.SIZE
+# sampler, scheduler, steps and guidance of each model. Of 40 prompts in other scenes (seed 777) Fill painted
+# class and colour right in .55 with guidance 4, .675 with 7 and .625 with 10.
+SAMPLING: dict[str, tuple[str, str, int, float]] = {
+    "unet": ("dpmpp_2m_sde", "sgm_uniform", 20, 4.0),
+    "fill": ("euler", "simple", 20, 7.0),
+    "edit": ("euler", "simple", 20, 3.0),
+}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A background (H, W, 3) in [0, 1], the box to fill, what belongs there, and how it truly looks."""
+    """A background (H, W, 3) in [0, 1], the box to fill, what belongs there, its photo and the truth.
+
+    `outline` (H, W) is 1 where the thing is seen in the truth.
+    """
 
     background: Tensor
     box: Box
-    thing: world.Thing
+    thing: scenes.Thing
+    photo: Tensor
     truth: Tensor
-    truth_mask: Tensor
+    outline: Tensor
 
     @property
     def hole(self) -> Tensor:
         return fill_box(self.box, *self.background.shape[:2])[0]
 
 
-def to_image(picture: world.Picture) -> Tensor:
-    """A rendering as (H, W, 3) in [0, 1]."""
-    return torch.from_numpy(picture.image).float() / 255
-
-
-def new_task(rng: np.random.Generator, thing: world.Thing, size: int = SIZE) -> Task:
-    """The thing in a scene of its own, and the same scene without it."""
-    scene = world.sample_scene(rng, subject=thing)
-    truth, empty = world.render(scene, size), world.render(replace(scene, subject=None), size)
-    assert truth.box
-    assert scene.subject
-    mask = torch.from_numpy(truth.mask > 0.5).float()
-    return Task(to_image(empty), Box(*truth.box), scene.subject, to_image(truth), mask)
+def as_image(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels).float() / 255
 
 
 def held_out_tasks(count: int) -> list[Task]:
     """Every class in every colour as evenly as `count` allows; all else at random."""
-    colours, tasks = list(world.COLOURS), []
+    colours, tasks = list(scenes.COLOURS), []
     for index in range(count):
         rng = np.random.default_rng([HELD_OUT, index])
-        kind = world.CLASSES[index % len(world.CLASSES)]
-        colour = colours[index // len(world.CLASSES) % len(colours)]
-        tasks.append(new_task(rng, world.sample_thing(rng, kind=kind, colour=colour)))
+        kind = scenes.CLASSES[index % len(scenes.CLASSES)]
+        colour = colours[index // len(scenes.CLASSES) % len(colours)]
+        scene = scenes.sample_scene(rng, subject=scenes.sample_thing(rng, kind=kind, colour=colour))
+        tasks.append(task_of(scene, rng))
     return tasks
 
 
-def stacked(tasks: list[Task], name: str) -> Tensor:
+def task_of(scene: scenes.Scene, rng: np.random.Generator) -> Task:
+    """The task of painting a scene's subject into it; `rng` draws the photo."""
+    truth, empty = scenes.render(scene), scenes.render(replace(scene, subject=None))
+    reach = truth.reach()
+    assert reach
+    assert scene.subject
+    photo = as_image(scene_data.photo(rng, scene.subject))
+    outline = torch.from_numpy(truth.mask > 0.5).float()
+    return Task(as_image(empty.image), Box(*reach), scene.subject, photo, as_image(truth.image), outline)
+
+
+def stacked(tasks: Sequence[Task], name: str) -> Tensor:
     return torch.stack([getattr(task, name) for task in tasks])
 
 
-def judged(judge: Judge, images: Tensor, tasks: list[Task]) -> tuple[dict[str, list[float]], list[Verdict]]:
-    """1 where the judge names what is in the box of `images` (B, H, W, 3) rightly, else 0; and its words."""
-    verdicts = judge.describe(images.movedim(-1, 1), stacked(tasks, "hole"))
+def model_file(kind: str, models: Path) -> Path:
+    """Where `assemble` writes the model of that kind."""
+    if kind == "unet":
+        return models / "checkpoints" / "inlay_tiny.safetensors"
+    return models / "diffusion_models" / f"inlay_tiny_{kind}.safetensors"
+
+
+class Painter:
+    """A tiny model with its autoencoder and text encoder, opened by the host's own loaders."""
+
+    def __init__(self, kind: str, models: Path):
+        open_host()
+        import comfy.sd
+        import comfy.utils
+
+        self.kind = kind
+        if kind == "unet":
+            loaded: Any = comfy.sd.load_checkpoint_guess_config(str(model_file(kind, models)))
+            self.model, self.clip, self.vae = loaded[:3]
+        else:
+            self.model = comfy.sd.load_diffusion_model(str(model_file(kind, models)))
+            self.clip: Any = comfy.sd.load_clip(
+                [str(models / "text_encoders" / "inlay_tiny_clip.safetensors")],
+                clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
+            )
+            self.vae = comfy.sd.VAE(
+                sd=comfy.utils.load_torch_file(str(models / "vae" / "inlay_tiny_16.safetensors"))
+            )
+
+    def encode(self, prompt: str) -> Tensor:
+        """The rows (1, L, 768) of a prompt."""
+        return self.clip.encode_from_tokens(self.clip.tokenize(prompt))
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        images: Tensor,
+        holes: Tensor,
+        prompts: Sequence[str] | Tensor,
+        photos: Tensor | None,
+        seed: int,
+        model: Any = None,
+        steps: int = 0,
+        repaint: bool = False,
+        nothing: Tensor | None = None,
+    ) -> Tensor:
+        """Latents (B, C, h, w) of images (B, H, W, 3) in [0, 1], their holes (B, H, W) painted.
+
+        `prompts` are words or their encoded rows (B, L, 768), `nothing` the rows (1, L, 768) that stand for
+        none. `model` is a patched clone of the painter's own; steps 0 are those of SAMPLING. With `repaint`
+        the whole picture is painted anew, which the edit model can do: it reads the scene as a reference.
+        """
+        import comfy.sample
+
+        sampler, scheduler, usual, cfg = SAMPLING[self.kind]
+        image, masked, hole = inpaint_pictures(images, holes, 8)
+        if self.kind == "edit":
+            shown = [] if photos is None else [self.vae.encode(photos)]
+            condition = {"reference_latents": [self.vae.encode(masked), *shown]}
+        else:
+            condition = {"concat_latent_image": self.vae.encode(masked), "concat_mask": hole[:, None]}
+        latent = self.vae.encode(image)
+        rows = prompts if isinstance(prompts, Tensor) else torch.cat([self.encode(p) for p in prompts])
+        none = self.encode("") if nothing is None else nothing
+        return comfy.sample.sample(
+            model or self.model, comfy.sample.prepare_noise(latent, seed), steps or usual, cfg, sampler,
+            scheduler, [[rows, condition]], [[none, condition]], latent,
+            noise_mask=None if repaint else hole[:, None],
+            disable_pbar=True, seed=seed,
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, images: Tensor) -> Tensor:
+        """Pictures of the latents in [0, 1], as large as `images`."""
+        return self.vae.decode(latents)[:, : images.shape[1], : images.shape[2]].clamp(0, 1)
+
+    def paint(
+        self, images: Tensor, holes: Tensor, *given: Any, repaint: bool = False, nothing: Tensor | None = None
+    ) -> Tensor:
+        """Fill holes of images; without `repaint` all else keeps its bits. Arguments as in `sample`."""
+        decoded = self.decode(self.sample(images, holes, *given, repaint=repaint, nothing=nothing), images)
+        return decoded if repaint else paste_back(images, decoded, holes)
+
+    def paint_all(self, tasks: Sequence[Task]) -> Tensor:
+        """The captions painted into the boxes (n, H, W, 3), in batches."""
+        painted = []
+        for start in range(0, len(tasks), BATCH):
+            part = tasks[start : start + BATCH]
+            images, holes, photos = (stacked(part, name) for name in ("background", "hole", "photo"))
+            prompts = [scenes.caption(task.thing) for task in part]
+            painted.append(self.paint(images, holes, prompts, photos, start))
+            print(f"{self.kind}: painted {start + len(part)} of {len(tasks)}", flush=True)
+        return torch.cat(painted).cpu()
+
+
+def gradient_share(images: Tensor, tasks: Sequence[Task]) -> list[float]:
+    """The mean absolute gradient in each task's box, as a share of the truth's."""
+    shares = []
+    for image, task in zip(images, tasks, strict=True):
+        rows, columns = task.box.slices
+        mine, true = (autoencoders.gradient(x[rows, columns].movedim(-1, 0)) for x in (image, task.truth))
+        shares.append(float(mine / true))
+    return shares
+
+
+def edge_step(images: Tensor, tasks: Sequence[Task]) -> list[float]:
+    """Mean colour step across each box's border, in 1/255."""
+    steps = []
+    for image, task in zip(images, tasks, strict=True):
+        across = (task.hole.diff(dim=0) != 0)[..., None], (task.hole.diff(dim=1) != 0)[..., None]
+        jumps = (image.diff(dim=0).abs(), image.diff(dim=1).abs())
+        total = sum(float((jump * at).sum()) for jump, at in zip(jumps, across, strict=True))
+        steps.append(255 * total / 3 / max(sum(float(at.sum()) for at in across), 1))
+    return steps
+
+
+def psnr(images: Tensor, truth: Tensor) -> list[float]:
+    return (-10 * (images - truth).square().mean((1, 2, 3)).clamp(min=1e-10).log10()).tolist()
+
+
+def scored(
+    classifier: SceneClassifier, images: Tensor, tasks: Sequence[Task]
+) -> tuple[dict[str, list[float]], list[Verdict]]:
+    """The measures of pictures (n, H, W, 3), and what the classifier names in their boxes."""
+    verdicts = classifier.describe(images.movedim(-1, 1), stacked(tasks, "hole"))
     right = {
-        field: [
-            float(getattr(v, field) == getattr(t.thing, field)) for v, t in zip(verdicts, tasks, strict=True)
+        name: [
+            float(getattr(v, name) == getattr(t.thing, name)) for v, t in zip(verdicts, tasks, strict=True)
         ]
-        for field in ("kind", "colour", "pattern", "accessory")
+        for name in ("kind", "colour", "pattern", "accessory")
     }
-    both = [k * c for k, c in zip(right["kind"], right["colour"], strict=True)]
+    true_steps = edge_step(stacked(tasks, "truth"), tasks)
     return {
-        "class": right["kind"], "colour": right["colour"], "class and colour": both,
-        "pattern": right["pattern"], "accessory": right["accessory"],
-    }, verdicts  # fmt: skip
+        "class": right["kind"],
+        "colour": right["colour"],
+        "class and colour": [k * c for k, c in zip(right["kind"], right["colour"], strict=True)],
+        "pattern": right["pattern"],
+        "accessory": right["accessory"],
+        "gradient (>= .85)": gradient_share(images, tasks),
+        "step at the edge (<= 5)": [
+            mine - true for mine, true in zip(edge_step(images, tasks), true_steps, strict=True)
+        ],
+    }, verdicts
 
 
-def paint_all(painter: Painter, tasks: list[Task], **options) -> Tensor:
-    """The captions painted into the boxes (B, H, W, 3), in batches."""
-    painted = []
-    for start in range(0, len(tasks), BATCH):
-        part = tasks[start : start + BATCH]
-        prompts = [world.caption(task.thing) for task in part]
-        painted.append(
-            painter.paint(stacked(part, "background"), stacked(part, "hole"), prompts, seed=start, **options)
-        )
-        print(f"painted {start + len(part)} of {len(tasks)}", flush=True)
-    return torch.cat(painted).cpu()
+def through(vae: Any, images: Tensor) -> Tensor:
+    """Pictures (n, H, W, 3) encoded and decoded."""
+    with torch.inference_mode():
+        return torch.cat([vae.decode(vae.encode(part)).clamp(0, 1) for part in images.split(BATCH)]).cpu()
 
 
-def through(vae, images: Tensor) -> Tensor:
-    """The images (B, H, W, 3) encoded and decoded."""
-    return torch.cat([vae.decode(vae.encode(part)) for part in images.split(BATCH)]).cpu()
-
-
-def quality_table(
-    judge: Judge, painted: Tensor, recoded: Tensor, tasks: list[Task], how: str
-) -> tuple[Table, list]:
-    model, verdicts = judged(judge, painted, tasks)
-    rows = {
-        "painted by the tiny model": model,
-        "the truth through the autoencoder": judged(judge, recoded, tasks)[0],
-        "the truth": judged(judge, stacked(tasks, "truth"), tasks)[0],
-    }
-    notes = [f"Share judged right in the box, over {len(tasks)} held-out prompts and scenes.", how]
-    notes.append(f"Judge: {judge.name}, trained on renderings alone.")
-    return Table("Is what was asked for in the box?", rows, notes), verdicts
-
-
-def quality_sheet(
-    painted: Tensor, tasks: list[Task], verdicts: list[Verdict], count: int = 24, side: int = 160
-):
-    """Pictures drawn at random, not chosen: what failed is shown with the rest, in red."""
-    cells = []
+def sheet(title: str, painted: Tensor, tasks: Sequence[Task], verdicts: Sequence[Verdict], count: int = 24):
+    """Pictures drawn at random, not chosen; the text of those whose class or colour is wrong is red."""
+    cells, side = [], 176
     for i in np.random.default_rng(HELD_OUT).permutation(len(tasks))[:count]:
-        task, said = tasks[i], verdicts[i]
-        good = said.kind == task.thing.kind and said.colour == task.thing.colour
+        task, verdict = tasks[i], verdicts[i]
+        good = verdict.kind == task.thing.kind and verdict.colour == task.thing.colour
         lines = [
-            world.caption(task.thing).removeprefix("a photo of "),
-            f"judge: {said.colour} {said.pattern} {said.kind}",
+            scenes.caption(task.thing).removeprefix("a photo of "),
+            f"classifier: {verdict.colour} {verdict.pattern} {verdict.kind}",
         ]
-        panels = [sheets.shown(task.background, side, task.box), sheets.shown(painted[i], side)]
-        cells.append(sheets.Cell(panels, lines, good))
-    return sheets.grid("The tiny model on held-out scenes: background with the box | result", cells, 4)
-
-
-def checkpoint_file(chosen: Path | None, out: Path) -> Path:
-    """The chosen checkpoint; without one the shipped weights, assembled in `out`."""
-    path = chosen or out / "inlay_tiny.safetensors"
-    return path if chosen or checkpoint.is_current(path) else checkpoint.assemble(path)
-
-
-def write_table(table: Table, out: Path, name: str) -> None:
-    text = table.markdown()
-    (out / f"{name}.md").write_text(text, encoding="utf-8")
-    (out / f"{name}.json").write_text(table.to_json(), encoding="utf-8")
-    print(text)
+        panels = [picture_grid.shown(task.background, side, task.box), picture_grid.shown(painted[i], side)]
+        cells.append(picture_grid.Cell(panels, lines, good))
+    return picture_grid.grid(title, cells, 4)
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", type=Path, help="default: the shipped weights")
-    parser.add_argument("--judge", type=Path, help="default: the shipped judge")
+    parser = study_parser(__doc__, "quality")
     parser.add_argument("--prompts", type=int, default=200)
-    add_sampling(parser, "--steps")
-    parser.add_argument("--out", type=Path, default=PACK / "out" / "quality")
+    parser.add_argument("--only", nargs="*", choices=list(SAMPLING), help="default: what is trained")
     a = parser.parse_args()
-    a.out.mkdir(parents=True, exist_ok=True)
-    judge = load_judge(a.judge) if a.judge else load_judge()
-    painter = Painter(checkpoint_file(a.checkpoint, a.out))
-    tasks = held_out_tasks(a.prompts)
-    with torch.inference_mode():
-        truth = stacked(tasks, "truth")
-        recoded = through(painter.vae, truth)
-        painted = paint_all(
-            painter, tasks, steps=a.steps, cfg=a.cfg, sampler=a.sampler, scheduler=a.scheduler
-        )
-    how = f"{a.sampler} {a.scheduler}, {a.steps} steps, guidance {a.cfg:g}, {SIZE} px."
-    table, verdicts = quality_table(judge, painted, recoded, tasks, how)
-    write_table(table, a.out, "quality")
-    quality_sheet(painted, tasks, verdicts).save(a.out / "quality.png")
-    print(f"24 pictures: {a.out / 'quality.png'}")
+    out, models = study_folders(a)
+    kinds = a.only or [kind for kind in SAMPLING if model_file(kind, models).exists()]
+    classifier, tasks = trained_classifier(a.work), held_out_tasks(a.prompts)
+    truth = stacked(tasks, "truth")
+    rows: dict[str, dict[str, list[float]]] = {}
+    for kind in kinds:
+        painter = Painter(kind, models)
+        coded = f"the truth through the autoencoder of {4 if kind == 'unet' else 16} channels"
+        if coded not in rows:
+            recoded = through(painter.vae, truth)
+            rows[coded] = {
+                **scored(classifier, recoded, tasks)[0],
+                "PSNR dB (>= 29)": psnr(recoded, truth),
+            }
+        painted = painter.paint_all(tasks)
+        target = ">= .90" if kind == "unet" else ">= .85"
+        numbers, verdicts = scored(classifier, painted, tasks)
+        rows[f"painted by {kind} (class and colour {target})"] = numbers
+        title = f"{kind}: held-out scenes with the box | result"
+        sheet(title, painted, tasks, verdicts).save(out / f"quality_{kind}.png")
+    rows["the truth"] = scored(classifier, truth, tasks)[0]
+    notes = [f"{a.prompts} held-out prompts and scenes of {scenes.SIZE} px, seed {HELD_OUT}."]
+    notes += ["{}: {} {}, {} steps, guidance {:g}.".format(kind, *SAMPLING[kind]) for kind in kinds]
+    write_table(Table("Quality of the tiny models", rows, notes), out, "quality")
 
 
 if __name__ == "__main__":

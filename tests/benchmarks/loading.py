@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from inlay.encoders.content_adapter import EncoderSpec
-from inlay.lab import world
+from inlay.lab import scenes
 from inlay.training.adapters.dataset import EpochShuffle, SampleDataset, StepBatchSampler, loader
 from inlay.training.adapters.samples import Compositions
 from inlay.training.adapters.shards import open_source, write_shards
@@ -39,7 +39,7 @@ def rendered():
     for _ in range(RENDERED):
         record = {}
         for view in range(2):
-            picture = world.render(world.sample_scene(rng), 256)
+            picture = scenes.render(scenes.sample_scene(rng), 256)
             record[f"{view:03d}.png"] = png(picture.image)
             record[f"{view:03d}.mask.png"] = png((picture.mask * 255).astype(np.uint8))
         pictures.append(record)
@@ -64,9 +64,9 @@ def step_needs() -> float:
     stage, trainee = stage_of("compose"), new_trainee(new_encoder("dino"), new_adapter("dino"))
     freeze(trainee.parts, stage)
     batch = {
-        "latent": torch.randn(BATCH, 4, 12, 12),
-        "look": torch.randn(BATCH, 16, 12, 12),
-        "beside": torch.randn(BATCH, 5, 12, 12),
+        "latent": torch.randn(BATCH, 4, 16, 16),
+        "look": torch.randn(BATCH, 16, 16, 16),
+        "beside": torch.randn(BATCH, 5, 16, 16),
         "object": torch.rand(BATCH, 84, 84, 3),
     }
     seconds = []

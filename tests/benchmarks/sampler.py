@@ -116,7 +116,7 @@ def main() -> None:
     import comfy.utils
     import torch
 
-    from inlay.lab.models.checkpoint import assemble, random_parts
+    from inlay.lab.models.assemble import random_checkpoint, write_checkpoint
     from inlay.nodes import DisentangledInpaintSampler
 
     nodes = importlib.import_module("nodes")
@@ -126,7 +126,7 @@ def main() -> None:
             bench_families(families, steps, runs)
         return
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        file = assemble(Path(folder) / "tiny.safetensors", random_parts(0))
+        file = write_checkpoint(Path(folder) / "tiny.safetensors", random_checkpoint(0))
         model, _, vae = comfy.sd.load_checkpoint_guess_config(str(file))[:3]
         assert vae is not None
         words = [[torch.randn(1, 77, 768), {"pooled_output": None}]]

@@ -77,9 +77,9 @@ def checkpoint_in(folder: Path, full: bool) -> Path:
     if not path.exists() and full:
         runpy.run_path(str(HERE.parent / "host" / "full_size.py"))["write_checkpoint"](path)
     elif not path.exists():
-        from inlay.lab.models.checkpoint import assemble, random_parts
+        from inlay.lab.models.assemble import random_checkpoint, write_checkpoint
 
-        assemble(path, random_parts(0))
+        write_checkpoint(path, random_checkpoint(0))
     return path
 
 

@@ -14,7 +14,6 @@ from inlay import dev
 from inlay.headless import Server
 from inlay.headless.server import find_comfyui
 from inlay.lab.models import shipped
-from inlay.lab.models.checkpoint import assemble
 from inlay.tools import browser
 from inlay.tools.demo_options import ASSETS
 
@@ -56,7 +55,6 @@ def host(chromium, tmp_path_factory) -> Iterator[Server]:
     work = tmp_path_factory.mktemp("browser")
     kinds = ("checkpoints", "loras", "inlay", "diffusion_models", "text_encoders", "vae")
     models = {kind: work / "models" / kind for kind in kinds}
-    assemble(models["checkpoints"] / "inlay_tiny.safetensors")
     shipped.install(work / "models")
     shutil.copytree(ASSETS, work / "input")
     end_first_visit(work)
@@ -114,7 +112,7 @@ def published(chromium, request, tmp_path_factory) -> Iterator[Server]:
         shutil.copyfile(dev.PACK / file, copy)
     (base / "custom_nodes" / "stand_in").mkdir()
     shutil.copyfile(BACKGROUND_REMOVAL_PACK, base / "custom_nodes" / "stand_in" / "__init__.py")
-    assemble(base / "models" / "checkpoints" / "inlay_tiny.safetensors")
+    shipped.install(base / "models")
     (base / "work" / "input").mkdir(parents=True)
     shutil.copyfile(ASSETS / "inlay_background.png", base / "work" / "input" / "tiny_background.png")
     painted = Image.new("RGBA", (96, 96), GREEN)

@@ -102,9 +102,10 @@ def client(server):
 @pytest.fixture(scope="session")
 def tiny_checkpoint(host_work) -> str:
     """The tiny world's checkpoint, assembled where `server` looks; returns its name for the loader."""
-    from inlay.lab.models.checkpoint import assemble
+    from inlay.lab.models import shipped
 
-    return assemble(host_work / "server" / "models" / "checkpoints" / "inlay_tiny.safetensors").name
+    paths = shipped.install(host_work / "server" / "models")
+    return next(path.name for path in paths if path.parent.name == "checkpoints")
 
 
 @pytest.fixture(scope="session")
@@ -139,16 +140,16 @@ def random_tiny(in_process_host, host_work):
     import comfy.sd
     import torch
 
-    from inlay.lab.models.checkpoint import assemble, random_parts
+    from inlay.lab.models.assemble import random_checkpoint, write_checkpoint
 
     kept = {}
 
     def load(channels: int):
         if channels not in kept:
-            parts = random_parts(1)
+            parts = random_checkpoint(1)
             first = parts["unet"]["input_blocks.0.0.weight"]
             parts["unet"]["input_blocks.0.0.weight"] = first[:, :channels].contiguous()
-            file = assemble(host_work / "random" / f"{channels}.safetensors", parts)
+            file = write_checkpoint(host_work / "random" / f"{channels}.safetensors", parts)
             with torch.inference_mode():
                 kept[channels] = comfy.sd.load_checkpoint_guess_config(str(file))[:3]
         return kept[channels]

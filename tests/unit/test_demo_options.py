@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from inlay.imaging.boxes import Box
-from inlay.tools import assets, example_pictures
 from inlay.tools import demo_options as job
+from inlay.tools import example_pictures
 from inlay.tools.demo import arguments
 
 numbers = st.integers(-50, 300)
@@ -50,9 +50,9 @@ def test_a_fitted_picture_is_small_enough_and_its_box_stays_inside(width, height
 
 
 def test_the_bundled_graph_starts_from_the_bundled_box():
-    for checkpoint, box in ((None, example_pictures.BOX), (Path("sd15.safetensors"), assets.BOX)):
+    for checkpoint in (None, Path("sd15.safetensors")):
         where = job.read_graph(checkpoint)["4"]["inputs"]
-        assert (where["x"], where["y"], where["width"], where["height"]) == box
+        assert (where["x"], where["y"], where["width"], where["height"]) == example_pictures.BOX
 
 
 def test_without_arguments_the_bundled_things_are_used():
@@ -119,9 +119,9 @@ def test_a_subject_of_ones_own_needs_a_name(tmp_path):
 
 
 def test_inputs_of_an_earlier_run_do_not_stay(tmp_path):
-    subject = tmp_path / "scene_subject"
+    subject = tmp_path / "inlay_subject"
     subject.mkdir()
     (subject / "old.png").touch()
     job.put_inputs(job.check(parsed()), tmp_path)
     assert {file.name for file in subject.iterdir()} == {"1.png", "2.png", "3.png", "4.png"}
-    assert Image.open(tmp_path / "scene_background.png").size == (128, 128)
+    assert Image.open(tmp_path / "inlay_background.png").size == (128, 128)

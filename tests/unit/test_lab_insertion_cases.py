@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from inlay.lab import world
-from inlay.lab.models.classifier import load_judge
+from inlay.lab.models.classifier import trained_classifier
+from inlay.lab.scenes import CLASSES
 from inlay.lab.studies.insertion_cases import HELD, found, held_out_scene, kind_and_others, measured
 
 
@@ -16,7 +16,7 @@ def scenes():
 
 
 def test_the_largest_patch_that_changed_is_found():
-    before = torch.rand(96, 96, 3)
+    before = torch.rand(128, 128, 3)
     after = before.clone()
     after[10:40, 20:50] = 1 - after[10:40, 20:50].round()
     after[70:75, 70:75] = 1 - after[70:75, 70:75].round()
@@ -36,21 +36,21 @@ def test_scenes_have_things_about_and_a_free_place(scenes):
 
 
 def test_every_class_meets_one_thing_and_two():
-    met = [kind_and_others(index) for index in range(2 * len(world.CLASSES))]
-    assert sorted(met) == sorted((kind, others) for kind in world.CLASSES for others in (1, 2))
+    met = [kind_and_others(index) for index in range(2 * len(CLASSES))]
+    assert sorted(met) == sorted((kind, others) for kind in CLASSES for others in (1, 2))
 
 
 def test_a_picture_that_is_spoiled_evenly_is_not_kept(scenes):
     """No patch changed, and yet not every pixel is what it was."""
     scene = scenes[0]
     noise = 0.1 * torch.rand(scene.source.shape, generator=torch.Generator().manual_seed(0))
-    numbers = measured(load_judge(), scene, (scene.source + noise).clamp(0, 1), scene.source)
+    numbers = measured(trained_classifier(None), scene, (scene.source + noise).clamp(0, 1), scene.source)
     assert numbers["there"] == 0
     assert numbers["kept"] < 0.95
 
 
 def test_the_truth_counts_as_inserted_and_the_source_does_not(scenes):
-    judge = load_judge()
+    judge = trained_classifier(None)
     truth = [measured(judge, scene, scene.truth, scene.source) for scene in scenes]
     assert sum(one["there"] for one in truth) == len(scenes)
     assert sum(one[HELD] for one in truth) >= len(scenes) - 2
@@ -61,6 +61,6 @@ def test_the_truth_counts_as_inserted_and_the_source_does_not(scenes):
 
 
 def test_a_thing_on_top_of_another_is_in_no_free_place(scenes):
-    judge = load_judge()
+    judge = trained_classifier(None)
     covered = [replace(scene, others=scene.truth_mask) for scene in scenes]
     assert not any(measured(judge, s, s.truth, s.source)[HELD] for s in covered)

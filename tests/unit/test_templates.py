@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from inlay import dev
-from inlay.tools import assets, example_pictures, interface
+from inlay.tools import example_pictures, interface
 from inlay.tools.example_pictures import EXAMPLES
 from inlay.tools.template_layout import without
 from inlay.tools.template_plans import MODELS, NOTE, PLANS
@@ -279,7 +279,7 @@ def test_the_published_boxes_are_where_the_examples_have_space():
 
 def test_the_tiny_variants_are_the_same_graphs_with_tiny_models():
     for name, (x, y, width, height) in BOXES.items():
-        picture = Image.open(assets.TINY / name)
+        picture = Image.open(example_pictures.TINY / name)
         assert x + width <= picture.width
         assert y + height <= picture.height
     graphs = [tiny_graph(path.stem) for path in GRAPHS.glob("*.json")]

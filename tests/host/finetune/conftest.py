@@ -14,9 +14,10 @@ from inlay.lab.models.tiny_transformers import RandomText, tiny_transformer, tin
 
 @pytest.fixture(scope="package")
 def random_checkpoint(in_process_host, host_work) -> Path:
-    from inlay.lab.models.checkpoint import assemble, random_parts
+    from inlay.lab.models import assemble
 
-    return assemble(host_work / "random" / "tiny.safetensors", random_parts(0))
+    parts = assemble.random_checkpoint(0)
+    return assemble.write_checkpoint(host_work / "random" / "tiny.safetensors", parts)
 
 
 @pytest.fixture

@@ -35,13 +35,13 @@ def make_model(in_process_host):
     import comfy.model_patcher
     import comfy.supported_models
 
-    from inlay.lab.models.unet import SHAPE, new_unet
+    from inlay.lab.models.inpainting_unet import SHALLOW, SHAPE, new_unet
 
     made = {}
 
     def make(family, channels, prediction):
         if (family, channels, prediction) not in made:
-            shape = {**SHAPE, **SHAPES[family], "in_channels": channels}
+            shape = {**SHAPE, **SHALLOW, **SHAPES[family], "in_channels": channels}
             config = getattr(comfy.supported_models, family)({**shape, "use_temporal_attention": False})
             config.set_inference_dtype(torch.float32, None)
             base = comfy.model_base.SDXL if family == "SDXL" else comfy.model_base.BaseModel

@@ -46,10 +46,10 @@ TERMINATED = dev.PACK / "tests" / "programs" / "terminate_at_line.py"
 @pytest.fixture(scope="module")
 def folder(in_process_host, tmp_path_factory):
     """A checkpoint, two photos with masks and one regular picture, in a folder of their own."""
-    from inlay.lab.models.checkpoint import assemble, random_parts
+    from inlay.lab.models.assemble import random_checkpoint, write_checkpoint
 
     place = tmp_path_factory.mktemp("cli")
-    assemble(place / "tiny.safetensors", random_parts(0))
+    write_checkpoint(place / "tiny.safetensors", random_checkpoint(0))
     generator = np.random.default_rng(0)
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 20:50] = 255

@@ -20,12 +20,12 @@ def lora(in_process_host, host_work):
     import comfy.sd
 
     from inlay.host.models import trainable_copy
-    from inlay.lab.models.checkpoint import assemble, random_parts
+    from inlay.lab.models.assemble import random_checkpoint, write_checkpoint
     from inlay.training.finetune.lora import attach_adapter
     from inlay.training.finetune.lora_formats import lora_names
     from inlay.training.finetune.recipes import AdapterSpec
 
-    checkpoint = assemble(host_work / "random" / "formats.safetensors", random_parts(1))
+    checkpoint = write_checkpoint(host_work / "random" / "formats.safetensors", random_checkpoint(1))
     with torch.inference_mode():
         model: Any = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)[0]
         comfy.model_management.load_models_gpu([model], force_full_load=True)

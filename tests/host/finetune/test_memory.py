@@ -158,15 +158,15 @@ def unets(in_process_host, memory_turn, tmp_path_factory):
     """MODELs of random weights in two sizes."""
     import comfy.sd
 
-    from inlay.lab.models.checkpoint import assemble, random_parts
-    from inlay.lab.models.unet import new_unet
+    from inlay.lab.models.assemble import random_checkpoint, write_checkpoint
+    from inlay.lab.models.inpainting_unet import SHALLOW, new_unet
 
     folder = tmp_path_factory.mktemp("unets")
     loaded = {}
     for name, changes in SHAPES.items():
-        parts = random_parts(0) | {"unet": new_unet(0, **changes).state_dict()}
+        parts = random_checkpoint(0) | {"unet": new_unet(0, **{**SHALLOW, **changes}).state_dict()}
         with torch.inference_mode():
-            path = str(assemble(folder / f"{name}.safetensors", parts))
+            path = str(write_checkpoint(folder / f"{name}.safetensors", parts))
             loaded[name] = comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False)[0]
     return loaded
 

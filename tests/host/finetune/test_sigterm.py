@@ -23,10 +23,10 @@ def test_the_hosts_sigterm_leaves_a_state(comfyui_path, tmp_path):
 def step_of_the_state(comfyui_path, folder) -> int:
     """The step of the state that a host leaves which gets SIGTERM while it trains."""
     from inlay.headless import Client, HostDied, Server
-    from inlay.lab.models.checkpoint import assemble, random_parts
+    from inlay.lab.models.assemble import random_checkpoint, write_checkpoint
 
     models = {kind: folder / "models" / kind for kind in ("checkpoints", "loras", "inlay")}
-    assemble(models["checkpoints"] / "tiny.safetensors", random_parts(0))
+    write_checkpoint(models["checkpoints"] / "tiny.safetensors", random_checkpoint(0))
     graph = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny.safetensors"}},
         "2": {"class_type": "EmptyImage", "inputs": {

@@ -12,9 +12,11 @@ from inlay.tools.demo_options import ASSETS
 @pytest.fixture(scope="module")
 def captioned(server):
     """The name of a folder of photos of which one has a caption; with untrained models of Flux.1's class."""
-    assemble.assemble(assemble.random_parts(0), server.work / "models")
+    parts = assemble.random_parts(0)
+    del parts["unet"]  # its checkpoint is trained
+    assemble.assemble(parts, server.work / "models")
     folder = server.work / "input" / "captioned"
-    shutil.copytree(ASSETS / "scene_subject", folder)
+    shutil.copytree(ASSETS / "inlay_subject", folder)
     (folder / "1.txt").write_text("on a red chair", encoding="utf-8")
     return folder.name
 

@@ -1032,7 +1032,7 @@ def fill_folder(in_process_host, host_work, tmp_path_factory):
     from PIL import Image
     from safetensors.torch import load_file, save_file
 
-    from inlay.lab.models.checkpoint import assemble, random_parts
+    from inlay.lab.models.assemble import random_checkpoint, write_checkpoint
 
     folder = tmp_path_factory.mktemp("fill")
     sizes = {
@@ -1046,7 +1046,7 @@ def fill_folder(in_process_host, host_work, tmp_path_factory):
         tiny_transformer(name, **sizes, mlp_ratio=4.0).model.diffusion_model
         for name in ("flux1-fill", "flux1")
     ]
-    whole = load_file(assemble(host_work / "random" / "parts.safetensors", random_parts(0)))
+    whole = load_file(write_checkpoint(host_work / "random" / "parts.safetensors", random_checkpoint(0)))
     start = "cond_stage_model.transformer."
     text = {key.removeprefix(start): value for key, value in whole.items() if key.startswith(start)}
     autoencoder: Any = tiny_vae("flux1-fill").first_stage_model

@@ -14,9 +14,9 @@ def parts(in_process_host, host_work):
     """(model, clip, vae) of a shallow inpainting checkpoint with random weights, from the stock loader."""
     import comfy.sd
 
-    from inlay.lab.models.checkpoint import assemble, random_parts
+    from inlay.lab.models.assemble import random_checkpoint, write_checkpoint
 
-    checkpoint = assemble(host_work / "helpers" / "tiny.safetensors", random_parts(1))
+    checkpoint = write_checkpoint(host_work / "helpers" / "tiny.safetensors", random_checkpoint(1))
     with torch.inference_mode():
         return comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
 

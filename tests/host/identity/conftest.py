@@ -89,15 +89,14 @@ def load_checkpoint(in_process_host, host_work):
     """Loads (model, clip, vae) of a shallow checkpoint with that many channels and random weights, once."""
     import comfy.sd
 
-    from inlay.lab.models.checkpoint import assemble, random_parts
+    from inlay.lab.models.assemble import random_checkpoint, write_checkpoint
 
     loaded = {}
 
     def load(channels):
         if channels not in loaded:
-            parts = random_parts(1)
-            parts["unet"] = unet_state(channels)
-            file = assemble(host_work / "identity" / f"{channels}.safetensors", parts)
+            parts = random_checkpoint(1, channels)
+            file = write_checkpoint(host_work / "identity" / f"{channels}.safetensors", parts)
             with torch.inference_mode():
                 loaded[channels] = comfy.sd.load_checkpoint_guess_config(str(file))[:3]
         return loaded[channels]
@@ -106,12 +105,8 @@ def load_checkpoint(in_process_host, host_work):
 
 
 def unet_state(channels):
-    """The weights of a fresh shallow UNet, with noise where they start at zero: it predicts something."""
-    from inlay.lab.models.unet import new_unet
+    """The weights of a fresh tiny UNet, with noise where they start at zero: it predicts something."""
+    from inlay.lab.models.assemble import filled
+    from inlay.lab.models.inpainting_unet import SHALLOW, new_unet
 
-    unet, generator = new_unet(1, in_channels=channels), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            if not parameter.any():
-                parameter.normal_(0, 0.02, generator=generator)
-    return unet.state_dict()
+    return filled(new_unet(1, **SHALLOW, in_channels=channels), 1)

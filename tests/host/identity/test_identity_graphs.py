@@ -14,7 +14,7 @@ def files(kit, server):
     from inlay.encoders.content_adapter import AdapterConfig, EncoderSpec
     from inlay.encoders.dinov2 import read_dino_config
     from inlay.encoders.embedding_optimizer import OptimizerConfig
-    from inlay.lab.models.checkpoint import assemble, random_parts
+    from inlay.lab.models.assemble import random_checkpoint, write_checkpoint
 
     models = server.work / "models"
     kit.dino().save_pretrained(models / "inlay" / "graph-dino")
@@ -28,9 +28,8 @@ def files(kit, server):
     optimizer = OptimizerConfig(EncoderSpec(width=32, size=70, background="original", uncond="zeros"))
     kit.write_adapter(models / "inlay" / "graph_optimizer.safetensors", optimizer)
     for channels in (8, 9):
-        parts = random_parts(1)
-        parts["unet"] = kit.unet_state(channels)
-        assemble(models / "checkpoints" / f"graph_{channels}.safetensors", parts)
+        path = models / "checkpoints" / f"graph_{channels}.safetensors"
+        write_checkpoint(path, random_checkpoint(1, channels))
 
 
 @pytest.fixture(scope="module")

@@ -14,25 +14,22 @@ from safetensors.torch import load_file, save_file
 @pytest.fixture(scope="module")
 def work(in_process_host, tmp_path_factory):
     """A folder with a few examples of every kind."""
-    from inlay.lab.models import object_cache as object_bank
-    from inlay.lab.models.checkpoint import shipped_parts
-    from inlay.lab.models.train_autoencoder import new_autoencoder
+    from inlay.lab.models import autoencoders, object_cache
 
     folder = tmp_path_factory.mktemp("lab")
     (folder / "objects").mkdir()
-    model = new_autoencoder()
-    model.load_state_dict(shipped_parts()["autoencoder"])
-    for kind in object_bank.KINDS:
-        tensors = object_bank.shard(kind, model.taesd_encoder, np.random.default_rng(3), 4)
+    model = autoencoders.trained_autoencoder(folder, 4)  # the shipped one
+    for kind in object_cache.KINDS:
+        tensors = object_cache.shard(kind, model, np.random.default_rng(3), 4)
         save_file(tensors, folder / "objects" / f"{kind}-00000.safetensors")
     return folder
 
 
 def loaded(path: Path) -> dict[str, Any]:
     """A training's state."""
-    from inlay.lab.models import files
+    from inlay.lab.models import runs
 
-    state = files.load(path)
+    state = runs.load(path)
     assert state
     return state
 
@@ -50,31 +47,31 @@ def test_examples_show_the_object_its_hole_and_its_scene(work):
         tensors = load_file(path)
         shapes[path.name.split("-")[0]] = {name: tuple(value.shape[1:]) for name, value in tensors.items()}
         assert tensors["object"].amax() > 60
-    common = {"object": (84, 84, 3), "latent": (4, 12, 12), "look": (16, 12, 12), "caption": (77,)}
+    common = {"object": (84, 84, 3), "latent": (4, 16, 16), "look": (16, 16, 16), "caption": (77,)}
     assert shapes == {
-        "views": common | {"latent": (4, 8, 8), "look": (16, 8, 8)},
-        "compositions": common | {"beside": (5, 12, 12)},
-        "insertions": common | {"beside": (4, 12, 12)},
+        "views": common | {"latent": (4, 10, 10), "look": (16, 10, 10)},
+        "compositions": common | {"beside": (5, 16, 16)},
+        "insertions": common | {"beside": (4, 16, 16)},
         "objects": {"object": (84, 84, 3), "caption": (77,)},
     }
     compositions = load_file(work / "objects" / "compositions-00000.safetensors")
     hole, around = compositions["beside"][:, :1] > 0, compositions["beside"][:, 1:]
     assert hole.flatten(1).any(1).all()
     far = torch.nn.functional.max_pool2d(hole.float(), 7, 1, 3) == 0  # cells that see nothing of the hole
-    assert (around - compositions["latent"]).float().masked_select(far.expand_as(around)).abs().max() < 0.05
+    assert (around - compositions["latent"]).float().masked_select(far.expand_as(around)).abs().max() < 0.1
     insertions = load_file(work / "objects" / "insertions-00000.safetensors")
     assert insertions["beside"].float().std() > 3 * insertions["latent"].float().std()  # not scaled
 
 
 def test_an_inserted_thing_stands_where_nothing_else_did(in_process_host):
-    from inlay.lab import world
+    from inlay.lab import scenes
     from inlay.lab.models.object_cache import covered
 
-    thing = world.sample_thing(np.random.default_rng(0)).posed(x=0.5, y=0.6, scale=0.4)
-    room = world.sample_room(np.random.default_rng(1))
-    assert covered(world.Scene(room, thing)) == 0
-    assert covered(world.Scene(room, thing, (thing.posed(scale=0.3),))) > 0.9
-    assert covered(world.Scene(room, thing.posed(x=0.2), (thing.posed(x=0.8, scale=0.3),))) == 0
+    thing = scenes.sample_thing(np.random.default_rng(0)).posed(z=0.3, scale=0.7)
+    room = scenes.sample_room(np.random.default_rng(1))
+    assert covered(scenes.Scene(room, thing)) == 0
+    assert covered(scenes.Scene(room, thing, (thing.posed(z=-0.4, scale=0.5),))) > 0.9
+    assert covered(scenes.Scene(room, thing.posed(x=-0.7), (thing.posed(x=0.7, scale=0.4),))) == 0
 
 
 def call(monkeypatch, module, *arguments):
@@ -139,7 +136,7 @@ def test_what_was_trained_ships_small_and_loads_in_the_host(kit, in_process_host
     import comfy.sd
     import comfy.utils
 
-    from inlay.lab.models import checkpoint, files, identity
+    from inlay.lab.models import files, identity, shipped
 
     weights = tmp_path / "weights"
     shutil.copytree(files.WEIGHTS, weights)
@@ -163,7 +160,8 @@ def test_what_was_trained_ships_small_and_loads_in_the_host(kit, in_process_host
         )[2]
         assert latent["samples"].shape == (1, 4, 8, 8)
 
-    base = comfy.sd.load_checkpoint_guess_config(str(checkpoint.assemble(tmp_path / "tiny.safetensors")))[0]
+    [tiny] = [path for path in shipped.install(tmp_path / "models") if path.parent.name == "checkpoints"]
+    base = comfy.sd.load_checkpoint_guess_config(str(tiny))[0]
     lora = comfy.utils.load_torch_file(str(paths["lora"]))
     patched: Any = comfy.sd.load_lora_for_models(base, None, lora, 1.0, 0)[0]
     assert len(patched.patches) == len(lora) // 2  # the host knew every name
@@ -176,7 +174,7 @@ def test_the_tables_are_made_and_not_made_twice(trained, monkeypatch, tmp_path, 
     from inlay.lab.studies import imprint, pix2pix
 
     common = "--work", trained, "--minutes", 0, "--steps", 2
-    few = "--rows", "caption", "words", "two_stage", "--subjects", 2, "--backgrounds", 1
+    few = "--rows", "caption", "words", "two_stage", "--subjects", 2, "--scenes", 1
     for module, name, own in (
         (imprint, "imprint", few),
         (pix2pix, "pix2pix", ("--rows", "optimizer", "--scenes", 3, "--guidance-scenes", 0)),
@@ -187,16 +185,16 @@ def test_the_tables_are_made_and_not_made_twice(trained, monkeypatch, tmp_path, 
         table = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
         counts = {cell["n"] for row in table["rows"].values() for cell in row.values()}
         assert counts <= {1, 2, 3}
-        shown = np.asarray(Image.open(out / f"{name}.png").convert("L"))
+        shown = np.asarray(Image.open(out / f"{name}.jpg").convert("L"))
         assert len(np.unique(shown)) > 20  # pictures, no empty page
         call(monkeypatch, module, *common, *own, "--out", out)
         assert made == {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
-    assert "two stages over the picture's words alone" in capsys.readouterr().out
+    assert "two stages against the picture's words alone" in capsys.readouterr().out
 
 
 def test_a_change_is_what_was_attached(in_process_host):
     from inlay.lab.models import low_rank
-    from inlay.lab.models.unet import new_unet
+    from inlay.lab.models.inpainting_unet import new_unet
 
     unet = new_unet(0)
     before = {name: value.clone() for name, value in unet.state_dict().items()}
@@ -216,16 +214,18 @@ def test_a_change_is_what_was_attached(in_process_host):
 
 
 def test_a_source_is_read_as_the_surroundings_of_a_hole_were(in_process_host):
-    from inlay.lab.models.checkpoint import LATENT_SCALE, shipped_parts
+    from inlay.lab.models import files, quantised
+    from inlay.lab.models.assemble import SD_SCALE
     from inlay.lab.models.object_training import shipped_unet
 
     x, source = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
-    state, unet = shipped_parts()["unet"], cast(Any, shipped_unet(8, hole=1.0))
+    state = quantised.load(files.WEIGHTS / "unet.safetensors")
+    unet = cast(Any, shipped_unet(8, hole=1.0))
     eight = unet.input_blocks[0][0]
     first = torch.nn.Conv2d(9, 320, 3, padding=1)
     first.load_state_dict({k: state[f"input_blocks.0.0.{k}"] for k in ("weight", "bias")})
     with torch.no_grad():
-        wanted = first(torch.cat([x, torch.ones(1, 1, 8, 8), LATENT_SCALE * source], 1))
+        wanted = first(torch.cat([x, torch.ones(1, 1, 8, 8), SD_SCALE * source], 1))
         got = eight(torch.cat([x, source], 1))
     assert torch.allclose(got[..., 1:-1, 1:-1], wanted[..., 1:-1, 1:-1], atol=1e-3)  # padding has no hole
 
@@ -233,25 +233,25 @@ def test_a_source_is_read_as_the_surroundings_of_a_hole_were(in_process_host):
 def test_windows_hold_what_is_painted():
     from inlay.lab.models.object_training import cut, painted
 
-    hole = torch.zeros(2, 1, 12, 12)
+    hole = torch.zeros(2, 1, 16, 16)
     hole[0, :, 2:6, 7:12] = 1
-    hole[1, :, 1:11, 3:5] = 1  # larger than the window
-    latent = torch.arange(2 * 4 * 144.0).view(2, 4, 12, 12)
+    hole[1, :, 1:13, 3:5] = 1  # larger than the window
+    latent = torch.arange(2 * 4 * 256.0).view(2, 4, 16, 16)
     batch = {"latent": latent, "look": latent.repeat(1, 4, 1, 1), "beside": torch.cat([hole, latent], 1)}
     for seed in range(20):
-        small = cut(batch, 8, np.random.default_rng(seed))
-        assert small["latent"].shape == (2, 4, 8, 8)
+        small = cut(batch, 10, np.random.default_rng(seed))
+        assert small["latent"].shape == (2, 4, 10, 10)
         assert painted(small)[0].sum() == hole[0].sum()
-        assert painted(small)[1].sum() == 8 * 2
+        assert painted(small)[1].sum() == 10 * 2
         assert torch.equal(small["latent"], small["beside"][:, 1:])
 
 
 def test_the_weight_of_an_error_favours_the_hole_and_makes_it_one_in_v(in_process_host):
     """A network that says nothing: the error in epsilon is the noise's, and 1 / a of it that in v."""
     from inlay.encoders.content_adapter import IMAGENET, AdapterConfig, ContentAdapter
+    from inlay.lab.models.inpainting_unet import alphas_cumprod, new_unet
     from inlay.lab.models.object_training import TinyTrainee, inputs_of, tiny_sigmas
     from inlay.lab.models.train_imprint import ENCODER_SPEC
-    from inlay.lab.models.unet import alphas_cumprod, new_unet
     from inlay.training.adapters.identity_stages import COMPOSE
     from inlay.training.objective import NoiseSchedule
 
@@ -271,7 +271,7 @@ def test_the_weight_of_an_error_favours_the_hole_and_makes_it_one_in_v(in_proces
         lambda unet, x, t, c: 0 * x[:, :4],
     )
     trainee.context = lambda pixels, keep: torch.zeros(0)
-    trainee.glimpse.loss = lambda look, weight: torch.zeros(())
+    trainee.look.forward = lambda look, weight: torch.zeros(())
     a = alphas_cumprod()[inputs["t"]].view(-1, 1, 1, 1)
     wanted = (inputs["weight"] * inputs["noise"].square() / a).mean()
     assert trainee(inputs).item() == pytest.approx(wanted.item(), rel=1e-4)

@@ -25,9 +25,9 @@ def control_net(in_process_host):
     import comfy.ops
     from comfy.cldm.cldm import ControlNet
 
-    from inlay.lab.models.unet import SHAPE
+    from inlay.lab.models.inpainting_unet import SHALLOW, SHAPE
 
-    shape: Any = SHAPE | {"in_channels": 4, "hint_channels": 3}
+    shape: Any = SHAPE | SHALLOW | {"in_channels": 4, "hint_channels": 3}
     network = ControlNet(**shape, operations=comfy.ops.disable_weight_init)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

@@ -9,9 +9,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from inlay.headless import Graph
-from inlay.tools import assets
 from inlay.tools.demo_options import ASSETS
-from inlay.tools.tiny import tiny_graph
+from inlay.tools.tiny import BOXES, tiny_graph
 
 SHORT = {"SubjectFinetune": 2, "DisentangledInpaintSampler": 2, "KSampler": 2}  # steps
 
@@ -60,7 +59,7 @@ def test_a_comparison_shows_three_ways_for_every_seed(short, client):
     shown = pictures(client.run(short("compare"))["22"])
     background = np.asarray(Image.open(ASSETS / "inlay_background.png").convert("RGB"), dtype=int)
     height, width = background.shape[:2]
-    x, y, w, h = assets.BOX
+    x, y, w, h = BOXES["inlay_background.png"]
     assert [picture.shape for picture in shown] == [(height, 3 * width + 2 * 4, 3)] * 3
     for picture in shown:
         ways = [picture[:, left : left + width] for left in (0, width + 4, 2 * (width + 4))]

@@ -1,6 +1,6 @@
-"""What the edit model changes outside the box, and what pasting leaves of that, in the world of `scenes`.
+"""What the edit model changes outside the box, and what pasting leaves of that, in the tiny world.
 
-    python dev.py lab scene_paste [--work DIR] [--models FOLDER] [--scenes 100]
+    python dev.py lab paste [--work DIR] [--models FOLDER] [--scenes 100]
 
 The edit model paints the whole picture anew, from the scene with a grey box and a photo of the subject, and
 the result is pasted by the mask, with and without alignment and colour match. Outside: pixels beyond the
@@ -21,10 +21,9 @@ from ...imaging.colour_match import FIELD, LAB
 from ...imaging.paste import PasteOptions, paste_paintings, whole_pictures
 from ...imaging.registration import SHIFT_AND_SCALE
 from .. import scenes
-from .quality import write_table
-from .scene_attention import SceneBench, grid_of
-from .scene_quality import Painter, Task, edge_step, stacked, task_of
-from .scene_study import study_folders, study_parser
+from .attention import SceneBench, grid_of
+from .quality import Painter, Task, edge_step, stacked, task_of
+from .study import study_folders, study_parser, write_table
 
 SEED, SCENES, FEATHER = 44, 100, 4
 BEFORE = "as the model painted it"

@@ -1,4 +1,4 @@
-"""The trainings of the world of `scenes`: holes, captions, resuming, and the shapes of what they train."""
+"""The trainings of the tiny world: holes, captions, resuming, and the shapes of what they train."""
 
 import os
 import signal

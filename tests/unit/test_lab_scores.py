@@ -1,4 +1,4 @@
-"""What scores the new tiny models: the measures of scene_quality and the labels of the classifier."""
+"""What scores the new tiny models: the measures of quality and the labels of the classifier."""
 
 from dataclasses import replace
 
@@ -8,37 +8,39 @@ import torch
 
 from inlay.imaging.boxes import Box
 from inlay.lab import scenes
-from inlay.lab.models import scene_classifier
+from inlay.lab.models import classifier
 from inlay.lab.scenes import shapes
-from inlay.lab.studies import scene_attention, scene_quality, scene_tint
+from inlay.lab.studies import attention, quality, tint
 
 
-def task(truth: torch.Tensor, box: Box) -> scene_quality.Task:
+def task(truth: torch.Tensor, box: Box) -> quality.Task:
     thing = scenes.sample_thing(np.random.default_rng(0))
-    return scene_quality.Task(torch.zeros_like(truth), box, thing, torch.zeros(64, 64, 3), truth)
+    return quality.Task(
+        torch.zeros_like(truth), box, thing, torch.zeros(64, 64, 3), truth, torch.zeros(truth.shape[:2])
+    )
 
 
 def test_the_step_at_the_edge_is_the_jump_across_the_border():
     image = torch.zeros(16, 16, 3)
     image[4:12, 5:11] = 51 / 255
-    assert scene_quality.edge_step(image[None], [task(image, Box(4, 5, 12, 11))]) == [pytest.approx(51)]
-    assert scene_quality.edge_step(image[None], [task(image, Box(1, 1, 3, 3))]) == [0]
+    assert quality.edge_step(image[None], [task(image, Box(4, 5, 12, 11))]) == [pytest.approx(51)]
+    assert quality.edge_step(image[None], [task(image, Box(1, 1, 3, 3))]) == [0]
 
 
 def test_the_gradient_share_of_the_truth_is_one_and_of_half_the_contrast_a_half():
     truth = torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(0))
     own = task(truth, Box(2, 2, 14, 14))
-    shares = scene_quality.gradient_share(torch.stack([truth, truth / 2]), [own, own])
+    shares = quality.gradient_share(torch.stack([truth, truth / 2]), [own, own])
     assert shares == [pytest.approx(1), pytest.approx(0.5)]
 
 
 def test_psnr_of_a_known_error():
     truth = torch.full((1, 8, 8, 3), 0.5)
-    assert scene_quality.psnr(truth + 0.1, truth) == [pytest.approx(20, abs=1e-4)]
+    assert quality.psnr(truth + 0.1, truth) == [pytest.approx(20, abs=1e-4)]
 
 
 def test_held_out_tasks_cover_classes_and_colours():
-    tasks = scene_quality.held_out_tasks(12)
+    tasks = quality.held_out_tasks(12)
     assert [t.thing.kind for t in tasks] == [*scenes.CLASSES, *scenes.CLASSES[:2]]
     assert {t.thing.colour for t in tasks} == set(list(scenes.COLOURS)[:2])
     for own in tasks:
@@ -62,7 +64,7 @@ def test_the_label_of_an_emblem_says_whether_it_is_seen():
         plain = replace(scene, subject=replace(subject, emblems=()))
         pair = [scenes.render(s, 64).image.astype(int) for s in (scene, plain)]
         changed = (np.abs(pair[0] - pair[1]).max(-1) > 30).sum()
-        label = scene_classifier.visible_emblems(subject)[shapes.EMBLEMS.index("disc")]
+        label = classifier.visible_emblems(subject)[shapes.EMBLEMS.index("disc")]
         right += (changed > 8) == bool(label)
         total += 1
     # an emblem at the very edge, or one behind the handle, may count either way
@@ -72,8 +74,8 @@ def test_the_label_of_an_emblem_says_whether_it_is_seen():
 def test_relatives_differ_and_keep_the_rules_of_things():
     rng = np.random.default_rng(2)
     for _ in range(20):
-        group = scene_classifier.sample_group(rng)
-        assert len(group) == scene_classifier.GROUP
+        group = classifier.sample_group(rng)
+        assert len(group) == classifier.GROUP
         for thing in group:
             assert thing.pattern == "plain" or not thing.emblems
             assert len(thing.emblems) in (0, shapes.SIDES.get(thing.kind, 6))
@@ -84,24 +86,24 @@ def test_a_crop_without_a_thing_is_found_where_there_is_room():
     image = np.full((scenes.SIZE, scenes.SIZE, 3), 200, np.uint8)
     anything = np.zeros((scenes.SIZE, scenes.SIZE), bool)
     anything[:, :20] = True
-    crop = scene_classifier.empty_crop(rng, image, anything)
+    crop = classifier.empty_crop(rng, image, anything)
     assert crop is not None
-    assert crop.shape == (3, scene_classifier.SIZE, scene_classifier.SIZE)
-    assert scene_classifier.empty_crop(rng, image, np.ones_like(anything)) is None
+    assert crop.shape == (3, classifier.SIZE, classifier.SIZE)
+    assert classifier.empty_crop(rng, image, np.ones_like(anything)) is None
 
 
 def test_the_classifier_names_every_field():
-    classifier = scene_classifier.SceneClassifier().eval()
-    verdicts = classifier.describe(torch.rand(2, 3, 80, 80), torch.ones(2, 80, 80))
+    network = classifier.SceneClassifier().eval()
+    verdicts = network.describe(torch.rand(2, 3, 80, 80), torch.ones(2, 80, 80))
     for verdict in verdicts:
-        for name, names in scene_classifier.NAMES.items():
+        for name, names in classifier.NAMES.items():
             assert getattr(verdict, name) in names
-    embedding = classifier(torch.rand(3, 3, 40, 40))
+    embedding = network(torch.rand(3, 3, 40, 40))
     assert torch.allclose(embedding.norm(dim=1), torch.ones(3), atol=1e-5)
 
 
 def test_a_twin_has_the_subject_s_looks_and_stands_clear_of_its_box():
-    both, alone = scene_attention.twin_scenes(0)
+    both, alone = attention.twin_scenes(0)
     assert alone == replace(both, others=())
     subject, [other] = both.subject, both.others
     assert subject
@@ -117,20 +119,20 @@ def test_shading_is_the_relative_step_between_the_halves():
     image, mask = torch.zeros(1, 8, 8, 3), torch.zeros(1, 8, 8)
     mask[:, 2:6, 1:7] = 1
     image[:, :, :4], image[:, :, 4:] = 0.2, 0.6
-    assert scene_attention.shading(image, mask).item() == pytest.approx(2 * 0.4 / 0.8)
-    assert scene_attention.shading(image.flip(2), mask).item() == pytest.approx(-1.0)
+    assert attention.shading(image, mask).item() == pytest.approx(2 * 0.4 / 0.8)
+    assert attention.shading(image.flip(2), mask).item() == pytest.approx(-1.0)
     # what lies outside of the outline does not count
     image[:, :, 7] = 1.0
-    assert scene_attention.shading(image, mask).item() == pytest.approx(1.0)
+    assert attention.shading(image, mask).item() == pytest.approx(1.0)
 
 
 def test_the_lamp_s_side_of_a_thing_is_the_brighter_one():
     right = 0
     for seed in range(12):
-        scene = scene_attention.lit_scene(seed)
+        scene = attention.lit_scene(seed)
         picture = scenes.render(scene)
-        image = scene_quality.as_image(picture.image)[None]
-        side = scene_attention.shading(image, torch.from_numpy(picture.mask > 0.5).float()[None])
+        image = quality.as_image(picture.image)[None]
+        side = attention.shading(image, torch.from_numpy(picture.mask > 0.5).float()[None])
         right += int((side.item() > 0) == (scene.room.lamp[0] > 0))
     # chance would give 6; a trim or a dark part can outweigh the light
     assert right >= 10
@@ -139,7 +141,7 @@ def test_the_lamp_s_side_of_a_thing_is_the_brighter_one():
 def test_the_part_of_a_shift_along_a_tint():
     shift = torch.tensor([[50.0, 3.0, 4.0], [0.0, 1.0, -1.0]])
     tints = torch.tensor([[0.6, 0.8], [0.6, 0.8]])
-    assert scene_tint.along(shift, tints).tolist() == pytest.approx([5.0, -0.2])  # lightness does not count
+    assert tint.along(shift, tints).tolist() == pytest.approx([5.0, -0.2])  # lightness does not count
 
 
 def test_the_colour_under_an_outline_is_its_median():
@@ -147,22 +149,22 @@ def test_the_colour_under_an_outline_is_its_median():
     mask[:, 1:4, 1:4] = 1
     image[:, 1:4, 1:4] = 1.0
     image[:, 1, 1] = torch.tensor([1.0, 0.0, 0.0])
-    assert scene_tint.lab_colour(image, mask)[0].tolist() == pytest.approx([100, 0, 0], abs=0.05)
+    assert tint.lab_colour(image, mask)[0].tolist() == pytest.approx([100, 0, 0], abs=0.05)
 
 
 def test_a_subject_painted_truly_leaks_nothing_and_a_tinted_copy_does():
-    subject = scene_tint.tinted_subject(0, 1)
+    subject = tint.tinted_subject(0, 1)
     grey, tinted = (stacked_truth(tasks) for tasks in (subject.grey, subject.tinted))
     assert not torch.equal(grey, tinted)
-    true = scene_tint.shifts(grey, tinted, subject)
+    true = tint.shifts(grey, tinted, subject)
     leaked = torch.where(subject.outlines[..., None] > 0.5, 0.8 * tinted + 0.2 * wall_of(subject), tinted)
-    assert (scene_tint.shifts(grey, leaked, subject) - true).item() > 2
+    assert (tint.shifts(grey, leaked, subject) - true).item() > 2
 
 
 def stacked_truth(tasks) -> torch.Tensor:
-    return scene_quality.stacked(tasks, "truth")
+    return quality.stacked(tasks, "truth")
 
 
-def wall_of(subject: scene_tint.TintedSubject) -> torch.Tensor:
+def wall_of(subject: tint.TintedSubject) -> torch.Tensor:
     """The commonest colour of the tinted room."""
     return subject.tinted[0].background.flatten(0, 1).median(0).values

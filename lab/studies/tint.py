@@ -1,8 +1,8 @@
 """Does the room's colour leak into a finetuned subject, and does masked self-attention stop it?
 
-    python dev.py lab scene_tint [--kind fill] [--work DIR] [--models FOLDER] [--subjects 20] [--pilot]
+    python dev.py lab tint [--kind fill] [--work DIR] [--models FOLDER] [--subjects 20] [--pilot]
 
-DreamCom, section 4.3, in the world of `scenes`. A subject is learned from four photos with "a photo of sks
+DreamCom, section 4.3, in the tiny world. A subject is learned from four photos with "a photo of sks
 mug", which does not name its colour. Then it is painted into the same scenes twice, once with a grey room and
 once with a tinted one, by the self-attention layers that are masked: with the UNet DreamCom's four choices of
 layers, with Fill all blocks or none. Its colour is the median under its true outline. The shift from the grey
@@ -21,13 +21,11 @@ from torch import Tensor
 
 from ...evaluation.tables import Table
 from .. import scenes
-from .attention import LAYERS, Masking, change
-from .dreamcom import TOKEN, finetuned
-from .quality import write_table
+from .attention import LAYERS, Masking
+from .quality import HELD_OUT, Painter, Task, model_file, stacked, task_of
 from .result_cache import fingerprint
-from .scene_quality import HELD_OUT, Painter, Task, model_file, stacked, task_of
-from .scene_study import rows_of, study_folders, subject_cells, training_parser
-from .scene_subjects import SHOWN, comparison_sheet, reference_photos, study_recipe
+from .study import change, rows_of, study_folders, subject_cells, training_parser, write_table
+from .subjects import SHOWN, TOKEN, comparison_sheet, finetuned, reference_photos, study_recipe
 
 LEAK, SHIFT = "leak along the tint", "shift along the tint"
 COLOURS = ("white", "yellow", "pink", "cyan")  # of subjects: light ones show a tint

@@ -1,6 +1,6 @@
-"""Can words still change a finetuned subject? Edits on the tiny Fill model (DreamMix, sections 3.3 and 3.4).
+"""Can words still change a finetuned subject? Edits on a tiny model (DreamMix, sections 3.3 and 3.4).
 
-    python dev.py lab scene_edits [--work DIR] [--models FOLDER] [--only words data] [--subjects 25] [--pilot]
+    python dev.py lab edits [--work DIR] [--models FOLDER] [--kind fill] [--only words data] [--pilot]
 
 A striped red mug is trained as "sks mug"; then "a blue dotted sks mug" is painted: six edits of each subject,
 each in a held-out scene of its own, always another colour and another pattern. An edit is followed when the
@@ -14,8 +14,8 @@ data:  DreamMix's regular data: the subject alone; beside pictures of its class;
        of its attributes, with the token and without. Every step sees as many examples of the subject, for
        regular data comes in addition. Edits followed, and the likeness of the subject as it is.
 
-A unit of a table is a subject; one JSON file for each, so an interrupted run goes on. --pilot takes 4.
-Writes edits_words.md, edits_data.md, .json and .jpg.
+A unit of a table is a subject (25 without --subjects); one JSON file for each, so an interrupted run goes
+on. --pilot takes 4. Writes edits_words_KIND.md, edits_data_KIND.md, .json and .jpg.
 """
 
 from collections.abc import Sequence
@@ -30,19 +30,18 @@ from torch import Tensor
 from ...conditioning.substitution import JOINT, SEQUENTIAL
 from ...evaluation.tables import Table
 from .. import scenes
-from ..models.scene_classifier import SceneClassifier, trained_classifier
-from .attention import change
-from .dreamcom import TOKEN, finetuned
-from .quality import write_table
+from ..models.classifier import SceneClassifier, trained_classifier
+from .quality import HELD_OUT, Painter, Task, model_file, stacked, task_of
 from .result_cache import fingerprint
-from .scene_quality import HELD_OUT, Painter, Task, model_file, stacked, task_of
-from .scene_study import rows_of, study_folders, subject_cells, training_parser
-from .scene_subjects import (
+from .study import change, rows_of, study_folders, subject_cells, training_parser, write_table
+from .subjects import (
     PHOTOS,
     SHOWN,
     SIMILARITY,
+    TOKEN,
     comparison_sheet,
     features,
+    finetuned,
     numbers_of,
     reference_photos,
     study_recipe,
@@ -95,7 +94,7 @@ class EditedSubject:
     as_is: list[Task]
 
 
-def edited_subject(index: int, count: int) -> EditedSubject:
+def edited_subject(index: int, count: int, photos: int = PHOTOS) -> EditedSubject:
     """Subject number `index` with `count` edits: classes take turns, all else is drawn."""
     rng = np.random.default_rng([HELD_OUT, 13, index])
     patterns = [pattern for pattern in scenes.PATTERNS if pattern != "plain"]
@@ -103,7 +102,7 @@ def edited_subject(index: int, count: int) -> EditedSubject:
         rng, kind=scenes.CLASSES[index % len(scenes.CLASSES)], pattern=str(rng.choice(patterns)),
         accessory="none", emblems=(),
     )  # fmt: skip
-    references, masks = reference_photos(rng, thing)
+    references, masks = reference_photos(rng, thing, photos)
     free = [name for name in scenes.COLOURS if name != thing.colour]
     edits, others = [], []
     for _ in range(count):
@@ -270,22 +269,23 @@ def main():
     parser = training_parser(__doc__, "edits", EDITS, PILOT)
     parser.set_defaults(subjects=25)
     parser.add_argument("--only", nargs="*", default=list(STUDIES), choices=list(STUDIES))
+    parser.add_argument("--kind", default="fill", choices=["unet", "fill"])
     a = parser.parse_args()
     out, models = study_folders(a)
     classifier, count = trained_classifier(a.work), PILOT if a.pilot else a.subjects
-    painter, file = Painter("fill", models), fingerprint(model_file("fill", models))
+    painter, file = Painter(a.kind, models), fingerprint(model_file(a.kind, models))
     for study in a.only:
         measure, tabulated, ways = STUDIES[study]
         choices = EditChoices(study, a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, file)
-        folder = out / study
+        folder, name = out / f"{study}_{a.kind}", f"edits_{study}_{a.kind}"
         results = subject_cells(
             folder, count, choices, partial(measure, painter, classifier, choices=choices)
         )
-        write_table(tabulated(results, choices, classifier.name), out, f"edits_{study}")
+        write_table(tabulated(results, choices, classifier.name), out, name)
         drawn = [edited_subject(index, a.scenes) for index in range(min(SHOWN, count))]
         shown = [(s.references[0], s.edits[0], edit_prompt(s.edits[0])) for s in drawn]
         sheet = comparison_sheet(folder, shown, ways)
-        sheet.save(out / f"edits_{study}.jpg", quality=88)
+        sheet.save(out / f"{name}.jpg", quality=88)
 
 
 if __name__ == "__main__":

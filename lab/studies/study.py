@@ -1,4 +1,4 @@
-"""What the studies in the world of `scenes` share: options, folders, one stored cell for each subject."""
+"""What the studies in the tiny world share: options, folders, one stored cell for each subject."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ... import dev
+from ...evaluation.tables import Table
 from ..models import assemble, shipped
-from ..models.files import SCENES
+from ..models.files import WEIGHTS
 from .result_cache import cell
 
 
@@ -19,7 +20,7 @@ def study_parser(description: str | None, name: str) -> argparse.ArgumentParser:
     default = "without it, and for what is not trained there, the repository's weights"
     parser.add_argument("--work", type=Path, metavar="DIR", help=f"folder of the trainings; {default}")
     parser.add_argument("--models", type=Path, help="a models folder that `assemble` wrote")
-    parser.add_argument("--out", type=Path, help=f"default: DIR/{name}, or out/scene_{name}")
+    parser.add_argument("--out", type=Path, help=f"default: DIR/{name}, or out/{name}")
     parser.set_defaults(study=name)
     return parser
 
@@ -42,7 +43,7 @@ def study_folders(options: argparse.Namespace) -> tuple[Path, Path]:
     Where none was named they are assembled: each part from the training in DIR if there is one, else as the
     repository ships it.
     """
-    beside = options.work / options.study if options.work else dev.PACK / "out" / f"scene_{options.study}"
+    beside = options.work / options.study if options.work else dev.PACK / "out" / options.study
     out = options.out or beside
     out.mkdir(parents=True, exist_ok=True)
     if options.models:
@@ -51,7 +52,7 @@ def study_folders(options: argparse.Namespace) -> tuple[Path, Path]:
     if options.work is None:
         shipped.install(models)
     else:
-        assemble.assemble(assemble.shipped_parts(SCENES) | assemble.trained_parts(options.work), models)
+        assemble.assemble(assemble.shipped_parts(WEIGHTS) | assemble.trained_parts(options.work), models)
     return out, models
 
 
@@ -69,6 +70,20 @@ def subject_cells(
 def subject_file(folder: Path, index: int) -> Path:
     """Return the file of a subject's numbers; its pictures stand beside it."""
     return folder / f"{index:03d}.json"
+
+
+def write_table(table: Table, out: Path, name: str) -> None:
+    """Write OUT/NAME.md and OUT/NAME.json, and print the former."""
+    text = table.markdown()
+    (out / f"{name}.md").write_text(text, encoding="utf-8")
+    (out / f"{name}.json").write_text(table.to_json(), encoding="utf-8")
+    print(text)
+
+
+def change(table: Table, way: str, base: str, measure: str) -> str:
+    """Return what a way changes, unit by unit, in words."""
+    gain = table.difference(way, base, measure)
+    return f"{measure}: {way} against {base} {gain.text()} ({gain.z_score:.1f} standard errors)."
 
 
 def rows_of(results: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, list[float]]]:

@@ -1,12 +1,13 @@
-"""A subject by training, by a reference photo, or by both, on the tiny Fill and edit models.
+"""A subject by training, by a reference photo, or by both, on the tiny models.
 
-    python dev.py lab scene_subjects [--work DIR] [--models FOLDER] [--subjects 20] [--scenes 5] [--pilot]
+    python dev.py lab subjects [--work DIR] [--models FOLDER] [--subjects 20] [--scenes 5] [--pilot]
 
-Every held-out subject has four photos. Fill and the edit model are finetuned on them (a LoRA, by the
-trainer's own machinery), and the subject is painted into held-out scenes whose truth is known: from words
-alone, with one photo as a reference (edit model), with the LoRA, and with both. Similarity is that of the
-painted box and the true one, by the classifier's features. A unit of the table is a subject; one JSON file
-for each, so an interrupted run goes on. --pilot takes 4 subjects. Writes subjects_KIND.md, .json and .jpg.
+Every held-out subject has four photos. Each model is finetuned on them (a LoRA, by the trainer's own
+machinery), and the subject is painted into held-out scenes whose truth is known: from words alone, with one
+photo as a reference (edit model), with the LoRA (UNet: with masked attention and without), and with both.
+Similarity is that of the painted box and the true one, by the classifier's features; the trim is a second
+colour that no caption names. A unit of the table is a subject; one JSON file for each, so an interrupted run
+goes on. --pilot takes 4 subjects. Writes subjects_KIND.md, .json and .jpg.
 """
 
 from collections.abc import Sequence
@@ -23,20 +24,31 @@ from torch import Tensor
 from ...evaluation.tables import Table
 from ...imaging.object_picture import subject_crops
 from .. import scenes
-from ..models.scene_classifier import MARGIN, SIZE, SceneClassifier, trained_classifier
+from ..models.classifier import MARGIN, SIZE, SceneClassifier, trained_classifier
 from . import picture_grid
-from .attention import change
-from .dreamcom import TOKEN, finetuned
-from .quality import write_table
+from .quality import HELD_OUT, Painter, Task, as_image, model_file, stacked, task_of
 from .result_cache import fingerprint, pictures_of
-from .scene_quality import HELD_OUT, Painter, Task, as_image, model_file, stacked, task_of
-from .scene_study import rows_of, study_folders, subject_cells, subject_file, training_parser
+from .study import (
+    change,
+    rows_of,
+    study_folders,
+    subject_cells,
+    subject_file,
+    training_parser,
+    write_table,
+)
 
 PHOTOS, PILOT, SHOWN = 4, 4, 8
-SIMILARITY = "subject similarity"
+TOKEN, SIMILARITY = "sks", "subject similarity"
 CAPTION, CLASS, LORA = "full caption, not trained", "class only, not trained", "LoRA"
+MASKED = "LoRA, masked attention"
 PHOTO, BOTH = "one photo, not trained", "LoRA and one photo"
-WAYS = {"fill": (CAPTION, CLASS, LORA), "edit": (CAPTION, CLASS, PHOTO, LORA, BOTH)}
+TRAINED = (LORA, MASKED, BOTH)
+WAYS = {
+    "unet": (CAPTION, CLASS, LORA, MASKED),
+    "fill": (CAPTION, CLASS, LORA),
+    "edit": (CAPTION, CLASS, PHOTO, LORA, BOTH),
+}
 
 
 @dataclass(frozen=True)
@@ -63,9 +75,11 @@ class HeldOutSubject:
     tasks: list[Task]
 
 
-def reference_photos(rng: np.random.Generator, thing: scenes.Thing) -> tuple[Tensor, Tensor]:
-    """PHOTOS pictures (R, H, W, 3) of the thing alone, from any side, with its masks (R, H, W)."""
-    alone = [scenes.sample_scene(rng, thing, others=0, scale=(0.62, 0.72)) for _ in range(PHOTOS)]
+def reference_photos(
+    rng: np.random.Generator, thing: scenes.Thing, count: int = PHOTOS
+) -> tuple[Tensor, Tensor]:
+    """Pictures (count, H, W, 3) of the thing alone, from any side, with its masks (count, H, W)."""
+    alone = [scenes.sample_scene(rng, thing, others=0, scale=(0.62, 0.72)) for _ in range(count)]
     photos = [scenes.render(scene) for scene in alone]
     masks = torch.stack([torch.from_numpy(photo.mask > 0.5).float() for photo in photos])
     return torch.stack([as_image(photo.image) for photo in photos]), masks
@@ -92,6 +106,38 @@ def study_recipe(model: Any, choices: Any, name: str = "DreamCom", **changes: An
     return resolved_recipe(replace(recipe, **changes), model)
 
 
+def finetuned(
+    painter: Any, subject: Any, recipe: Any, seed: int, size: int = scenes.SIZE, regular: Sequence[Any] = ()
+) -> Any:
+    """The MODEL of a painter (model, clip, vae) with a subject (thing, references, their masks) learned.
+
+    `regular`: the Concepts of regular data, if there are any.
+    """
+    from ...host.models import apply_lora
+    from ...training.finetune.pipeline import train_lora
+
+    pipeline, data = encoded_subject(painter, subject, recipe, seed, size, regular)
+    with torch.inference_mode():
+        return apply_lora(painter.model, train_lora(pipeline, data, recipe, seed)[0])
+
+
+def encoded_subject(
+    painter: Any, subject: Any, recipe: Any, seed: int, size: int = scenes.SIZE, regular: Sequence[Any] = ()
+) -> tuple[Any, Any]:
+    """The Pipeline of a painter and the EncodedData of a subject, as `finetuned` trains them."""
+    from ...training.finetune.data import Concept, Reference
+    from ...training.finetune.pipeline import EncodedData, Pipeline, encode_captions, encode_concepts
+
+    references = [Reference(*pair) for pair in zip(subject.references, subject.reference_masks, strict=True)]
+    caption = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
+    pipeline = Pipeline(painter.model, painter.clip, painter.vae)
+    with torch.inference_mode():
+        material = [Concept(caption, references), *regular]
+        texts = encode_captions(pipeline, [concept.caption for concept in material], size)
+        examples = encode_concepts(pipeline, material, texts, recipe, size, seed)
+    return pipeline, EncodedData(examples, list(texts.values()))
+
+
 def features(classifier: SceneClassifier, images: Tensor, masks: Tensor) -> Tensor:
     """Unit vectors (B, D) of what is under masks (B, H, W) of images (B, H, W, 3)."""
     with torch.no_grad():
@@ -103,29 +149,36 @@ def numbers_of(classifier: SceneClassifier, images: Tensor, tasks: list[Task]) -
     holes = stacked(tasks, "hole")
     likeness = features(classifier, images, holes) * features(classifier, stacked(tasks, "truth"), holes)
     verdicts = classifier.describe(images.movedim(-1, 1), holes)
-    right = [
-        float(v.kind == task.thing.kind and v.colour == task.thing.colour)
-        for v, task in zip(verdicts, tasks, strict=True)
-    ]
-    return {SIMILARITY: float(likeness.sum(1).mean()), "class and colour": float(np.mean(right))}
+    pairs = [(verdict, task.thing) for verdict, task in zip(verdicts, tasks, strict=True)]
+    right = [v.kind == thing.kind and v.colour == thing.colour for v, thing in pairs]
+    trim = [v.trim == thing.trim for v, thing in pairs]
+    return {
+        SIMILARITY: float(likeness.sum(1).mean()),
+        "class and colour": float(np.mean(right)),
+        "trim": float(np.mean(trim)),
+    }
 
 
 def measure_subject(
     painter: Painter, classifier: SceneClassifier, index: int, choices: SubjectChoices
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
     """Pictures and numbers of one subject, by the way in which the model knows it."""
+    from ...attention.model_patch import mask_attention
+
     subject = held_out_subject(index, choices.scenes)
     changes = {"hole_condition": "reference"} if choices.kind == "edit" else {}
     recipe = study_recipe(painter.model, choices, **changes)
     tuned = finetuned(painter, subject, recipe, index, scenes.SIZE)
     taught = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
-    prompts = {CAPTION: scenes.caption(subject.thing), LORA: taught, BOTH: taught}
+    prompts = {CAPTION: scenes.caption(subject.thing), **dict.fromkeys(TRAINED, taught)}
     images, holes, photos = (stacked(subject.tasks, name) for name in ("background", "hole", "photo"))
     pictures: dict[str, Tensor] = {"truth": stacked(subject.tasks, "truth")}
     for way in WAYS[choices.kind]:
         words = [prompts.get(way, f"a photo of a {subject.thing.kind}")] * len(images)
         shown = photos if way in (PHOTO, BOTH) else None
-        model = tuned if way in (LORA, BOTH) else None
+        model = tuned if way in TRAINED else None
+        if way == MASKED:
+            model = mask_attention(tuned, [holes])
         pictures[way] = painter.paint(
             images, holes, words, shown, index, model, choices.sampling_steps
         ).cpu()  # fmt: skip
@@ -143,6 +196,8 @@ def subject_table(results: list[dict], choices: SubjectChoices, name: str) -> Ta
         change(table, LORA, CLASS, SIMILARITY),
         change(table, LORA, CAPTION, SIMILARITY),
     ]
+    if choices.kind == "unet":
+        notes.append(change(table, MASKED, LORA, SIMILARITY))
     if choices.kind == "edit":
         notes += [change(table, *pair, SIMILARITY) for pair in ((PHOTO, CLASS), (BOTH, PHOTO), (BOTH, LORA))]
     return replace(table, notes=notes)
@@ -166,11 +221,11 @@ def comparison_sheet(
 
 def main():
     parser = training_parser(__doc__, "subjects", 5, PILOT)
-    parser.add_argument("--kinds", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--kinds", nargs="*", choices=list(WAYS), help="default: what is trained")
     a = parser.parse_args()
     out, models = study_folders(a)
     classifier, count = trained_classifier(a.work), PILOT if a.pilot else a.subjects
-    for kind in a.kinds:
+    for kind in a.kinds or [kind for kind in WAYS if model_file(kind, models).exists()]:
         folder = out / kind
         painter = Painter(kind, models)
         file = model_file(kind, models)

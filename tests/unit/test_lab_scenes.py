@@ -1,4 +1,4 @@
-"""The world of `scenes`: its solids, its light, what a picture says of itself, and its captions."""
+"""The tiny world: its solids, its light, what a picture says of itself, and its captions."""
 
 from dataclasses import replace
 

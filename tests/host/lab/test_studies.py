@@ -1,0 +1,204 @@
+"""The studies of the tiny world run from end to end on untrained models."""
+
+import pytest
+import torch
+
+from inlay.lab import scenes
+from inlay.lab.models import assemble
+from inlay.lab.models.classifier import SceneClassifier
+from inlay.lab.studies import (
+    attention,
+    closeup,
+    edits,
+    finetune,
+    paste,
+    quality,
+    subjects,
+    tint,
+)
+
+
+@pytest.fixture(scope="module")
+def models(in_process_host, tmp_path_factory):
+    """A folder with the untrained models, written once."""
+    folder = tmp_path_factory.mktemp("scenes")
+    assemble.assemble(assemble.random_parts(0), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def painter(models):
+    """The untrained Fill model, opened by the host's loaders."""
+    return quality.Painter("fill", models)
+
+
+def test_words_study(painter):
+    """Every way has its figures; the mask changes the picture."""
+    bench = attention.SceneBench(painter, steps=1)
+    table, picture = attention.words_study(bench, SceneClassifier().eval(), 1)
+    assert len(table.rows) == 5
+    assert all(len(values) == 1 for row in table.rows.values() for values in row.values())
+    assert "Manipulation check" in table.markdown()
+    assert picture.width > picture.height > 0
+
+
+def test_a_mask_changes_what_is_painted_in_the_box_and_nothing_outside(painter):
+    both, _ = attention.twin_scenes(0)
+    tasks = [quality.task_of(both, attention.photos(0))]
+    bench = attention.SceneBench(painter, steps=2)
+    free, masked = (bench.paint(tasks, masking) for masking in attention.WORDS.values())
+    changed = (free != masked).any(-1)[0]
+    hole = tasks[0].hole > 0.5
+    assert changed[hole].any()
+    assert not changed[~hole].any()
+
+
+@pytest.mark.parametrize("kind", ["unet", "fill"])
+def test_a_subject_is_learned_and_painted_in_grey_and_in_tinted_rooms(models, kind, monkeypatch):
+    two = {way: tint.WAYS[kind][way] for way in ("(a) none", "(b) all")}
+    monkeypatch.setitem(tint.WAYS, kind, two)
+    painter = quality.Painter(kind, models)
+    choices = tint.TintChoices(1, 4, 1e-3, 1, 1, 1, "untrained")
+    pictures, numbers = tint.measure_subject(painter, 0, choices)
+    assert {row for row in numbers if row != "the truth"} | {"truth"} == set(pictures)
+    assert all(image.shape == (1, scenes.SIZE, scenes.SIZE, 3) for image in pictures.values())
+    assert not torch.equal(pictures["(a) none"], pictures["(b) all"])
+    other = {row: {name: value + 1 for name, value in own.items()} for row, own in numbers.items()}
+    table = tint.tint_table([numbers, other], choices, kind)
+    leak = numbers["(a) none"][tint.SHIFT] - numbers["the truth"][tint.SHIFT]
+    assert numbers["(a) none"][tint.LEAK] == pytest.approx(leak, abs=1e-9)
+    assert "Manipulation check" in table.markdown()
+
+
+def test_photo_study(models):
+    """The whole picture is painted anew, and differently where the photo acts in the box only."""
+    bench = attention.SceneBench(quality.Painter("edit", models), steps=1)
+    table, _ = attention.photo_study(bench, SceneClassifier().eval(), 2)
+    everywhere, words, apart, paper = table.rows.values()
+    assert all(value > 0 for value in everywhere["change outside, 1/255"])
+    assert everywhere["change outside, 1/255"] != words["change outside, 1/255"]
+    assert all(-1 <= value <= 1 for row in table.rows.values() for value in row["subject similarity"])
+    assert all(min(row["influence inside"]) > 0 for row in table.rows.values())
+    assert min(everywhere["influence outside"]) > 0
+    assert apart["influence outside"] == [0, 0]  # no token outside sees one that the photo reaches
+    assert min(paper["influence outside"]) > 0  # there every key counts in the softmax
+
+
+def test_pasting_leaves_no_change_outside(models):
+    bench = attention.SceneBench(quality.Painter("edit", models), steps=1)
+    table, picture = paste.paste_study(bench, 2)
+    before, *pasted = table.rows.values()
+    assert all(value > 0 for value in before[paste.OUTSIDE])
+    for row in pasted:
+        assert row[paste.OUTSIDE] == [0, 0]
+        assert row[paste.SHARE] == [0, 0]
+    assert picture.width > picture.height > 0
+
+
+@pytest.mark.parametrize("kind", ["unet", "fill", "edit"])
+def test_a_subject_is_learned_and_painted_in_every_way(models, kind):
+    painter = quality.Painter(kind, models)
+    choices = subjects.SubjectChoices(kind, 1, 4, 1e-2, 1, 2, 1, "untrained")
+    pictures, numbers = subjects.measure_subject(painter, SceneClassifier().eval(), 0, choices)
+    assert set(pictures) == set(numbers) == {*subjects.WAYS[kind], "truth"}
+    assert numbers["truth"][subjects.SIMILARITY] == pytest.approx(1, abs=1e-5)
+    different = [pictures[way] for way in subjects.WAYS[kind]]
+    for index, image in enumerate(different):
+        assert image.shape == (2, scenes.SIZE, scenes.SIZE, 3)
+        assert all(not torch.equal(image, other) for other in different[index + 1 :])
+    table = subjects.subject_table([numbers, numbers], choices, "a classifier")
+    assert "LoRA" in table.markdown()
+
+
+def test_boxes_of_the_asked_size_are_painted_in_every_view(painter):
+    choices = closeup.CloseUpChoices("8 %", 0.08, 1, closeup.CANVAS, 2, 1.0, "untrained")
+    pictures, numbers = closeup.measure_subject(painter, SceneClassifier().eval(), 0, choices)
+    assert set(pictures) == {*closeup.VIEWS, "the truth"} == set(numbers)
+    task = closeup.small_task(0, 0, 0.08)
+    assert float(task.hole.mean()) == pytest.approx(0.08, rel=0.15)
+    for row in closeup.VIEWS:
+        changed = (pictures[row][0] != task.background).any(-1)
+        assert changed[task.hole > 0.5].any()
+        reach = closeup.SOFT_EDGE + 16  # the node grows the hole, and to whole latent cells
+        near = torch.nn.functional.max_pool2d(task.hole[None, None], 2 * reach + 1, 1, reach)[0, 0]
+        assert not changed[near == 0].any()
+    assert numbers["the truth"][closeup.GRADIENT] == pytest.approx(1)
+
+
+def test_shares_of_the_close_up_are_rows_of_a_table_and_points_of_curves(tmp_path):
+    rows = [*closeup.STEPPED, "the truth"]
+    measures = (subjects.SIMILARITY, closeup.GRADIENT, closeup.STEP)
+    results = [
+        {row: {m: 0.1 * place + subject for m in measures} for place, row in enumerate(rows)}
+        for subject in range(2)
+    ]
+    choices = closeup.CloseUpChoices(closeup.SHARES, 0.08, 1, 256, 2, 1.0, "untrained")
+    table = closeup.closeup_table(results, choices, "a classifier")
+    assert list(table.rows) == rows
+    assert "0.7 against 0.0 0.700 +- 0.000" in table.markdown()
+    closeup.draw_shares(table, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_finetuning_is_measured_after_every_snapshot_and_before(models, tmp_path):
+    painter, classifier = quality.Painter("unet", models), SceneClassifier().eval()
+    choices = finetune.FinetuneChoices("", 2, 4, 1e-2, 1, 1, 1, "untrained")
+
+    def measured(way):
+        return finetune.measure_subject(painter, classifier, way, 0, choices)
+
+    shown, numbers = measured(finetune.Way(rank=4, snapshots=(1, 2)))
+    _, before = measured(None)
+    fewer, _ = measured(finetune.Way(photos=1, rank=4))
+    whole, _ = measured(finetune.Way(full=True))
+    assert list(numbers) == ["1", "2"]
+    assert list(before) == ["0"]
+    assert numbers["1"] != numbers["2"]
+    for other in (fewer, whole):
+        assert not torch.equal(shown["as it is"], other["as it is"])
+    tables = {
+        "steps": finetune.table_of("steps", {"LoRA": [numbers] * 2}, ["how"]),
+        "photos": finetune.table_of("photos", {"1 photo": [before] * 2, "5 photos": [before] * 2}, []),
+    }
+    assert list(tables["steps"].rows) == ["LoRA, 1 steps", "LoRA, 2 steps"]
+    assert "5 photos against 1 photo 0.000" in tables["photos"].markdown()
+    finetune.draw_curves(tables, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_every_way_of_finetuning_has_a_name_of_its_own():
+    ways = [finetune.ways_of(part, "unet", (25, 50)) for part in finetune.PARTS]
+    assert [len(part) for part in ways] == [5, 3, 1]
+    assert ways[0]["4 photos"] == ways[1]["LoRA, rank 16"]  # measured once
+    assert "all weights" not in finetune.ways_of("adapter", "fill", ())
+
+
+@pytest.mark.parametrize("study", ["words", "data"])
+def test_edits_of_a_learned_subject_are_painted_in_every_way(painter, study, monkeypatch):
+    monkeypatch.setattr(edits, "REGULAR_PROMPTS", 2)
+    monkeypatch.setattr(edits, "REGULAR_EACH", 1)
+    choices = edits.EditChoices(study, 2, 4, 1e-2, 1, 1, 1, "untrained")
+    measure, tabulated, ways = edits.STUDIES[study]
+    pictures, numbers = measure(painter, SceneClassifier().eval(), 0, choices)
+    assert {*ways, "truth"} == set(pictures)
+    assert {*ways} <= set(numbers)
+    different = [pictures[way] for way in ways]
+    for index, image in enumerate(different):
+        alike = [way for way, other in zip(ways[index + 1 :], different[index + 1 :], strict=True)
+                 if torch.equal(image, other)]  # fmt: skip
+        assert not alike, f"{ways[index]} is painted like {alike}"
+    assert "standard errors" in tabulated([numbers, numbers], choices, "a classifier").markdown()
+
+
+def test_an_edit_contradicts_every_word_of_the_subject():
+    subject = edits.edited_subject(3, 4)
+    own = set(scenes.looks_of(subject.thing))
+    assert len(own) == 2
+    for task, other in zip(subject.edits, subject.others, strict=True):
+        new = set(scenes.looks_of(task.thing))
+        assert len(new) == len(set(other.split())) == 2
+        assert not own & new
+        assert not own & set(other.split())
+        assert not new & set(other.split())
+        assert task.thing.shape == subject.thing.shape
+        assert edits.TOKEN in edits.edit_prompt(task).split()
