@@ -121,7 +121,7 @@ def recipe_of(painter: Painter, way: Way, choices: FinetuneChoices) -> Any:
     """DreamCom's recipe with a way's rank; all weights are trained at a tenth of the LoRA's rate."""
     if way.full:
         slow = replace(choices, learning_rate=choices.learning_rate / 10)
-        return study_recipe(painter.model, slow, "DreamCom (full weights)", prompt=PROMPT)
+        return study_recipe(painter.model, slow, "DreamCom (full UNet)", prompt=PROMPT)
     return study_recipe(painter.model, replace(choices, rank=way.rank), prompt=PROMPT)
 
 
