@@ -46,7 +46,7 @@ SHALLOW: dict[str, Any] = {
     "transformer_depth": [1],
     "transformer_depth_output": [1, 1],
 }
-STEPS, BATCH, WINDOWED, WINDOW = 5000, 24, 0.80, 10
+STEPS, BATCH, WINDOWED, WINDOW = 4000, 24, 0.75, 10
 RATE, MUON_RATE = 3e-4, 1e-3  # the second is that of the transformers' matrices
 SUBJECT = 0.7  # share of holes about the subject
 SHORT, LONG, EVERY = 16, 77, 8  # text tokens of most batches, and of one in EVERY
