@@ -133,7 +133,7 @@ def views_of(part: str) -> dict[str, tuple[float, float]]:
     return STEPPED if part == SHARES else VIEWS
 
 
-def closeup_table(results: list[Mapping], choices: CloseUpChoices, judge: str) -> Table:
+def closeup_table(results: list[Mapping], choices: CloseUpChoices, classifier: str) -> Table:
     """Means over subjects, and what the close-up changes."""
     rows, stepped = rows_of(results), choices.part == SHARES
     title = "The close-up's share of the steps, boxes" if stepped else "Boxes"
@@ -142,7 +142,7 @@ def closeup_table(results: list[Mapping], choices: CloseUpChoices, judge: str) -
     bases = dict.fromkeys((whole, window))
     notes = [
         f"{len(results)} subjects x {choices.rooms} rooms of {choices.canvas} px, seed {SEED}; errors over"
-        f" subjects; similarity to the true box by {judge}. {choices.sampling_steps} steps, guidance"
+        f" subjects; similarity to the true box by {classifier}. {choices.sampling_steps} steps, guidance"
         f" {choices.cfg:g}. Step at the edge: 1/255, less the true rendering's.",
         *(change(table, close, base, measure) for measure in (SIMILARITY, GRADIENT) for base in bases),
     ]

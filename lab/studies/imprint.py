@@ -150,14 +150,17 @@ def run_row(painter, classifier, name, work, files_of, choices: ImprintChoices, 
     return found
 
 
-def imprint_table(results: dict[str, Numbers], judge: str, how: str) -> Table:
+def imprint_table(results: dict[str, Numbers], classifier: str, how: str) -> Table:
     """Means over the subjects; a unit is a subject."""
     rows = {
         ROWS.get(name, name): {measure: [one[measure] for one in found] for measure in found[0]}
         for name, found in results.items()
     }
     table = Table("One photo of a held-out subject, in held-out pictures", rows)
-    notes = [how, f"Similarity to the true box by {judge}. Step at the edge: in 1/255, less the truth's."]
+    notes = [
+        how,
+        f"Similarity to the true box by {classifier}. Step at the edge: in 1/255, less the truth's.",
+    ]
     pairs = (
         ("two_stage", "single_stage"), ("two_stage", WORDS), ("two_stage", "joint"), ("two_stage", "clip"),
         ("two_stage", "linear"), ("two_stage", CAPTION),

@@ -61,14 +61,14 @@ def found(result: Tensor, source: Tensor) -> Tensor | None:
     return None if largest is None else torch.from_numpy(largest).float()
 
 
-def measured(judge: SceneClassifier, scene: Scene, result: Tensor, source: Tensor) -> dict[str, float]:
+def measured(classifier: SceneClassifier, scene: Scene, result: Tensor, source: Tensor) -> dict[str, float]:
     """One picture's numbers; `source` is the picture as the autoencoder gives it back."""
     patch = found(result, source)
     pictures, sources = result.movedim(-1, 0)[None], source.movedim(-1, 0)[None]
     if patch is None:
         kept = float(metrics.background_ssim(pictures, sources, torch.zeros_like(scene.others)[None]))
         return {HELD: 0.0, "there": 0.0, "class": 0.0, "colour": 0.0, "free": 0.0, "kept": kept}
-    verdict = said(judge, result, patch)
+    verdict = said(classifier, result, patch)
     right, colour = (
         float(getattr(verdict, field) == getattr(scene.thing, field)) for field in ("kind", "colour")
     )
@@ -84,11 +84,11 @@ def measured(judge: SceneClassifier, scene: Scene, result: Tensor, source: Tenso
     }  # fmt: skip
 
 
-def said(judge: SceneClassifier, result: Tensor, patch: Tensor) -> Verdict:
-    """What the judge sees in the patch's box."""
-    return judge.describe(result.movedim(-1, 0)[None], fill_box(bounding_box(patch), *patch.shape))[0]
+def said(classifier: SceneClassifier, result: Tensor, patch: Tensor) -> Verdict:
+    """What the classifier sees in the patch's box."""
+    return classifier.describe(result.movedim(-1, 0)[None], fill_box(bounding_box(patch), *patch.shape))[0]
 
 
-def true_numbers(judge: SceneClassifier, count: int) -> Numbers:
+def true_numbers(classifier: SceneClassifier, count: int) -> Numbers:
     cases = [held_out_scene(index) for index in range(count)]
-    return [measured(judge, case, case.truth, case.source) for case in cases]
+    return [measured(classifier, case, case.truth, case.source) for case in cases]

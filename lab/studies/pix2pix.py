@@ -121,8 +121,8 @@ def inserter_of(row: str, work: Path | None, out: Path) -> Inserter:
 class Row:
     """A row's inserter, opened when its first cell is missing."""
 
-    def __init__(self, name: str, work: Path | None, out: Path, judge: SceneClassifier):
-        self.name, self.work, self.out, self.judge = name, work, out, judge
+    def __init__(self, name: str, work: Path | None, out: Path, classifier: SceneClassifier):
+        self.name, self.work, self.out, self.classifier = name, work, out, classifier
         self.inserter: Inserter | None = None
         self.folder = out / "cells"
 
@@ -151,7 +151,7 @@ class Row:
             self.inserter.recoded(sources),
         )
         made = zip(cases, results, known, strict=True)
-        return {PICTURES: results}, [measured(self.judge, *one) for one in made]
+        return {PICTURES: results}, [measured(self.classifier, *one) for one in made]
 
 
 def by_measure(numbers: Numbers) -> dict[str, list[float]]:
@@ -161,14 +161,14 @@ def by_measure(numbers: Numbers) -> dict[str, list[float]]:
     }
 
 
-def pix2pix_table(results: dict[str, Numbers], judge: SceneClassifier, how: str) -> Table:
+def pix2pix_table(results: dict[str, Numbers], classifier: SceneClassifier, how: str) -> Table:
     rows = {ROWS.get(name, name): by_measure(numbers) for name, numbers in results.items()}
     notes = [
-        f"{how} Judge: {judge.name}, on the box of the largest patch that changed. there: such a patch is"
-        f" found; class: the judge, who chooses one of {len(scenes.CLASSES)}, names the right one; free: the"
-        f" patch hides at most a tenth of what stood there; {HELD}: both. kept: SSIM to the source outside"
-        " the patch's box, everywhere without a patch, against the source through the autoencoder; dE00 of"
-        " the patch to the object's true colours in that room.",
+        f"{how} Classifier: {classifier.name}, on the box of the largest patch that changed. there: such a"
+        f" patch is found; class: the classifier, which chooses one of {len(scenes.CLASSES)}, names the right"
+        f" one; free: the patch hides at most a tenth of what stood there; {HELD}: both. kept: SSIM to the"
+        " source outside the patch's box, everywhere without a patch, against the source through the"
+        " autoencoder; dE00 of the patch to the object's true colours in that room.",
     ]
     table = Table("An object into a picture, without a mask", rows, notes)
     for name in list(results)[1:]:

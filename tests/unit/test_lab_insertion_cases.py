@@ -50,17 +50,17 @@ def test_a_picture_that_is_spoiled_evenly_is_not_kept(scenes):
 
 
 def test_the_truth_counts_as_inserted_and_the_source_does_not(scenes):
-    judge = trained_classifier(None)
-    truth = [measured(judge, scene, scene.truth, scene.source) for scene in scenes]
+    classifier = trained_classifier(None)
+    truth = [measured(classifier, scene, scene.truth, scene.source) for scene in scenes]
     assert sum(one["there"] for one in truth) == len(scenes)
     assert sum(one[HELD] for one in truth) >= len(scenes) - 2
     assert all(one["kept"] > 0.9 for one in truth)
-    nothing = [measured(judge, scene, scene.source, scene.source) for scene in scenes]
+    nothing = [measured(classifier, scene, scene.source, scene.source) for scene in scenes]
     assert all(one[HELD] == one["there"] == 0 for one in nothing)
     assert all(one["kept"] == pytest.approx(1, abs=1e-3) for one in nothing)
 
 
 def test_a_thing_on_top_of_another_is_in_no_free_place(scenes):
-    judge = trained_classifier(None)
+    classifier = trained_classifier(None)
     covered = [replace(scene, others=scene.truth_mask) for scene in scenes]
-    assert not any(measured(judge, s, s.truth, s.source)[HELD] for s in covered)
+    assert not any(measured(classifier, s, s.truth, s.source)[HELD] for s in covered)
