@@ -31,6 +31,7 @@ from .data import Concept, Reference
 
 BOX_SIDES = (0.55, 0.85)  # ours: of the picture's sides, so that the subject is large and its place varies
 STRONG = 0.2  # ours: colours that changed more than this count alike, so that pale parts are not lost
+DARKEST = 0.5  # ours: shadows leave at least this share of a colour
 PLAUSIBLE = (0.05, 0.95)  # ours: the share of the hole that a subject's outline can fill
 
 
@@ -64,9 +65,12 @@ def changed_mask(image: Tensor, background: Tensor, hole: Tensor) -> Tensor:
 
     `image`, `background` (H,W,3) in [0,1]; `hole` (H,W), 1 = was painted. The pixels in the hole whose colour
     changed more than Otsu's threshold, smoothed; of these the largest connected part, its own holes filled.
-    Where that is next to nothing or nearly all of the hole, the hole itself: no outline was found.
+    The background's own colour, as dark as DARKEST of it, is no change: it lies in a shadow. Where the
+    outline is next to nothing or nearly all of the hole, the hole itself: no outline was found.
     """
-    change = ((image - background).abs().amax(-1) / STRONG).clamp(max=1)
+    light = (image * background).sum(-1) / background.square().sum(-1).clamp(min=1e-6)
+    lit = light.clamp(DARKEST, 1)[..., None] * background
+    change = ((image - lit).abs().amax(-1) / STRONG).clamp(max=1)
     reach = 2 * (min(change.shape) // 128) + 1
     change = F.avg_pool2d(change[None], reach, 1, reach // 2, count_include_pad=False)[0]
     inside = hole > 0.5
