@@ -3,10 +3,10 @@
     python -m inlay.lab.models.inpainting_unet --work DIR
 
 The network is the host's own class in SD 1.5's shape: width 320, context 768, nine input channels, three
-levels with attention at each. It predicts epsilon on SD's schedule (Ho et al. 2020, eq. 14); the error
-counts as one in v, and more inside the hole. The text encoder is the one that was trained with Fill (`flux`),
-and stays as it is. For the first WINDOWED share of the steps examples are windows of 10 x 10 cells about the
-hole, at two fifths of the cost.
+levels with attention at each. It predicts epsilon on SD's schedule (Ho et al. 2020, eq. 14); its square
+error counts 1 / sqrt(alpha bar), and more inside the hole. The text encoder is the one that was trained with
+Fill (`flux`), and stays as it is. For the first WINDOWED share of the steps examples are windows of 10 x 10
+cells about the hole, at two fifths of the cost.
 """
 
 import argparse
@@ -41,8 +41,8 @@ SHAPE = {
     "context_dim": 768,
     "legacy": False,
 }
-STEPS, BATCH, WINDOWED, WINDOW = 7000, 24, 0.80, 10
-RATE, MUON_RATE = 4e-4, 2e-3  # the second is that of the transformers' matrices
+STEPS, BATCH, WINDOWED, WINDOW = 4000, 24, 0.75, 10
+RATE, MUON_RATE = 3e-4, 1e-3  # the second is that of the transformers' matrices
 SUBJECT = 0.7  # share of holes about the subject
 SHORT, LONG, EVERY = 16, 77, 8  # text tokens of most batches, and of one in EVERY
 WARM = WEIGHTS / "unet.safetensors"
@@ -206,9 +206,11 @@ class Training:
                 ids = ids_of(prompts)[:, : LONG if long else SHORT]
                 context = self.encoder(ids.to(runs.device()))
             output = self.unet(given.to(memory_format=torch.channels_last), t.float(), context=context)
-        error = (weight * (output.float() - noise).square() / a).mean()
+        error = weight * (output.float() - noise).square() / a
         aside = self.look(look, weight)
-        return error + 3 * aside, {"error": error.item(), "look": aside.item()}
+        # an error in v counts sqrt(a): so every noise level has a gradient of about the same size
+        loss = (a.sqrt() * error).mean() + 3 * aside
+        return loss, {"error": error.mean().item(), "look": aside.item()}
 
     def run(self) -> None:
         with runs.training_attention():

@@ -5,11 +5,12 @@
 DreamCom, section 4.3, in the world of `scenes`. A subject is learned from four photos with "a photo of sks
 mug", which does not name its colour. Then it is painted into the same scenes twice, once with a grey room and
 once with a tinted one, by the self-attention layers that are masked: with the UNet DreamCom's four choices of
-layers, with Fill all blocks or none. Its colour is the median under its true outline. The shift from the grey
-room to the tinted one along the tint, less the shift of the true renderings, is the leak: positive where the
-subject takes on the room's colour. A unit of the table is a subject; one JSON file for each, so an
-interrupted run goes on. --pilot takes 4 subjects and prints the manipulation check: without a mask the leak
-must differ from zero by two standard errors. Writes tint_KIND.md, .json and .jpg.
+layers, with Fill all blocks or none. Its colour is the median under its true outline, of what is painted
+there: the room's own colour is no leak, and `painted share` says how much of the outline it is not. The shift
+from the grey room to the tinted one along the tint, less the shift of the true renderings, is the leak:
+positive where the subject takes on the room's colour. A unit of the table is a subject; one JSON file for
+each, so an interrupted run goes on. --pilot takes 4 subjects and prints the manipulation check: without a
+mask the leak must differ from zero by two standard errors. Writes tint_KIND.md, .json and .jpg.
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +30,8 @@ from .scene_quality import HELD_OUT, Painter, Task, model_file, stacked, task_of
 from .scene_study import rows_of, study_folders, subject_cells, training_parser
 from .scene_subjects import SHOWN, comparison_sheet, reference_photos, study_recipe
 
-LEAK, SHIFT = "leak along the tint", "shift along the tint"
+LEAK, SHIFT, COVERED = "leak along the tint", "shift along the tint", "painted share"
+CHANGED, LEAST = 0.1, 20  # a pixel's channel that changed so much is painted; pixels that make a colour
 COLOURS = ("white", "yellow", "pink", "cyan")  # of subjects: light ones show a tint
 TINTS = ("red", "green", "blue", "purple")
 PILOT = 4
@@ -111,10 +113,21 @@ def tinted_subject(index: int, count: int) -> TintedSubject:
     return TintedSubject(thing, references, masks, grey, tinted, torch.stack(outlines), torch.stack(tints))
 
 
-def shifts(grey: Tensor, tinted: Tensor, subject: TintedSubject) -> Tensor:
-    """How far the subject's colour moves along the tint from the grey rooms to the tinted ones, (n,)."""
-    moved = lab_colour(tinted, subject.outlines) - lab_colour(grey, subject.outlines)
-    return along(moved, subject.tints)
+def painted(images: Tensor, tasks: list[Task]) -> Tensor:
+    """1 where images (n, H, W, 3) differ from the empty rooms, (n, H, W)."""
+    return ((images - stacked(tasks, "background")).abs().amax(-1) > CHANGED).float()
+
+
+def shifts(grey: Tensor, tinted: Tensor, subject: TintedSubject) -> tuple[Tensor, Tensor]:
+    """How far the subject's colour moves along the tint from the grey rooms to the tinted ones, (n,).
+
+    Of the pixels that are painted in both. Beside it the share of the outline that these are, (n,).
+    """
+    there = subject.outlines * painted(grey, subject.grey) * painted(tinted, subject.tinted)
+    enough = there.sum((1, 2)) >= LEAST
+    where = torch.where(enough[:, None, None], there, subject.outlines)
+    moved = lab_colour(tinted, where) - lab_colour(grey, where)
+    return along(moved, subject.tints), there.sum((1, 2)) / subject.outlines.sum((1, 2))
 
 
 def measure_subject(painter: Painter, index: int, choices: TintChoices) -> tuple[dict, dict]:
@@ -125,22 +138,26 @@ def measure_subject(painter: Painter, index: int, choices: TintChoices) -> tuple
     recipe = study_recipe(painter.model, choices)
     tuned = finetuned(painter, subject, recipe, index, scenes.SIZE)
     prompt = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
-    true = shifts(stacked(subject.grey, "truth"), stacked(subject.tinted, "truth"), subject)
-    pictures: dict[str, Tensor] = {"truth": stacked(subject.tinted, "truth")}
+    true, share = shifts(stacked(subject.grey, "truth"), stacked(subject.tinted, "truth"), subject)
     numbers: dict[str, dict[str, float]] = {}
+    truth = {SHIFT: float(true.mean()), COVERED: float(share.mean())}
+    pictures: dict[str, Tensor] = {"truth": stacked(subject.tinted, "truth")}
     for way, masking in WAYS[painter.kind].items():
-        painted = []
+        images_of = []
         for tasks in (subject.grey, subject.tinted):
             images, holes, photos = (stacked(tasks, name) for name in ("background", "hole", "photo"))
             model = mask_attention(tuned, [holes], **masking)
             prompts = [prompt] * len(tasks)
-            painted.append(
+            images_of.append(
                 painter.paint(images, holes, prompts, photos, index, model, choices.sampling_steps)
             )
-        shift = shifts(painted[0].cpu(), painted[1].cpu(), subject)
-        numbers[way] = {LEAK: float((shift - true).mean()), SHIFT: float(shift.mean())}
-        pictures[way] = painted[1].cpu()
-    numbers["the truth"] = {SHIFT: float(true.mean())}
+        grey, tinted = (images.cpu() for images in images_of)
+        shift, share = shifts(grey, tinted, subject)
+        numbers[way] = {
+            LEAK: float((shift - true).mean()), SHIFT: float(shift.mean()), COVERED: float(share.mean())
+        }  # fmt: skip
+        pictures[way], pictures[f"{way}, grey room"] = tinted, grey
+    numbers["the truth"] = truth
     return pictures, numbers
 
 
@@ -158,7 +175,7 @@ def tint_table(results: list[dict], choices: TintChoices, kind: str) -> Table:
         f" CIELAB. {choices.steps} training steps, rank {choices.rank}, rate {choices.learning_rate:g}.",
         f"Manipulation check: the leak without a mask is {leak.mean() / error:.1f} standard errors from 0.",
     ]
-    notes += [change(table, way, nobody, LEAK) for way in others]
+    notes += [change(table, way, nobody, measure) for way in others for measure in (LEAK, COVERED)]
     return replace(table, notes=notes)
 
 
