@@ -184,8 +184,8 @@ def test_the_shadow_of_what_was_painted_is_left_out():
         reach = truth.reach()
         assert reach
         hole, outline = fill_box(Box(*reach), *truth.mask.shape)[0], torch.from_numpy(truth.mask > 0.5)
-        pictures = (torch.from_numpy(picture.image).float() / 255 for picture in (truth, empty))
-        found = changed_mask(*pictures, hole) > 0.5
+        shown, room = (torch.from_numpy(picture.image).float() / 255 for picture in (truth, empty))
+        found = changed_mask(shown, room, hole) > 0.5
         overlap.append(float((found & outline).sum() / (found | outline).sum()))
         box.append(float(outline.sum() / hole.sum()))
     print(f"overlap {np.mean(overlap):.3f}, worst {min(overlap):.3f}; of the box {np.mean(box):.3f}")
