@@ -121,13 +121,14 @@ def painted(images: Tensor, tasks: list[Task]) -> Tensor:
 def shifts(grey: Tensor, tinted: Tensor, subject: TintedSubject) -> tuple[Tensor, Tensor]:
     """How far the subject's colour moves along the tint from the grey rooms to the tinted ones, (n,).
 
-    Of the pixels that are painted in both. Beside it the share of the outline that these are, (n,).
+    Of the pixels that are painted in both; NaN for a scene with fewer than LEAST. Beside it the share of the
+    outline that these are, (n,).
     """
     there = subject.outlines * painted(grey, subject.grey) * painted(tinted, subject.tinted)
     enough = there.sum((1, 2)) >= LEAST
     where = torch.where(enough[:, None, None], there, subject.outlines)
-    moved = lab_colour(tinted, where) - lab_colour(grey, where)
-    return along(moved, subject.tints), there.sum((1, 2)) / subject.outlines.sum((1, 2))
+    moved = along(lab_colour(tinted, where) - lab_colour(grey, where), subject.tints)
+    return moved.where(enough, torch.nan), there.sum((1, 2)) / subject.outlines.sum((1, 2))
 
 
 def measure_subject(painter: Painter, index: int, choices: TintChoices) -> tuple[dict, dict]:
@@ -140,7 +141,7 @@ def measure_subject(painter: Painter, index: int, choices: TintChoices) -> tuple
     prompt = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
     true, share = shifts(stacked(subject.grey, "truth"), stacked(subject.tinted, "truth"), subject)
     numbers: dict[str, dict[str, float]] = {}
-    truth = {SHIFT: float(true.mean()), COVERED: float(share.mean())}
+    truth = {SHIFT: float(true.nanmean()), COVERED: float(share.mean())}
     pictures: dict[str, Tensor] = {"truth": stacked(subject.tinted, "truth")}
     for way, masking in WAYS[painter.kind].items():
         images_of = []
@@ -154,7 +155,8 @@ def measure_subject(painter: Painter, index: int, choices: TintChoices) -> tuple
         grey, tinted = (images.cpu() for images in images_of)
         shift, share = shifts(grey, tinted, subject)
         numbers[way] = {
-            LEAK: float((shift - true).mean()), SHIFT: float(shift.mean()), COVERED: float(share.mean())
+            LEAK: float((shift - true).nanmean()), SHIFT: float(shift.nanmean()),
+            COVERED: float(share.mean()),
         }  # fmt: skip
         pictures[way], pictures[f"{way}, grey room"] = tinted, grey
     numbers["the truth"] = truth

@@ -32,6 +32,7 @@ from .data import Concept, Reference
 BOX_SIDES = (0.55, 0.85)  # ours: of the picture's sides, so that the subject is large and its place varies
 STRONG = 0.2  # ours: colours that changed more than this count alike, so that pale parts are not lost
 DARKEST = 0.5  # ours: shadows leave at least this share of a colour
+KEPT = 0.5  # ours: of the outline with its shadow; where less is left, the thing itself was taken for one
 PLAUSIBLE = (0.05, 0.95)  # ours: the share of the hole that a subject's outline can fill
 
 
@@ -65,23 +66,31 @@ def changed_mask(image: Tensor, background: Tensor, hole: Tensor) -> Tensor:
 
     `image`, `background` (H,W,3) in [0,1]; `hole` (H,W), 1 = was painted. The pixels in the hole whose colour
     changed more than Otsu's threshold, smoothed; of these the largest connected part, its own holes filled.
-    The background's own colour, as dark as DARKEST of it, is no change: it lies in a shadow. Where the
-    outline is next to nothing or nearly all of the hole, the hole itself: no outline was found.
+    The background's own colour, as dark as DARKEST of it, is no change, for it lies in a shadow; unless less
+    than KEPT of the outline is left then, for the thing may be grey before a grey wall. Where the outline is
+    next to nothing or nearly all of the hole, the hole itself: no outline was found.
     """
+    inside = hole > 0.5
     light = (image * background).sum(-1) / background.square().sum(-1).clamp(min=1e-6)
     lit = light.clamp(DARKEST, 1)[..., None] * background
-    change = ((image - lit).abs().amax(-1) / STRONG).clamp(max=1)
+    with_shadow, without = (_largest_change(image, plain, inside) for plain in (background, lit))
+    kept = (without & with_shadow).sum() >= KEPT * with_shadow.sum()
+    outline = without if kept else with_shadow
+    share = float(outline.sum() / inside.sum())
+    return (outline if PLAUSIBLE[0] <= share <= PLAUSIBLE[1] else inside).to(image)
+
+
+def _largest_change(image: Tensor, background: Tensor, inside: Tensor) -> Tensor:
+    """Return where (H,W) an image differs from its background inside, as one part without holes."""
+    change = ((image - background).abs().amax(-1) / STRONG).clamp(max=1)
     reach = 2 * (min(change.shape) // 128) + 1
     change = F.avg_pool2d(change[None], reach, 1, reach // 2, count_include_pad=False)[0]
-    inside = hole > 0.5
     changed = inside & (change > otsu(change[inside]))
     parts, count = ndimage.label(changed.cpu().numpy())  # pyright: ignore[reportGeneralTypeIssues]
     if not count:
-        return inside.to(image)
+        return torch.zeros_like(inside)
     sizes = np.bincount(parts.ravel())[1:]
-    outline = torch.from_numpy(ndimage.binary_fill_holes(parts == sizes.argmax() + 1)).to(inside.device)
-    share = float(outline.sum() / inside.sum())
-    return (outline if PLAUSIBLE[0] <= share <= PLAUSIBLE[1] else inside).to(image)
+    return torch.from_numpy(ndimage.binary_fill_holes(parts == sizes.argmax() + 1)).to(inside.device)
 
 
 def otsu(values: Tensor) -> float:
