@@ -156,10 +156,13 @@ def test_a_subject_painted_truly_leaks_nothing_and_a_tinted_copy_does():
     subject = tint.tinted_subject(0, 1)
     grey, tinted = (stacked_truth(tasks) for tasks in (subject.grey, subject.tinted))
     assert not torch.equal(grey, tinted)
-    true, share = tint.shifts(grey, tinted, subject)
-    assert share.item() > 0.9
+    true = tint.shifts(grey, tinted, subject)
+    assert true[tint.COVERED].item() > 0.9
+    assert tint.leaks(true, true)[tint.LEAK] == tint.leaks(true, true)[tint.WHOLE] == 0
     leaked = torch.where(subject.outlines[..., None] > 0.5, 0.8 * tinted + 0.2 * wall_of(subject), tinted)
-    assert (tint.shifts(grey, leaked, subject)[0] - true).item() > 2
+    leak = tint.leaks(tint.shifts(grey, leaked, subject), true)
+    assert leak[tint.LEAK] > 2
+    assert leak[tint.WHOLE] > 2
 
 
 def test_where_nothing_is_painted_the_room_s_colour_is_no_leak():
@@ -171,12 +174,10 @@ def test_where_nothing_is_painted_the_room_s_colour_is_no_leak():
         torch.where(third[..., None] > 0.5, stacked_truth(tasks), quality.stacked(tasks, "background"))
         for tasks in (subject.grey, subject.tinted)
     )
-    shift, share = tint.shifts(grey, tinted, subject)
-    true, _ = tint.shifts(stacked_truth(subject.grey), stacked_truth(subject.tinted), subject)
-    colours = [tint.lab_colour(images, subject.outlines) for images in (grey, tinted)]
-    room = tint.along(colours[1] - colours[0], subject.tints)
-    assert 0.2 < share.item() < 0.34
-    assert (shift - true).abs().item() < 0.2 * (room - true).abs().item()
+    true = tint.shifts(stacked_truth(subject.grey), stacked_truth(subject.tinted), subject)
+    leak = tint.leaks(tint.shifts(grey, tinted, subject), true)
+    assert 0.2 < leak[tint.COVERED] < 0.34
+    assert abs(leak[tint.LEAK]) < 0.2 * abs(leak[tint.WHOLE])
 
 
 def stacked_truth(tasks) -> torch.Tensor:

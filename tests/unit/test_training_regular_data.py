@@ -12,6 +12,7 @@ from inlay.imaging.boxes import Box
 from inlay.imaging.masks import fill_box
 from inlay.imaging.references import read_reference
 from inlay.lab import scenes
+from inlay.lab.studies import quality
 from inlay.training.finetune.data import Examples, Reference, concatenate_examples
 from inlay.training.finetune.regular_data import (
     LONGEST,
@@ -158,6 +159,20 @@ def test_otsu_stands_between_two_heaps(low, high, seed):
     spread = np.random.default_rng(seed).normal(0, 0.01, 400)
     values = torch.from_numpy(np.concatenate([low + spread, high + spread[:300]])).clamp(0, 1)
     assert low + 0.02 < otsu(values) < high - 0.02
+
+
+def test_the_outline_of_what_was_painted_is_found():
+    """On the tiny world's truth: the thing's own pixels, the thing's shadow left out as far as can be."""
+    overlap = []
+    for task in quality.held_out_tasks(40):
+        found = changed_mask(task.truth, task.background, task.hole)
+        assert (found <= task.hole).all()
+        both = (found * task.outline).sum()
+        overlap.append(float(both / (found + task.outline - found * task.outline).sum()))
+    box = [float(t.outline.sum() / t.hole.sum()) for t in quality.held_out_tasks(40)]
+    print(f"overlap {np.mean(overlap):.3f}, worst {min(overlap):.3f}; of the box {np.mean(box):.3f}")
+    assert np.mean(overlap) > 0.85
+    assert np.mean(overlap) > np.mean(box) + 0.2
 
 
 def overlap_of(scene: scenes.Scene) -> float:
