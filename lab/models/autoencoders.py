@@ -46,14 +46,16 @@ def new_autoencoder(channels: int, seed: int = 0) -> Any:
     return model.to(memory_format=torch.channels_last)
 
 
-def trained_autoencoder(work: Path, channels: int) -> Any:
+def trained_autoencoder(work: Path | None, channels: int) -> Any:
     """The autoencoder trained in `work`, without gradients, with its later decoder if that is finished.
 
     Without a training in `work` it is the shipped one.
     """
     model = new_autoencoder(channels)
-    later = runs.finished(work / f"decoder{channels}.pt")
-    state = runs.load(work / f"{'decoder' if later else 'autoencoder'}{channels}.pt")
+    state = None
+    if work:
+        later = runs.finished(work / f"decoder{channels}.pt")
+        state = runs.load(work / f"{'decoder' if later else 'autoencoder'}{channels}.pt")
     model.load_state_dict(
         state["modules"]["autoencoder"]
         if state

@@ -45,7 +45,7 @@ TEMPERATURE = 0.1
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is seen in one crop; `sure` holds the probability of each name."""
+    """What is seen in one crop."""
 
     kind: str
     colour: str
@@ -53,7 +53,6 @@ class Verdict:
     accessory: str
     trim: str
     emblems: tuple[str, ...]
-    sure: dict[str, float]
 
 
 def _stage(channels: int, wider: int, kernel: int, stride: int) -> nn.Sequential:
@@ -105,12 +104,11 @@ class SceneClassifier(nn.Module):
         """What images (B, 3, H, W) in [0, 1] show under masks (B, H, W), a filled box or an outline."""
         logits = self.logits(self.features(subject_crops(images, masks, SIZE, MARGIN)))
         seen = logits.pop("emblems").sigmoid()
-        best = {name: values.softmax(1).max(1) for name, values in logits.items()}
+        best = {name: values.argmax(1).tolist() for name, values in logits.items()}
         return [
             Verdict(
-                **{name: NAMES[name][int(top.indices[i])] for name, top in best.items()},
+                **{name: NAMES[name][indices[i]] for name, indices in best.items()},
                 emblems=tuple(e for e, p in zip(shapes.EMBLEMS, seen[i].tolist(), strict=True) if p > 0.5),
-                sure={name: float(top.values[i]) for name, top in best.items()},
             )
             for i in range(len(images))
         ]

@@ -13,7 +13,6 @@ are windows of 12 x 12 cells about the hole, at two thirds of the cost.
 """
 
 import argparse
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -293,25 +292,6 @@ def velocity(model, task: str, x: Tensor, sigma: Tensor, context: Tensor, given:
         x = torch.cat([x, given["masked"], mask_channels(given["pixels"])], 1)
         return model(x, sigma, context, guidance=guidance)
     return model(x, sigma, context, guidance=guidance, ref_latents=[given["masked"], *given["photos"]])
-
-
-@torch.no_grad()
-def paint(
-    model, task: str, context: Tensor, free: Tensor, given: dict[str, Any], seed=0, steps=20, guidance=3.0
-):
-    """Euler from noise to latents (B, 16, h, w), with classifier-free guidance: a look at a training."""
-    x = torch.randn(given["masked"].shape, generator=torch.Generator().manual_seed(seed))
-    both = torch.cat([context, free.expand_as(context)])
-    twice: dict[str, Any] = {k: torch.cat([v, v]) for k, v in given.items() if isinstance(v, Tensor)}
-    twice["photos"] = [torch.cat([photo, photo]) for photo in given.get("photos", [])]
-    t = torch.linspace(1, 0, steps + 1)
-    sigmas = 3.16 * t / (1 + 2.16 * t)  # the host's shift of 1.15: exp(1.15) = 3.16
-    for now, then in itertools.pairwise(sigmas):
-        with torch.autocast("cpu", torch.bfloat16):
-            v = velocity(model, task, torch.cat([x, x]), now.expand(2 * len(x)), both, twice).float()
-        wanted, plain = v.chunk(2)
-        x = x + (then - now) * (plain + guidance * (wanted - plain))
-    return x
 
 
 def main():

@@ -10,7 +10,6 @@ cells about the hole, at two fifths of the cost.
 """
 
 import argparse
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -197,26 +196,6 @@ class Training:
     def run(self) -> None:
         with runs.training_attention():
             self.fit.run(self.loss_at, save_every=400)  # a state takes 0.8 GB
-
-
-@torch.no_grad()
-def inpaint(
-    unet, context: Tensor, free: Tensor, masked: Tensor, hole: Tensor, seed=0, steps=20, guidance=3.0
-) -> Tensor:
-    """DDIM (Song et al. 2020, eq. 12, eta = 0) from noise to latents (B, 4, h, w): a look at a training."""
-    alphas = alphas_cumprod()
-    x = torch.randn(masked.shape, generator=torch.Generator().manual_seed(seed))
-    times = torch.linspace(999, 0, steps + 1).round().long()
-    both = torch.cat([context, free.expand_as(context)])
-    for now, then in itertools.pairwise(times):
-        given = torch.cat([x, hole, masked], 1).repeat(2, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
-            wanted, plain = unet(given, now.float().expand(len(given)), context=both).float().chunk(2)
-        noise = plain + guidance * (wanted - plain)
-        a, b = alphas[now], alphas[then] if then > 0 else torch.tensor(1.0)
-        clean = (x - (1 - a).sqrt() * noise) / a.sqrt()
-        x = b.sqrt() * clean + (1 - b).sqrt() * noise
-    return x
 
 
 def main():

@@ -4,7 +4,8 @@
 
 KIND is objects (on black, and nothing else), views (an object, and another look of it), compositions (an
 object, and the hole it stands in) or insertions (an object, a scene without it and with it). Shards hold 512
-examples each; those that are there already are kept. Every example has its caption, which no node ever sees.
+examples each, encoded by the shipped autoencoder; those that are there already are kept. Every example has
+its caption, which no node ever sees.
 """
 
 import argparse
@@ -211,7 +212,7 @@ class ObjectBank:
 
 
 def fill(work: Path, kind: str, shards: int, seed: int) -> None:
-    model, folder = autoencoders.trained_autoencoder(work, 4), work / "objects"
+    model, folder = autoencoders.trained_autoencoder(None, 4), work / "objects"
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(shards):
         path = folder / f"{kind}-{index:05d}.safetensors"

@@ -86,9 +86,9 @@ def tiny_sigmas() -> Tensor:
     return ((1 - alphas) / alphas).sqrt()
 
 
-def grey_latent(work: Path, side: int = VIEW) -> Tensor:
+def grey_latent(side: int = VIEW) -> Tensor:
     """(4, h, w): of a grey picture, which lies beside a view that is asked for, all of it a hole."""
-    model = autoencoders.trained_autoencoder(work, 4)
+    model = autoencoders.trained_autoencoder(None, 4)
     return encode(model, torch.full((1, 3, side, side), GREY))[0]
 
 
@@ -156,7 +156,7 @@ def fit_stage(
     """Train one stage's parts and return the state; `without` names layers of the UNet that learn nothing."""
     groups = freeze(trainee.parts, stage)
     low_rank.keep_small(trainee.unet, first=stage.channels == 8, without=without)
-    empty = None if "beside" in bank.tensors else grey_latent(run.path.parent)
+    empty = None if "beside" in bank.tensors else grey_latent()
     normal = pixel_normalization(trainee.encoder_spec)
 
     def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:

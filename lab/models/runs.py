@@ -204,14 +204,3 @@ class Averaged:
 
     def __exit__(self, *_):
         self.swap()
-
-
-def trained(path: Path, name: str) -> dict[str, Tensor] | None:
-    """The weights of module `name` of the run at `path`, their mean where one is kept."""
-    state = load(path)
-    if state is None:
-        return None
-    weights, mean = dict(state["modules"][name]), state["mean"]
-    if mean:
-        raise ValueError(f"{path} keeps a mean; load it with Fit and use Averaged.")
-    return weights

@@ -108,9 +108,9 @@ class TextEncoder(nn.Module):
         return self.final_layer_norm(x)
 
 
-def trained_text_encoder(work: Path) -> TextEncoder:
+def trained_text_encoder(work: Path | None) -> TextEncoder:
     """The text encoder of `work`, as Fill's training left it; without one, the shipped one."""
-    encoder, state = TextEncoder(), runs.load(work / "text_encoder.pt")
+    encoder, state = TextEncoder(), runs.load(work / "text_encoder.pt") if work else None
     encoder.load_state_dict(state or quantised.load(WEIGHTS / "text.safetensors"))
     return encoder.eval().requires_grad_(False)
 

@@ -2,13 +2,14 @@
 
     python -m inlay.lab.models.object_cache objects --work DIR --shards 40
     python -m inlay.lab.models.object_cache views --work DIR --shards 4
-    python -m inlay.lab.models.object_cache compositions --work DIR --shards 4
+    python -m inlay.lab.models.object_cache compositions --work DIR --shards 6
     python -m inlay.lab.models.train_imprint --work DIR [--variant NAME]
 
 Before them, `words`: DINOv2 and CLIP come pretrained to IMPRINT, and the tiny encoder from noise; so encoder
 and adapter first learn to say, from the object's picture, the words that its caption has (the linear
 projection learns them on the encoder that learned with the adapter). Then `views` and `compose` as in the
-paper, from the shipped UNet, which learns a low-rank difference. Every stage saves every two minutes and goes
+paper, from the shipped UNet, which learns a low-rank difference. Text encoder and autoencoder are the shipped
+ones, too. Every stage saves every two minutes and goes
 on from there when called again; --minutes ends the call, not the stage. Leaves DIR/imprint_<variant>.pt and,
 as the nodes load it, DIR/imprint_<variant>.safetensors.
 """
@@ -156,7 +157,7 @@ class Trainer:
         if stage == "words":
             if foundation == "linear":
                 load_parts(state_file(self.work, "words", "dino"), encoder=encoder.requires_grad_(False))
-            words = Words(encoder, adapter, trained_text_encoder(self.work))
+            words = Words(encoder, adapter, trained_text_encoder(None))
             return fit_words(words, WORDS_RATE, AllObjects(self.bank), run)
         if foundation == "linear":
             load_parts(state_file(self.work, "words", "dino"), encoder=encoder)

@@ -90,7 +90,7 @@ class Trainer:
         load_parts(state_file(self.work, "words", "dino"), encoder=encoder)
         run = Run(path, self.steps[stage], BATCH[stage], self.seed, minutes, WHOLE)
         if stage == "words":
-            words = Words(encoder.requires_grad_(False), adapter, trained_text_encoder(self.work))
+            words = Words(encoder.requires_grad_(False), adapter, trained_text_encoder(None))
             return fit_words(words, WORDS_RATE, AllObjects(self.bank), run)
         load_parts(self.file("words"), adapter=adapter)
         what = replace(

@@ -22,7 +22,6 @@ from .scene import (
     sample_room,
     sample_scene,
     sample_thing,
-    scene_caption,
 )
 
 __all__ = [
@@ -46,5 +45,4 @@ __all__ = [
     "sample_room",
     "sample_scene",
     "sample_thing",
-    "scene_caption",
 ]

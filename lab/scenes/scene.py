@@ -245,9 +245,3 @@ def caption(thing: Thing, token: str = "") -> str:
 
 
 EMPTY = "a photo of an empty room"
-
-
-def scene_caption(things) -> str:
-    """The caption of a whole picture: 'a red mug and a blue dotted cat in a room'."""
-    named = [f"{article(' '.join([*looks_of(t), t.kind]))}{WORN[t.accessory]}" for t in things]
-    return f"{' and '.join(named)} in a room" if named else "an empty room"

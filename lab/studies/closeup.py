@@ -25,8 +25,8 @@ from ...imaging.boxes import Box
 from .. import scenes
 from ..models.classifier import SceneClassifier, trained_classifier
 from . import picture_grid
-from .quality import SAMPLING, Painter, Task, as_image, edge_step, gradient_share, model_file, stacked
-from .result_cache import fingerprint, pictures_of
+from .quality import SAMPLING, Painter, Task, as_image, edge_step, gradient_share, stacked
+from .result_cache import pictures_of
 from .study import (
     change,
     rows_of,
@@ -58,6 +58,7 @@ class CloseUpChoices:
     sampling_steps: int
     cfg: float
     model: str
+    version: int = 1  # raise when the same choices give other numbers
 
 
 def small_task(index: int, room: int, area: float, tries: int = 60) -> Task:
@@ -168,9 +169,9 @@ def shown_cells(folder: Path, choices: CloseUpChoices, count: int) -> list[pictu
     """For the first subjects: the box | every view | the truth."""
     cells = []
     for index in range(count):
-        task, shown = small_task(index, 0, choices.area), pictures_of(subject_file(folder, index))
+        task, pictures = small_task(index, 0, choices.area), pictures_of(subject_file(folder, index))
         panels = [picture_grid.shown(task.background, 144, task.box)]
-        panels += [picture_grid.shown(images[0], 144) for images in shown.values()]
+        panels += [picture_grid.shown(pictures[row][0], 144) for row in (*VIEWS, "the truth")]
         cells.append(picture_grid.Cell(panels, [scenes.caption(task.thing), f"{choices.area:.0%}"]))
     return cells
 
@@ -186,7 +187,7 @@ def main():
     a = parser.parse_args()
     out, models = study_folders(a)
     painter, classifier = Painter(a.kind, models), trained_classifier(a.work)
-    file = fingerprint(model_file(a.kind, models))
+    file = painter.fingerprint(classifier)
     cells, boxes = [], [part for part in a.only if part != SHARES]
     for part in a.only:
         folder = out / f"{a.kind}_{part.split()[0]}"

@@ -31,8 +31,7 @@ from ...conditioning.substitution import JOINT, SEQUENTIAL
 from ...evaluation.tables import Table
 from .. import scenes
 from ..models.classifier import SceneClassifier, trained_classifier
-from .quality import HELD_OUT, Painter, Task, model_file, stacked, task_of
-from .result_cache import fingerprint
+from .quality import HELD_OUT, Painter, Task, stacked, task_of
 from .study import change, rows_of, study_folders, subject_cells, training_parser, write_table
 from .subjects import (
     PHOTOS,
@@ -76,6 +75,7 @@ class EditChoices:
     edits: int
     sampling_steps: int
     model: str
+    version: int = 1  # raise when the same choices give other numbers
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,8 @@ def main():
     a = parser.parse_args()
     out, models = study_folders(a)
     classifier, count = trained_classifier(a.work), PILOT if a.pilot else a.subjects
-    painter, file = Painter(a.kind, models), fingerprint(model_file(a.kind, models))
+    painter = Painter(a.kind, models)
+    file = painter.fingerprint(classifier)
     for study in a.only:
         measure, tabulated, ways = STUDIES[study]
         choices = EditChoices(study, a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, file)

@@ -13,7 +13,7 @@ on. Writes finetune_PART_KIND.md and .json, and finetune_KIND.png (curves) and f
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,14 +29,15 @@ from .. import scenes
 from ..models.classifier import SceneClassifier, trained_classifier
 from . import picture_grid
 from .edits import FOLLOWED, EditedSubject, edit_numbers, edit_prompt, edited_subject
-from .quality import HELD_OUT, Painter, Task, model_file, stacked, task_of
-from .result_cache import fingerprint, pictures_of
+from .quality import HELD_OUT, Painter, Task, stacked, task_of
+from .result_cache import pictures_of
 from .study import change, study_folders, subject_cells, subject_file, training_parser, write_table
 from .subjects import SIMILARITY, TOKEN, encoded_subject, numbers_of, study_recipe
 
 PHOTOS, PILOT, SHOWN = 5, 4, 4
 PROMPT = "a photo of a {token} {class_name}"  # the tiny models have read no other beginning
-UNTRAINED, OTHERS = "not trained", "other things right"
+UNTRAINED, ALL_WEIGHTS, OTHERS = "not trained", "all weights", "other things right"
+FULL_SLOWER = 10  # the LoRA's rate over that of all weights
 EDIT_SIMILARITY, TRIM, CLASS_COLOUR = "edit similarity", "trim", "class and colour"
 CURVES = {SIMILARITY: "C0", FOLLOWED: "C1", OTHERS: "C2"}
 MEASURES = (SIMILARITY, CLASS_COLOUR, TRIM, FOLLOWED, EDIT_SIMILARITY, OTHERS)
@@ -63,6 +64,7 @@ class FinetuneChoices:
     scenes: int
     sampling_steps: int
     model: str
+    version: int = 1  # raise when the same choices give other numbers
 
 
 def ways_of(part: str, kind: str, snapshots: Sequence[int]) -> dict[str, Way]:
@@ -70,7 +72,7 @@ def ways_of(part: str, kind: str, snapshots: Sequence[int]) -> dict[str, Way]:
     if part == "photos":
         return {f"{count} photos" if count > 1 else "1 photo": Way(count) for count in range(1, PHOTOS + 1)}
     if part == "adapter":
-        whole = {"all weights": Way(full=True)} if kind == "unet" else {}
+        whole = {ALL_WEIGHTS: Way(full=True)} if kind == "unet" else {}
         return {"LoRA, rank 4": Way(rank=4), "LoRA, rank 16": Way(), **whole}
     return {"LoRA": Way(snapshots=tuple(snapshots))}
 
@@ -118,9 +120,9 @@ def scored(
 
 
 def recipe_of(painter: Painter, way: Way, choices: FinetuneChoices) -> Any:
-    """DreamCom's recipe with a way's rank; all weights are trained at a tenth of the LoRA's rate."""
+    """DreamCom's recipe with a way's rank; all weights are trained FULL_SLOWER."""
     if way.full:
-        slow = replace(choices, learning_rate=choices.learning_rate / 10)
+        slow = replace(choices, learning_rate=choices.learning_rate / FULL_SLOWER)
         return study_recipe(painter.model, slow, "DreamCom (full UNet)", prompt=PROMPT)
     return study_recipe(painter.model, replace(choices, rank=way.rank), prompt=PROMPT)
 
@@ -189,7 +191,7 @@ def table_of(part: str, results: Mapping[str, list[dict[str, dict[str, float]]]]
         "photos": [("5 photos", "1 photo", SIMILARITY)],
         "adapter": [
             ("LoRA, rank 16", "LoRA, rank 4", SIMILARITY),
-            ("all weights", "LoRA, rank 16", SIMILARITY),
+            (ALL_WEIGHTS, "LoRA, rank 16", SIMILARITY),
         ],
     }
     known = [pair for pair in pairs.get(part, []) if {*pair[:2]} <= {*rows}]
@@ -237,6 +239,22 @@ def picture_sheet(folders: Mapping[str, Path], count: int, scenes_each: int, sid
     return picture_grid.grid("a photo | learned | edited | the edit's truth", cells, 3)
 
 
+def folder_name(way: Way | None) -> str:
+    """Where a way's numbers are kept: the same way in two parts is trained once."""
+    if way is None:
+        return "not_trained"
+    steps = "_" + "_".join(map(str, way.snapshots)) if way.snapshots else ""
+    return f"{'all' if way.full else f'rank{way.rank}'}_{way.photos}{steps}"
+
+
+def length_note(part: str, steps: int, rate: float, rows: Collection[str]) -> str:
+    """How long and how fast a part trains."""
+    if part == "steps":
+        return f"Steps of 4, rate {rate:g}; one run, measured on its way."
+    slow = f" (all weights: {rate / FULL_SLOWER:g})" if ALL_WEIGHTS in rows else ""
+    return f"{steps} steps of 4, rate {rate:g}{slow}."
+
+
 PARTS = ("photos", "adapter", "steps")
 
 
@@ -252,23 +270,23 @@ def main():
     a = parsed()
     out, models = study_folders(a)
     classifier, count = trained_classifier(a.work), PILOT if a.pilot else a.subjects
-    painter, file = Painter(a.kind, models), fingerprint(model_file(a.kind, models))
+    painter = Painter(a.kind, models)
+    file = painter.fingerprint(classifier)
     notes = [
         f"{count} subjects x {a.scenes} scenes, seed {HELD_OUT}; errors over subjects; similarity by"
-        f" {classifier.name}. {a.steps} steps of 4, rate {a.rate:g}."
+        f" {classifier.name}."
     ]
     tables, folders = {}, {}
     for part in a.only:
         results = {}
         for row, way in {UNTRAINED: None, **ways_of(part, a.kind, sorted(a.snapshots))}.items():
-            name = "".join(letter if letter.isalnum() else "_" for letter in row)
-            folders[row] = out / a.kind / (f"steps_{name}" if way and way.snapshots else name)
+            folders[row] = out / a.kind / folder_name(way)
             choices = FinetuneChoices(
                 str(way), a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, file
             )  # fmt: skip
             measure = partial(measure_subject, painter, classifier, way, choices=choices)
             results[row] = subject_cells(folders[row], count, choices, measure)
-        tables[part] = table_of(part, results, notes)
+        tables[part] = table_of(part, results, [*notes, length_note(part, a.steps, a.rate, results)])
         write_table(tables[part], out, f"finetune_{part}_{a.kind}")
     draw_curves(tables, out / f"finetune_{a.kind}.png")
     sheet = picture_sheet(folders, min(SHOWN, count), a.scenes)

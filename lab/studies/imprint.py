@@ -33,7 +33,7 @@ from ..models.object_cache import MARGIN, SEEN
 from ..models.object_training import part_of
 from ..models.train_imprint import VARIANTS, is_ready, new_adapter, new_encoder, state_file
 from . import picture_grid as sheets
-from .quality import HELD_OUT, SAMPLING, Painter, edge_step, model_file, stacked
+from .quality import HELD_OUT, SAMPLING, Painter, edge_step, stacked
 from .result_cache import cell, fingerprint, pictures_of
 from .study import change, study_folders, study_parser, write_table
 from .subjects import SIMILARITY, HeldOutSubject, held_out_subject, numbers_of
@@ -60,6 +60,7 @@ class ImprintChoices:
     steps: int
     model: str
     row: str  # what was trained for it
+    version: int = 1  # raise when the same choices give other numbers
 
 
 def seer_of(row: str, work: Path | None, files_of: dict[str, Path]) -> tuple[Seer, dict[str, Tensor]]:
@@ -230,20 +231,20 @@ def source_of(row: str, work: Path | None, files_of: dict[str, Path]) -> str:
     if row == CAPTION:
         return ""
     if work is None:
-        return fingerprint(files_of["identity"])
-    return fingerprint(work / f"imprint_{'dino_words.pt' if row == WORDS else f'{row}.safetensors'}")
+        return fingerprint(files_of["identity"], files_of["lora"])
+    return fingerprint(work / f"imprint_{'dino_words' if row == WORDS else row}.pt")
 
 
 def main():
     a = parsed()
-    out, models = study_folders(a)
+    out, models = study_folders(a, trained=False)  # on which the trainings stand, too
     folder = out / "cells"
     folder.mkdir(parents=True, exist_ok=True)
     rows = a.rows or (list(ROWS) if a.work else [CAPTION, "two_stage"])
     rows = [row for row in rows if ready(row, a.work, a.minutes)]
     painter, classifier = Painter("unet", models), trained_classifier(a.work)
     files_of = {} if a.work else identity.install(models)
-    choices = partial(ImprintChoices, a.scenes, a.steps, fingerprint(model_file("unet", models)))
+    choices = partial(ImprintChoices, a.scenes, a.steps, painter.fingerprint(classifier))
     results = {
         row: run_row(
             painter, classifier, row, a.work, files_of, choices(source_of(row, a.work, files_of)), a.subjects,

@@ -222,22 +222,26 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def trained(row: str, work: Path | None, out: Path) -> str:
-    """Names what was trained for a row."""
-    paths = [work / f"pix2pix_{row}.pt"] if work else list(identity.install(out / "models").values())
-    return "-".join(fingerprint(path) for path in paths)
+def trained(row: str, work: Path | None, out: Path) -> list[Path]:
+    """The files of what was trained for a row, and of what it stands on."""
+    stands_on = [files.WEIGHTS / f"{name}.safetensors" for name in ("unet", "autoencoder4")]
+    own = [work / f"pix2pix_{row}.pt"] if work else list(identity.install(out / "models").values())
+    return own + stands_on
 
 
 def main():
     a = parsed()
-    out, _ = study_folders(a)
+    out, _ = study_folders(a, trained=False)  # on which the trainings stand, too
     (out / "cells").mkdir(parents=True, exist_ok=True)
     rows = a.rows or (list(ROWS) if a.work else ["optimizer"])
-    rows = [row for row in rows if not a.work or is_ready(Trainer(a.work, row), a.minutes)]
+    if a.work:
+        rows = [row for row in rows if is_ready(Trainer(a.work, row), a.minutes)]
+    elif rows != ["optimizer"]:
+        raise SystemExit("Without --work there is only the row optimizer: nothing else is shipped.")
     classifier = trained_classifier(a.work)
 
     def choices(row: str) -> InsertionChoices:
-        marks = trained(row, a.work, out)
+        marks = fingerprint(*trained(row, a.work, out), classifier)
         return InsertionChoices(a.object_scale, a.image_scale, a.sampler, a.scheduler, a.steps, marks)
 
     opened = {row: Row(row, a.work, out, classifier) for row in rows}

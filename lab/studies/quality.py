@@ -30,6 +30,7 @@ from ..models import autoencoders, scene_data
 from ..models.classifier import SceneClassifier, Verdict, trained_classifier
 from ..models.host import open_host
 from . import picture_grid
+from .result_cache import fingerprint
 from .study import study_folders, study_parser, write_table
 
 HELD_OUT = 424_243  # no training draws from this seed
@@ -108,19 +109,23 @@ class Painter:
         import comfy.sd
         import comfy.utils
 
-        self.kind = kind
+        self.kind, self.files = kind, [model_file(kind, models)]
         if kind == "unet":
-            loaded: Any = comfy.sd.load_checkpoint_guess_config(str(model_file(kind, models)))
+            loaded: Any = comfy.sd.load_checkpoint_guess_config(str(self.files[0]))
             self.model, self.clip, self.vae = loaded[:3]
         else:
-            self.model = comfy.sd.load_diffusion_model(str(model_file(kind, models)))
-            self.clip: Any = comfy.sd.load_clip(
-                [str(models / "text_encoders" / "inlay_tiny_clip.safetensors")],
-                clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
+            text, vae = (
+                models / "text_encoders" / "inlay_tiny_clip.safetensors",
+                models / "vae" / "inlay_tiny_16.safetensors",
             )
-            self.vae = comfy.sd.VAE(
-                sd=comfy.utils.load_torch_file(str(models / "vae" / "inlay_tiny_16.safetensors"))
-            )
+            self.files += [text, vae]
+            self.model = comfy.sd.load_diffusion_model(str(self.files[0]))
+            self.clip: Any = comfy.sd.load_clip([str(text)], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
+            self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(vae)))
+
+    def fingerprint(self, *classifier: SceneClassifier) -> str:
+        """Names what decides a picture's numbers beside a study's own choices."""
+        return fingerprint(*self.files, *classifier, str(SAMPLING[self.kind]))
 
     def encode(self, prompt: str) -> Tensor:
         """The rows (1, L, 768) of a prompt."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 Pictures = Mapping[str, Tensor]  # what they show -> (B, H, W, 3) in [0, 1]
 
@@ -49,9 +49,15 @@ def pictures_of(path: Path) -> dict[str, Tensor]:
     }
 
 
-def fingerprint(path: Path) -> str:
-    """Names a checkpoint by a few of its bytes."""
-    with path.open("rb") as file:
-        head = file.read(1 << 22)
-        file.seek(-(1 << 22), os.SEEK_END)
-        return hashlib.sha256(head + file.read()).hexdigest()[:16]
+def fingerprint(*parts: Path | nn.Module | str) -> str:
+    """Names files, networks and words by all their bytes."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            total.update(hashlib.sha256(part.read_bytes()).digest())
+        elif isinstance(part, nn.Module):
+            for name, value in part.state_dict().items():
+                total.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        else:
+            total.update(part.encode() + b"\0")
+    return total.hexdigest()[:16]

@@ -13,7 +13,7 @@ from .result_cache import cell
 
 
 def study_parser(description: str | None, name: str) -> argparse.ArgumentParser:
-    """Return a parser with --work, --models and --out; results go to DIR/`name`, or out/scene_`name`."""
+    """Return a parser with --work, --models and --out; results go to DIR/`name`, or out/`name`."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,19 +37,19 @@ def training_parser(description: str | None, name: str, each: int, pilot: int) -
     return parser
 
 
-def study_folders(options: argparse.Namespace) -> tuple[Path, Path]:
+def study_folders(options: argparse.Namespace, trained: bool = True) -> tuple[Path, Path]:
     """Return the folder of the results, created, and that of the models.
 
-    Where none was named they are assembled: each part from the training in DIR if there is one, else as the
-    repository ships it.
+    Where none was named they are assembled: each part from the training in DIR if there is one and `trained`
+    are asked for, else as the repository ships it.
     """
     beside = options.work / options.study if options.work else dev.PACK / "out" / options.study
     out = options.out or beside
     out.mkdir(parents=True, exist_ok=True)
     if options.models:
         return out, options.models
-    models = (options.work or out) / "models"
-    if options.work is None:
+    models = (options.work or out) / ("models" if trained else "shipped")
+    if options.work is None or not trained:
         shipped.install(models)
     else:
         assemble.assemble(assemble.shipped_parts(WEIGHTS) | assemble.trained_parts(options.work), models)

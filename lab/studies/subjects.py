@@ -27,7 +27,7 @@ from .. import scenes
 from ..models.classifier import MARGIN, SIZE, SceneClassifier, trained_classifier
 from . import picture_grid
 from .quality import HELD_OUT, Painter, Task, as_image, model_file, stacked, task_of
-from .result_cache import fingerprint, pictures_of
+from .result_cache import pictures_of
 from .study import (
     change,
     rows_of,
@@ -63,6 +63,7 @@ class SubjectChoices:
     scenes: int
     sampling_steps: int
     model: str
+    version: int = 2  # raise when the same choices give other numbers
 
 
 @dataclass(frozen=True)
@@ -228,10 +229,8 @@ def main():
     for kind in a.kinds or [kind for kind in WAYS if model_file(kind, models).exists()]:
         folder = out / kind
         painter = Painter(kind, models)
-        file = model_file(kind, models)
-        choices = SubjectChoices(
-            kind, a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, fingerprint(file)
-        )  # fmt: skip
+        file = painter.fingerprint(classifier)
+        choices = SubjectChoices(kind, a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, file)
         measure = partial(measure_subject, painter, classifier, choices=choices)
         results = subject_cells(folder, count, choices, measure)
         write_table(subject_table(results, choices, classifier.name), out, f"subjects_{kind}")

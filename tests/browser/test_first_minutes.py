@@ -185,7 +185,7 @@ def box_is(page, expected, near: int) -> None:
 
 
 def drag(page, start, end) -> None:
-    """With the mouse, from and to places of the 512 pixel picture on Box Mask."""
+    """With the mouse, from and to pixels of the picture on Box Mask."""
     box = page.locator(".inlay-box canvas").first.bounding_box()
     size = page.evaluate("() => document.querySelector('.inlay-box').dataset.size.split('x').map(Number)")
     scale = min(box["width"] / size[0], box["height"] / size[1])
@@ -376,8 +376,8 @@ def test_four_phone_photos_and_a_box_drawn_by_the_mouse_give_a_picture(screen, p
     warning = screen.locator(".inlay-message", has_text="There is no mask for IMG_1.jpg").first
     warning.wait_for()  # before the training, which takes minutes
     look_at(screen, "InlayBoxMask")
-    screen.wait_for_function("() => document.querySelector('.inlay-box')?.dataset.size === '96x96'")
-    drag(screen, (6, 40), (50, 90))
+    screen.wait_for_function("() => document.querySelector('.inlay-box')?.dataset.size === '128x128'")
+    drag(screen, (8, 52), (66, 120))
     run_to_the_end(screen)
     screen.wait_for_function(SHOWN)
     assert screen.evaluate("() => window.clicks") <= CLICKS

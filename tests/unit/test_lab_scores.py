@@ -1,4 +1,4 @@
-"""What scores the new tiny models: the measures of quality and the labels of the classifier."""
+"""What scores the tiny models: the measures of quality and the labels of the classifier."""
 
 from dataclasses import replace
 
