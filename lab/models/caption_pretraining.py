@@ -22,7 +22,7 @@ WARM_UP = 50
 
 
 class Captions:
-    """What a caption says of a thing: its rows as the UNet knows them, and which word it has of each field.
+    """A caption's rows as the UNet reads them, and which word it has of each field.
 
     `nothing` (768,) is the mean of the rows that an empty caption goes on with.
     """
@@ -44,7 +44,7 @@ class Captions:
         """Captions (B, 77) of ids -> their first rows (B, SHORT, 768), which hold all of their words."""
         return self.encoder(captions[:, :SHORT])
 
-    def said(self, captions: Tensor) -> Tensor:
+    def word_indices(self, captions: Tensor) -> Tensor:
         """Captions (B, 77) of ids -> which of each field's words they hold (B, 4)."""
         found = torch.zeros(len(captions), len(self.ids), dtype=torch.long)
         for number, ids in enumerate(self.ids.values()):
@@ -53,7 +53,7 @@ class Captions:
         return found
 
 
-class Words(nn.Module):
+class CaptionPretraining(nn.Module):
     """Encoder and adapter that learn to give the rows of an object's caption, its last one on all others.
 
     Its loss is the rows' mean square error and, for these learn faster, the cross-entropy of the words that
@@ -80,7 +80,11 @@ class Words(nn.Module):
         tokens = read_tokens(
             self.encoder, self.encoder_spec, as_pixels(objects, *pixel_normalization(self.encoder_spec))
         )
-        rows, wanted, words = self.adapter(tokens), self.captions.rows(captions), self.captions.said(captions)
+        rows, wanted, words = (
+            self.adapter(tokens),
+            self.captions.rows(captions),
+            self.captions.word_indices(captions),
+        )
         loss = F.mse_loss(rows[:, :SHORT], wanted)
         loss = loss + REST * F.mse_loss(rows[:, SHORT:], wanted[:, -1:].expand_as(rows[:, SHORT:]))
         seen = rows[:, :SHORT].mean(1)
@@ -88,7 +92,7 @@ class Words(nn.Module):
         return loss + torch.stack(errors).sum() / SHORT
 
 
-def fit_words(words: Words, rate: float, bank: Any, run: Run) -> dict[str, Any]:
+def fit_words(words: CaptionPretraining, rate: float, bank: Any, run: Run) -> dict[str, Any]:
     """Train whatever of `words` learns on mirrored and shifted objects of every bank, at this peak rate."""
 
     def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:

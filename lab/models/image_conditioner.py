@@ -16,7 +16,7 @@ PICTURES = "pictures"  # what a cell keeps beside them
 
 
 @dataclass(frozen=True)
-class Seer:
+class ImageConditioner:
     """Encoder and adapter: objects (B, S, S, 3) in [0, 1] to context rows, and the row of nothing."""
 
     encoder: nn.Module

@@ -61,8 +61,8 @@ def changed(unet: Mapping[str, Tensor], change: Mapping[str, Tensor]) -> dict[st
 def without_source(first: Tensor, scale: float, hole: float) -> tuple[Tensor, Tensor]:
     """An inpainting UNet's first layer (C, 9, 3, 3) for a source picture: weight (C, 8, 3, 3) and bias (C,).
 
-    It reads the source as it read what lies around the hole, `scale` being that of its latents, and believes
-    that everything is a hole of strength `hole`: 0 keeps the source, 1 paints all of it.
+    It reads the source as it read what lies around the hole, `scale` being that of its latents, as if
+    everything were a hole of strength `hole`: 0 keeps the source, 1 paints all of it.
     """
     weight = torch.cat([first[:, :4], first[:, 5:] * scale], 1)
     return weight, hole * first[:, 4].sum((1, 2))

@@ -90,7 +90,7 @@ def compositions(rng: np.random.Generator) -> Example:
 
 
 def insertions(rng: np.random.Generator) -> Example:
-    """The subject stands in the middle of the widest gap, so that the picture itself says where."""
+    """The subject stands in the middle of the widest gap, so that the picture shows where."""
     while (scene := in_gap(rng, visible_scene(rng))) is None or covered(scene) > COVERED:
         pass
     assert scene.subject is not None
@@ -198,7 +198,10 @@ class ObjectBank:
     def __init__(self, folder: Path, kind: str):
         parts = [load_file(path) for path in sorted(folder.glob(f"{kind}-*.safetensors"))]
         if not parts:
-            raise SystemExit(f"{folder} holds no {kind}; make them with python dev.py lab object_cache.")
+            raise SystemExit(
+                f"{folder} holds no {kind}; make them with"
+                f" python -m inlay.lab.models.object_cache {kind} --work {folder.parent}."
+            )
         self.tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def __len__(self) -> int:

@@ -31,7 +31,7 @@ from .object_cache import VIEW, ObjectBank
 
 COOLING = 0.3  # the share of a run's last steps in which all rates fall to nothing
 GREY = 0.5
-HOLE = 0.5  # what a UNet that reads a source believes of it at first: neither kept nor painted
+HOLE = 0.5  # the hole that a UNet which reads a source is given for it at first: neither kept nor painted
 LOOK = 3.0  # weight of the look's error
 OUTSIDE = 0.2  # weight of the error where nothing is to be painted
 KEPT = 0.6  # the same where no mask will put the picture's own pixels back there
@@ -230,8 +230,8 @@ def fit(
         losses.append(loss.item())
         if step % 25 == 0 or step == run.steps:
             log.append([step, before + time.time() - begun, float(np.mean(losses))])
-            said = {"step": step, "minutes": round(log[-1][1] / 60, 2), "loss": round(log[-1][2], 5)}
-            print(json.dumps(said), flush=True)
+            line = {"step": step, "minutes": round(log[-1][1] / 60, 2), "loss": round(log[-1][2], 5)}
+            print(json.dumps(line), flush=True)
             losses = []
 
 

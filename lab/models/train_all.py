@@ -1,4 +1,4 @@
-"""Train everything of the tiny world, in order; started again, it goes on where it was stopped.
+"""Train the tiny world's models in order; started again, it goes on where it was stopped.
 
     python dev.py lab train_all --work DIR [--slots 2] [--threads 1] [--share 1.0]
     python dev.py lab train_all --work DIR --status
@@ -7,7 +7,8 @@ A stage starts when what it needs is there. Two run at the same time with one th
 is faster than one with two threads. Every stage saves its state every three minutes and when it is stopped;
 its log is DIR/logs/STAGE.log. With --status it only prints how far each stage is and how long the rest
 takes. --share takes that part of every stage's steps and of the scenes. Stages run on the accelerator if
-there is one; more slots are useful there.
+there is one; more slots are useful there. Not among them are the models that see one photo (train_imprint,
+train_pix2pix): they stand on the shipped UNet.
 """
 
 import argparse

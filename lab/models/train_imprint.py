@@ -6,7 +6,7 @@
     python -m inlay.lab.models.train_imprint --work DIR [--variant NAME]
 
 Before them, `words`: DINOv2 and CLIP come pretrained to IMPRINT, and the tiny encoder from noise; so encoder
-and adapter first learn to say, from the object's picture, the words that its caption has (the linear
+and adapter first learn to predict, from the object's picture, the rows of its caption (the linear
 projection learns them on the encoder that learned with the adapter). Then `views` and `compose` as in the
 paper, from the shipped UNet, which learns a low-rank difference. Text encoder and autoencoder are the shipped
 ones, too. Every stage saves every two minutes and goes
@@ -39,7 +39,7 @@ from ...training.adapters.identity_stages import (
 )
 from ...training.objective import NoiseSchedule
 from . import runs
-from .caption_pretraining import AllObjects, Words, fit_words
+from .caption_pretraining import AllObjects, CaptionPretraining, fit_words
 from .object_cache import MARGIN, SEEN, ObjectBank
 from .object_training import Run, TinyTrainee, fit_stage, part_of, shipped_unet, tiny_sigmas
 from .text_encoder import trained_text_encoder
@@ -157,7 +157,7 @@ class Trainer:
         if stage == "words":
             if foundation == "linear":
                 load_parts(state_file(self.work, "words", "dino"), encoder=encoder.requires_grad_(False))
-            words = Words(encoder, adapter, trained_text_encoder(None))
+            words = CaptionPretraining(encoder, adapter, trained_text_encoder(None))
             return fit_words(words, WORDS_RATE, AllObjects(self.bank), run)
         if foundation == "linear":
             load_parts(state_file(self.work, "words", "dino"), encoder=encoder)

@@ -3,12 +3,12 @@
     python -m inlay.lab.models.object_cache insertions --work DIR --shards 8
     python -m inlay.lab.models.train_pix2pix --work DIR [--variant NAME]
 
-The encoder has learned to say captions (the stage `words` of train_imprint) as CLIP learned from them, and is
-frozen. The optimizer learns to say them too, for the tiny UNet knows words and nothing else. Then `insert`
-trains optimizer and UNet with both dropouts, the first half of it on windows. The UNet starts from the
-shipped one: its new channels read the source as the old ones read the surroundings of a hole. Saves every two
-minutes and goes on from there when called again. Leaves DIR/pix2pix_<variant>.pt and, as the nodes load it,
-DIR/pix2pix_<variant>.safetensors.
+The encoder has learned to predict the rows of captions (the stage `words` of train_imprint), as CLIP learned
+from captions, and is frozen. The optimizer learns to predict them too, for the tiny UNet was trained with
+nothing else. Then `insert` trains optimizer and UNet with both dropouts, the first half of it on windows. The
+UNet starts from the shipped one: its new channels read the source as the old ones read the surroundings of a
+hole. Saves every two minutes and goes on from there when called again. Leaves DIR/pix2pix_<variant>.pt and,
+as the nodes load it, DIR/pix2pix_<variant>.safetensors.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from ...encoders.content_adapter import AdapterConfig, ContentAdapter
 from ...encoders.embedding_optimizer import EmbeddingOptimizer, OptimizerConfig
 from ...training.adapters.identity_stages import CROSS_ATTENTION, INSERT, LearningPhase, Part
 from . import runs
-from .caption_pretraining import AllObjects, Words, fit_words
+from .caption_pretraining import AllObjects, CaptionPretraining, fit_words
 from .object_cache import ObjectBank
 from .object_training import Run, fit_stage
 from .text_encoder import trained_text_encoder
@@ -90,7 +90,7 @@ class Trainer:
         load_parts(state_file(self.work, "words", "dino"), encoder=encoder)
         run = Run(path, self.steps[stage], BATCH[stage], self.seed, minutes, WHOLE)
         if stage == "words":
-            words = Words(encoder.requires_grad_(False), adapter, trained_text_encoder(None))
+            words = CaptionPretraining(encoder.requires_grad_(False), adapter, trained_text_encoder(None))
             return fit_words(words, WORDS_RATE, AllObjects(self.bank), run)
         load_parts(self.file("words"), adapter=adapter)
         what = replace(

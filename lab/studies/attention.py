@@ -34,7 +34,7 @@ from ...imaging.object_picture import subject_crops
 from .. import scenes
 from ..models.classifier import MARGIN, NOTHING, SIZE, SceneClassifier, trained_classifier
 from . import picture_grid
-from .quality import Painter, Task, edge_step, stacked, task_of
+from .quality import Inpainter, Task, edge_step, stacked, task_of
 from .study import change, study_folders, study_parser, write_table
 
 Masking = dict[str, Any]  # options of mask_attention; none: the model as it is
@@ -99,7 +99,7 @@ def lit_scene(seed: int) -> scenes.Scene:
 class SceneBench:
     """Paints tasks with a model of one kind, the attention masked in one way."""
 
-    painter: Painter
+    painter: Inpainter
     steps: int = 0  # 0: the usual number
 
     def latents(
@@ -291,13 +291,13 @@ def main():
     if "words" in a.only:
         for kind in a.kinds:
             studies[f"words_{kind}"] = lambda kind=kind: words_study(
-                SceneBench(Painter(kind, models)), classifier, count["words"]
+                SceneBench(Inpainter(kind, models)), classifier, count["words"]
             )
     if "light" in a.only and "unet" in a.kinds:
-        studies["light"] = lambda: light_study(SceneBench(Painter("unet", models)), count["light"])
+        studies["light"] = lambda: light_study(SceneBench(Inpainter("unet", models)), count["light"])
     if "photo" in a.only:
         studies["photo"] = lambda: photo_study(
-            SceneBench(Painter("edit", models)), classifier, count["photo"]
+            SceneBench(Inpainter("edit", models)), classifier, count["photo"]
         )
     for name, study in studies.items():
         table, picture = study()

@@ -25,7 +25,7 @@ from ...imaging.boxes import Box
 from .. import scenes
 from ..models.classifier import SceneClassifier, trained_classifier
 from . import picture_grid
-from .quality import SAMPLING, Painter, Task, as_image, edge_step, gradient_share, stacked
+from .quality import SAMPLING, Inpainter, Task, as_image, edge_step, gradient_share, stacked
 from .result_cache import pictures_of
 from .study import (
     change,
@@ -84,11 +84,13 @@ def small_task(index: int, room: int, area: float, tries: int = 60) -> Task:
     reach = truth.reach()
     assert reach
     outline = torch.from_numpy(truth.mask > 0.5).float()
-    nothing = torch.zeros(1, 1, 3)  # no photo
-    return Task(as_image(empty.image), Box(*reach), thing, nothing, as_image(truth.image), outline)
+    no_photo = torch.zeros(1, 1, 3)
+    return Task(as_image(empty.image), Box(*reach), thing, no_photo, as_image(truth.image), outline)
 
 
-def paint(painter: Painter, tasks: list[Task], seed: int, view: tuple[float, float], steps: int, cfg: float):
+def paint(
+    painter: Inpainter, tasks: list[Task], seed: int, view: tuple[float, float], steps: int, cfg: float
+):
     """Pictures (n, H, W, 3) with each caption in its box, by the node."""
     from ...nodes import DisentangledInpaintSampler
 
@@ -109,7 +111,7 @@ def paint(painter: Painter, tasks: list[Task], seed: int, view: tuple[float, flo
 
 
 def measure_subject(
-    painter: Painter, classifier: SceneClassifier, index: int, choices: CloseUpChoices
+    painter: Inpainter, classifier: SceneClassifier, index: int, choices: CloseUpChoices
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
     """Pictures and numbers of one subject in boxes of one size, by view."""
     tasks = [small_task(index, room, choices.area) for room in range(choices.rooms)]
@@ -186,7 +188,7 @@ def main():
     parser.add_argument("--cfg", type=float, help="default: the model's usual guidance")
     a = parser.parse_args()
     out, models = study_folders(a)
-    painter, classifier = Painter(a.kind, models), trained_classifier(a.work)
+    painter, classifier = Inpainter(a.kind, models), trained_classifier(a.work)
     file = painter.fingerprint(classifier)
     cells, boxes = [], [part for part in a.only if part != SHARES]
     for part in a.only:

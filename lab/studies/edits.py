@@ -31,7 +31,7 @@ from ...conditioning.substitution import JOINT, SEQUENTIAL
 from ...evaluation.tables import Table
 from .. import scenes
 from ..models.classifier import SceneClassifier, trained_classifier
-from .quality import HELD_OUT, Painter, Task, stacked, task_of
+from .quality import HELD_OUT, Inpainter, Task, stacked, task_of
 from .study import change, rows_of, study_folders, subject_cells, training_parser, write_table
 from .subjects import (
     PHOTOS,
@@ -120,7 +120,7 @@ def edit_prompt(task: Task, token: str = TOKEN) -> str:
     return scenes.phrase([*scenes.looks_of(task.thing), *([token] if token else [])], task.thing.kind)
 
 
-def encoded(painter: Painter, prompts: Sequence[str], removed: Sequence[str], projection: str) -> Tensor:
+def encoded(painter: Inpainter, prompts: Sequence[str], removed: Sequence[str], projection: str) -> Tensor:
     """Rows (B, L, 768) of the prompts without the words to remove, by the node itself."""
     from ...nodes import AttributeSubstitutionEncode
 
@@ -150,13 +150,15 @@ def edit_numbers(classifier: SceneClassifier, images: Tensor, tasks: list[Task])
     return {**shares, SIMILARITY: float(likeness.sum(1).mean())}
 
 
-def paint(painter: Painter, tasks: list[Task], prompts: Sequence[str] | Tensor, seed: int, model, steps: int):
+def paint(
+    painter: Inpainter, tasks: list[Task], prompts: Sequence[str] | Tensor, seed: int, model, steps: int
+):
     """Pictures (n, H, W, 3) of the prompts, or of their rows, in the tasks' boxes."""
     images, holes = stacked(tasks, "background"), stacked(tasks, "hole")
     return painter.paint(images, holes, prompts, None, seed, model, steps).cpu()
 
 
-def regular_data(painter: Painter, prompts: Sequence[str], index: int, steps: int) -> list[Any]:
+def regular_data(painter: Inpainter, prompts: Sequence[str], index: int, steps: int) -> list[Any]:
     """Pictures that the model paints by the prompts in empty rooms, by prompt (DreamMix, section 3.3)."""
     from ...training.finetune.data import Reference
     from ...training.finetune.regular_data import changed_mask, group_by_prompt
@@ -169,14 +171,14 @@ def regular_data(painter: Painter, prompts: Sequence[str], index: int, steps: in
     return group_by_prompt([Reference(*pair) for pair in zip(images, outlines, strict=True)], list(prompts))
 
 
-def measure_words(painter: Painter, classifier: SceneClassifier, index: int, choices: EditChoices):
+def measure_words(painter: Inpainter, classifier: SceneClassifier, index: int, choices: EditChoices):
     """Pictures and numbers of one subject's edits, by what was removed from the prompt."""
     subject = edited_subject(index, choices.edits)
     recipe = study_recipe(painter.model, choices, prompt=PROMPT)
     tuned = finetuned(painter, subject, recipe, index, scenes.SIZE)
     prompts = [edit_prompt(task) for task in subject.edits]
     own = [" ".join(scenes.looks_of(subject.thing))] * len(prompts)
-    said: dict[str, Any] = {
+    prompts_of: dict[str, Any] = {
         FREE: [edit_prompt(task, "") for task in subject.edits],
         PLAIN: prompts,
         OWN: encoded(painter, prompts, own, JOINT),
@@ -184,13 +186,13 @@ def measure_words(painter: Painter, classifier: SceneClassifier, index: int, cho
         OTHERS: encoded(painter, prompts, subject.others, JOINT),
     }
     pictures = {"truth": stacked(subject.edits, "truth")}
-    for way, words in said.items():
+    for way, words in prompts_of.items():
         model = None if way == FREE else tuned
         pictures[way] = paint(painter, subject.edits, words, index, model, choices.sampling_steps)
     return pictures, {way: edit_numbers(classifier, x, subject.edits) for way, x in pictures.items()}
 
 
-def measure_data(painter: Painter, classifier: SceneClassifier, index: int, choices: EditChoices):
+def measure_data(painter: Inpainter, classifier: SceneClassifier, index: int, choices: EditChoices):
     """Pictures and numbers of one subject's edits, by what it was trained beside."""
     from ...training.finetune.attribute_dictionary import SUBJECT, compose_prompts
 
@@ -203,8 +205,8 @@ def measure_data(painter: Painter, classifier: SceneClassifier, index: int, choi
 
     def data(prompts: Sequence[str]):
         each = REGULAR_PROMPTS * REGULAR_EACH // len(prompts)
-        said = [prompt for prompt in prompts for _ in range(each)]
-        return regular_data(painter, said, index, choices.sampling_steps)
+        repeated = [prompt for prompt in prompts for _ in range(each)]
+        return regular_data(painter, repeated, index, choices.sampling_steps)
 
     def composed(token: str) -> list[str]:
         return compose_prompts(attributes, thing.kind, token, REGULAR_PROMPTS, index, template)
@@ -273,7 +275,7 @@ def main():
     a = parser.parse_args()
     out, models = study_folders(a)
     classifier, count = trained_classifier(a.work), PILOT if a.pilot else a.subjects
-    painter = Painter(a.kind, models)
+    painter = Inpainter(a.kind, models)
     file = painter.fingerprint(classifier)
     for study in a.only:
         measure, tabulated, ways = STUDIES[study]

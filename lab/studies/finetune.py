@@ -29,7 +29,7 @@ from .. import scenes
 from ..models.classifier import SceneClassifier, trained_classifier
 from . import picture_grid
 from .edits import FOLLOWED, EditedSubject, edit_numbers, edit_prompt, edited_subject
-from .quality import HELD_OUT, Painter, Task, stacked, task_of
+from .quality import HELD_OUT, Inpainter, Task, stacked, task_of
 from .result_cache import pictures_of
 from .study import change, study_folders, subject_cells, subject_file, training_parser, write_table
 from .subjects import SIMILARITY, TOKEN, encoded_subject, numbers_of, study_recipe
@@ -89,10 +89,10 @@ def other_tasks(subject: EditedSubject, count: int, index: int) -> list[Task]:
 
 
 def paint_all(
-    painter: Painter, subject: EditedSubject, others: list[Task], model: Any, index: int, steps: int
+    painter: Inpainter, subject: EditedSubject, others: list[Task], model: Any, index: int, steps: int
 ) -> dict[str, Tensor]:
     """Pictures of the subject as it is, of its edits and of other things, (n, H, W, 3) each."""
-    said = {
+    asked = {
         "as it is": (
             subject.as_is,
             [PROMPT.format(token=TOKEN, class_name=subject.thing.kind)] * len(others),
@@ -104,7 +104,7 @@ def paint_all(
         name: painter.paint(
             stacked(tasks, "background"), stacked(tasks, "hole"), prompts, None, index, model, steps
         ).cpu()
-        for name, (tasks, prompts) in said.items()
+        for name, (tasks, prompts) in asked.items()
     }
 
 
@@ -119,7 +119,7 @@ def scored(
     return {measure: (numbers | more)[measure] for measure in MEASURES}
 
 
-def recipe_of(painter: Painter, way: Way, choices: FinetuneChoices) -> Any:
+def recipe_of(painter: Inpainter, way: Way, choices: FinetuneChoices) -> Any:
     """DreamCom's recipe with a way's rank; all weights are trained FULL_SLOWER."""
     if way.full:
         slow = replace(choices, learning_rate=choices.learning_rate / FULL_SLOWER)
@@ -147,7 +147,7 @@ def snapshots_of(
 
 
 def measure_subject(
-    painter: Painter, classifier: SceneClassifier, way: Way | None, index: int, choices: FinetuneChoices
+    painter: Inpainter, classifier: SceneClassifier, way: Way | None, index: int, choices: FinetuneChoices
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
     """Pictures after the last step, and numbers after every snapshot, by step; None: nothing is trained."""
     from ...host.models import apply_lora
@@ -270,7 +270,7 @@ def main():
     a = parsed()
     out, models = study_folders(a)
     classifier, count = trained_classifier(a.work), PILOT if a.pilot else a.subjects
-    painter = Painter(a.kind, models)
+    painter = Inpainter(a.kind, models)
     file = painter.fingerprint(classifier)
     notes = [
         f"{count} subjects x {a.scenes} scenes, seed {HELD_OUT}; errors over subjects; similarity by"

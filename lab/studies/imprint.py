@@ -3,7 +3,7 @@
     python dev.py lab imprint --work DIR [--rows NAME ...] [--subjects 24] [--scenes 2] [--out DIR]
 
 Held-out subjects are shown to the encoder once and painted into held-out scenes. Rows: the full caption; the
-encoder after it has learned to say captions and nothing more (`words`); one stage alone, trained for as long
+encoder after it has learned to predict captions alone (`words`); one stage alone, trained for as long
 as both; both stages; both with one rate each instead of the sequential schedule; both with a CLIP-shaped
 encoder; both with a linear projection for an adapter. What a row needs is trained in DIR first (see
 train_imprint; --minutes ends the training for now, and rows that are not ready are left out); `two_stage`
@@ -28,12 +28,12 @@ from ...imaging.object_picture import subject_picture
 from .. import scenes
 from ..models import identity, low_rank, runs, train_imprint
 from ..models.classifier import SceneClassifier, trained_classifier
-from ..models.image_conditioner import PICTURES, Numbers, Seer, loaded, with_change
+from ..models.image_conditioner import PICTURES, ImageConditioner, Numbers, loaded, with_change
 from ..models.object_cache import MARGIN, SEEN
 from ..models.object_training import part_of
 from ..models.train_imprint import VARIANTS, is_ready, new_adapter, new_encoder, state_file
 from . import picture_grid as sheets
-from .quality import HELD_OUT, SAMPLING, Painter, edge_step, stacked
+from .quality import HELD_OUT, SAMPLING, Inpainter, edge_step, stacked
 from .result_cache import cell, fingerprint, pictures_of
 from .study import change, study_folders, study_parser, write_table
 from .subjects import SIMILARITY, HeldOutSubject, held_out_subject, numbers_of
@@ -63,20 +63,22 @@ class ImprintChoices:
     version: int = 1  # raise when the same choices give other numbers
 
 
-def seer_of(row: str, work: Path | None, files_of: dict[str, Path]) -> tuple[Seer, dict[str, Tensor]]:
+def conditioner_of(
+    row: str, work: Path | None, files_of: dict[str, Path]
+) -> tuple[ImageConditioner, dict[str, Tensor]]:
     """A row's encoder and adapter, and what its UNet learned, from the trainings or the shipped files."""
     foundation = VARIANTS[row].foundation if row in VARIANTS else "dino"
     encoder, adapter = new_encoder(foundation).eval(), new_adapter(foundation).eval()
     if work is None:
         loaded(files_of["identity"], encoder, adapter)
-        return Seer(encoder, adapter), load_file(files_of["lora"])
+        return ImageConditioner(encoder, adapter), load_file(files_of["lora"])
     if row == WORDS:
         train_imprint.load_parts(state_file(work, "words", foundation), encoder=encoder, adapter=adapter)
-        return Seer(encoder, adapter), {}
+        return ImageConditioner(encoder, adapter), {}
     loaded(work / f"imprint_{row}.safetensors", encoder, adapter)
     state = runs.load(state_file(work, "compose", row))
     assert state
-    return Seer(encoder, adapter), low_rank.change_of(part_of(state, "unet"))
+    return ImageConditioner(encoder, adapter), low_rank.change_of(part_of(state, "unet"))
 
 
 def seen_pictures(subjects: Sequence[HeldOutSubject]) -> Tensor:
@@ -89,22 +91,22 @@ def seen_pictures(subjects: Sequence[HeldOutSubject]) -> Tensor:
 class Row:
     """What paints a row, opened when its first cell is missing."""
 
-    def __init__(self, painter: Painter, name: str, work: Path | None, files_of: dict[str, Path]):
+    def __init__(self, painter: Inpainter, name: str, work: Path | None, files_of: dict[str, Path]):
         self.painter, self.model = painter, painter.model
         if name == CAPTION:
-            self.seer = None
+            self.conditioner = None
             return
-        self.seer, change_of_unet = seer_of(name, work, files_of)
+        self.conditioner, change_of_unet = conditioner_of(name, work, files_of)
         self.model = with_change(painter.model, change_of_unet)
 
     def paint(self, subjects: Sequence[HeldOutSubject], holes: Tensor, seed: int, steps: int) -> Tensor:
         """Every subject in each of its scenes (N, H, W, 3), subject by subject."""
         count = len(holes) // len(subjects)
-        if self.seer is None:
+        if self.conditioner is None:
             rows = torch.cat([self.painter.encode(scenes.caption(subject.thing)) for subject in subjects])
-            nothing = None
+            uncond = None
         else:
-            rows, nothing = self.seer.rows(seen_pictures(subjects))
+            rows, uncond = self.conditioner.rows(seen_pictures(subjects))
         backgrounds = torch.cat([stacked(subject.tasks, "background") for subject in subjects])
         return self.painter.paint(
             backgrounds,
@@ -114,7 +116,7 @@ class Row:
             seed,
             self.model,
             steps,
-            nothing=nothing,
+            uncond=uncond,
         ).cpu()
 
 
@@ -242,7 +244,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     rows = a.rows or (list(ROWS) if a.work else [CAPTION, "two_stage"])
     rows = [row for row in rows if ready(row, a.work, a.minutes)]
-    painter, classifier = Painter("unet", models), trained_classifier(a.work)
+    painter, classifier = Inpainter("unet", models), trained_classifier(a.work)
     files_of = {} if a.work else identity.install(models)
     choices = partial(ImprintChoices, a.scenes, a.steps, painter.fingerprint(classifier))
     results = {

@@ -68,7 +68,7 @@ def measured(classifier: SceneClassifier, scene: Scene, result: Tensor, source: 
     if patch is None:
         kept = float(metrics.background_ssim(pictures, sources, torch.zeros_like(scene.others)[None]))
         return {HELD: 0.0, "there": 0.0, "class": 0.0, "colour": 0.0, "free": 0.0, "kept": kept}
-    verdict = said(classifier, result, patch)
+    verdict = verdict_of(classifier, result, patch)
     right, colour = (
         float(getattr(verdict, field) == getattr(scene.thing, field)) for field in ("kind", "colour")
     )
@@ -84,7 +84,7 @@ def measured(classifier: SceneClassifier, scene: Scene, result: Tensor, source: 
     }  # fmt: skip
 
 
-def said(classifier: SceneClassifier, result: Tensor, patch: Tensor) -> Verdict:
+def verdict_of(classifier: SceneClassifier, result: Tensor, patch: Tensor) -> Verdict:
     """What the classifier sees in the patch's box."""
     return classifier.describe(result.movedim(-1, 0)[None], fill_box(bounding_box(patch), *patch.shape))[0]
 

@@ -22,7 +22,7 @@ from ...imaging.paste import PasteOptions, paste_paintings, whole_pictures
 from ...imaging.registration import SHIFT_AND_SCALE
 from .. import scenes
 from .attention import SceneBench, grid_of
-from .quality import Painter, Task, edge_step, stacked, task_of
+from .quality import Inpainter, Task, edge_step, stacked, task_of
 from .study import study_folders, study_parser, write_table
 
 SEED, SCENES, FEATHER = 44, 100, 4
@@ -72,9 +72,9 @@ def paste_study(bench: SceneBench, count: int) -> tuple[Table, Image.Image]:
     ]
     table = Table("The edit model's picture, pasted", rows, notes)
     plain, *others = WAYS
-    told = [f"{way} - {plain}: seam {table.difference(way, plain, SEAM).text()}." for way in others]
+    differences = [f"{way} - {plain}: seam {table.difference(way, plain, SEAM).text()}." for way in others]
     few = {name: shown[name] for name in (BEFORE, plain, others[-1])}
-    return Table(table.title, rows, [*notes, *told]), grid_of(tasks, few)
+    return Table(table.title, rows, [*notes, *differences]), grid_of(tasks, few)
 
 
 def main():
@@ -83,7 +83,7 @@ def main():
     a = parser.parse_args()
     out, models = study_folders(a)
     with torch.inference_mode():
-        table, picture = paste_study(SceneBench(Painter("edit", models)), a.scenes)
+        table, picture = paste_study(SceneBench(Inpainter("edit", models)), a.scenes)
     write_table(table, out, "paste")
     picture.save(out / "paste.png")
 

@@ -23,7 +23,7 @@ from ...evaluation.tables import Mean, Table
 from .. import scenes
 from ..models import assemble, files, host, identity, low_rank, quantised, runs
 from ..models.classifier import SceneClassifier, trained_classifier
-from ..models.image_conditioner import PICTURES, Numbers, Seer, loaded
+from ..models.image_conditioner import PICTURES, ImageConditioner, Numbers, loaded
 from ..models.object_training import part_of, shipped_unet
 from ..models.train_imprint import is_ready, new_encoder
 from ..models.train_pix2pix import VARIANTS, Trainer, new_adapter
@@ -59,12 +59,12 @@ class InsertionChoices:
 class Inserter:
     """A row's models in the host: MODEL and VAE of its checkpoint, and what sees the object."""
 
-    def __init__(self, path: Path, seer: Seer):
+    def __init__(self, path: Path, conditioner: ImageConditioner):
         host.open_host()
         import comfy.sd
 
         loaded_: Any = comfy.sd.load_checkpoint_guess_config(str(path))
-        self.model, self.vae, self.seer = loaded_[0], loaded_[2], seer
+        self.model, self.vae, self.conditioner = loaded_[0], loaded_[2], conditioner
 
     @torch.inference_mode()
     def insert(self, sources: Tensor, objects: Tensor, seed: int, how: InsertionChoices) -> Tensor:
@@ -74,12 +74,12 @@ class Inserter:
 
         from ...sampling.identity import as_conditioning, two_scale_guider
 
-        rows, nothing = self.seer.rows(objects)
+        rows, uncond = self.conditioner.rows(objects)
         source = self.vae.encode(sources)
         guider = two_scale_guider(
             self.model,
             as_conditioning(rows),
-            as_conditioning(nothing),
+            as_conditioning(uncond),
             source,
             how.object_scale,
             how.image_scale,
@@ -108,14 +108,14 @@ def inserter_of(row: str, work: Path | None, out: Path) -> Inserter:
     if work is None:
         paths = identity.install(out / "models")
         loaded(paths["optimizer"], encoder, adapter)
-        return Inserter(paths["pix2pix"], Seer(encoder, adapter))
+        return Inserter(paths["pix2pix"], ImageConditioner(encoder, adapter))
     loaded(work / f"pix2pix_{row}.safetensors", encoder, adapter)
     state = runs.load(work / f"pix2pix_{row}.pt")
     assert state
     unet = low_rank.changed(shipped_unet(8).state_dict(), low_rank.change_of(part_of(state, "unet")))
     parts = {"unet": unet, "autoencoder4": quantised.load(files.WEIGHTS / "autoencoder4.safetensors")}
     path = assemble.write_checkpoint(out / "models" / f"{row}.safetensors", parts)
-    return Inserter(path, Seer(encoder, adapter))
+    return Inserter(path, ImageConditioner(encoder, adapter))
 
 
 class Row:

@@ -101,7 +101,7 @@ def model_file(kind: str, models: Path) -> Path:
     return models / "diffusion_models" / f"inlay_tiny_{kind}.safetensors"
 
 
-class Painter:
+class Inpainter:
     """A tiny model with its autoencoder and text encoder, opened by the host's own loaders."""
 
     def __init__(self, kind: str, models: Path):
@@ -142,11 +142,11 @@ class Painter:
         model: Any = None,
         steps: int = 0,
         repaint: bool = False,
-        nothing: Tensor | None = None,
+        uncond: Tensor | None = None,
     ) -> Tensor:
         """Latents (B, C, h, w) of images (B, H, W, 3) in [0, 1], their holes (B, H, W) painted.
 
-        `prompts` are words or their encoded rows (B, L, 768), `nothing` the rows (1, L, 768) that stand for
+        `prompts` are words or their encoded rows (B, L, 768), `uncond` the rows (1, L, 768) that stand for
         none. `model` is a patched clone of the painter's own; steps 0 are those of SAMPLING. With `repaint`
         the whole picture is painted anew, which the edit model can do: it reads the scene as a reference.
         """
@@ -161,7 +161,7 @@ class Painter:
             condition = {"concat_latent_image": self.vae.encode(masked), "concat_mask": hole[:, None]}
         latent = self.vae.encode(image)
         rows = prompts if isinstance(prompts, Tensor) else torch.cat([self.encode(p) for p in prompts])
-        none = self.encode("") if nothing is None else nothing
+        none = self.encode("") if uncond is None else uncond
         return comfy.sample.sample(
             model or self.model, comfy.sample.prepare_noise(latent, seed), steps or usual, cfg, sampler,
             scheduler, [[rows, condition]], [[none, condition]], latent,
@@ -175,10 +175,10 @@ class Painter:
         return self.vae.decode(latents)[:, : images.shape[1], : images.shape[2]].clamp(0, 1)
 
     def paint(
-        self, images: Tensor, holes: Tensor, *given: Any, repaint: bool = False, nothing: Tensor | None = None
+        self, images: Tensor, holes: Tensor, *given: Any, repaint: bool = False, uncond: Tensor | None = None
     ) -> Tensor:
         """Fill holes of images; without `repaint` all else keeps its bits. Arguments as in `sample`."""
-        decoded = self.decode(self.sample(images, holes, *given, repaint=repaint, nothing=nothing), images)
+        decoded = self.decode(self.sample(images, holes, *given, repaint=repaint, uncond=uncond), images)
         return decoded if repaint else paste_back(images, decoded, holes)
 
     def paint_all(self, tasks: Sequence[Task]) -> Tensor:
@@ -275,7 +275,7 @@ def main():
     truth = stacked(tasks, "truth")
     rows: dict[str, dict[str, list[float]]] = {}
     for kind in kinds:
-        painter = Painter(kind, models)
+        painter = Inpainter(kind, models)
         coded = f"the truth through the autoencoder of {4 if kind == 'unet' else 16} channels"
         if coded not in rows:
             recoded = through(painter.vae, truth)

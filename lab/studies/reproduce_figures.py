@@ -192,10 +192,10 @@ def main() -> int:
             run(command, chosen.out)
     stale = 0
     for figure in shown:
-        said = figure.complaints(chosen.exact)
+        complaints = figure.complaints(chosen.exact)
         where = f"{figure.page.relative_to(dev.PACK)}: lab {figure.command[0]}: {figure.file}"
-        print(f"{where}: {'; '.join(said) or 'agrees'}")
-        stale += bool(said)
+        print(f"{where}: {'; '.join(complaints) or 'agrees'}")
+        stale += bool(complaints)
     if chosen.write:
         update(shown)
         return 0

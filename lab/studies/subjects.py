@@ -26,7 +26,7 @@ from ...imaging.object_picture import subject_crops
 from .. import scenes
 from ..models.classifier import MARGIN, SIZE, SceneClassifier, trained_classifier
 from . import picture_grid
-from .quality import HELD_OUT, Painter, Task, as_image, model_file, stacked, task_of
+from .quality import HELD_OUT, Inpainter, Task, as_image, model_file, stacked, task_of
 from .result_cache import pictures_of
 from .study import (
     change,
@@ -161,7 +161,7 @@ def numbers_of(classifier: SceneClassifier, images: Tensor, tasks: list[Task]) -
 
 
 def measure_subject(
-    painter: Painter, classifier: SceneClassifier, index: int, choices: SubjectChoices
+    painter: Inpainter, classifier: SceneClassifier, index: int, choices: SubjectChoices
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
     """Pictures and numbers of one subject, by the way in which the model knows it."""
     from ...attention.model_patch import mask_attention
@@ -170,8 +170,8 @@ def measure_subject(
     changes = {"hole_condition": "reference"} if choices.kind == "edit" else {}
     recipe = study_recipe(painter.model, choices, **changes)
     tuned = finetuned(painter, subject, recipe, index, scenes.SIZE)
-    taught = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
-    prompts = {CAPTION: scenes.caption(subject.thing), **dict.fromkeys(TRAINED, taught)}
+    trained_prompt = recipe.prompt.format(token=TOKEN, class_name=subject.thing.kind)
+    prompts = {CAPTION: scenes.caption(subject.thing), **dict.fromkeys(TRAINED, trained_prompt)}
     images, holes, photos = (stacked(subject.tasks, name) for name in ("background", "hole", "photo"))
     pictures: dict[str, Tensor] = {"truth": stacked(subject.tasks, "truth")}
     for way in WAYS[choices.kind]:
@@ -189,7 +189,7 @@ def measure_subject(
 def subject_table(results: list[dict], choices: SubjectChoices, name: str) -> Table:
     """Means over subjects, and what the training and the photo change."""
     rows = rows_of(results)
-    table = Table(f"How the {choices.kind} model knows a subject", rows)
+    table = Table(f"Similarity to a held-out subject, {choices.kind}", rows)
     notes = [
         f"{len(results)} subjects x {choices.scenes} scenes, seed {HELD_OUT}; errors over subjects;"
         f" similarity by {name}. {choices.steps} training steps of {choices.batch_size}, rank"
@@ -228,7 +228,7 @@ def main():
     classifier, count = trained_classifier(a.work), PILOT if a.pilot else a.subjects
     for kind in a.kinds or [kind for kind in WAYS if model_file(kind, models).exists()]:
         folder = out / kind
-        painter = Painter(kind, models)
+        painter = Inpainter(kind, models)
         file = painter.fingerprint(classifier)
         choices = SubjectChoices(kind, a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, file)
         measure = partial(measure_subject, painter, classifier, choices=choices)

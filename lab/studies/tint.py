@@ -25,7 +25,7 @@ from torch import Tensor
 from ...evaluation.tables import Table
 from .. import scenes
 from .attention import LAYERS, Masking
-from .quality import HELD_OUT, Painter, Task, stacked, task_of
+from .quality import HELD_OUT, Inpainter, Task, stacked, task_of
 from .study import change, rows_of, study_folders, subject_cells, training_parser, write_table
 from .subjects import SHOWN, TOKEN, comparison_sheet, finetuned, reference_photos, study_recipe
 
@@ -90,8 +90,8 @@ def rooms_of(rng: np.random.Generator) -> tuple[scenes.Room, scenes.Room, Tensor
     wall, floor = (float(np.mean(colour)) for colour in (room.wall, room.floor))
     grey = replace(room, wall=(wall,) * 3, floor=(floor,) * 3, wall_style="plain")
     tint = np.array(scenes.COLOURS[str(rng.choice(TINTS))])
-    steeped = (tuple(float(v) for v in 0.35 * level + 0.55 * tint) for level in (wall, floor))
-    tinted = replace(grey, **dict(zip(("wall", "floor"), steeped, strict=True)))
+    in_tint = (tuple(float(v) for v in 0.35 * level + 0.55 * tint) for level in (wall, floor))
+    tinted = replace(grey, **dict(zip(("wall", "floor"), in_tint, strict=True)))
     direction = torch.from_numpy(rgb2lab(tint))[1:]
     return grey, tinted, direction / direction.norm()
 
@@ -104,10 +104,10 @@ def tinted_subject(index: int, count: int) -> TintedSubject:
     references, masks = reference_photos(rng, thing)
     grey, tinted, outlines, tints = [], [], [], []
     for _ in range(count):
-        plain, steeped, direction = rooms_of(rng)
+        plain, in_tint, direction = rooms_of(rng)
         scene = scenes.sample_scene(rng, thing, plain, others=0, scale=(0.44, 0.60))
         grey.append(task_of(scene, rng))
-        tinted.append(task_of(replace(scene, room=steeped), rng))
+        tinted.append(task_of(replace(scene, room=in_tint), rng))
         outlines.append(torch.from_numpy(scenes.render(scene).mask > 0.5).float())
         tints.append(direction)
     return TintedSubject(thing, references, masks, grey, tinted, torch.stack(outlines), torch.stack(tints))
@@ -146,7 +146,7 @@ def leaks(shift: dict[str, Tensor], true: dict[str, Tensor]) -> dict[str, float]
     }
 
 
-def measure_subject(painter: Painter, index: int, choices: TintChoices) -> tuple[dict, dict]:
+def measure_subject(painter: Inpainter, index: int, choices: TintChoices) -> tuple[dict, dict]:
     """Pictures and numbers of one subject, by the layers that are masked."""
     from ...attention.model_patch import mask_attention
 
@@ -197,7 +197,7 @@ def main():
     parser.add_argument("--kind", default="unet", choices=list(WAYS))
     a = parser.parse_args()
     out, models = study_folders(a)
-    painter = Painter(a.kind, models)
+    painter = Inpainter(a.kind, models)
     file = painter.fingerprint()
     choices = TintChoices(a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, file)
     count, folder = PILOT if a.pilot else a.subjects, out / a.kind

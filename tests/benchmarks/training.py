@@ -7,9 +7,9 @@
 
 `inlay` is SubjectFinetune's engine, without and with DreamCom's masked cross-attention; `host` is ComfyUI's
 own Train LoRA node, patching weights or bypassing them; `diffusers` is its DreamBooth inpainting loop, built
-from its own parts. All train one UNet of random weights (the tiny one at 64 px, with --full SD 1.5 at 512 px)
-at batch 1 in float32 on the CPU, each in a process of its own. The time of a step is the difference between a
-long and a short run over the steps between them, so loading and encoding beforehand do not count;
+from its own parts. All train one UNet of random weights (26 M in one level at 64 px, with --full SD 1.5 at
+512 px) at batch 1 in float32 on the CPU, each in a process of its own. The time of a step is the difference
+between a long and a short run over the steps between them, so loading and encoding beforehand do not count;
 `cpu s` is the processor time of a step, which a busy machine disturbs less.
 
 With --family all train one small random transformer of that family. `bare` is a forward and a backward pass
@@ -476,7 +476,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--full", action="store_true", help="SD 1.5 at 512 px instead of the tiny UNet at 64 px"
+        "--full", action="store_true", help="SD 1.5 at 512 px instead of a UNet of one level at 64 px"
     )
     parser.add_argument("--steps", type=int, help="steps to time (20; 2 with --full)")
     parser.add_argument("--rank", type=int, default=16)

@@ -31,7 +31,7 @@ def models(in_process_host, tmp_path_factory):
 @pytest.fixture(scope="module")
 def painter(models):
     """The untrained Fill model, opened by the host's loaders."""
-    return quality.Painter("fill", models)
+    return quality.Inpainter("fill", models)
 
 
 def test_words_study(painter):
@@ -59,7 +59,7 @@ def test_a_mask_changes_what_is_painted_in_the_box_and_nothing_outside(painter):
 def test_a_subject_is_learned_and_painted_in_grey_and_in_tinted_rooms(models, kind, monkeypatch):
     two = {way: tint.WAYS[kind][way] for way in ("(a) none", "(b) all")}
     monkeypatch.setitem(tint.WAYS, kind, two)
-    painter = quality.Painter(kind, models)
+    painter = quality.Inpainter(kind, models)
     choices = tint.TintChoices(1, 4, 1e-3, 1, 1, 1, "untrained")
     pictures, numbers = tint.measure_subject(painter, 0, choices)
     assert {way for way in pictures if not way.endswith("grey room")} == {*two, "truth"}
@@ -77,7 +77,7 @@ def test_a_subject_is_learned_and_painted_in_grey_and_in_tinted_rooms(models, ki
 
 def test_photo_study(models):
     """The whole picture is painted anew, and differently where the photo acts in the box only."""
-    bench = attention.SceneBench(quality.Painter("edit", models), steps=1)
+    bench = attention.SceneBench(quality.Inpainter("edit", models), steps=1)
     table, _ = attention.photo_study(bench, SceneClassifier().eval(), 2)
     everywhere, words, apart, paper = table.rows.values()
     assert all(value > 0 for value in everywhere["change outside, 1/255"])
@@ -90,7 +90,7 @@ def test_photo_study(models):
 
 
 def test_pasting_leaves_no_change_outside(models):
-    bench = attention.SceneBench(quality.Painter("edit", models), steps=1)
+    bench = attention.SceneBench(quality.Inpainter("edit", models), steps=1)
     table, picture = paste.paste_study(bench, 2)
     before, *pasted = table.rows.values()
     assert all(value > 0 for value in before[paste.OUTSIDE])
@@ -102,7 +102,7 @@ def test_pasting_leaves_no_change_outside(models):
 
 @pytest.mark.parametrize("kind", ["unet", "fill", "edit"])
 def test_a_subject_is_learned_and_painted_in_every_way(models, kind):
-    painter = quality.Painter(kind, models)
+    painter = quality.Inpainter(kind, models)
     choices = subjects.SubjectChoices(kind, 1, 4, 1e-2, 1, 2, 1, "untrained")
     pictures, numbers = subjects.measure_subject(painter, SceneClassifier().eval(), 0, choices)
     assert set(pictures) == set(numbers) == {*subjects.WAYS[kind], "truth"}
@@ -157,7 +157,7 @@ def test_shares_of_the_close_up_are_rows_of_a_table_and_points_of_curves(tmp_pat
 
 
 def test_finetuning_is_measured_after_every_snapshot_and_before(models, tmp_path):
-    painter, classifier = quality.Painter("unet", models), SceneClassifier().eval()
+    painter, classifier = quality.Inpainter("unet", models), SceneClassifier().eval()
     choices = finetune.FinetuneChoices("", 2, 4, 1e-2, 1, 1, 1, "untrained")
 
     def measured(way):
