@@ -1,5 +1,8 @@
 """The studies of the tiny world run from end to end on untrained models."""
 
+import importlib
+import shlex
+
 import pytest
 import torch
 
@@ -220,3 +223,30 @@ def test_an_edit_contradicts_every_word_of_the_subject():
         assert not new & set(other.split())
         assert task.thing.shape == subject.thing.shape
         assert edits.TOKEN in edits.edit_prompt(task).split()
+
+
+SHORT = "--steps 1 --sampling-steps 1 --scenes 1"
+RUNS = {
+    "attention": "--only light --kinds unet --scenes 2",
+    "closeup": "--subjects 2 --rooms 1 --sampling-steps 2 --only '30 %'",
+    "edits": f"--subjects 2 {SHORT} --only words",
+    "finetune": f"--kind fill --subjects 2 {SHORT} --only steps --snapshots 1 2",
+    "paste": "--scenes 2",
+    "quality": "--only fill --prompts 2",
+    "subjects": f"--kinds fill --subjects 2 {SHORT}",
+    "tint": f"--kind fill --subjects 2 {SHORT}",
+}
+
+
+@pytest.mark.parametrize("study", RUNS)
+def test_a_study_s_command_leaves_a_table_and_a_picture(models, study, tmp_path, monkeypatch):
+    for kind, (*how, _, cfg) in quality.SAMPLING.items():
+        monkeypatch.setitem(quality.SAMPLING, kind, (*how, 1, cfg))
+    options = ["--models", str(models), "--out", str(tmp_path), *shlex.split(RUNS[study])]
+    monkeypatch.setattr("sys.argv", [study, *options])
+    importlib.import_module(f"inlay.lab.studies.{study}").main()
+    tables, pictures = list(tmp_path.glob("*.md")), [*tmp_path.glob("*.png"), *tmp_path.glob("*.jpg")]
+    assert tables
+    assert all("nan" not in table.read_text() for table in tables)
+    assert pictures
+    assert all(picture.stat().st_size > 1000 for picture in pictures)
