@@ -20,6 +20,7 @@ for each.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from .. import scenes
 from ..models.classifier import MARGIN, NOTHING, SIZE, SceneClassifier, trained_classifier
 from . import picture_grid
 from .quality import Inpainter, Task, edge_step, stacked, task_of
+from .result_cache import fingerprint, pictures_once
 from .study import change, study_folders, study_parser, write_table
 
 Masking = dict[str, Any]  # options of mask_attention; none: the model as it is
@@ -101,11 +103,15 @@ class SceneBench:
 
     painter: Inpainter
     steps: int = 0  # 0: the usual number
+    folder: Path | None = None  # where pictures are kept, for a run that goes on
 
     def latents(
-        self, tasks: Sequence[Task], masking: Masking, photos: Tensor, repaint: bool = False
+        self, tasks: Sequence[Task], masking: Masking, photos: Tensor, repaint: bool = False, seed: int = 0
     ) -> Tensor:
-        """Latents (n, C, h, w) of the tasks' words and these photos (n, H, W, 3), before they are decoded."""
+        """Latents (n, C, h, w) of the tasks' words and these photos (n, H, W, 3), before they are decoded.
+
+        Every BATCH has a seed of its own, the first one `seed`.
+        """
         from ...attention.model_patch import mask_attention
 
         found = []
@@ -115,7 +121,7 @@ class SceneBench:
             prompts = [scenes.caption(task.thing) for task in part]
             model = mask_attention(self.painter.model, [holes], **masking) if masking else None
             found.append(
-                self.painter.sample(images, holes, prompts, shown, start, model, self.steps, repaint)
+                self.painter.sample(images, holes, prompts, shown, seed + start, model, self.steps, repaint)
             )
         return torch.cat(found)
 
@@ -126,10 +132,25 @@ class SceneBench:
 
     def paint(self, tasks: Sequence[Task], masking: Masking, repaint: bool = False) -> Tensor:
         """The tasks' pictures; without `repaint` all but the holes keeps its bits."""
-        decoded = self.decode(self.latents(tasks, masking, stacked(tasks, "photo"), repaint), tasks)
-        if repaint:
-            return decoded
-        return paste_back(stacked(tasks, "background"), decoded, stacked(tasks, "hole"))
+
+        def painted(part: Sequence[Task], start: int) -> Tensor:
+            latents = self.latents(part, masking, stacked(part, "photo"), repaint, start)
+            decoded = self.decode(latents, part)
+            if repaint:
+                return decoded
+            return paste_back(stacked(part, "background"), decoded, stacked(part, "hole"))
+
+        pictures = []
+        for start in range(0, len(tasks), BATCH):
+            part = tasks[start : start + BATCH]
+            seen = [stacked(part, name) for name in ("background", "hole", "photo")]
+            words = [scenes.caption(task.thing) for task in part]
+            options = (masking, self.steps, repaint, start, words)
+            name = fingerprint(self.painter.fingerprint(), *seen, str(options))
+            pictures.append(
+                pictures_once(self.folder, name, lambda part=part, start=start: painted(part, start))
+            )
+        return torch.cat(pictures)
 
 
 def shading(images: Tensor, masks: Tensor) -> Tensor:
@@ -285,16 +306,19 @@ def main():
     parser.add_argument("--pilot", action="store_true", help=f"{PILOT} scenes")
     a = parser.parse_args()
     out, models = study_folders(a)
+    kept = out / "pictures"
     count = {name: PILOT if a.pilot else a.scenes or COUNTS[name] for name in COUNTS}
     classifier: Any = trained_classifier(a.work)
     studies: dict[str, Callable[[], tuple[Table, Image.Image]]] = {}
     if "words" in a.only:
         for kind in a.kinds:
             studies[f"words_{kind}"] = lambda kind=kind: words_study(
-                SceneBench(Inpainter(kind, models)), classifier, count["words"]
+                SceneBench(Inpainter(kind, models), folder=kept), classifier, count["words"]
             )
     if "light" in a.only and "unet" in a.kinds:
-        studies["light"] = lambda: light_study(SceneBench(Inpainter("unet", models)), count["light"])
+        studies["light"] = lambda: light_study(
+            SceneBench(Inpainter("unet", models), folder=kept), count["light"]
+        )
     if "photo" in a.only:
         studies["photo"] = lambda: photo_study(
             SceneBench(Inpainter("edit", models)), classifier, count["photo"]

@@ -30,7 +30,7 @@ from ..models import autoencoders, scene_data
 from ..models.classifier import SceneClassifier, Verdict, trained_classifier
 from ..models.host import open_host
 from . import picture_grid
-from .result_cache import fingerprint
+from .result_cache import fingerprint, pictures_once
 from .study import study_folders, study_parser, write_table
 
 HELD_OUT = 424_243  # no training draws from this seed
@@ -122,10 +122,11 @@ class Inpainter:
             self.model = comfy.sd.load_diffusion_model(str(self.files[0]))
             self.clip: Any = comfy.sd.load_clip([str(text)], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
             self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(vae)))
+        self.opened = fingerprint(*self.files)
 
     def fingerprint(self, *classifier: SceneClassifier) -> str:
         """Names what decides a picture's numbers beside a study's own choices."""
-        return fingerprint(*self.files, *classifier, str(SAMPLING[self.kind]))
+        return fingerprint(self.opened, *classifier, str(SAMPLING[self.kind]))
 
     def encode(self, prompt: str) -> Tensor:
         """The rows (1, L, 768) of a prompt."""
@@ -181,16 +182,21 @@ class Inpainter:
         decoded = self.decode(self.sample(images, holes, *given, repaint=repaint, uncond=uncond), images)
         return decoded if repaint else paste_back(images, decoded, holes)
 
-    def paint_all(self, tasks: Sequence[Task]) -> Tensor:
-        """The captions painted into the boxes (n, H, W, 3), in batches."""
+    def paint_all(self, tasks: Sequence[Task], folder: Path | None = None) -> Tensor:
+        """The captions painted into the boxes (n, H, W, 3), in batches that are kept in `folder`."""
         painted = []
         for start in range(0, len(tasks), BATCH):
             part = tasks[start : start + BATCH]
             images, holes, photos = (stacked(part, name) for name in ("background", "hole", "photo"))
             prompts = [scenes.caption(task.thing) for task in part]
-            painted.append(self.paint(images, holes, prompts, photos, start))
+            name = fingerprint(self.fingerprint(), images, holes, photos, str(prompts), str(start))
+            painted.append(
+                pictures_once(
+                    folder, name, lambda given=(images, holes, prompts, photos, start): self.paint(*given)
+                )
+            )
             print(f"{self.kind}: painted {start + len(part)} of {len(tasks)}", flush=True)
-        return torch.cat(painted).cpu()
+        return torch.cat(painted)
 
 
 def gradient_share(images: Tensor, tasks: Sequence[Task]) -> list[float]:
@@ -283,7 +289,7 @@ def main():
                 **scored(classifier, recoded, tasks)[0],
                 "PSNR dB (>= 29)": psnr(recoded, truth),
             }
-        painted = painter.paint_all(tasks)
+        painted = painter.paint_all(tasks, out / "pictures")
         target = ">= .90" if kind == "unet" else ">= .85"
         numbers, verdicts = scored(classifier, painted, tasks)
         rows[f"painted by {kind} (class and colour {target})"] = numbers

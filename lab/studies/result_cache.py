@@ -49,12 +49,28 @@ def pictures_of(path: Path) -> dict[str, Tensor]:
     }
 
 
-def fingerprint(*parts: Path | nn.Module | str) -> str:
-    """Names files, networks and words by all their bytes."""
+def pictures_once(folder: Path | None, name: str, make: Callable[[], Tensor]) -> Tensor:
+    """Pictures (B, H, W, 3) in [0, 1] of eight bits: those kept in `folder` under `name`, else of make()."""
+    if folder and (folder / f"{name}.safetensors").exists():
+        pictures = load_file(folder / f"{name}.safetensors")["pictures"]
+    else:
+        pictures = (make().cpu() * 255).round().byte().contiguous()
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = folder / f"{name}.partial"
+            save_file({"pictures": pictures}, partial)
+            os.replace(partial, folder / f"{name}.safetensors")
+    return pictures.float() / 255
+
+
+def fingerprint(*parts: Path | nn.Module | Tensor | str) -> str:
+    """Names files, networks, tensors and words by all their bytes."""
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
             total.update(hashlib.sha256(part.read_bytes()).digest())
+        elif isinstance(part, Tensor):
+            total.update(str(tuple(part.shape)).encode() + part.cpu().contiguous().numpy().tobytes())
         elif isinstance(part, nn.Module):
             for name, value in part.state_dict().items():
                 total.update(name.encode() + value.cpu().contiguous().numpy().tobytes())

@@ -76,3 +76,19 @@ def test_a_fingerprint_follows_weights_and_words(tmp_path):
     with torch.no_grad():
         layer.bias[0] += 1
     assert cells.fingerprint(layer, "euler") != before
+
+
+def test_pictures_are_painted_once(tmp_path):
+    painted = []
+
+    def paint():
+        painted.append(1)
+        return torch.rand(1, 3, 3, 3)
+
+    first = cells.pictures_once(tmp_path / "kept", "one", paint)
+    assert torch.equal(first, cells.pictures_once(tmp_path / "kept", "one", paint))
+    assert len(painted) == 1
+    assert torch.equal(first, (first * 255).round() / 255)
+    assert not torch.equal(first, cells.pictures_once(tmp_path / "kept", "two", paint))
+    cells.pictures_once(None, "one", paint)
+    assert len(painted) == 3
