@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from inlay.evaluation.metrics import subject_similarity
 from inlay.imaging.boxes import Box
 from inlay.lab import scenes
 from inlay.lab.models import classifier
 from inlay.lab.scenes import shapes
-from inlay.lab.studies import attention, quality, tint
+from inlay.lab.studies import attention, quality, subjects, tint
+
+PICTURES = ("truth", "background")
 
 
 def task(truth: torch.Tensor, box: Box) -> quality.Task:
@@ -100,6 +103,47 @@ def test_the_classifier_names_every_field():
             assert getattr(verdict, name) in names
     embedding = network(torch.rand(3, 3, 40, 40))
     assert torch.allclose(embedding.norm(dim=1), torch.ones(3), atol=1e-5)
+
+
+def test_the_contrast_is_infonce_computed_plainly():
+    rows = torch.nn.functional.normalize(torch.randn(8, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    a, b = rows[0::2].double().numpy(), rows[1::2].double().numpy()
+    likeness = np.exp(a @ b.T / classifier.TEMPERATURE)
+    forth, back = (-np.log(np.diag(likeness) / likeness.sum(axis)).mean() for axis in (1, 0))
+    assert classifier.contrast(rows).item() == pytest.approx((forth + back) / 2, rel=1e-4)
+
+
+def test_the_shipped_classifier_finds_the_truth_right_and_an_empty_room_wrong():
+    tasks, network = quality.held_out_tasks(40), classifier.trained_classifier(None)
+    truth, empty = (quality.scored(network, quality.stacked(tasks, name), tasks)[0] for name in PICTURES)
+    assert np.mean(truth["class and colour"]) > 0.9
+    assert np.mean(empty["class and colour"]) < 0.1
+    assert np.mean(truth["gradient (>= .85)"]) == pytest.approx(1)
+    assert np.mean(truth["step at the edge (<= 5)"]) == pytest.approx(0)
+
+
+def test_the_classifier_s_likeness_falls_with_every_change():
+    """To photos of the same thing, of one in another colour, and of a thing of another class."""
+    rng, network = np.random.default_rng(2), classifier.trained_classifier(None)
+    scores: dict[str, list[float]] = {"same": [], "recoloured": [], "other": []}
+    for index in range(10):
+        thing = scenes.sample_thing(rng, kind=scenes.CLASSES[index], colour="red")
+        others = {
+            "same": thing,
+            "recoloured": replace(thing, colour="blue"),
+            "other": scenes.sample_thing(rng, kind=scenes.CLASSES[index - 3], colour="red"),
+        }
+        references, outlines = subjects.reference_photos(rng, thing, 4)
+        for name, other in others.items():
+            images, masks = subjects.reference_photos(rng, other, 1)
+            pairs = ((images, masks), (references, outlines))
+            parts = [(pictures.movedim(-1, 1), outline) for pictures, outline in pairs]
+            (image, mask), (photos, photo_masks) = parts
+            found = subject_similarity(network, image, mask, photos, photo_masks)
+            scores[name].append(float(found))
+    same, recoloured, other = (np.mean(scores[name]) for name in ("same", "recoloured", "other"))
+    assert same > recoloured + 0.1
+    assert recoloured > other + 0.1
 
 
 def test_a_twin_has_the_subject_s_looks_and_stands_clear_of_its_box():

@@ -2,6 +2,7 @@
 
 import importlib
 import shlex
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from inlay.lab.studies import (
 )
 from inlay.lab.studies.result_cache import keep
 from inlay.lab.studies.study import subject_file
+from inlay.training.finetune.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,23 @@ def test_finetuning_is_measured_after_every_snapshot_and_before(models, tmp_path
     assert "5 photos against 1 photo 0.000" in tables["photos"].markdown()
     finetune.draw_curves(tables, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_snapshots_come_from_one_run():
+    """Its checkpoints, each gone on from for no step at all."""
+    calls = []
+
+    def train(pipeline, data, recipe, seed, options=None, resume=None):
+        done = resume.step if resume else 0
+        calls.append((done, recipe.steps))
+        for step in range(done + 1, recipe.steps):
+            if options and step % options.save_every == 0:
+                options.callbacks.on_save(SimpleNamespace(step=step))
+        return f"LoRA of step {recipe.steps}", []
+
+    found = list(finetune.snapshots_of(train, None, [], RECIPES["DreamCom"], (25, 50, 100), 0))
+    assert found == [(step, f"LoRA of step {step}") for step in (25, 50, 100)]
+    assert calls == [(0, 100), (25, 25), (50, 50)]
 
 
 def test_every_way_of_finetuning_has_a_name_of_its_own():
