@@ -65,8 +65,9 @@ class TinyTrainee(TrainableAdapter):
         x = torch.cat([x, inputs["beside"]], 1).to(memory_format=torch.channels_last)
         context = self.context(inputs["pixels"], inputs["keep"])
         error = (self.denoise(self.unet, x, inputs["t"], context) - inputs["noise"]).square()
-        in_v = error * (1 + sigma.square()).view(-1, 1, 1, 1)
-        return (inputs["weight"] * in_v).mean() + LOOK * self.look(inputs["look"], inputs["weight"])
+        # as in the UNet's own training: an error counts 1 / sqrt(alpha bar)
+        error = error * (1 + sigma.square()).sqrt().view(-1, 1, 1, 1)
+        return (inputs["weight"] * error).mean() + LOOK * self.look(inputs["look"], inputs["weight"])
 
 
 def shipped_unet(channels: int, hole: float = HOLE) -> nn.Module:

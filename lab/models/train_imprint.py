@@ -49,10 +49,10 @@ ENCODER_SPEC = EncoderSpec(width=192, registers=4, size=SEEN, margin=MARGIN)
 CLIP_ENCODER_SPEC = replace(ENCODER_SPEC, encoder=CLIP, registers=0)
 # For so short a training; the papers' are for finetuning large models.
 WORDS_RATE = 5e-4
-RATES: dict[Part, float] = {"encoder": 1e-4, "adapter": 3e-4, "unet": 1e-3}
+RATES: dict[Part, float] = {"encoder": 1e-4, "adapter": 3e-4, "unet": 2e-4}
 LOW = 0.1  # of a rate, where a part follows the other
 WARM_UP = 50
-STEPS = {"words": 3000, "views": 192, "compose": 240}
+STEPS = {"words": 3000, "views": 192, "compose": 480}
 ON_FROZEN = 3  # so many times fewer steps for words where the encoder knows them already
 BATCH = {"words": 48, "views": 16, "compose": 16}
 
