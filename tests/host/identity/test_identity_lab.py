@@ -246,8 +246,8 @@ def test_windows_hold_what_is_painted():
         assert torch.equal(small["latent"], small["beside"][:, 1:])
 
 
-def test_the_weight_of_an_error_favours_the_hole_and_makes_it_one_in_v(in_process_host):
-    """A network that says nothing: the error in epsilon is the noise's, and 1 / a of it that in v."""
+def test_the_weight_of_an_error_favours_the_hole_and_grows_with_the_noise(in_process_host):
+    """Of a network that predicts zeros the error is the noise's; it counts 1 / sqrt(a), as in `inpainting_unet`."""
     from inlay.encoders.content_adapter import IMAGENET, AdapterConfig, ContentAdapter
     from inlay.lab.models.inpainting_unet import alphas_cumprod, new_unet
     from inlay.lab.models.object_training import TinyTrainee, inputs_of, tiny_sigmas
@@ -273,5 +273,5 @@ def test_the_weight_of_an_error_favours_the_hole_and_makes_it_one_in_v(in_proces
     trainee.context = lambda pixels, keep: torch.zeros(0)
     trainee.look.forward = lambda look, weight: torch.zeros(())
     a = alphas_cumprod()[inputs["t"]].view(-1, 1, 1, 1)
-    wanted = (inputs["weight"] * inputs["noise"].square() / a).mean()
+    wanted = (inputs["weight"] * inputs["noise"].square() / a.sqrt()).mean()
     assert trainee(inputs).item() == pytest.approx(wanted.item(), rel=1e-4)
