@@ -50,8 +50,8 @@ class Run:
 
 
 class TinyTrainee(TrainableAdapter):
-    """The trainee with the tiny UNet's own loss: the error in epsilon that counts 1 / sqrt(alpha bar) and more
-    where something is painted, and the look's. Its UNet learns a low-rank difference."""
+    """The trainee with the tiny UNet's own loss: the error in epsilon, which counts 1 / sqrt(alpha bar) and
+    more where something is painted, and the look's. Its UNet learns a low-rank difference."""
 
     def __init__(self, encoder, adapter, unet: Any, diffusion, denoise):
         low_rank.attach(unet)

@@ -247,7 +247,7 @@ def test_windows_hold_what_is_painted():
 
 
 def test_the_weight_of_an_error_favours_the_hole_and_grows_with_the_noise(in_process_host):
-    """Of a network that predicts zeros the error is the noise's; it counts 1 / sqrt(a), as in `inpainting_unet`."""
+    """Of a network that predicts zeros the error is the noise's; it counts 1 / sqrt(a)."""
     from inlay.encoders.content_adapter import IMAGENET, AdapterConfig, ContentAdapter
     from inlay.lab.models.inpainting_unet import alphas_cumprod, new_unet
     from inlay.lab.models.object_training import TinyTrainee, inputs_of, tiny_sigmas
