@@ -166,7 +166,7 @@ def measure_subject(painter: Inpainter, index: int, choices: TintChoices) -> tup
             images_of.append(
                 painter.paint(images, holes, prompts, photos, index, model, choices.sampling_steps)
             )
-        grey, tinted = (images.cpu() for images in images_of)
+        grey, tinted = ((images.cpu() * 255).round() / 255 for images in images_of)  # as they are kept
         numbers[way] = leaks(shifts(grey, tinted, subject), true)
         pictures[way], pictures[f"{way}, grey room"] = tinted, grey
     numbers["the truth"] = {COVERED: float(true[COVERED].mean())}
@@ -175,20 +175,20 @@ def measure_subject(painter: Inpainter, index: int, choices: TintChoices) -> tup
 
 def tint_table(results: list[dict], choices: TintChoices, kind: str) -> Table:
     """Means over subjects, with the manipulation check."""
-    nobody, *others = WAYS[kind]
+    unmasked, *others = WAYS[kind]
     seen = [result for result in results if not any(np.isnan(result[way][LEAK]) for way in WAYS[kind])]
     rows = rows_of(seen)
     table = Table(f"The colour of a finetuned subject in tinted rooms, {kind}", rows)
-    leak = np.array(rows[nobody][LEAK])
+    leak = np.array(rows[unmasked][LEAK])
     error = leak.std(ddof=1) / len(leak) ** 0.5 if len(leak) > 1 else float("nan")
     notes = [
         f"{len(seen)} subjects x {choices.scenes} scenes, seed {HELD_OUT}; errors over subjects; units of"
         f" CIELAB. {choices.steps} training steps, rank {choices.rank}, rate {choices.learning_rate:g}.",
-        f"Manipulation check: the leak of {nobody} is {leak.mean() / error:.1f} standard errors from 0.",
+        f"Manipulation check: the leak of {unmasked} is {leak.mean() / error:.1f} standard errors from 0.",
     ]
     if len(seen) < len(results):
         notes.append(f"Left out: {len(results) - len(seen)} subjects of which some way painted nothing.")
-    notes += [change(table, way, nobody, measure) for way in others for measure in (LEAK, WHOLE, COVERED)]
+    notes += [change(table, way, unmasked, measure) for way in others for measure in (LEAK, WHOLE, COVERED)]
     return replace(table, notes=notes)
 
 
