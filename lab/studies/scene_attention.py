@@ -200,13 +200,13 @@ def light_study(bench: SceneBench, count: int) -> tuple[Table, Image.Image]:
             "right side": (got.sign() == wanted.sign()).float().tolist(),
         }
         shown[way] = images
-    table, (nobody, *others) = Table("A lamp at one side, by self-attention layers masked", rows), LAYERS
+    table, (unmasked, *others) = Table("A lamp at one side, by self-attention layers masked", rows), LAYERS
     notes = [
         f"{count} scenes, seed {SEEDS['light']}. Step at the edge: in 1/255, less the true rendering's.",
         "Shading: how much brighter the right half of the thing's true outline is than the left, as a share.",
         f"Manipulation check: the true shading's mean size is {float(wanted.abs().mean()):.3f}.",
     ]
-    notes += [change_of(table, way, nobody, measure) for way in others for measure in table.measures]
+    notes += [change_of(table, way, unmasked, measure) for way in others for measure in table.measures]
     return replace(table, notes=notes), grid_of(tasks, shown)
 
 

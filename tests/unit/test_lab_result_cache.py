@@ -59,10 +59,11 @@ def test_a_run_that_was_stopped_in_a_cell_makes_it_again(made):
     assert made.run(Choices(1)) == [{"there": 1.0}]
 
 
-def test_a_fingerprint_follows_the_bytes(tmp_path):
+def test_a_fingerprint_follows_every_byte(tmp_path):
+    """Also one in the middle of a large file, where a checkpoint keeps its UNet."""
     paths = [tmp_path / "one", tmp_path / "two"]
-    for path, end in zip(paths, (b"a", b"b"), strict=True):
-        path.write_bytes(bytes(1 << 23) + end)
+    for path, middle in zip(paths, (b"a", b"b"), strict=True):
+        path.write_bytes(bytes(5 << 20) + middle + bytes(5 << 20))
     one, two = map(cells.fingerprint, paths)
     assert one != two
     assert cells.fingerprint(paths[0]) == one

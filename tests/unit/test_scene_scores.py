@@ -154,10 +154,14 @@ def test_a_subject_painted_truly_leaks_nothing_and_a_tinted_copy_does():
     subject = scene_tint.tinted_subject(0, 1)
     grey, tinted = (stacked_truth(tasks) for tasks in (subject.grey, subject.tinted))
     assert not torch.equal(grey, tinted)
-    true, share = scene_tint.shifts(grey, tinted, subject)
-    assert share.item() > 0.9
+    true = scene_tint.shifts(grey, tinted, subject)
+    assert true[scene_tint.COVERED].item() > 0.9
+    nothing = scene_tint.leaks(true, true)
+    assert nothing[scene_tint.LEAK] == nothing[scene_tint.WHOLE] == 0
     leaked = torch.where(subject.outlines[..., None] > 0.5, 0.8 * tinted + 0.2 * wall_of(subject), tinted)
-    assert (scene_tint.shifts(grey, leaked, subject)[0] - true).item() > 2
+    leak = scene_tint.leaks(scene_tint.shifts(grey, leaked, subject), true)
+    assert leak[scene_tint.LEAK] > 2
+    assert leak[scene_tint.WHOLE] > 2
 
 
 def test_where_nothing_is_painted_the_room_s_colour_is_no_leak():
@@ -169,12 +173,10 @@ def test_where_nothing_is_painted_the_room_s_colour_is_no_leak():
         torch.where(third[..., None] > 0.5, stacked_truth(tasks), scene_quality.stacked(tasks, "background"))
         for tasks in (subject.grey, subject.tinted)
     )
-    shift, share = scene_tint.shifts(grey, tinted, subject)
-    true, _ = scene_tint.shifts(stacked_truth(subject.grey), stacked_truth(subject.tinted), subject)
-    colours = [scene_tint.lab_colour(images, subject.outlines) for images in (grey, tinted)]
-    room = scene_tint.along(colours[1] - colours[0], subject.tints)
-    assert 0.2 < share.item() < 0.34
-    assert (shift - true).abs().item() < 0.2 * (room - true).abs().item()
+    true = scene_tint.shifts(stacked_truth(subject.grey), stacked_truth(subject.tinted), subject)
+    leak = scene_tint.leaks(scene_tint.shifts(grey, tinted, subject), true)
+    assert 0.2 < leak[scene_tint.COVERED] < 0.34
+    assert abs(leak[scene_tint.LEAK]) < 0.2 * abs(leak[scene_tint.WHOLE])
 
 
 def stacked_truth(tasks) -> torch.Tensor:
