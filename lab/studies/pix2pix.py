@@ -29,7 +29,7 @@ from ..models.train_imprint import is_ready, new_encoder
 from ..models.train_pix2pix import VARIANTS, Trainer, new_adapter
 from . import picture_grid as sheets
 from .insertion_cases import HELD, VERSION, held_out_scene, measured, true_numbers
-from .quality import HELD_OUT, SAMPLING
+from .quality import HELD_OUT, PRECISION, SAMPLING, load_checkpoint
 from .result_cache import cell, fingerprint, pictures_of
 from .study import change, study_folders, study_parser, write_table
 
@@ -61,10 +61,8 @@ class Inserter:
 
     def __init__(self, path: Path, conditioner: ImageConditioner):
         host.open_host()
-        import comfy.sd
-
-        loaded_: Any = comfy.sd.load_checkpoint_guess_config(str(path))
-        self.model, self.vae, self.conditioner = loaded_[0], loaded_[2], conditioner
+        self.model, _, self.vae = load_checkpoint(path)
+        self.conditioner = conditioner
 
     @torch.inference_mode()
     def insert(self, sources: Tensor, objects: Tensor, seed: int, how: InsertionChoices) -> Tensor:
@@ -241,7 +239,7 @@ def main():
     classifier = trained_classifier(a.work)
 
     def choices(row: str) -> InsertionChoices:
-        marks = fingerprint(*trained(row, a.work, out), classifier)
+        marks = fingerprint(*trained(row, a.work, out), classifier, str(PRECISION["unet"]))
         return InsertionChoices(a.object_scale, a.image_scale, a.sampler, a.scheduler, a.steps, marks)
 
     opened = {row: Row(row, a.work, out, classifier) for row in rows}

@@ -42,6 +42,8 @@ SAMPLING: dict[str, tuple[str, str, int, float]] = {
     "fill": ("euler", "simple", 20, 7.0),
     "edit": ("euler", "simple", 20, 3.0),
 }
+# What is not named here is computed in float32. On CPU cores with bfloat16 the UNet is twice as fast in it.
+PRECISION = {"unet": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,16 @@ def model_file(kind: str, models: Path) -> Path:
     return models / "diffusion_models" / f"inlay_tiny_{kind}.safetensors"
 
 
+def load_checkpoint(path: Path) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of a tiny UNet's checkpoint, the UNet computed in its PRECISION."""
+    import comfy.sd
+
+    options = {"dtype": PRECISION["unet"]}
+    model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(path), model_options=options)[:3]
+    model.model.manual_cast_dtype = None  # on a CPU the host would compute in float32
+    return model, clip, vae
+
+
 class Inpainter:
     """A tiny model with its autoencoder and text encoder, opened by the host's own loaders."""
 
@@ -111,8 +123,7 @@ class Inpainter:
 
         self.kind, self.files = kind, [model_file(kind, models)]
         if kind == "unet":
-            loaded: Any = comfy.sd.load_checkpoint_guess_config(str(self.files[0]))
-            self.model, self.clip, self.vae = loaded[:3]
+            self.model, self.clip, self.vae = load_checkpoint(self.files[0])
         else:
             text, vae = (
                 models / "text_encoders" / "inlay_tiny_clip.safetensors",
@@ -126,7 +137,8 @@ class Inpainter:
 
     def fingerprint(self, *classifier: SceneClassifier) -> str:
         """Names what decides a picture's numbers beside a study's own choices."""
-        return fingerprint(self.opened, *classifier, str(SAMPLING[self.kind]))
+        precision = str(PRECISION.get(self.kind, torch.float32))
+        return fingerprint(self.opened, *classifier, str(SAMPLING[self.kind]), precision)
 
     def encode(self, prompt: str) -> Tensor:
         """The rows (1, L, 768) of a prompt."""
