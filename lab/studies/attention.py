@@ -1,6 +1,7 @@
 """What masked attention does in the tiny world (DreamCom, sections 4.2 and 4.3, and its supplement).
 
-    python dev.py lab attention [--work DIR] [--models FOLDER] [--only words light photo] [--pilot]
+    python dev.py lab attention [--work DIR] [--models FOLDER] [--only words light photo]
+        [--steps N] [--pilot]
 
 words: is the thing painted when the background holds one of its class, colour and pattern? Words everywhere
        against words in the box only, each with and without that twin; the interaction is the claim. For the
@@ -303,6 +304,7 @@ def main():
     parser.add_argument("--only", nargs="*", default=list(COUNTS), choices=list(COUNTS))
     parser.add_argument("--kinds", nargs="*", default=["unet", "fill"], choices=["unet", "fill"])
     parser.add_argument("--scenes", type=int, default=0, help="0: 100, for light 240")
+    parser.add_argument("--steps", type=int, default=0, help="of the sampler; 0: as in `lab quality`")
     parser.add_argument("--pilot", action="store_true", help=f"{PILOT} scenes")
     a = parser.parse_args()
     out, models = study_folders(a)
@@ -313,15 +315,15 @@ def main():
     if "words" in a.only:
         for kind in a.kinds:
             studies[f"words_{kind}"] = lambda kind=kind: words_study(
-                SceneBench(Inpainter(kind, models), folder=kept), classifier, count["words"]
+                SceneBench(Inpainter(kind, models), a.steps, kept), classifier, count["words"]
             )
     if "light" in a.only and "unet" in a.kinds:
         studies["light"] = lambda: light_study(
-            SceneBench(Inpainter("unet", models), folder=kept), count["light"]
+            SceneBench(Inpainter("unet", models), a.steps, kept), count["light"]
         )
     if "photo" in a.only:
         studies["photo"] = lambda: photo_study(
-            SceneBench(Inpainter("edit", models)), classifier, count["photo"]
+            SceneBench(Inpainter("edit", models), a.steps), classifier, count["photo"]
         )
     for name, study in studies.items():
         table, picture = study()

@@ -187,7 +187,7 @@ def imprint_sheet(folder: Path, names: Sequence[str], count: int, each: int, sid
         panels += [sheets.shown(pictures[name][number * each], side) for name in names]
         panels.append(sheets.shown(task.truth, side))
         cells.append(sheets.Cell(panels, [scenes.caption(subject.thing).removeprefix("a photo of ")]))
-    return sheets.grid("photo | box | " + " | ".join([*names, TRUTH]), cells, 1)
+    return sheets.grid("photo | box | " + " | ".join([*(ROWS[name] for name in names), TRUTH]), cells, 1)
 
 
 def levels_sheet(row: Row, steps: int, count: int, side: int = 128):
