@@ -4,8 +4,8 @@
 
 Runs every template as it is published on a host of its own and writes a JPEG beside each, which ComfyUI's
 template browser shows in a square. The result fills the square, and what goes in stands at its top. Nothing
-is chosen: the pictures are of the seeds that the workflows have. Templates whose models have no tiny variant
-that was trained on the published scenes show what goes in alone.
+is chosen: the pictures are of the seeds that the workflows have. Templates that the tiny Fill model does not
+paint show what goes in alone: the pictures of the tiny UNet are too soft to be enlarged.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from ..lab.studies import sheet
 from .demo_options import ASSETS, open_picture
 from .example_pictures import EXAMPLES
 from .serve import install_models
-from .template_layout import foreign_nodes, without
+from .template_layout import without
 from .template_plans import PLANS, Plan
 from .templates import WORKFLOWS
-from .tiny import read_graph, served_graph
+from .tiny import PAINTED_BY_FILL, read_graph, served_graph
 
 SIDE, BYTES = 480, 60_000
 INSET, GAP, FRAME = 150, 6, 3  # pixels: the side of an input at most, between inputs, their frames
@@ -197,16 +197,6 @@ def captioned(square: Image.Image, words: str) -> Image.Image:
     return square
 
 
-def is_painted_by(name: str, files: set[str]) -> bool:
-    """Whether models in `files` paint the published scene: none is untrained, and no node is a stand-in."""
-    published = {node["class_type"] for node in read_graph(name).values()}
-    if published & {"LoraLoaderModelOnly", *foreign_nodes()}:
-        return False
-    graph = served_graph(name)
-    values = [value for node in graph.values() for value in node["inputs"].values()]
-    return all(v in files for v in values if isinstance(v, str) and v.endswith(".safetensors"))
-
-
 def save(picture: Image.Image, path: Path) -> None:
     """As the best JPEG of at most BYTES; raises ValueError when none is that small."""
     for quality in range(90, 40, -5):
@@ -228,8 +218,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models"
         install_models(models)
-        files = {path.name for path in models.rglob("*.safetensors")}
-        painted = [name for name in names if is_painted_by(name, files)]
+        painted = [name for name in names if name in PAINTED_BY_FILL]
         for name in set(names) - set(painted):
             save(card(plans[name], None), WORKFLOWS / f"{plans[name].title}.jpg")
         if not painted:

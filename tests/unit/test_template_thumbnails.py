@@ -90,16 +90,6 @@ def test_a_published_card_is_filled_to_its_edges(plan):
     assert empty.mean() < 0.02
 
 
-def test_workflows_run_on_trained_models_alone_and_without_stand_ins():
-    files = {"inlay_tiny.safetensors", "inlay_tiny_identity.safetensors"}
-    edit = {"inlay_tiny_edit.safetensors", "inlay_tiny_clip.safetensors", "inlay_tiny_16.safetensors"}
-    assert cards.is_painted_by("insert_one_photo", files)
-    assert not cards.is_painted_by("insert_one_photo", files - {"inlay_tiny_identity.safetensors"})
-    assert not cards.is_painted_by("insert_klein", files)
-    assert cards.is_painted_by("insert_klein", edit)
-    assert not any(cards.is_painted_by(name, files | edit) for name in ("insert_api", "insert_other_sampler"))
-
-
 def test_templates_without_a_result_have_words_to_tell_them_apart():
     words = [plan.caption for plan in PLANS if plan.caption]
     assert len(set(words)) == len(words)
