@@ -306,7 +306,7 @@ def main():
         numbers, verdicts = scored(classifier, painted, tasks)
         rows[f"painted by {kind} (class and colour {target})"] = numbers
         title = f"{kind}: held-out scenes with the box | result"
-        sheet(title, painted, tasks, verdicts).save(out / f"quality_{kind}.png")
+        sheet(title, painted, tasks, verdicts).save(out / f"quality_{kind}.jpg", quality=88)
     rows["the truth"] = scored(classifier, truth, tasks)[0]
     notes = [f"{a.prompts} held-out prompts and scenes of {scenes.SIZE} px, seed {HELD_OUT}."]
     notes += ["{}: {} {}, {} steps, guidance {:g}.".format(kind, *SAMPLING[kind]) for kind in kinds]
