@@ -10,7 +10,7 @@ JSON file for each, so an interrupted run goes on. Writes closeup_KIND_8.md and 
 and, of the shares, closeup_KIND_shares.png.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -136,7 +136,7 @@ def views_of(part: str) -> dict[str, tuple[float, float]]:
     return STEPPED if part == SHARES else VIEWS
 
 
-def closeup_table(results: list[Mapping], choices: CloseUpChoices, classifier: str) -> Table:
+def closeup_table(results: Sequence[Mapping], choices: CloseUpChoices, classifier: str) -> Table:
     """Means over subjects, and what the close-up changes."""
     rows, stepped = rows_of(results), choices.part == SHARES
     title = "The close-up's share of the steps, boxes" if stepped else "Boxes"

@@ -108,7 +108,8 @@ def load_checkpoint(path: Path) -> tuple[Any, Any, Any]:
     import comfy.sd
 
     options = {"dtype": PRECISION["unet"]}
-    model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(path), model_options=options)[:3]
+    loaded: Any = comfy.sd.load_checkpoint_guess_config(str(path), model_options=options)
+    model, clip, vae = loaded[:3]
     model.model.manual_cast_dtype = None  # on a CPU the host would compute in float32
     return model, clip, vae
 
