@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import autoencoders, classifier, flux, inpainting_unet, quantised, runs, text_encoder
+from .files import WEIGHTS
 from .loss_curves import write_curves
 
 # the host's latents are the autoencoder's times this; the models work on the encoder's own scale
@@ -41,12 +42,12 @@ def filled(module: nn.Module, seed: int = 0) -> State:
 def random_checkpoint(seed: int = 0, channels: int = 9) -> dict[str, State]:
     """The parts of a checkpoint, untrained: a UNet of one level with that many input channels, and others.
 
-    No output is zero.
+    No output is zero. The autoencoder is the shipped one: the pictures of an untrained one hardly differ.
     """
     return {
         "unet": filled(inpainting_unet.new_unet(seed, **inpainting_unet.SHALLOW, in_channels=channels), seed),
         "text": filled(text_encoder.TextEncoder(seed), seed),
-        "autoencoder4": filled(autoencoders.new_autoencoder(4, seed), seed),
+        "autoencoder4": quantised.load(WEIGHTS / "autoencoder4.safetensors"),
     }
 
 
