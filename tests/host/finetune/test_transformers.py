@@ -1180,47 +1180,48 @@ def test_a_config_trains_an_edit_model_with_photos_captions_and_samples(fill_fol
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_a_command_that_was_killed_goes_on_where_its_last_checkpoint_stood(
-    fill_folder, trained_alone, comfyui_path
-):
-    """Killed in step 3 of 3; the rest is trained here, to the bits of a training that was not killed."""
+def test_a_command_that_was_killed_goes_on_where_its_last_checkpoint_stood(fill_folder, comfyui_path):
+    """Killed in step 3 of 3; the same command takes the rest, to the bits of one that was not killed.
+
+    All three are processes of their own: what ran before in this one can change a sum's last bit.
+    """
+    import json
     import subprocess
     import sys
 
     from safetensors.torch import load_file
 
     from inlay import dev
-    from inlay.training.finetune.finetune_subject import finetune_from_config
-    from inlay.training.finetune.toml_config import read_toml
-    from inlay.training.finetune.trainer import SINGLE_PROCESS
 
-    config, steps = config_in(fill_folder, "killed"), []
     environment = os.environ | {"COMFYUI_PATH": str(comfyui_path), "ACCELERATE_USE_CPU": "true"}
     environment.pop("PYTHONPATH", None)
-    watched = str(dev.PACK / "tests" / "programs" / "terminate_at_line.py")
-    command = [
-        sys.executable,
-        watched,
-        "SIGKILL",
-        "step 3 of",
-        str(dev.PACK),
-        "finetune",
-        "--config",
-        str(config),
-    ]
-    done = subprocess.run(
-        command, cwd=fill_folder, env=environment, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == -9, done.stderr[-3000:]
+    watched = [str(dev.PACK / "tests" / "programs" / "terminate_at_line.py"), "SIGKILL", "step 3 of"]
+
+    def finetune(name, *program):
+        command = [sys.executable, *program, str(dev.PACK), "finetune", "--config"]
+        command.append(str(config_in(fill_folder, name)))
+        return subprocess.run(
+            command, cwd=fill_folder, env=environment, capture_output=True, text=True, timeout=900
+        )
+
+    def written(name):
+        files = {file.suffix: file for file in (fill_folder / name).iterdir()}
+        assert set(files) == {".safetensors", ".json"}
+        [lora] = [f for f in (fill_folder / name).glob("*.safetensors") if not f.stem.endswith("_diffusers")]
+        return load_file(lora), json.loads(files[".json"].read_text(encoding="utf-8"))
+
+    whole, killed = finetune("whole"), finetune("killed", *watched)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert killed.returncode == -9, killed.stderr[-3000:]
     assert [file.suffix for file in (fill_folder / "killed").iterdir()] == [".resume"]
-    subject, path = finetune_from_config(
-        read_toml(config), SINGLE_PROCESS, lambda step, loss: steps.append(step)
-    )
-    assert steps == [3]
-    assert subject == trained_alone.subject
-    lora = load_file(path)
-    assert all(torch.equal(lora[key], weight) for key, weight in trained_alone.lora.items())
-    assert {file.suffix for file in (fill_folder / "killed").iterdir()} == {".safetensors", ".json"}
+    resumed = finetune("killed")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "step 1 of" in whole.stderr
+    assert "step 3 of" in resumed.stderr
+    assert "step 1 of" not in resumed.stderr
+    (lora, subject), (expected, its) = written("killed"), written("whole")
+    assert subject["losses"] == its["losses"]
+    assert all(torch.equal(lora[key], weight) for key, weight in expected.items())
 
 
 def test_two_processes_learn_on_a_transformer_what_one_learns(fill_folder, trained_alone, comfyui_path):
