@@ -39,6 +39,11 @@ def filled(module: nn.Module, seed: int = 0) -> State:
     return state
 
 
+def shipped_autoencoder(channels: int) -> State:
+    """The state of an autoencoder of the repository."""
+    return quantised.load(WEIGHTS / f"autoencoder{channels}.safetensors")
+
+
 def random_checkpoint(seed: int = 0, channels: int = 9) -> dict[str, State]:
     """The parts of a checkpoint, untrained: a UNet of one level with that many input channels, and others.
 
@@ -47,15 +52,15 @@ def random_checkpoint(seed: int = 0, channels: int = 9) -> dict[str, State]:
     return {
         "unet": filled(inpainting_unet.new_unet(seed, **inpainting_unet.SHALLOW, in_channels=channels), seed),
         "text": filled(text_encoder.TextEncoder(seed), seed),
-        "autoencoder4": quantised.load(WEIGHTS / "autoencoder4.safetensors"),
+        "autoencoder4": shipped_autoencoder(4),
     }
 
 
 def random_parts(seed: int = 0) -> dict[str, State]:
-    """Every part untrained; no output is zero."""
+    """Every part untrained but the autoencoders; no output is zero."""
     return random_checkpoint(seed) | {
         "unet": filled(inpainting_unet.new_unet(seed), seed),
-        "autoencoder16": filled(autoencoders.new_autoencoder(16, seed), seed),
+        "autoencoder16": shipped_autoencoder(16),
         "fill": filled(flux.new_flux("fill", seed), seed),
         "edit": filled(flux.new_flux("edit", seed), seed),
     }

@@ -2,8 +2,14 @@
 
 import os
 import sys
+from typing import Any
 
 import torch
+
+
+def compute_in_own_type(model: Any) -> None:
+    """Let a MODEL compute in the number format of its weights; on a CPU the host takes float32."""
+    model.model.manual_cast_dtype = None
 
 
 def open_host():

@@ -1221,6 +1221,7 @@ def test_a_command_that_was_killed_goes_on_where_its_last_checkpoint_stood(fill_
     assert "step 1 of" not in resumed.stderr
     (lora, subject), (expected, its) = written("killed"), written("whole")
     assert subject["losses"] == its["losses"]
+    assert lora.keys() == expected.keys()
     assert all(torch.equal(lora[key], weight) for key, weight in expected.items())
 
 

@@ -36,6 +36,17 @@ def training(in_process_host):
     comfy.model_management.in_training = before
 
 
+@pytest.mark.parametrize("channels", [4, 16])
+def test_pictures_of_an_untrained_set_differ(parts, channels):
+    """Or a test that compares two of them cannot fail."""
+    model = autoencoders.new_autoencoder(channels)
+    model.load_state_dict(parts[f"autoencoder{channels}"])
+    latents = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, second = model.taesd_decoder(latents).clamp(0, 1)
+    assert (first - second).abs().mean() > 0.1
+
+
 def test_the_checkpoint_is_recognised(parts):
     """As SD 1.5 for inpainting: three levels with attention at each, our autoencoder and text encoder."""
     import comfy.sd
