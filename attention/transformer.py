@@ -55,7 +55,7 @@ def choose_joint_masking(
     """Return what to mask, from the inputs that UNets have too; None for nothing.
 
     Text and picture share one softmax here. A strength of 0 opens that part: the text acts everywhere, or
-    inside and outside see each other. blocks: "paper" or "all", "none" (as a picture_strength of 0), or a
+    inside and outside see each other. blocks: "auto", "paper" or "all", "none" (as a picture_strength of 0), or a
     list of `choose_blocks`.
 
     Raises:
@@ -64,7 +64,7 @@ def choose_joint_masking(
     if blocks in ("decoder_outer", "released"):
         raise ValueError(
             f'self_attention: "{blocks}" names layers of a UNet, which this model does not have; choose'
-            " paper, all, double, single, first half or custom."
+            " auto, all, double, single, first half or custom."
         )
     picture_strength = 0.0 if blocks == "none" else picture_strength
     if text_strength > 0 and picture_strength > 0 and text_strength != picture_strength:
@@ -79,7 +79,7 @@ def choose_joint_masking(
     sees = sees if text_strength > 0 else open_text(sees)
     sees = sees if picture_strength > 0 else open_picture(sees)
     chosen = None
-    if blocks not in ("paper", "all", "none"):
+    if blocks not in ("auto", "paper", "all", "none"):
         named = {"first half": "first 50%"}.get(blocks, blocks)
         chosen = choose_blocks(transformer_blocks(network, order), named)
     return JointMasking(operator, strength, chosen, sees, tuple(photos))

@@ -64,11 +64,11 @@ class MaskedAttentionPatch(io.ComfyNode):
                 io.Combo.Input(
                     "self_attention",
                     options=[*LAYER_PRESETS, CUSTOM, *TRANSFORMER_PARTS],
-                    default="paper",
-                    tooltip="Layers in which subject and background do not see each other. paper: all but the"
-                    " decoder's outer ones, which blend the two. decoder_outer: only those. released: what"
-                    " DreamCom's published code masks. custom: the list in `layers`. Transformers: paper and"
-                    " all mask every block; double, single and first half mask a part of them.",
+                    default="auto",
+                    tooltip="Layers in which subject and background do not see each other. auto: decoder_outer,"
+                    " the decoder's outer layers. paper: all but those, as DreamCom's paper has it. released:"
+                    " what its published code masks. custom: the list in `layers`. Transformers: auto, paper"
+                    " and all mask every block; double, single and first half mask a part of them.",
                 ),
                 io.Float.Input(
                     "self_strength",
@@ -168,7 +168,7 @@ class MaskedAttentionPatch(io.ComfyNode):
         model,
         mask: torch.Tensor,
         cross_attention: float = 1.0,
-        self_attention: str = "paper",
+        self_attention: str = "auto",
         self_strength: float = 1.0,
         operator: str = "paper",
         layers: str = "",
@@ -227,7 +227,7 @@ def token_grids(model, size, chosen: str, bindings) -> tuple[tuple[int, int], li
         depths = 1 + max(layer.depth for layer in unet_layers(network))
         return latent, halved(latent, depths), []
     blocks = transformer_blocks(network, order)
-    whole = chosen in ("paper", "all", "none")
+    whole = chosen in ("auto", "paper", "all", "none")
     named = {"first half": "first 50%"}.get(chosen, chosen)
     masked = blocks if whole else [blocks[position] for position in sorted(choose_blocks(blocks, named))]
     notes = [f"masked: {len(masked)} of {len(blocks)} blocks: {describe_blocks(masked)}"]

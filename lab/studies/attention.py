@@ -51,6 +51,11 @@ LAYERS: dict[str, Masking] = {
     "(c) the decoder's outer": {"self_layers": "decoder_outer"},
     "(d) all but (c), the paper's": {"self_layers": "paper"},
 }
+# what the paper says of them: open outer layers harmonise; and which to choose
+CHOICES = (
+    ("(d) all but (c), the paper's", "(b) all"),
+    ("(c) the decoder's outer", "(d) all but (c), the paper's"),
+)
 ONE_BOX: Masking = {"photos": [(1, 1.0)]}
 PHOTO: dict[str, Masking] = {
     "photo everywhere": {},
@@ -234,7 +239,8 @@ def light_study(bench: SceneBench, count: int) -> tuple[Table, Image.Image]:
         "Shading: how much brighter the right half of the thing's true outline is than the left, as a share.",
         f"Manipulation check: the true shading's mean size is {float(wanted.abs().mean()):.3f}.",
     ]
-    notes += [change(table, way, unmasked, measure) for way in others for measure in table.measures]
+    pairs = [*((way, unmasked) for way in others), *CHOICES]
+    notes += [change(table, *pair, measure) for pair in pairs for measure in table.measures]
     return replace(table, notes=notes), grid_of(tasks, shown)
 
 

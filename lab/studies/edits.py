@@ -4,12 +4,13 @@
 
 A striped red mug is trained as "sks mug"; then "a blue dotted sks mug" is painted: six edits of each subject,
 each in a held-out scene of its own, always another colour and another pattern. An edit is followed when the
-classifier finds the asked colour in the box.
+classifier finds the asked colour in the box. At the model's usual guidance the asked colour wins nearly
+always; so the guidance --cfg is a low one, at which the subject's own look resists and about four of ten
+edits are followed (the pilot prints the share).
 
-words: the subject is trained until about four of ten edits are followed and its shape still holds (--steps
-       and --rate; the pilot prints the share and shows the shapes). Then the plain prompt, the prompt without
-       the subject's own colour and pattern (attribute substitution, jointly and one after another), and, as a
-       control, without another colour and pattern. "not trained" is the edit without the token.
+words: the plain prompt, the prompt without the subject's own colour and pattern (attribute substitution,
+       jointly and one after another), and, as a control, without another colour and pattern. "not trained" is
+       the edit without the token.
 data:  DreamMix's regular data: the subject alone; beside pictures of its class; beside pictures by prompts
        of its attributes, with the token and without. Every step sees as many examples of the subject, for
        regular data comes in addition. Edits followed, and the likeness of the subject as it is.
@@ -74,6 +75,7 @@ class EditChoices:
     batch_size: int
     edits: int
     sampling_steps: int
+    cfg: float
     model: str
     version: int = 1  # raise when the same choices give other numbers
 
@@ -151,11 +153,12 @@ def edit_numbers(classifier: SceneClassifier, images: Tensor, tasks: list[Task])
 
 
 def paint(
-    painter: Inpainter, tasks: list[Task], prompts: Sequence[str] | Tensor, seed: int, model, steps: int
-):
-    """Pictures (n, H, W, 3) of the prompts, or of their rows, in the tasks' boxes."""
+    painter: Inpainter, tasks: list[Task], prompts: Sequence[str] | Tensor, seed: int, model,
+    steps: int, cfg: float = 0.0,
+):  # fmt: skip
+    """Pictures (n, H, W, 3) of the prompts, or of their rows, in the tasks' boxes; cfg 0 is the usual one."""
     images, holes = stacked(tasks, "background"), stacked(tasks, "hole")
-    return painter.paint(images, holes, prompts, None, seed, model, steps).cpu()
+    return painter.paint(images, holes, prompts, None, seed, model, steps, cfg=cfg).cpu()
 
 
 def regular_data(painter: Inpainter, prompts: Sequence[str], index: int, steps: int) -> list[Any]:
@@ -176,7 +179,7 @@ def measure_words(painter: Inpainter, classifier: SceneClassifier, index: int, c
     subject = edited_subject(index, choices.edits)
     recipe = study_recipe(painter.model, choices, prompt=PROMPT)
     tuned = finetuned(painter, subject, recipe, index, scenes.SIZE)
-    prompts = [edit_prompt(task) for task in subject.edits]
+    prompts, sampling = [edit_prompt(task) for task in subject.edits], (choices.sampling_steps, choices.cfg)
     own = [" ".join(scenes.looks_of(subject.thing))] * len(prompts)
     prompts_of: dict[str, Any] = {
         FREE: [edit_prompt(task, "") for task in subject.edits],
@@ -188,7 +191,7 @@ def measure_words(painter: Inpainter, classifier: SceneClassifier, index: int, c
     pictures = {"truth": stacked(subject.edits, "truth")}
     for way, words in prompts_of.items():
         model = None if way == FREE else tuned
-        pictures[way] = paint(painter, subject.edits, words, index, model, choices.sampling_steps)
+        pictures[way] = paint(painter, subject.edits, words, index, model, *sampling)
     return pictures, {way: edit_numbers(classifier, x, subject.edits) for way, x in pictures.items()}
 
 
@@ -219,11 +222,12 @@ def measure_data(painter: Inpainter, classifier: SceneClassifier, index: int, ch
     }
     edits = [edit_prompt(task) for task in subject.edits]
     as_is = [scenes.caption(thing, TOKEN)] * len(subject.as_is)
+    sampling = choices.sampling_steps, choices.cfg
     pictures, numbers = {"truth": stacked(subject.edits, "truth")}, {}
     for way, regular in ways.items():
         model = finetuned(painter, subject, recipe, index, scenes.SIZE, regular)
-        pictures[way] = paint(painter, subject.edits, edits, index, model, choices.sampling_steps)
-        same = paint(painter, subject.as_is, as_is, index, model, choices.sampling_steps)
+        pictures[way] = paint(painter, subject.edits, edits, index, model, *sampling)
+        same = paint(painter, subject.as_is, as_is, index, model, *sampling)
         identity = numbers_of(classifier, same, subject.as_is)[SIMILARITY]
         numbers[way] = {**edit_numbers(classifier, pictures[way], subject.edits), IDENTITY: identity}
     return pictures, numbers
@@ -233,7 +237,8 @@ def notes_of(results: list, choices: EditChoices, name: str) -> list[str]:
     return [
         f"{len(results)} subjects x {choices.edits} edits, seed {HELD_OUT}; errors over subjects; similarity"
         f" to the edited truth by {name}. {choices.steps} training steps of {choices.batch_size}, rank"
-        f" {choices.rank}, rate {choices.learning_rate:g}, {PHOTOS} photos.",
+        f" {choices.rank}, rate {choices.learning_rate:g}, {PHOTOS} photos. {choices.sampling_steps} sampling"
+        f" steps, guidance {choices.cfg:g}.",
     ]
 
 
@@ -272,6 +277,7 @@ def main():
     parser.set_defaults(subjects=25)
     parser.add_argument("--only", nargs="*", default=list(STUDIES), choices=list(STUDIES))
     parser.add_argument("--kind", default="fill", choices=["unet", "fill"])
+    parser.add_argument("--cfg", type=float, default=1.5, help="guidance of the edits")
     a = parser.parse_args()
     out, models = study_folders(a)
     classifier, count = trained_classifier(a.work), PILOT if a.pilot else a.subjects
@@ -279,7 +285,7 @@ def main():
     file = painter.fingerprint(classifier)
     for study in a.only:
         measure, tabulated, ways = STUDIES[study]
-        choices = EditChoices(study, a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, file)
+        choices = EditChoices(study, a.steps, 16, a.rate, 4, a.scenes, a.sampling_steps, a.cfg, file)
         folder, name = out / f"{study}_{a.kind}", f"edits_{study}_{a.kind}"
         results = subject_cells(
             folder, count, choices, partial(measure, painter, classifier, choices=choices)

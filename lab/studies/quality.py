@@ -157,16 +157,18 @@ class Inpainter:
         steps: int = 0,
         repaint: bool = False,
         uncond: Tensor | None = None,
+        cfg: float = 0.0,
     ) -> Tensor:
         """Latents (B, C, h, w) of images (B, H, W, 3) in [0, 1], their holes (B, H, W) painted.
 
         `prompts` are words or their encoded rows (B, L, 768), `uncond` the rows (1, L, 768) that stand for
-        none. `model` is a patched clone of the painter's own; steps 0 are those of SAMPLING. With `repaint`
-        the whole picture is painted anew, which the edit model can do: it reads the scene as a reference.
+        none. `model` is a patched clone of the painter's own; steps 0 and cfg 0 are those of SAMPLING. With
+        `repaint` the whole picture is painted anew, which the edit model can do: it reads the scene as a
+        reference.
         """
         import comfy.sample
 
-        sampler, scheduler, usual, cfg = SAMPLING[self.kind]
+        sampler, scheduler, usual, guidance = SAMPLING[self.kind]
         image, masked, hole = inpaint_pictures(images, holes, 8)
         if self.kind == "edit":
             shown = [] if photos is None else [self.vae.encode(photos)]
@@ -177,8 +179,8 @@ class Inpainter:
         rows = prompts if isinstance(prompts, Tensor) else torch.cat([self.encode(p) for p in prompts])
         none = self.encode("") if uncond is None else uncond
         return comfy.sample.sample(
-            model or self.model, comfy.sample.prepare_noise(latent, seed), steps or usual, cfg, sampler,
-            scheduler, [[rows, condition]], [[none, condition]], latent,
+            model or self.model, comfy.sample.prepare_noise(latent, seed), steps or usual, cfg or guidance,
+            sampler, scheduler, [[rows, condition]], [[none, condition]], latent,
             noise_mask=None if repaint else hole[:, None],
             disable_pbar=True, seed=seed,
         )  # fmt: skip
@@ -189,10 +191,10 @@ class Inpainter:
         return self.vae.decode(latents)[:, : images.shape[1], : images.shape[2]].clamp(0, 1)
 
     def paint(
-        self, images: Tensor, holes: Tensor, *given: Any, repaint: bool = False, uncond: Tensor | None = None
+        self, images: Tensor, holes: Tensor, *given: Any, repaint: bool = False, **options: Any
     ) -> Tensor:
         """Fill holes of images; without `repaint` all else keeps its bits. Arguments as in `sample`."""
-        decoded = self.decode(self.sample(images, holes, *given, repaint=repaint, uncond=uncond), images)
+        decoded = self.decode(self.sample(images, holes, *given, repaint=repaint, **options), images)
         return decoded if repaint else paste_back(images, decoded, holes)
 
     def paint_all(self, tasks: Sequence[Task], folder: Path | None = None) -> Tensor:

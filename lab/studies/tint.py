@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ...evaluation.tables import Table
 from .. import scenes
-from .attention import LAYERS, Masking
+from .attention import CHOICES, LAYERS, Masking
 from .quality import HELD_OUT, Inpainter, Task, stacked, task_of
 from .study import change, rows_of, study_folders, subject_cells, training_parser, write_table
 from .subjects import SHOWN, TOKEN, comparison_sheet, finetuned, reference_photos, study_recipe
@@ -188,7 +188,8 @@ def tint_table(results: list[dict], choices: TintChoices, kind: str) -> Table:
     ]
     if len(seen) < len(results):
         notes.append(f"Left out: {len(results) - len(seen)} subjects of which some way painted nothing.")
-    notes += [change(table, way, unmasked, measure) for way in others for measure in (LEAK, WHOLE, COVERED)]
+    pairs = [*((way, unmasked) for way in others), *(pair for pair in CHOICES if {*pair} <= {*rows})]
+    notes += [change(table, *pair, measure) for pair in pairs for measure in (LEAK, WHOLE, COVERED)]
     return replace(table, notes=notes)
 
 

@@ -101,6 +101,7 @@ def test_the_map_agrees_with_what_the_host_passes(rig):
     [
         ("none", []),
         ("decoder_outer", [f"output {n}" for n in range(6, 12)]),
+        ("auto", [f"output {n}" for n in range(6, 12)]),
         ("released", [f"output {n}" for n in range(7, 12)]),
         (
             "paper",

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from inlay.imaging.boxes import Box
 from inlay.lab import scenes
 from inlay.lab.models import assemble
 from inlay.lab.models.classifier import SceneClassifier
@@ -15,6 +16,7 @@ from inlay.lab.studies import (
     closeup,
     edits,
     finetune,
+    lamp,
     paste,
     quality,
     subjects,
@@ -135,6 +137,36 @@ def test_boxes_of_the_asked_size_are_painted_in_every_view(painter):
     assert numbers["the truth"][closeup.GRADIENT] == pytest.approx(1)
 
 
+def test_a_lamp_lies_outside_the_close_up_and_lights_the_thing_from_its_side(painter):
+    choices = lamp.LampChoices(lamp.AREA, closeup.CANVAS, 2, 1.0, "untrained")
+    pictures, numbers = lamp.measure_scene(painter, SceneClassifier().eval(), 0, choices)
+    assert {*pictures} == {*numbers} == {*lamp.SHARES, lamp.DECODED, lamp.TRUTH}
+    task = lamp.lamp_task(0)
+    light = task.background.mean(-1)
+    bulb = (light == light.max()).nonzero().float().mean(0)  # the brightest place of the empty room
+    close, window = (view.box for view in lamp.views_of(task.box))
+    assert lamp.within(window, *bulb.tolist())
+    assert not lamp.within(close, *bulb.tolist())
+    assert float(task.hole.mean()) == pytest.approx(lamp.AREA, rel=0.3)
+    lit = attention.shading(task.truth[None], task.outline[None])
+    side = float(bulb[1]) - task.outline.nonzero()[:, 1].float().mean()
+    assert lit.sign() == side.sign()
+    assert numbers[lamp.TRUTH][lamp.SHADING] == 0
+    assert numbers[lamp.TRUTH][lamp.SIDE] == 1
+    assert numbers[lamp.DECODED][lamp.SIDE] == 1  # the shipped autoencoder keeps the light
+    text = lamp.lamp_table([numbers, numbers], choices, "a classifier").markdown()
+    assert "2 scenes of 256 px" in text
+    assert "Manipulation check" in text
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "radius", "touches"),
+    [(5, 5, 0, True), (12, 5, 0, False), (13, 14, 4.9, False), (13, 14, 5, True)],
+)
+def test_a_disc_touches_a_box(row, column, radius, touches):
+    assert lamp.within(Box(0, 0, 10, 10), row, column, radius) == touches
+
+
 def test_every_view_stands_under_its_name(tmp_path):
     choices = closeup.CloseUpChoices("8 %", 0.08, 1, closeup.CANVAS, 2, 1.0, "untrained")
     rows = (*closeup.VIEWS, "the truth")
@@ -217,7 +249,7 @@ def test_every_way_of_finetuning_has_a_name_of_its_own():
 def test_edits_of_a_learned_subject_are_painted_in_every_way(painter, study, monkeypatch):
     monkeypatch.setattr(edits, "REGULAR_PROMPTS", 2)
     monkeypatch.setattr(edits, "REGULAR_EACH", 1)
-    choices = edits.EditChoices(study, 2, 4, 1e-2, 1, 1, 1, "untrained")
+    choices = edits.EditChoices(study, 2, 4, 1e-2, 1, 1, 1, 1.5, "untrained")
     measure, tabulated, ways = edits.STUDIES[study]
     pictures, numbers = measure(painter, SceneClassifier().eval(), 0, choices)
     assert {*ways, "truth"} == set(pictures)
