@@ -27,7 +27,7 @@ def mask_attention(
     masks: Sequence[Tensor],
     *,
     cross_strength: float = 1.0,
-    self_layers: str = "paper",
+    self_layers: str = "auto",
     self_strength: float = 1.0,
     operator: str = "paper",
     text: Sequence[Collection[int] | None] | None = None,

@@ -51,7 +51,7 @@ class Masking:
 def choose_masking(
     unet: nn.Module,
     cross_strength: float = 1.0,
-    self_layers: str = "paper",
+    self_layers: str = "auto",
     self_strength: float = 1.0,
     operator: str = "paper",
     plan: str = PLAN,

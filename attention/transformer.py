@@ -55,8 +55,8 @@ def choose_joint_masking(
     """Return what to mask, from the inputs that UNets have too; None for nothing.
 
     Text and picture share one softmax here. A strength of 0 opens that part: the text acts everywhere, or
-    inside and outside see each other. blocks: "auto", "paper" or "all", "none" (as a picture_strength of 0), or a
-    list of `choose_blocks`.
+    inside and outside see each other. blocks: "auto", "paper" or "all", "none" (as a picture_strength of 0),
+    or a list of `choose_blocks`.
 
     Raises:
         ValueError: For two different strengths over 0, or blocks that the network does not have.

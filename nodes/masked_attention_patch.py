@@ -65,10 +65,11 @@ class MaskedAttentionPatch(io.ComfyNode):
                     "self_attention",
                     options=[*LAYER_PRESETS, CUSTOM, *TRANSFORMER_PARTS],
                     default="auto",
-                    tooltip="Layers in which subject and background do not see each other. auto: decoder_outer,"
-                    " the decoder's outer layers. paper: all but those, as DreamCom's paper has it. released:"
-                    " what its published code masks. custom: the list in `layers`. Transformers: auto, paper"
-                    " and all mask every block; double, single and first half mask a part of them.",
+                    tooltip="Layers in which subject and background do not see each other. auto:"
+                    " decoder_outer, the decoder's outer layers. paper: all but those, as DreamCom's paper"
+                    " has it. released: what its published code masks. custom: the list in `layers`."
+                    " Transformers: auto, paper and all mask every block; double, single and first half"
+                    " mask a part of them.",
                 ),
                 io.Float.Input(
                     "self_strength",

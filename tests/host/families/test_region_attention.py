@@ -384,7 +384,8 @@ def test_a_photo_of_strength_0_is_not_seen(in_process_host, name):
 
 @pytest.mark.parametrize(("name", "blocks", "count"), [
     ("flux1", "double", 1), ("flux1", "single", 2), ("flux1", "first 50%", 2), ("flux1", "single 1", 1),
-    ("flux1", "all", 3), ("flux1", "auto", 3), ("krea2", "first 50%", 1), ("boogu", "double", 1), ("omnigen2", "single 0", 1),
+    ("flux1", "all", 3), ("flux1", "auto", 3), ("krea2", "first 50%", 1), ("boogu", "double", 1),
+    ("omnigen2", "single 0", 1),
     ("qwen-image", "double 1", 1), ("z-image", "single", 2),
 ])  # fmt: skip
 def test_only_the_chosen_blocks_are_masked(in_process_host, monkeypatch, name, blocks, count):
