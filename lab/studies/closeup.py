@@ -152,15 +152,15 @@ def closeup_table(results: Sequence[Mapping], choices: CloseUpChoices, classifie
     return replace(table, notes=notes)
 
 
-def draw_shares(table: Table, path: Path) -> None:
-    """Similarity, sharpness and the step at the edge over the close-up's share, and where the truth lies."""
+def draw_shares(table: Table, rows: Sequence[str], measures: Sequence[str], path: Path) -> None:
+    """The measures over the close-up's share, which rows are named by, and where the truth lies."""
     from matplotlib.figure import Figure
 
-    cells, measures = table.cells(), (SIMILARITY, GRADIENT, STEP)
+    cells = table.cells()
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(measures)), measures, strict=True):
-        means = [cells[row][measure] for row in STEPPED]
-        shares = [float(row) for row in STEPPED]
+        means = [cells[row][measure] for row in rows]
+        shares = [float(row) for row in rows]
         axes.errorbar(shares, [m.mean for m in means], [m.error for m in means], capsize=2, marker="o", ms=3)
         axes.axhline(cells["the truth"][measure].mean, color="0.6", lw=0.8, ls="--")
         axes.set(xlabel="share of the steps spent on the close-up", title=measure)
@@ -201,7 +201,9 @@ def main():
         table = closeup_table(results, choices, classifier.name)
         write_table(table, out, f"closeup_{folder.name}")
         if part == SHARES:
-            draw_shares(table, out / f"closeup_{a.kind}_shares.png")
+            draw_shares(
+                table, list(STEPPED), (SIMILARITY, GRADIENT, STEP), out / f"closeup_{a.kind}_shares.png"
+            )
         else:
             cells += shown_cells(folder, choices, min(SHOWN // len(boxes), a.subjects))
     if cells:

@@ -6,7 +6,7 @@ DreamMix, section 3.2: the close-up gives identity, the whole window harmony, an
 steps that are close-up, trades one for the other. A plain thing is painted into a box of 8 % of a picture of
 256 px whose lamp lies outside the close-up and inside the window, at six shares; the autoencoder alone is a
 control. Its shading is compared with the true one (see `attention.shading`). A unit is a scene. Writes
-lamp.md, .json and lamp.jpg.
+lamp.md, .json, lamp.png of curves and lamp.jpg of pictures.
 """
 
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from ..models.classifier import SceneClassifier, trained_classifier
 from ..scenes.render import HALF_VIEW, Camera
 from . import picture_grid
 from .attention import shading
-from .closeup import CANVAS, SOFT_EDGE, STEP, paint
+from .closeup import CANVAS, SOFT_EDGE, STEP, draw_shares, paint
 from .quality import SAMPLING, Inpainter, Task, as_image, edge_step, stacked
 from .result_cache import pictures_of
 from .study import change, rows_of, study_folders, study_parser, subject_cells, subject_file, write_table
@@ -177,7 +177,9 @@ def main():
     results = subject_cells(
         folder, a.scenes, choices, partial(measure_scene, painter, classifier, choices=choices)
     )
-    write_table(lamp_table(results, choices, classifier.name), out, "lamp")
+    table = lamp_table(results, choices, classifier.name)
+    write_table(table, out, "lamp")
+    draw_shares(table, list(SHARES), (SHADING, SIMILARITY, STEP), out / "lamp.png")
     cells = []
     for index in range(min(SHOWN, a.scenes)):
         task, pictures = lamp_task(index), pictures_of(subject_file(folder, index))

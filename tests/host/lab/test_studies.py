@@ -189,7 +189,7 @@ def test_shares_of_the_close_up_are_rows_of_a_table_and_points_of_curves(tmp_pat
     table = closeup.closeup_table(results, choices, "a classifier")
     assert list(table.rows) == rows
     assert "0.7 against 0.0 0.700 +- 0.000" in table.markdown()
-    closeup.draw_shares(table, tmp_path / "curves.png")
+    closeup.draw_shares(table, rows[:-1], measures, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
