@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import autoencoders, classifier, flux, inpainting_unet, quantised, runs, text_encoder
+from . import autoencoders, classifier, flux, inpainting_unet, low_rank, quantised, runs, text_encoder
 from .files import WEIGHTS
 from .loss_curves import write_curves
 
@@ -82,7 +82,8 @@ def trained_parts(work: Path) -> dict[str, State]:
         if (work / f"{task}.pt").exists():
             fit = flux.Training(work, task)
             with runs.Averaged(fit.fit):
-                parts[task] = {name: value.cpu().clone() for name, value in fit.model.state_dict().items()}
+                state = {name: value.cpu().clone() for name, value in fit.model.state_dict().items()}
+                parts[task] = low_rank.differences_of(state, flux.FIXED) if task == "edit" else state
     if (work / "classifier.pt").exists():
         parts["classifier"] = classifier.trained_classifier(work).state_dict()
     return parts
@@ -181,7 +182,7 @@ def clip_state(parts: dict[str, State]) -> State:
 FILES: dict[str, tuple[str, ...]] = {
     "checkpoints/inlay_tiny.safetensors": ("unet", "text", "autoencoder4"),
     "diffusion_models/inlay_tiny_fill.safetensors": ("fill",),
-    "diffusion_models/inlay_tiny_edit.safetensors": ("edit",),
+    "diffusion_models/inlay_tiny_edit.safetensors": ("fill", "edit"),
     "vae/inlay_tiny_16.safetensors": ("autoencoder16",),
     "text_encoders/inlay_tiny_clip.safetensors": ("text",),
 }
@@ -197,7 +198,10 @@ def assemble(parts: dict[str, State], out: Path) -> list[Path]:
     state_of: dict[str, tuple[Callable[[], State], str]] = {
         "inlay_tiny": (lambda: checkpoint_state(parts), "SD 1.5-shaped"),
         "inlay_tiny_fill": (lambda: parts["fill"], "fill model of Flux.1's class"),
-        "inlay_tiny_edit": (lambda: parts["edit"], "edit model of Flux.1's class"),
+        "inlay_tiny_edit": (
+            lambda: flux.edit_state(parts["fill"], parts["edit"]),
+            "edit model of Flux.1's class",
+        ),
         "inlay_tiny_16": (
             lambda: autoencoder_state(parts["autoencoder16"], flux.VAE_SCALE, flux.VAE_SHIFT),
             "autoencoder of 16 channels",

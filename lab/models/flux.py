@@ -6,13 +6,15 @@
 The network is the host's own class: hidden 256, 2 double and 4 single blocks. Flow matching (Lipman et al.
 2023): x_s = (1 - s) x_0 + s noise, the target is noise - x_0. Fill gets the masked picture's latents and the
 mask's 64 pixels of each cell as further channels. Edit gets one to three reference latents: the scene with a
-grey hole, and up to two photos of the subject from other sides; it starts from Fill's weights. The text
-encoder learns with Fill for the share FROZEN of its steps; then its mean weights are written to
-DIR/text_encoder.pt and stay as they are, for all models. For the first WINDOWED share of the steps examples
-are windows of 12 x 12 cells about the hole, at two thirds of the cost.
+grey hole, and up to two photos of the subject from other sides; it is Fill with differences of low rank,
+which keep what Fill knows and need little room in the repository. The text encoder learns with Fill for the
+share FROZEN of its steps; then its mean weights are written to DIR/text_encoder.pt and stay as they are, for
+all models. For the first WINDOWED share of the steps examples are windows of 12 x 12 cells about the hole, at
+two thirds of the cost.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import captions, quantised, runs, scene_data
+from . import captions, low_rank, quantised, runs, scene_data
 from .files import WEIGHTS
 from .flux_blocks import compile_blocks
 from .host import open_host
@@ -46,9 +48,12 @@ SHAPE = {
     "txt_ids_dims": [],
 }
 CHANNELS = {"fill": 16 + 16 + 64, "edit": 16}
-STEPS = {"fill": 6200, "edit": 6000}
+STEPS = {"fill": 6200, "edit": 2400}
 BATCH = 48
-RATE, MUON_RATE = 5e-4, 2e-3  # the second is that of the blocks' matrices, without those of the modulation
+RATE, DECAY = {"fill": 5e-4, "edit": 1e-3}, {"fill": 1e-2, "edit": 1e-3}
+MUON_RATE = 2e-3  # that of the blocks' matrices or of their differences, without those of the modulation
+RANK = 64  # of the edit model's differences to Fill
+WHOLE, FIXED = "img_in", "guidance_in"  # a layer of it that learns all its weights, and one that learns none
 FROZEN = 0.18  # share of Fill's first steps after which the text encoder stays as it is
 WINDOWED, WINDOW = {"fill": 0.65, "edit": 0.85}, 12
 SUBJECT = {"fill": 0.8, "edit": 0.85}  # share of holes about the subject: its photo shows it
@@ -89,6 +94,13 @@ def new_flux(task: str, seed: int = 0) -> Any:
     nn.init.zeros_(model.guidance_in.out_layer.weight)
     model.guidance_in.requires_grad_(False)
     return model
+
+
+def edit_state(fill: Mapping[str, Tensor], change: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The edit model's weights: Fill's with a change; of its input layer those of the noisy latents."""
+    # tokens list channel by channel, four values each; the noisy latents come first
+    state = {**fill, "img_in.weight": fill["img_in.weight"][:, : CHANNELS["edit"] * 4]}
+    return low_rank.changed(state, change or {})
 
 
 def mask_channels(pixels: Tensor) -> Tensor:
@@ -165,6 +177,8 @@ class Training:
             elif shipped:
                 self.model.load_state_dict(quantised.load(WEIGHTS / "fill.safetensors"))
                 runs.save(quantised.load(WEIGHTS / "text.safetensors"), work / "text_encoder.pt")
+        if task == "edit":
+            low_rank.add_differences(self.model, RANK, (WHOLE, FIXED))
         self.model.double_blocks[-1].register_forward_hook(self.look.keep)
         if compiled:
             compile_blocks(self.model)
@@ -176,8 +190,9 @@ class Training:
         self.encoder.to(runs.device())
         blocks = (*self.model.double_blocks.named_parameters(), *self.model.single_blocks.named_parameters())
         self.fit = runs.Fit(
-            work / f"{task}.pt", modules, steps or STEPS[task], RATE, average=0.998, decay=1e-2,
-            hidden=[p for name, p in blocks if p.ndim == 2 and "mod" not in name], hidden_rate=MUON_RATE,
+            work / f"{task}.pt", modules, steps or STEPS[task], RATE[task], average=0.998, decay=DECAY[task],
+            hidden=[p for name, p in blocks if p.requires_grad and p.ndim == 2 and "mod" not in name],
+            hidden_rate=MUON_RATE,
         )  # fmt: skip
         self.frozen = 0 if known else int(FROZEN * self.fit.total)
         self.data: Latents | None = None
@@ -194,9 +209,7 @@ class Training:
                 self.look.load_state_dict(other.look.state_dict())
         else:
             state = quantised.load(WEIGHTS / "fill.safetensors")
-        # tokens list channel by channel, four values each; the noisy latents come first
-        state["img_in.weight"] = state["img_in.weight"][:, : CHANNELS[self.task] * 4]
-        self.model.load_state_dict(state)
+        self.model.load_state_dict(edit_state(state))
 
     def freeze_text(self) -> None:
         """Write the text encoder's mean weights for the other models, and use them from here on."""

@@ -1,4 +1,4 @@
-"""A UNet's small change: low-rank differences to the shipped weights (Hu et al. 2021), to be shipped as such.
+"""A network's small change: low-rank differences to the shipped weights (Hu et al. 2021), shipped as such.
 
 In a file they have the names of a LoRA, `diffusion_model.<layer>.lora_A.weight` and `.lora_B.weight`, which
 the host's own loader applies; a layer that learned all its weights stands there whole, as `.weight`.
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 RANK = 16
 PREFIX = "diffusion_model."
@@ -56,6 +57,50 @@ def changed(unet: Mapping[str, Tensor], change: Mapping[str, Tensor]) -> dict[st
         elif ".lora_" not in path:
             result[path] = value
     return result
+
+
+class Difference(nn.Module):
+    """W + B A in place of a matrix W (out, in), zero at first: A is (rank, in), B (out, rank)."""
+
+    def __init__(self, weight: Tensor, rank: int):
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(rank, weight.shape[1]) * weight.shape[1] ** -0.5)
+        self.up = nn.Parameter(torch.zeros(len(weight), rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.up @ self.down
+
+
+FACTORS = {"parametrizations.weight.0.down": "lora_A.weight", "parametrizations.weight.0.up": "lora_B.weight"}
+
+
+def add_differences(network: nn.Module, rank: int, whole: tuple[str, ...]) -> dict[str, Difference]:
+    """Let every matrix learn a difference of at most half its rank; layers `whole` stay as they are.
+
+    The sum is made once for a batch, so a step costs what one with all weights does. Returns them by layer.
+    """
+    found = {}
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, nn.Linear) and not name.startswith(whole):
+            layer.weight.requires_grad_(False)
+            found[name] = Difference(layer.weight, min(rank, min(layer.weight.shape) // 2))
+            parametrize.register_parametrization(layer, "weight", found[name])
+    return found
+
+
+def differences_of(state: Mapping[str, Tensor], fixed: str) -> dict[str, Tensor]:
+    """The file's tensors, from the state of a network with differences added.
+
+    They are the differences, and what learned whole; a layer `fixed` learned nothing.
+    """
+    change = {}
+    for name, value in state.items():
+        if name.endswith("parametrizations.weight.original") or name.startswith(fixed):
+            continue
+        for own, lora in FACTORS.items():
+            name = name.replace(own, lora)
+        change[PREFIX + name] = value
+    return change
 
 
 def without_source(first: Tensor, scale: float, hole: float) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,11 @@ def study_folders(options: argparse.Namespace, trained: bool = True) -> tuple[Pa
     if options.work is None or not trained:
         shipped.install(models)
     else:
-        assemble.assemble(assemble.shipped_parts(WEIGHTS) | assemble.trained_parts(options.work), models)
+        own = assemble.trained_parts(options.work)
+        shared = assemble.shipped_parts(WEIGHTS)
+        if "fill" in own:  # the edit model is a change of the Fill that it was trained on
+            shared.pop("edit")
+        assemble.assemble(shared | own, models)
     return out, models
 
 

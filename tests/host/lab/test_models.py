@@ -12,6 +12,7 @@ from inlay.lab.models import (
     flux,
     flux_blocks,
     inpainting_unet,
+    low_rank,
     quantised,
     shipped,
     text_encoder,
@@ -202,10 +203,40 @@ def test_a_training_goes_on_from_the_shipped_weights(in_process_host, tmp_path, 
     begun = flux.Training(tmp_path, task, shipped=True)
     weights = quantised.load(files.WEIGHTS / "fill.safetensors")
     assert begun.frozen == 0
-    name = "single_blocks.0.linear1.weight"
-    assert torch.equal(begun.model.state_dict()[name].cpu(), weights[name])
+    name = "single_blocks.0.linear1"
+    layer = begun.model.get_submodule(name)
+    assert torch.equal(layer.weight.detach().cpu(), weights[f"{name}.weight"])
     words = quantised.load(files.WEIGHTS / "text.safetensors")["words"]
     assert torch.equal(begun.encoder.words.detach().cpu(), words)
+
+
+def test_an_edit_model_is_fill_with_a_small_change(in_process_host, tmp_path):
+    """What is shipped of it gives, with Fill, the very model that was trained."""
+    training = flux.Training(tmp_path, "edit")
+    with torch.no_grad():
+        for index, parameter in enumerate(p for p in training.model.parameters() if p.requires_grad):
+            noise = torch.Generator().manual_seed(index)
+            parameter += 0.02 * torch.randn(parameter.shape, generator=noise)
+    change = low_rank.differences_of(training.model.state_dict(), flux.FIXED)
+    size = sum(value.numel() for value in change.values())
+    assert size < 0.4 * sum(value.numel() for value in training.model.state_dict().values())
+    fill = quantised.load(files.WEIGHTS / "fill.safetensors")
+    whole = flux.new_flux("edit")
+    whole.load_state_dict(flux.edit_state(fill, change))
+    generator = torch.Generator().manual_seed(2)
+    x, masked = torch.randn(2, 1, 16, 8, 8, generator=generator)
+    given = {"masked": masked, "photos": [masked.flip(2)]}
+    context, sigma = torch.randn(1, 7, 768, generator=generator), torch.tensor([0.3])
+    with torch.no_grad():
+        ours, theirs = (
+            flux.velocity(model, "edit", x, sigma, context, given) for model in (training.model, whole)
+        )
+        unchanged = flux.new_flux("edit")
+        unchanged.load_state_dict(flux.edit_state(fill))
+        before = flux.velocity(unchanged, "edit", x, sigma, context, given)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert (ours - before).abs().max() > 0.05
+    assert not change.keys() & {f"{low_rank.PREFIX}guidance_in.in_layer.weight"}
 
 
 def test_latents_are_made_standard(in_process_host):
