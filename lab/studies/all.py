@@ -4,7 +4,7 @@
     python dev.py lab all [LAB ...] [--minutes 60] [--write] [--out DIR]
 
 A figure is stale when the code or the weights of its lab are not those that made it: docs/figures.json keeps
-for each command a digest of them and the seconds that it took. The code of a lab is the module and what it
+for each command a digest of them and the seconds of its last run. The code of a lab is the module and what it
 imports from the pack. --list prints one line for each command on the pages (see `reproduce_figures`).
 Otherwise the stale commands are run, one after another, until the minutes are over; then the running one is
 stopped, and the next call goes on: labs keep what they have finished in DIR (out/ without --out). A command
@@ -78,11 +78,14 @@ def keep_record(root: Path, command: Command, name: str, seconds: float) -> None
 
 
 def state(command: Command, records: dict[str, dict], name: str) -> str:
-    """'current', 'stale' or 'unknown' (no record of what made it), with the seconds if they are known."""
+    """'current', 'stale' or 'unknown' (no record of what made it), with the seconds of the last run.
+
+    A run is short where the lab has kept its results.
+    """
     record = records.get(shlex.join(command))
     if record is None:
         return "unknown"
-    return f"{'current' if record['digest'] == name else 'stale'}, took {record['seconds']} s"
+    return f"{'current' if record['digest'] == name else 'stale'}, the last run took {record['seconds']} s"
 
 
 def make(command: Command, shown: Sequence[Figure], chosen: argparse.Namespace, seconds: float) -> str:

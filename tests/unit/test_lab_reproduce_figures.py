@@ -164,11 +164,14 @@ def test_a_figure_is_stale_when_the_code_behind_it_changes(lab, pack):
     command, before = ("good", "--subjects", "3"), every.digest("good", pack)
     assert every.state(command, every.read_records(pack), before) == "unknown"
     every.keep_record(pack, command, before, 61.4)
-    assert every.state(command, every.read_records(pack), before) == "current, took 61 s"
+    assert every.state(command, every.read_records(pack), before) == "current, the last run took 61 s"
     (pack / "common" / "other.py").write_text("TWO = 3\n", encoding="utf-8")
     assert every.digest("good", pack) == before
     (pack / "common" / "numbers.py").write_text("ONE = 2\n", encoding="utf-8")
-    assert every.state(command, every.read_records(pack), every.digest("good", pack)) == "stale, took 61 s"
+    assert (
+        every.state(command, every.read_records(pack), every.digest("good", pack))
+        == "stale, the last run took 61 s"
+    )
 
 
 def test_a_part_ends_in_time_and_the_next_one_goes_on(lab, pack, monkeypatch, capsys):
