@@ -66,7 +66,7 @@ def _step(module: nn.Module) -> int:
 def preset_layers(layers: list[Layer], preset: str) -> set[Layer]:
     """Return the layers that a preset masks in self-attention.
 
-    auto: decoder_outer, which in the tiny world lowers a colour leak at the least cost (docs).
+    auto: decoder_outer; docs/masked_attention.md has the measurements behind it.
     paper (DreamCom 4.3): every layer but the decoder's outer ones, which harmonise the picture.
     decoder_outer (supplement 1, c): only the decoder's outer layers. all, none: every layer, no layer.
     released: the decoder's outer layers without the first, which is what DreamCom's published code masks.

@@ -43,6 +43,9 @@ class JointMasking:
     photos: tuple[tuple[int, float], ...] = ()
 
 
+EVERY_BLOCK = ("auto", "paper", "all", "none")  # choices that name no blocks
+
+
 def choose_joint_masking(
     network: nn.Module,
     order: TokenOrder,
@@ -79,7 +82,7 @@ def choose_joint_masking(
     sees = sees if text_strength > 0 else open_text(sees)
     sees = sees if picture_strength > 0 else open_picture(sees)
     chosen = None
-    if blocks not in ("auto", "paper", "all", "none"):
+    if blocks not in EVERY_BLOCK:
         named = {"first half": "first 50%"}.get(blocks, blocks)
         chosen = choose_blocks(transformer_blocks(network, order), named)
     return JointMasking(operator, strength, chosen, sees, tuple(photos))

@@ -11,6 +11,7 @@ from ..attention.masked import OPERATORS
 from ..attention.model_patch import mask_attention
 from ..attention.patch import APPLY_TO
 from ..attention.regions import halved, region_labels, token_preview
+from ..attention.transformer import EVERY_BLOCK
 from ..common.log import logger
 from ..families.layout import grid_of
 from ..host.families import patch_of, token_order
@@ -228,7 +229,7 @@ def token_grids(model, size, chosen: str, bindings) -> tuple[tuple[int, int], li
         depths = 1 + max(layer.depth for layer in unet_layers(network))
         return latent, halved(latent, depths), []
     blocks = transformer_blocks(network, order)
-    whole = chosen in ("auto", "paper", "all", "none")
+    whole = chosen in EVERY_BLOCK
     named = {"first half": "first 50%"}.get(chosen, chosen)
     masked = blocks if whole else [blocks[position] for position in sorted(choose_blocks(blocks, named))]
     notes = [f"masked: {len(masked)} of {len(blocks)} blocks: {describe_blocks(masked)}"]

@@ -107,7 +107,8 @@ def bits_of(part: str) -> Callable[[str], int]:
     """How many bits the weights of a part are shipped in, by name."""
     if part == "unet":
         return lambda name: next((b for start, b in UNET_BITS.items() if name.startswith(start)), COARSE_BITS)
-    return lambda name: 8 if part == "classifier" or part.startswith("autoencoder") else 6
+    bits = 8 if part == "classifier" or part.startswith("autoencoder") else {"edit": 5}.get(part, 6)
+    return lambda name: bits
 
 
 def ship(parts: dict[str, State], folder: Path, records: dict[str, dict]) -> list[Path]:

@@ -1,9 +1,11 @@
 """The tiny models of the tiny world, untrained: the loaders of the host recognise them and agree."""
 
+import json
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from inlay.lab.models import (
     assemble,
@@ -237,6 +239,14 @@ def test_an_edit_model_is_fill_with_a_small_change(in_process_host, tmp_path):
     assert torch.allclose(ours, theirs, atol=1e-4)
     assert (ours - before).abs().max() > 0.05
     assert not change.keys() & {f"{low_rank.PREFIX}guidance_in.in_layer.weight"}
+
+
+def test_what_is_shipped_again_has_the_bits_of_the_shipped_file(tmp_path):
+    for path in files.WEIGHTS.glob("*.safetensors"):
+        if path.stem not in ("identity", "insertion"):  # these have rules of their own
+            [again] = assemble.ship({path.stem: quantised.load(path)}, tmp_path, {})
+            with safe_open(path, "pt") as old, safe_open(again, "pt") as new:
+                assert json.loads(old.metadata()["layout"]) == json.loads(new.metadata()["layout"])
 
 
 def test_latents_are_made_standard(in_process_host):
