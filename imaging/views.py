@@ -119,7 +119,6 @@ def resize_image(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def smooth_resize(image: torch.Tensor, height: int, width: int, mode: str = "bicubic") -> torch.Tensor:
-    """Resize (B, C, H, W) without aliasing."""
     """(B, C, H, W) at another size without aliasing; in 32 bits at least, for CPUs cannot do it in 16."""
     real = image.to(torch.promote_types(image.dtype, torch.float32))
     return F.interpolate(real, (height, width), mode=mode, antialias=True).to(image)

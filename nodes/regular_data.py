@@ -16,7 +16,7 @@ from ..conditioning.compatibility import check_clip_fits, check_vae_fits
 from ..host.families import working_side
 from ..imaging.inputs import as_images_each, check_finite
 from ..imaging.references import read_reference
-from ..sampling.view_sampler import check_inpaint_model
+from ..sampling.view_sampler import check_inpaint_model, choose_settings
 from ..training.finetune.attribute_dictionary import (
     SUBJECT,
     compose_prompts,
@@ -117,7 +117,7 @@ class InlayAttributeDictionary(io.ComfyNode):
         if vision_model[0] != NO_MODEL:
             if not images:
                 raise ValueError("vision_model: it has nothing to look at; wire the subject's images.")
-            pictures = [picture for batch in images for picture in batch]
+            pictures = [picture for batch in as_images_each(images) for picture in batch]
             found = propose_with_model(pictures[:LOOKED_AT], class_name[0], vision_model[0]) | found
         prompts = compose_prompts(found, class_name[0], token[0], count[0], seed[0], template[0])
         shown = "\n".join([write_attributes(found), "", *prompts])
@@ -196,7 +196,8 @@ class InlayRegularImages(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="How strictly the pictures follow their prompts.",
+                    tooltip="How strictly the pictures follow their prompts. 0: what the model's family"
+                    " takes, as FLUX Fill needs it (1, with its embedded guidance).",
                 ),
                 io.Combo.Input(
                     "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="As in KSampler."
@@ -217,8 +218,8 @@ class InlayRegularImages(io.ComfyNode):
                     max=4096,
                     step=8,
                     advanced=True,
-                    tooltip="Side of the pictures in pixels where no backgrounds are wired in; 0 = the"
-                    " model's own (SD 1.5 512, SDXL 1024).",
+                    tooltip="Side of the pictures in pixels, and the area to which larger backgrounds are"
+                    " shrunk; 0 = the model's own (SD 1.5 512, SDXL 1024).",
                 ),
                 io.Image.Input(
                     "backgrounds",
@@ -252,6 +253,7 @@ class InlayRegularImages(io.ComfyNode):
         """Return pictures, masks of what was painted, and prompts, one of each per picture."""
         from ..training.finetune.generation import (  # loaded when needed
             SamplingSettings,
+            fit_background,
             generate_backgrounds,
             generate_regular_images,
         )
@@ -261,10 +263,13 @@ class InlayRegularImages(io.ComfyNode):
         check_inpaint_model(model[0])
         check_vae_fits(model[0], vae[0])
         check_clip_fits(model[0], clip[0])
-        how = SamplingSettings(steps[0], cfg[0], sampler_name[0], scheduler[0])
+        chosen = choose_settings(model[0], sampler_name[0], scheduler[0], steps[0], cfg[0], "")
+        how = SamplingSettings(chosen.steps, chosen.cfg, chosen.sampler, chosen.scheduler, chosen.guidance)
         prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
         if not prompts:
             raise ValueError("prompts: there are none; wire Attribute Dictionary's prompts.")
+        said = [prompt for prompt in prompts for _ in range(count[0])]
+        side = size[0] or working_side(model[0])
         own = 0 if backgrounds else count[0]
         bar = comfy.utils.ProgressBar((own + count[0] * len(prompts)) * how.steps)
 
@@ -279,12 +284,10 @@ class InlayRegularImages(io.ComfyNode):
             ]
             for number, scene in enumerate(scenes, 1):
                 check_finite(scene, f"backgrounds: picture {number}")
+            scenes = [fit_background(scene, side) for scene in scenes]
         else:
-            side = size[0] or working_side(wired[0])
-            scenes = list(
-                generate_backgrounds(*wired, background_prompt[0], side, own, seed[0], how, advance)
-            )
-        said = [prompt for prompt in prompts for _ in range(count[0])]
+            after = seed[0] + len(said)  # no picture begins with the noise of its background
+            scenes = list(generate_backgrounds(*wired, background_prompt[0], side, own, after, how, advance))
         painted = [
             generate_regular_images(
                 *wired, scenes[number % len(scenes)], prompt, seed[0] + number, how, advance

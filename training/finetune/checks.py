@@ -276,7 +276,8 @@ def check_step_fits(
     in_use = bytes_in_use(trainable.unet) if not offloaded_layers(trainable.unet) else 0
 
     def need(recipe: Recipe, dtype: torch.dtype, checkpointing: bool) -> MemoryNeed:
-        size, pictures = dtype.itemsize, len(examples) * group.at_most(recipe.batch_size)
+        sets = 1 if recipe.regular_chance else len(examples)  # with a chance, a pass is on one set alone
+        size, pictures = dtype.itemsize, sets * group.at_most(recipe.batch_size)
         pictures *= 2 if recipe.preservation else 1  # a second pass is kept as well
         parts = trained_need(shapes, size, recipe.optimiser, recipe.ema_decay > 0)
         scale = pictures * size / trainable.dtype.itemsize

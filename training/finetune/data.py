@@ -119,12 +119,18 @@ def check_references(references: Sequence[Reference], size: int, masked: bool, k
             raise ValueError(f"{kind}images: picture {number} holds NaN or infinite values; load it again.")
     warnings = []
     if whole:
+        own = "paint over the subject only, or let Load References cut it out"
+        remedy = "mask the thing alone" if kind else own
         warnings.append(
             f"{kind}masks: there is no mask for picture {', '.join(whole)} (it covers the whole picture), so"
-            " the background is learned too; paint over the subject only, or let Load References cut it out."
+            f" the background is learned too; {remedy}."
         )
     if len(references) > 1 and all(torch.equal(r.image, references[0].image) for r in references[1:]):
-        warnings.append("All reference pictures are identical; different views teach the subject better.")
+        warnings.append(
+            f"{kind}images: all of them are identical; different ones keep more of what the model knows."
+            if kind
+            else "All reference pictures are identical; different views teach the subject better."
+        )
     for warning in warnings:
         logger.warning(f"Inlay: {warning}")
     return warnings

@@ -4,6 +4,7 @@ Samples show the network in training and change nothing in the training. Regular
 painted by the untrained model into a random box of a background.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from ...host.models import latent_out
 from ...host.vae import PictureVae
 from ...imaging.composite import paste_back
 from ...imaging.latent_mask import inpaint_pictures, snapped_hole
+from ...imaging.views import resize_image
 from .data import LATENT_PIXEL, Examples
 from .diffusion_transformers import hole_in_pixels, hole_values
 from .regular_data import changed_mask, random_box
@@ -27,6 +29,7 @@ from .regular_data import changed_mask, random_box
 STEPS, CFG, SAMPLER, SCHEDULER = 12, 5.0, "dpmpp_2m", "karras"
 SAMPLE = "sample"  # the kind of tensor in a checkpoint
 MOST_PROMPTS = 8
+LARGEST_SEED = 2**64 - 1  # torch takes 64 bits, and the host's samplers may add one
 
 
 def prompts_in(text: str) -> list[str]:
@@ -155,12 +158,13 @@ class Preview:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How a picture is sampled; the names are the host's."""
+    """How a picture is sampled; the names are the host's. guidance: the embedded one, None for the host's."""
 
     steps: int = 30
     cfg: float = 7.5
     sampler: str = "euler"
     scheduler: str = "normal"
+    guidance: float | None = None
 
 
 class RegularImages(NamedTuple):
@@ -190,11 +194,13 @@ def generate_images(
     padded, masked, mask = inpaint_pictures(image, hole, grid)
     latent = pictures.encode(padded)
     hole_mask = snapped_hole(mask, latent)[:, None]
-    values = {"concat_latent_image": pictures.encode(masked), "concat_mask": hole_mask}
+    values: dict[str, Any] = {"concat_latent_image": pictures.encode(masked), "concat_mask": hole_mask}
+    if how.guidance is not None:
+        values["guidance"] = how.guidance
     positive, negative = (sampling.condition(clip, text, **values) for text in (prompt, ""))
     painted = sampling.sample_latent(
-        model, positive, negative, latent, hole_mask, seed=seed, steps=how.steps, cfg=how.cfg,
-        sampler=how.sampler, scheduler=how.scheduler, callback=callback,
+        model, positive, negative, latent, hole_mask, seed=seed % LARGEST_SEED, steps=how.steps,
+        cfg=how.cfg, sampler=how.sampler, scheduler=how.scheduler, callback=callback,
     )  # fmt: skip
     decoded = pictures.decode(painted)[:, : image.shape[1], : image.shape[2]]
     return paste_back(image, decoded.clamp(0, 1).to(image), hole)
@@ -207,6 +213,13 @@ def generate_backgrounds(
     grey, everywhere = torch.full((1, size, size, 3), 0.5), torch.ones(1, size, size)
     for number in range(count):
         yield generate_images(model, clip, vae, grey, everywhere, prompt, seed + number, how, callback)
+
+
+def fit_background(picture: Tensor, side: int) -> Tensor:
+    """Return a picture (1, H, W, C) in [0, 1], shrunk to the area of `side` x `side` where it is larger."""
+    height, width = picture.shape[1:3]
+    scale = min(1.0, side / math.sqrt(height * width))
+    return resize_image(picture, *(max(1, round(length * scale)) for length in (height, width)))
 
 
 def generate_regular_images(

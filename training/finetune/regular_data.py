@@ -6,7 +6,8 @@ prompt:
     regular_teapot/a_sks_brown_teapot/1234-image.png
     regular_teapot/a_sks_brown_teapot/1234-mask.png
 
-A prompt too long for the name of a folder is in `prompt.txt` inside a folder of a shorter name.
+A prompt that is too long for a folder's name, or has characters that such a name cannot have, is in
+`prompt.txt` inside a folder of another name.
 """
 
 import hashlib
@@ -103,7 +104,9 @@ def otsu(values: Tensor) -> float:
 
 
 IMAGE = re.compile(r"(.+)-image\.png")
-UNFIT = re.compile(r'[<>:"/\\|?*_\x00-\x1f]|^\s|[\s.]$')  # in a folder's name, on one system or another
+# In a folder's name, on one system or another: not as it is, and not at all.
+UNFIT = re.compile(r'[<>:"/\\|?*_\x00-\x1f]|^\s|[\s.]$')
+FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 LONGEST = 120  # bytes of a folder's name: some systems allow 255, some 260 for a whole path
 PROMPT_FILE = "prompt.txt"
 
@@ -158,8 +161,8 @@ def save_regular(
         raise ValueError(
             f"prompts: there are {len(prompts)} for {len(references)} pictures; give one for all or each."
         )
-    for prompt in prompts:
-        check_prompt(prompt)
+    if not all(prompt.strip() for prompt in prompts):
+        raise ValueError("prompts: one of them is empty; write what its pictures show.")
     for number, (image, mask) in enumerate(references, 1):
         check_mask(image[None], mask[None], f"masks: mask {number}")
         if not (mask > 0.5).any():
@@ -204,10 +207,8 @@ def _holds(image_file: Path, image: Tensor, mask_file: Path, mask: Tensor) -> bo
 def write_regular(folder: Path, prompt: str, name: str, image: Tensor, mask: Tensor) -> Path:
     """Write a picture (H, W, 3) in [0, 1] and its mask (H, W) as `<folder>/<prompt>/<name>-image.png`.
 
-    The mask comes first, so a picture that is there is complete. Raises ValueError for a prompt that cannot
-    be a folder's name.
+    The mask comes first, so a picture that is there is complete.
     """
-    check_prompt(prompt)
     place = folder / folder_name(prompt)
     place.mkdir(parents=True, exist_ok=True)
     if place.name != prompt.replace(" ", "_"):
@@ -217,22 +218,13 @@ def write_regular(folder: Path, prompt: str, name: str, image: Tensor, mask: Ten
     return place / f"{name}-image.png"
 
 
-def check_prompt(prompt: str) -> None:
-    """Raise ValueError for a prompt that would not come back from a folder's name."""
-    if not prompt or UNFIT.search(prompt):
-        shown = prompt if len(prompt) <= LONGEST else f"{prompt[:LONGEST]}..."
-        raise ValueError(
-            f"prompts: '{shown}' cannot be a folder's name; use letters, digits, spaces, commas and hyphens."
-        )
-
-
 def folder_name(prompt: str) -> str:
-    """Return the name of a prompt's folder; a long one is cut and ends with a hash."""
+    """Return the name of a prompt's folder: its words, or a part of them and a hash where they do not fit."""
     name = prompt.replace(" ", "_")
-    if len(name.encode()) <= LONGEST:
+    if len(name.encode()) <= LONGEST and not UNFIT.search(prompt):
         return name
-    start = name.encode()[: LONGEST - 17].decode(errors="ignore").rstrip("_. ")
-    return f"{start}-{hashlib.sha256(prompt.encode()).hexdigest()[:16]}"
+    words = FORBIDDEN.sub("", name).encode()[: LONGEST - 17].decode(errors="ignore").strip("_. ")
+    return f"{words or 'prompt'}-{hashlib.sha256(prompt.encode()).hexdigest()[:16]}"
 
 
 def _bytes(pixels: Tensor) -> np.ndarray:

@@ -200,8 +200,10 @@ def spec_from_node(
     if regular_images and recipe.uses_regular:
         prompts = [prompt.strip() or f"a {class_name}" for prompt in regular_prompt]
         others = collect_references(regular_images, regular_masks, "regular_")
-        check_references(others, size, regular_masks is not None, "regular_")
+        notes += check_references(others, size, regular_masks is not None, "regular_")
         regular = group_by_prompt(others, prompts)
+    elif regular_images or regular_masks:
+        notes += _unused_regular_notes(recipe, bool(regular_images))
     start = None
     if previous:
         path = folder_paths.get_full_path("loras", previous.lora)
@@ -241,12 +243,25 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
     if config.regular and recipe.preservation:
         raise ValueError("regular: output preservation takes its place; leave one of them out.")
     regular = read_regular(config.regular, size) if config.regular and recipe.uses_regular else []
+    if config.regular and not recipe.uses_regular:
+        _unused_regular_notes(recipe, True)
     previous = open_previous(pipeline, config.previous) if config.previous else None
     concept, own, apart, _ = without_held_out(concept, own, config.held_out)
     check_others(recipe, concept)
     seed, looks = config.seed, config.attributes
     spec = FinetuneSpec(token, class_name, recipe, concept, regular, size, seed, previous, looks, own, apart)
     return pipeline, spec
+
+
+def _unused_regular_notes(recipe: Recipe, pictures: bool) -> list[str]:
+    """Return a warning that regular pictures, or masks without them, are not trained on; it is logged too."""
+    note = (
+        f"regular_images: the recipe {recipe.name} does not use them; choose DreamMix, or leave them out."
+        if pictures
+        else "regular_masks: they have no pictures; wire regular_images as well."
+    )
+    logger.warning(f"Inlay: {note}")
+    return [note]
 
 
 def _distilled_notes(model) -> list[str]:

@@ -194,6 +194,30 @@ def test_a_process_among_four_needs_room_for_its_share(unets):
     assert shared.optimiser == alone.optimiser
 
 
+def test_a_pass_on_one_of_two_sets_needs_room_for_one(unets):
+    from inlay.host.models import block_modules
+    from inlay.training.finetune.checks import check_step_fits, precision_of
+    from inlay.training.finetune.data import Examples
+    from inlay.training.finetune.pipeline import trainable_model
+    from inlay.training.finetune.recipes import DREAMCOM
+
+    model, mask = next(iter(unets.values())), torch.ones(1, 1, 8, 8)
+    examples = Examples(torch.zeros(1, 4, 8, 8), mask, torch.zeros(1, 4, 8, 8), mask, torch.zeros(1, 77, 768))
+    with torch.inference_mode(False), torch.enable_grad():
+        trainee = trainable_model(model, DREAMCOM, precision_of(model, DREAMCOM), 0)
+        blocks = block_modules(trainee.unet)
+        together, chance = (
+            replace(DREAMCOM, accumulation=2, beta=0.4),
+            replace(DREAMCOM, accumulation=2, regular_chance=0.3),
+        )
+        alone, both, one_of_them = (
+            check_step_fits(model, trainee, recipe, [examples] * sets, blocks, False).activations
+            for recipe, sets in ((together, 1), (together, 2), (chance, 2))
+        )
+    assert both == pytest.approx(2 * alone, rel=1e-6)
+    assert one_of_them == alone
+
+
 @pytest.mark.parametrize("name", list(SHAPES))
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(

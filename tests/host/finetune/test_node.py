@@ -1,6 +1,7 @@
 """SubjectFinetune in a real host, on a shallow SD 1.5-shaped checkpoint with random weights."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -255,6 +256,29 @@ def test_identical_references_are_warned_of_where_the_user_looks(pictures, store
     assert (
         said == drawn == ["All reference pictures are identical; different views teach the subject better."]
     )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "message"),
+    [
+        ("DreamCom", "images masks", "regular_images: the recipe DreamCom does not use them"),
+        ("DreamMix", "masks", "regular_masks: they have no pictures"),
+        ("DreamMix", "images whole", r"regular_masks: there is no mask for picture 1.*mask the thing alone"),
+    ],
+)
+def test_regular_pictures_that_do_not_help_are_warned_of(parts, pictures, recipe, given, message):
+    from inlay.training.finetune.pipeline import Pipeline
+    from inlay.training.finetune.recipes import RECIPES
+    from inlay.training.finetune.spec import spec_from_node
+
+    images, masks = pictures
+    wired = images[:1] if "images" in given else None
+    marked = [torch.ones_like(masks[0])] if "whole" in given else masks[:1]
+    _, notes = spec_from_node(
+        Pipeline(parts.model, parts.clip, parts.vae), RECIPES[recipe], "sks", "cat", images[:1], masks[:1], wired, marked, ["a cat"], 0,
+        None, {},
+    )  # fmt: skip
+    assert len([note for note in notes if re.match(message, note)]) == 1
 
 
 def test_a_full_disk_is_said_before_any_work(pictures, store_folder, run, monkeypatch):

@@ -106,7 +106,7 @@ def test_wired_backgrounds_keep_their_bits_outside_the_box(parts):
     from inlay.training.finetune.regular_data import random_box
 
     backgrounds = [torch.rand(1, 64, 72, 3), torch.rand(2, 48, 64, 3)]
-    images, masks, _ = paint(parts, ["a brown teapot"], count=4, backgrounds=backgrounds)
+    images, masks, _ = paint(parts, ["a brown teapot"], count=4, size=0, backgrounds=backgrounds)
     scenes = [picture[None] for batch in backgrounds for picture in batch]
     for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
         scene = scenes[number % 3]
@@ -114,6 +114,53 @@ def test_wired_backgrounds_keep_their_bits_outside_the_box(parts):
         assert torch.equal(image[~hole], scene[~hole])
         assert not torch.equal(image[hole], scene[hole])
         assert not (mask.bool() & ~hole).any()
+
+
+def test_a_large_background_is_shrunk_to_the_area_that_the_model_takes(parts):
+    images, masks, _ = paint(parts, ["a teapot"], count=2, size=64, backgrounds=[torch.rand(1, 96, 384, 3)])
+    assert [tuple(image.shape) for image in images] == [(1, 32, 128, 3)] * 2
+    assert [tuple(mask.shape) for mask in masks] == [(1, 32, 128)] * 2
+
+
+def test_the_largest_seed_paints_several_pictures(parts):
+    images, _, _ = paint(parts, ["a teapot"], seed=2**64 - 1)
+    assert not torch.equal(images[0], images[1])
+
+
+def test_no_picture_begins_with_the_noise_of_its_background(parts, monkeypatch):
+    from inlay.host import sampling
+
+    drawn, sample = [], sampling.sample_latent
+
+    def recorded(*arguments, seed, **options):
+        drawn.append(seed)
+        return sample(*arguments, seed=seed, **options)
+
+    monkeypatch.setattr(sampling, "sample_latent", recorded)
+    paint(parts, ["a teapot", "a mug"])
+    assert len(drawn) == len(set(drawn)) == 6, "two backgrounds, two pictures of each prompt"
+
+
+@pytest.mark.parametrize(("cfg", "used", "guidance"), [(0.0, 1.0, 30.0), (2.0, 2.0, None)])
+def test_cfg_0_is_what_flux_fill_takes(opened, monkeypatch, cfg, used, guidance):
+    from inlay.host import sampling
+
+    told, sample = [], sampling.sample_latent
+
+    def recorded(model, positive, negative, *arguments, cfg, **options):
+        told.append((cfg, positive[0][1].get("guidance")))
+        return sample(model, positive, negative, *arguments, cfg=cfg, **options)
+
+    monkeypatch.setattr(sampling, "sample_latent", recorded)
+    wired = opened("flux1-fill")
+    paint(
+        (wired.model, wired.clip, wired.vae),
+        ["a cat"],
+        cfg=cfg,
+        count=1,
+        backgrounds=[torch.rand(1, 64, 64, 3)],
+    )
+    assert told == [(used, guidance)]
 
 
 def test_no_prompt_is_no_work(parts):
@@ -186,7 +233,7 @@ def test_regular_pictures_of_a_transformer_have_the_size_of_their_background(nam
     wired, generator = opened(name), torch.Generator().manual_seed(1)
     scene = torch.rand(1, 72, 100, 3, generator=generator)
     images, masks, prompts = paint(
-        (wired.model, wired.clip, wired.vae), ["a red cat", "a dog"], count=1, backgrounds=[scene]
+        (wired.model, wired.clip, wired.vae), ["a red cat", "a dog"], count=1, size=0, backgrounds=[scene]
     )
     assert prompts == ["a red cat", "a dog"]
     for image, mask in zip(images, masks, strict=True):
