@@ -274,10 +274,10 @@ def test_regular_pictures_that_do_not_help_are_warned_of(parts, pictures, recipe
     images, masks = pictures
     wired = images[:1] if "images" in given else None
     marked = [torch.ones_like(masks[0])] if "whole" in given else masks[:1]
+    wires = Pipeline(parts.model, parts.clip, parts.vae)
     _, notes = spec_from_node(
-        Pipeline(parts.model, parts.clip, parts.vae), RECIPES[recipe], "sks", "cat", images[:1], masks[:1], wired, marked, ["a cat"], 0,
-        None, {},
-    )  # fmt: skip
+        wires, RECIPES[recipe], "sks", "cat", images[:1], masks[:1], wired, marked, ["a cat"], 0, None, {}
+    )
     assert len([note for note in notes if re.match(message, note)]) == 1
 
 
