@@ -127,8 +127,8 @@ class InlayCropForPainting(io.ComfyNode):
                     "shape",
                     options=list(SHAPES),
                     default=SQUARE,
-                    tooltip="square: no model shifts or zooms a square of 1024 pixels by itself. keep the"
-                    " shape: the shape of the mask's box with its surroundings.",
+                    tooltip="square: with size 1024 this is the shape that edit models were trained on. keep"
+                    " the shape: the shape of the mask's box with its surroundings.",
                 ),
                 io.Int.Input(
                     "grow",

@@ -151,7 +151,7 @@ class InlayObjectStitchConditioning(io.ComfyNode):
             search_aliases=["objectstitch", "paint by example", "inpaint model conditioning", "9 channel"],
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint of ObjectStitch or Paint-by-Example."),
-                io.Conditioning.Input("positive", tooltip="The object, from Insert Object."),
+                io.Conditioning.Input("positive", tooltip="The object, from Insert Object, Compose."),
                 io.Conditioning.Input("negative", tooltip="No object, from the same node."),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
                 io.Image.Input("image", tooltip="The picture the object goes into, of any size."),

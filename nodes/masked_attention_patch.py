@@ -36,7 +36,7 @@ class MaskedAttentionPatch(io.ComfyNode):
             description="Masks a model's attention by region: the prompt acts inside the mask only, and the"
             " subject and the background do not look at each other in the layers you choose (DreamCom)."
             " On edit models it also decides in which box each subject photo acts."
-            " Chains with other attention patches, and costs about nothing.",
+            " Chains with other attention patches, and costs about no time.",
             search_aliases=[
                 "attention mask",
                 "regional prompt",

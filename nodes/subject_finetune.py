@@ -200,8 +200,8 @@ class SubjectFinetune(io.ComfyNode):
                     default=PRESET,
                     optional=True,
                     advanced=True,
-                    tooltip="Compute each block twice instead of keeping what it computed: less memory, about"
-                    " a third more time, the same weights.",
+                    tooltip="Compute each block twice instead of keeping what it computed: less memory, up"
+                    " to half more time, the same weights.",
                 ),
                 io.Float.Input(
                     "ema_decay",
@@ -471,8 +471,8 @@ class InlayTrainingOptions(io.ComfyNode):
                     "gradient_checkpointing",
                     options=[PRESET, "on", "off"],
                     default=PRESET,
-                    tooltip="Compute each block twice instead of keeping what it computed: less memory, about"
-                    " a third more time, the same weights.",
+                    tooltip="Compute each block twice instead of keeping what it computed: less memory, up"
+                    " to half more time, the same weights.",
                 ),
                 io.Float.Input(
                     "ema_decay",
@@ -514,7 +514,7 @@ class InlayTrainingOptions(io.ComfyNode):
                     default=PRESET,
                     optional=True,
                     tooltip="DoRA trains the size of each weight row apart from its direction: slower, and"
-                    " often closer to training every weight. LoKr makes a far smaller file.",
+                    " by its paper closer to training every weight. LoKr makes a far smaller file.",
                 ),
                 io.Combo.Input(
                     "schedule",

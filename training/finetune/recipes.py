@@ -192,8 +192,8 @@ class MemoryPreset(NamedTuple):
     card: int = 0
 
 
-# For a graphics card of that size. The estimate for DreamCom's LoRA on SDXL at 1024 px: 15.8, 10.5, 7.0 and
-# 5.5 GB with 2, 1, 4 and 1 pictures at once; the rest of the card is for the driver, the desktop and the VAE.
+# For a graphics card of that size. The estimate for DreamCom's LoRA on SDXL at 1024 px: 15.7, 10.4, 7.4 and
+# 5.6 GB with 2, 1, 4 and 1 pictures at once; the rest of the card is for the driver, the desktop and the VAE.
 MEMORY_PRESETS = {
     "recipe": MemoryPreset(half=False, checkpointing=False, at_once=0, eight_bit=False),
     "24 GB": MemoryPreset(half=True, checkpointing=None, at_once=2, eight_bit=False, card=24),
