@@ -218,8 +218,8 @@ class InlayRegularImages(io.ComfyNode):
                     max=4096,
                     step=8,
                     advanced=True,
-                    tooltip="Side of the pictures in pixels, and the area to which larger backgrounds are"
-                    " shrunk; 0 = the model's own (SD 1.5 512, SDXL 1024).",
+                    tooltip="Side of the pictures in pixels; larger backgrounds are shrunk to the area of"
+                    " such a square. 0 = the model's own (SD 1.5 512, SDXL 1024).",
                 ),
                 io.Image.Input(
                     "backgrounds",

@@ -514,7 +514,7 @@ class InlayTrainingOptions(io.ComfyNode):
                     default=PRESET,
                     optional=True,
                     tooltip="DoRA trains the size of each weight row apart from its direction: slower, and"
-                    " by its paper closer to training every weight. LoKr makes a far smaller file.",
+                    " according to its paper closer to training every weight. LoKr makes a far smaller file.",
                 ),
                 io.Combo.Input(
                     "schedule",

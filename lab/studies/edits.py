@@ -50,7 +50,7 @@ from .subjects import (
 
 EDITS, PILOT = 6, 4
 PROMPT = "a photo of a {token} {class_name}"  # as the captions that the model knows
-REGULAR_PROMPTS, REGULAR_EACH = 8, 3  # of fewer different prompts as many pictures in all
+REGULAR_PROMPTS, REGULAR_EACH = 8, 3  # where fewer prompts differ, more pictures of each
 FOLLOWED, PATTERN, CLASS, IDENTITY = "edit followed", "pattern followed", "class", "subject as it is"
 TRIM = "trim kept"
 FREE, PLAIN = "not trained", "plain prompt"
@@ -64,8 +64,8 @@ BASE, CLASS_DATA, ADM, ADM_FREE = (
 )
 DATA = (FREE, BASE, CLASS_DATA, ADM, ADM_FREE)
 FOLLOWED_CHECK = (0.25, 0.55)  # of the edits by the plain prompt: else nothing resists, or nothing can help
-MARGIN = 0.04  # of likeness that an edit may cost
-ONE_SIDED = 1.645  # standard errors below a mean: with .95 it lies above
+MARGIN = 0.04  # likeness that the regular data may cost
+ONE_SIDED = 1.645  # standard errors from a mean to its one-sided bound at a confidence of .95
 VERSIONS = {"words": 1, "data": 2}  # raised where the same choices give other numbers
 
 
@@ -300,7 +300,7 @@ def data_table(results: list, choices: EditChoices, name: str) -> Table:
         cost = table.difference(way, BASE, IDENTITY)
         bound = cost.mean - ONE_SIDED * cost.error
         notes.append(
-            f"{IDENTITY}: {way} against {BASE} is above {bound:.3f} with .95; the margin is {-MARGIN}."
+            f"{IDENTITY}: {way} against {BASE} is above {bound:.3f}, confidence .95; the margin is {-MARGIN}."
         )
     return replace(table, notes=notes)
 

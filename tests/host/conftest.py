@@ -42,6 +42,9 @@ def in_process_host(comfyui_path, host_work) -> SimpleNamespace:
     from comfy.cli_args import args  # before anything else of the host: model_management reads it once
 
     args.cpu = True
+    # The host chooses its attention when this is imported. It must be the one of a host's own process, and
+    # lab/models asks for PyTorch's when it makes a network.
+    import comfy.ldm.modules.attention  # noqa: F401
     import folder_paths
 
     root = host_work / "in_process"

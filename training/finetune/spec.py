@@ -203,7 +203,8 @@ def spec_from_node(
         notes += check_references(others, size, regular_masks is not None, "regular_")
         regular = group_by_prompt(others, prompts)
     elif regular_images or regular_masks:
-        notes += _unused_regular_notes(recipe, bool(regular_images))
+        unused = "regular_images" if regular_images else "regular_masks"
+        notes.append(_unused_note(unused, recipe))
     start = None
     if previous:
         path = folder_paths.get_full_path("loras", previous.lora)
@@ -244,7 +245,7 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
         raise ValueError("regular: output preservation takes its place; leave one of them out.")
     regular = read_regular(config.regular, size) if config.regular and recipe.uses_regular else []
     if config.regular and not recipe.uses_regular:
-        _unused_regular_notes(recipe, True)
+        _unused_note("regular", recipe)
     previous = open_previous(pipeline, config.previous) if config.previous else None
     concept, own, apart, _ = without_held_out(concept, own, config.held_out)
     check_others(recipe, concept)
@@ -253,15 +254,13 @@ def spec_from_toml(config: Config, recipe: Recipe) -> tuple[Pipeline, FinetuneSp
     return pipeline, spec
 
 
-def _unused_regular_notes(recipe: Recipe, pictures: bool) -> list[str]:
-    """Return a warning that regular pictures, or masks without them, are not trained on; it is logged too."""
-    note = (
-        f"regular_images: the recipe {recipe.name} does not use them; choose DreamMix, or leave them out."
-        if pictures
-        else "regular_masks: they have no pictures; wire regular_images as well."
-    )
+def _unused_note(name: str, recipe: Recipe) -> str:
+    """Return a warning that the input `name` changes nothing in this training; it is logged too."""
+    note = f"{name}: the recipe {recipe.name} does not use them; choose DreamMix, or leave them out."
+    if recipe.uses_regular:  # then these are masks alone
+        note = f"{name}: they have no pictures; wire regular_images as well."
     logger.warning(f"Inlay: {note}")
-    return [note]
+    return note
 
 
 def _distilled_notes(model) -> list[str]:
