@@ -203,8 +203,7 @@ def spec_from_node(
         notes += check_references(others, size, regular_masks is not None, "regular_")
         regular = group_by_prompt(others, prompts)
     elif regular_images or regular_masks:
-        unused = "regular_images" if regular_images else "regular_masks"
-        notes.append(_unused_note(unused, recipe))
+        notes.append(_unused_note("regular_images" if regular_images else "regular_masks", recipe))
     start = None
     if previous:
         path = folder_paths.get_full_path("loras", previous.lora)
