@@ -3,9 +3,10 @@
     python -m inlay.lab.models.object_cache KIND --work DIR --shards 24
 
 KIND is objects (on black, and nothing else), views (an object, and another look of it), compositions (an
-object, and the hole it stands in) or insertions (an object, a scene without it and with it). Shards hold 512
-examples each, encoded by the shipped autoencoder; those that are there already are kept. Every example has
-its caption, which no node ever sees.
+object, and the hole it stands in), insertions (an object, a scene without it and with it) or same_view (as
+compositions, but the object always comes from the very picture that holds it). Shards hold 512 examples
+each, encoded by the shipped autoencoder; those that are there already are kept. Every example has its
+caption, which no node ever sees.
 """
 
 import argparse
@@ -73,11 +74,21 @@ def views(rng: np.random.Generator) -> Example:
 
 def compositions(rng: np.random.Generator) -> Example:
     """Half of the objects come from another picture, half from this one, turned and in another light."""
+    return composition(rng, another=0.5)
+
+
+def same_view(rng: np.random.Generator) -> Example:
+    """All objects come from this picture, turned within it and in another light: nobody sees another side."""
+    return composition(rng, another=0.0)
+
+
+def composition(rng: np.random.Generator, another: float) -> Example:
+    """An object in a hole, shown in `another` picture with that probability, else in this one."""
     scene = visible_scene(rng)
     assert scene.subject is not None
     image, mask = to_tensors(scenes.render(scene))
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    if rng.random() < 0.5:
+    if rng.random() < another:
         given = another_look(rng, scene.subject)
     else:
         given = perturb(image, mask, generator, Perturbation(flip=0.0))
@@ -160,6 +171,7 @@ def visible_scene(rng: np.random.Generator) -> scenes.Scene:
 
 KINDS: dict[str, Callable[[np.random.Generator], Example]] = {
     "views": views, "compositions": compositions, "insertions": insertions, "objects": objects,
+    "same_view": same_view,
 }  # fmt: skip
 
 
@@ -181,7 +193,7 @@ def shard(kind: str, model, rng: np.random.Generator, count: int = SHARD) -> dic
         target = stack("target").movedim(-1, 1)
         seen = F.avg_pool2d(stack("mask")[:, None], 4)[:, 0]
         tensors |= {"latent": encode(model, target).half(), "look": look(target, seen).half()}
-    if kind in ("compositions", "insertions"):
+    if kind in ("compositions", "insertions", "same_view"):
         beside = encode(model, stack("beside").movedim(-1, 1))
         if kind == "insertions":
             beside = beside / SD_SCALE
@@ -193,16 +205,16 @@ def shard(kind: str, model, rng: np.random.Generator, count: int = SHARD) -> dic
 
 
 class ObjectBank:
-    """All shards of a kind in a folder; batches are drawn evenly from them."""
+    """All shards of a kind in a folder, or their first `count` examples; batches are drawn evenly."""
 
-    def __init__(self, folder: Path, kind: str):
+    def __init__(self, folder: Path, kind: str, count: int | None = None):
         parts = [load_file(path) for path in sorted(folder.glob(f"{kind}-*.safetensors"))]
         if not parts:
             raise SystemExit(
                 f"{folder} holds no {kind}; make them with"
                 f" python -m inlay.lab.models.object_cache {kind} --work {folder.parent}."
             )
-        self.tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        self.tensors = {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
 
     def __len__(self) -> int:
         return len(self.tensors["object"])

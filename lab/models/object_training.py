@@ -47,6 +47,7 @@ class Run:
     seed: int = 0
     minutes: float = math.inf
     whole: float = 0.0  # the share of the last steps that see whole pictures
+    half: bool = False  # compute in bfloat16 where torch's autocast does; weights stay in float32
 
 
 class TinyTrainee(TrainableAdapter):
@@ -219,7 +220,8 @@ def fit(
         cool = min(1.0, (run.steps - step) / (COOLING * run.steps))
         for group, (_, rate) in zip(optimiser.param_groups, groups, strict=True):
             group["lr"] = cool * rate(step)
-        loss = loss_of(step, rng, generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=run.half):
+            loss = loss_of(step, rng, generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(list(learns.values()), 1.0)

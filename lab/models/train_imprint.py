@@ -11,7 +11,7 @@ projection learns them on the encoder that learned with the adapter). Then `view
 paper, from the shipped UNet, which learns a low-rank difference. Text encoder and autoencoder are the shipped
 ones, too. Every stage saves every two minutes and goes
 on from there when called again; --minutes ends the call, not the stage. Leaves DIR/imprint_<variant>.pt and,
-as the nodes load it, DIR/imprint_<variant>.safetensors.
+as the nodes load it, DIR/imprint_<variant>.safetensors; a seed other than 0 is in the names.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import torch
 from safetensors.torch import save_file
@@ -57,19 +57,24 @@ ON_FROZEN = 3  # so many times fewer steps for words where the encoder knows the
 BATCH = {"words": 48, "views": 16, "compose": 16}
 
 
+# First the adapter at the high rate, then the UNet, as in the paper; both at it all the time; first the UNet.
+Order = Literal["sequential", "joint", "reversed"]
+
+
 @dataclass(frozen=True)
 class Variant:
     """A way to train; those that share a `foundation` share the first stages."""
 
     foundation: str = "dino"  # dino, clip (the encoder's shape), or linear (a projection for an adapter)
     views: bool = True  # False: compose trains for as long as both stages together
-    joint: bool = False  # both parts at their rates from start to end, no sequential schedule
+    order: Order = "sequential"  # of the last stage
 
 
 VARIANTS = {
     "two_stage": Variant(),
     "single_stage": Variant(views=False),
-    "joint": Variant(joint=True),
+    "joint": Variant(order="joint"),
+    "reversed": Variant(order="reversed"),
     "clip": Variant("clip"),
     "linear": Variant("linear"),
 }
@@ -97,7 +102,7 @@ def new_adapter(foundation: str) -> ContentAdapter:
     return ContentAdapter(AdapterConfig(encoder_spec, width=encoder_spec.width, depth=depth, heads=3))
 
 
-def stage_of(name: str, joint: bool = False) -> Stage:
+def stage_of(name: str, order: Order = "sequential") -> Stage:
     """The paper's stage at the tiny world's rates; the hole is all of a view that is asked for."""
     if name == "views":
         return replace(VIEWS_STAGE, channels=9, phases=(LearningPhase(1.0, RATES),), warm_up=WARM_UP)
@@ -106,8 +111,11 @@ def stage_of(name: str, joint: bool = False) -> Stage:
         LearningPhase(0.5, {"adapter": adapter, "unet": unet * LOW}),
         LearningPhase(0.5, {"adapter": adapter * LOW, "unet": unet}),
     )
-    both = (LearningPhase(1.0, {"adapter": adapter, "unet": unet}),)
-    return replace(COMPOSE, phases=both if joint else phases, warm_up=WARM_UP)
+    if order == "joint":
+        phases = (LearningPhase(1.0, {"adapter": adapter, "unet": unet}),)
+    elif order == "reversed":
+        phases = phases[::-1]
+    return replace(COMPOSE, phases=phases, warm_up=WARM_UP)
 
 
 def new_trainee(encoder: nn.Module, adapter: nn.Module, channels: int = 9) -> TinyTrainee:
@@ -116,9 +124,11 @@ def new_trainee(encoder: nn.Module, adapter: nn.Module, channels: int = 9) -> Ti
     )
 
 
-def state_file(work: Path, stage: str, name: str) -> Path:
-    """Of the first stages by foundation, of the last by variant."""
-    return work / (f"imprint_{name}.pt" if stage == "compose" else f"imprint_{name}_{stage}.pt")
+def state_file(work: Path, stage: str, name: str, tag: str = "") -> Path:
+    """Of the first stages by foundation, of the last by variant; the shared words have no `tag`."""
+    if stage == "words":
+        return work / f"imprint_{name}_words.pt"
+    return work / (f"imprint_{name}{tag}.pt" if stage == "compose" else f"imprint_{name}_{stage}{tag}.pt")
 
 
 def is_finished(state: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
@@ -134,15 +144,28 @@ def load_parts(path: Path, **parts: nn.Module) -> None:
 
 
 class Trainer:
-    """One variant's stages, each going on from where it was."""
+    """One variant's stages, each going on from where it was; all seeds share the words.
 
-    def __init__(self, work: Path, name: str, seed: int = 0, steps: Mapping[str, int] = STEPS):
+    With `pairs` the last stage sees so many examples of `same_view`, in which nothing is seen from another
+    side; `half` computes in bfloat16.
+    """
+
+    def __init__(
+        self, work: Path, name: str, seed: int = 0, steps: Mapping[str, int] = STEPS, pairs: int = 0,
+        half: bool = False,
+    ):  # fmt: skip
         self.work, self.name, self.variant, self.seed = work, name, VARIANTS[name], seed
-        self.steps, self.bank = steps, work / "objects"
+        self.steps, self.bank, self.pairs, self.half = steps, work / "objects", pairs, half
         self.stages = ["words", *(["views"] if self.variant.views else []), "compose"]
 
     def file(self, stage: str) -> Path:
-        return state_file(self.work, stage, self.name if stage == "compose" else self.variant.foundation)
+        """The state of a stage."""
+        seed = f"_seed{self.seed}" if self.seed else ""
+        if stage == "compose":
+            return state_file(
+                self.work, stage, self.name, (f"_{self.pairs}pairs" if self.pairs else "") + seed
+            )
+        return state_file(self.work, stage, self.variant.foundation, seed)
 
     def run(self, stage: str, minutes: float) -> dict[str, Any]:
         """Train a stage for so long at most. Raises SystemExit when the one before is not finished."""
@@ -152,7 +175,7 @@ class Trainer:
             return done
         torch.manual_seed(self.seed)
         encoder, adapter = new_encoder(foundation), new_adapter(foundation)
-        run = Run(path, self.length(stage), BATCH[stage], self.seed, minutes)
+        run = Run(path, self.length(stage), BATCH[stage], self.seed, minutes, half=self.half)
         parts = {"encoder": encoder, "adapter": adapter}
         if stage == "words":
             if foundation == "linear":
@@ -163,14 +186,14 @@ class Trainer:
             load_parts(state_file(self.work, "words", "dino"), encoder=encoder)
         load_parts(state_file(self.work, "words", foundation), **parts)
         if stage == "compose" and variant.views:
-            load_parts(
-                state_file(self.work, "views", foundation), **parts
-            )  # its UNet stays behind (sec. 3.1)
+            load_parts(self.file("views"), **parts)  # its UNet stays behind (sec. 3.1)
         bank = ObjectBank(self.bank, "views" if stage == "views" else "compositions")
+        if stage == "compose" and self.pairs:
+            bank = ObjectBank(self.bank, "same_view", self.pairs)
         trainee = new_trainee(encoder, adapter)
-        state = fit_stage(trainee, stage_of(stage, variant.joint), bank, run)
+        state = fit_stage(trainee, stage_of(stage, variant.order), bank, run)
         if stage == "compose" and state["step"] >= run.steps:
-            write(self.work / f"imprint_{self.name}.safetensors", encoder, adapter, state)
+            write(path.with_suffix(".safetensors"), encoder, adapter, state)
         return state
 
     def length(self, stage: str) -> int:

@@ -52,6 +52,7 @@ def test_examples_show_the_object_its_hole_and_its_scene(work):
         "views": common | {"latent": (4, 10, 10), "look": (16, 10, 10)},
         "compositions": common | {"beside": (5, 16, 16)},
         "insertions": common | {"beside": (4, 16, 16)},
+        "same_view": common | {"beside": (5, 16, 16)},
         "objects": {"object": (84, 84, 3), "caption": (77,)},
     }
     compositions = load_file(work / "objects" / "compositions-00000.safetensors")
@@ -190,6 +191,97 @@ def test_the_tables_are_made_and_not_made_twice(trained, monkeypatch, tmp_path, 
         call(monkeypatch, module, *common, *own, "--out", out)
         assert made == {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
     assert "two stages against the picture's words alone" in capsys.readouterr().out
+
+
+def test_stages_are_compared_seed_by_seed(trained, monkeypatch, tmp_path):
+    """Of trainings of two steps, each with its own files; the same command reads back what is there."""
+    import json
+
+    from inlay.lab.models import train_imprint
+    from inlay.lab.studies import stages
+
+    monkeypatch.setattr(train_imprint, "BATCH", dict.fromkeys(train_imprint.BATCH, 2))
+    monkeypatch.setattr(stages, "EXAMPLES", {})
+    steps = [f"--{stage}=2" for stage in train_imprint.STEPS]
+    few = (
+        "--seeds",
+        2,
+        "--subjects",
+        2,
+        "--sampling-steps",
+        2,
+        "--pairs",
+        3,
+        "--ways",
+        "single_stage",
+        "two_stage",
+    )
+    arguments = "--work", trained, *steps, *few, "--out", tmp_path
+    call(monkeypatch, stages, *arguments)
+    one, both = (
+        loaded(trained / f"imprint_{name}_3pairs_seed1.pt") for name in ("single_stage", "two_stage")
+    )
+    assert (one["step"], both["step"]) == (4, 2), "one stage is as long as both"
+    assert (trained / "imprint_dino_views_seed1.pt").exists()
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    table = json.loads((tmp_path / "stages.json").read_text(encoding="utf-8"))
+    assert len(table["rows"]) == 6  # two ways from two sides, the caption, the truth
+    text = (tmp_path / "stages.md").read_text(encoding="utf-8")
+    assert "two stages, sequential against one stage" in text
+    assert "over 2 seeds" in text
+    assert "the same side against another one" in text
+    call(monkeypatch, stages, *arguments)
+    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+
+
+def test_a_subject_is_shown_from_another_side_and_from_the_same(in_process_host):
+    """The photos of both sides show one thing, and the sides differ by what was asked."""
+    from inlay.lab.studies import stages
+
+    turns = []
+
+    def kept(rng, thing, yaw):
+        turns.append((thing, yaw))
+        return torch.zeros(84, 84, 3)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(stages, "photo_of", kept)
+    subjects = [stages.subject_of(index) for index in range(12)]
+    patch.undo()
+    for subject, (thing, new), (same_thing, same) in zip(subjects, turns[::2], turns[1::2], strict=True):
+        assert thing == same_thing
+        assert subject.task.thing.yaw == same
+        away = abs((new - same + np.pi) % (2 * np.pi) - np.pi)
+        assert stages.AWAY - 1e-9 <= away <= np.pi
+    photo = stages.subject_of(0).seen
+    assert not torch.equal(photo["new"], photo["same"])
+
+
+def test_the_change_between_ways_is_told_by_seed():
+    """Two seeds of two subjects: the mean, and both errors by hand."""
+    from inlay.lab.studies.stages import seed_change
+    from inlay.lab.studies.subjects import SIMILARITY
+
+    def seeds(*values):
+        return [[{SIMILARITY: value} for value in seed] for seed in values]
+
+    text = seed_change(seeds((0.5, 0.7), (0.4, 0.6)), seeds((0.4, 0.5), (0.4, 0.4)), "a against b")
+    # by seed .15 and .10; by subject .05 and .20
+    assert "+0.125 (by seed +0.150, +0.100), +- 0.025 over 2 seeds, +- 0.075 over 2 subjects" in text
+
+
+def test_the_order_of_the_rates_is_the_papers_or_reversed():
+    from inlay.lab.models.train_imprint import RATES, stage_of
+    from inlay.training.adapters.identity_stages import rate_at
+
+    def rates(order):
+        stage = stage_of("compose", order)
+        return [rate_at(stage, part, step, 1000) for part in ("adapter", "unet") for step in (400, 900)]
+
+    adapter, unet = RATES["adapter"], RATES["unet"]
+    assert rates("sequential") == pytest.approx([adapter, adapter * 0.1, unet * 0.1, unet])
+    assert rates("reversed") == pytest.approx([adapter * 0.1, adapter, unet, unet * 0.1])
+    assert rates("joint") == pytest.approx([adapter, adapter, unet, unet])
 
 
 def test_a_change_is_what_was_attached(in_process_host):
