@@ -9,10 +9,12 @@ import comfy.model_management
 import comfy.samplers
 import comfy.utils
 import folder_paths
+import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..conditioning.compatibility import check_clip_fits, check_vae_fits
+from ..host.devices import prefers_bfloat16
 from ..host.families import working_side
 from ..imaging.inputs import as_images_each, check_finite
 from ..imaging.references import read_reference
@@ -143,7 +145,7 @@ def propose_with_model(images: Sequence[Tensor], class_name: str, vision_model: 
             f"vision_model: there is no {vision_model}; put a transformers folder in models/vlm."
         )
     device = comfy.model_management.get_torch_device()
-    dtype = comfy.model_management.text_encoder_dtype(device)
+    dtype = torch.bfloat16 if prefers_bfloat16(device) else torch.float16
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     comfy.model_management.free_memory(1.2 * size, device)
     try:

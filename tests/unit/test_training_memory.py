@@ -275,6 +275,24 @@ def test_computing_blocks_twice_gives_the_same_gradients_and_keeps_less():
     assert kept[1] < kept[0] / 2
 
 
+def test_blocks_that_are_as_before_go_with_their_last_reference():
+    """Not when Python looks for cycles: a card would hold the trained weights until then."""
+    net, own = network(), network().blocks[0].forward
+    net.blocks[1].forward = own  # as another pack may set it
+    undo = recompute(net.blocks)
+    net(torch.randn(4, 10)).sum().backward()
+    undo()
+    assert "forward" not in vars(net.blocks[0])
+    assert net.blocks[1].forward is own
+    kept = [weakref.ref(block) for block in net.blocks]
+    gc.disable()
+    try:
+        del undo, net
+        assert [ref() for ref in kept] == [None] * len(kept)
+    finally:
+        gc.enable()
+
+
 def test_without_gradients_nothing_is_computed_twice():
     net, x = network(), torch.randn(4, 10)
     calls = []

@@ -406,9 +406,9 @@ def _views(
     copies: int,
     generator: torch.Generator,
 ) -> Iterator[TrainingView]:
-    for reference in references:
-        image = reference.image.movedim(-1, 0)[None].float() * 2 - 1
-        mask = (reference.mask > 0.5).float()[None, None]
+    for reference in references:  # on the CPU, wherever they come from: all sets end up in one batch
+        image = reference.image.cpu().movedim(-1, 0)[None].float() * 2 - 1
+        mask = (reference.mask.cpu() > 0.5).float()[None, None]
         for _ in range(copies):
             view, subject, valid = augment(image, mask, shape, generator, recipe.augmentation)
             hole = box_mask(subject[:, 0]) if recipe.hole == "box" else bezier_mask(subject[:, 0], generator)

@@ -147,8 +147,9 @@ def finetune_from_config(
             group=group,
         )
         subject, lora, *_ = finetune_subject(pipeline, spec, store, options)
-        if for_diffusers and group.number == 0:
-            store.save_for_diffusers(Path(subject.lora).stem, as_diffusers(pipeline.model, lora))
+        name = Path(subject.lora).stem
+        if for_diffusers and group.number == 0 and not store.has_for_diffusers(name):
+            store.save_for_diffusers(name, as_diffusers(pipeline.model, lora))
         return subject, store.folder / Path(subject.lora).name
 
 

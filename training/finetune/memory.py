@@ -236,14 +236,27 @@ def check_fits(need: MemoryNeed, free: int, others: dict[str, MemoryNeed], other
     )
 
 
-def recompute(blocks: Iterable[nn.Module], in_place: bool = False) -> None:
-    """Make each block keep only what enters it (Chen et al. 2016). Gradients stay the same.
+def recompute(blocks: Iterable[nn.Module], in_place: bool = False) -> Callable[[], None]:
+    """Make each block keep only what enters it (Chen et al. 2016), and return what undoes that.
+
+    Gradients stay the same. Until it is undone a block refers to itself, so its weights would stay in memory
+    after the last other reference to it, until Python's garbage collector looks for cycles.
 
     `in_place`: the blocks change what enters them, so each pass gets a copy.
     """
-    for block in blocks:
+    before = [(block, vars(block).get("forward")) for block in blocks]
+    for block, _ in before:
         forward = partial(_on_copies, block.forward) if in_place else block.forward
         block.forward = partial(_recomputed, forward)
+
+    def undo():
+        for block, own in before:
+            if own is None:
+                del block.forward  # the method of its class again
+            else:
+                block.forward = own
+
+    return undo
 
 
 def _on_copies(forward: Callable, *args, **kwargs):

@@ -380,7 +380,7 @@ def train_lora(
         devices.raise_if_interrupted()
         callbacks.on_stage(f"first step, with about {step.total / GIGABYTE:.1f} GB of memory")
         if step.checkpointing:
-            recompute(blocks, in_place=transformer)
+            switches.callback(recompute(blocks, in_place=transformer))
         live = models.model_around(model, trainable.unet, dtype) if after_step else None
         measure = held_out.begin(trainable, recipe) if held_out else None
         on_step = _step_hook(callbacks, measure, partial(after_step, live) if after_step else None)

@@ -103,7 +103,7 @@ def otsu(values: Tensor) -> float:
     return float((apart.argmax() + 1) / 256)
 
 
-IMAGE = re.compile(r"(.+)-image\.png")
+IMAGE = re.compile(r"(.+)-image\.png", re.IGNORECASE)  # Windows finds "1-Image.PNG" too
 # In a folder's name, on one system or another: not as it is, and not at all.
 UNFIT = re.compile(r'[<>:"/\\|?*_\x00-\x1f]|^\s|[\s.]$')
 FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')

@@ -119,9 +119,9 @@ def released_key(concepts: Iterable[Concept], recipe: Recipe, size: int, seed: i
 
 
 def read_lora(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a LoRA file. Raises ValueError when it is damaged."""
+    """Return the tensors of a LoRA file, which is not kept open. Raises ValueError when it is damaged."""
     try:
-        return load_file(path)
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}  # load_file maps the file
     except SafetensorError as error:
         raise ValueError(
             f"The stored subject {path.name} is damaged ({error}); delete it to train again."
@@ -194,7 +194,14 @@ class Store:
 
     def save_for_diffusers(self, name: str, lora: dict[str, Tensor]) -> None:
         """Keep a finished subject's LoRA in diffusers' layout as well, beside its own file."""
-        self._write(self.folder / f"{name}_diffusers.safetensors", lambda path: save_file(lora, path))
+        self._write(self._diffusers_path(name), lambda path: save_file(lora, path))
+
+    def has_for_diffusers(self, name: str) -> bool:
+        """Return whether a finished subject's LoRA is kept in diffusers' layout, too."""
+        return self._diffusers_path(name).is_file()
+
+    def _diffusers_path(self, name: str) -> Path:
+        return self.folder / f"{name}_diffusers.safetensors"
 
     def describe(self, name: str, subject: Subject) -> None:
         """Keep a finished subject's facts."""
@@ -281,5 +288,6 @@ class Store:
             atomic_write(path, write)
         except (OSError, SafetensorError) as error:
             raise ValueError(
-                f"{path} could not be written ({error}); make room on that disk and queue again."
+                f"{path} could not be written ({error}); make room on that disk, or close what has the file"
+                " open, and queue again."
             ) from error

@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -127,6 +128,28 @@ def peak_of(work):
             held += event.nbytes()
             peak = max(peak, held)
     return peak
+
+
+def test_what_was_trained_leaves_the_memory_with_the_training(run, pictures, store_folder, monkeypatch):
+    """The sampler that follows needs the room; Python looks for cycles later than that."""
+    from inlay.training.finetune import pipeline
+
+    kept = []
+
+    def seen(blocks, **options):
+        kept.extend(weakref.ref(block) for block in blocks)
+        return recompute(blocks, **options)
+
+    recompute = pipeline.recompute
+    monkeypatch.setattr(pipeline, "recompute", seen)
+    gc.collect()
+    gc.disable()
+    try:
+        run(*pictures, gradient_checkpointing="on")
+        assert kept
+        assert [ref() for ref in kept] == [None] * len(kept)
+    finally:
+        gc.enable()
 
 
 def estimate_and_peak(model, size, checkpointing, recipe):

@@ -135,6 +135,23 @@ def test_every_node_runs_with_pictures_on_another_device(host, second_device, no
     assert answer.outcome == "finished", answer.text
 
 
+def test_examples_of_photos_anywhere_go_into_one_batch(host):
+    """Photos on the card and regular pictures in the computer's memory, or the other way round."""
+    from inlay.training.finetune.data import Reference, _encoded, _views
+    from inlay.training.finetune.recipes import RECIPES
+
+    image, mask = torch.rand(64, 64, 3), torch.zeros(64, 64)
+    mask[16:48, 16:48] = 1
+    for place in (lambda x: x, mark):
+        with SecondDevice():
+            reference = Reference(place(image.clone()), place(mask.clone()))
+            drawn = list(
+                _views([reference], RECIPES["DreamMix"], (64, 64), 2, torch.Generator().manual_seed(0))
+            )
+            kept = _encoded(drawn, lambda pictures: torch.zeros(len(pictures), 4, 8, 8))
+        assert not any(marked(part) for part in kept)
+
+
 @pytest.fixture
 def only_device(second_device, monkeypatch):
     """As with --gpu-only: models and everything wired in are on the other device, and stay there."""
