@@ -44,7 +44,7 @@ class InlayEditPrompt(io.ComfyNode):
             category="Inlay/prompt",
             description="A prompt for edit models (FLUX.2 klein, Kontext, Qwen-Image-Edit, Krea 2, LongCat):"
             " the scene and one to ten photos of your subject become reference pictures. Works in any"
-            " sampler; Disentangled Inpaint Sampler cuts the scene to each view.",
+            " sampler; Inpaint Subject cuts the scene to each view.",
             is_input_list=True,  # photos of whatever sizes belong to one prompt
             search_aliases=[
                 "reference latent",
@@ -78,7 +78,7 @@ class InlayEditPrompt(io.ComfyNode):
                 io.Image.Input(
                     "scene",
                     optional=True,
-                    tooltip="The picture the subject goes into. Disentangled Inpaint Sampler takes its own"
+                    tooltip="The picture the subject goes into. Inpaint Subject takes its own"
                     " image; other samplers need it here.",
                 ),
                 io.Mask.Input(

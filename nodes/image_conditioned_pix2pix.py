@@ -20,7 +20,7 @@ class ImageConditionedPix2Pix(io.ComfyNode):
             display_name="Insert Object Without Mask (Inlay)",
             category="Inlay/insert an object",
             description="Puts the object of one picture into another, where it fits; there is no mask and no"
-            " prompt (Visually Guided Insertion). Wire guider and latent into Sampler Custom (Advanced), and"
+            " prompt (Visually Guided Insertion). Wire guider and latent into SamplerCustomAdvanced, and"
             " the decoded picture into Crop Back.",
             search_aliases=[
                 "image-conditioned pix2pix",

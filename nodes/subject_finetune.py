@@ -247,7 +247,7 @@ class SubjectFinetune(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The wired-in model with the LoRA applied."),
-                LoraType.Output(display_name="lora", tooltip="For Save LoRA and Load LoRA Model."),
+                LoraType.Output(display_name="lora", tooltip="For Save LoRA Weights and Load LoRA Model."),
                 LossType.Output(display_name="loss", tooltip="For Plot Loss Graph."),
                 SubjectType.Output(
                     display_name="subject",

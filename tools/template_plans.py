@@ -343,10 +343,10 @@ PLANS = [
         "insert_api",
         "Inlay 15 - Insert with an API node and only the box changes",
         (
-            _group("Read me", "note 101"),
+            _group("Read me", "note"),
             _group("1. Your photos, your picture", "4 5"),
             _group("2. Where", "6", "7"),
-            _group("3. Paint", "8 9"),
+            _group("3. Paint", "102 103 8 9"),
             _group("4. Paste back, and look", "10 11 12"),
         ),
         width=240,

@@ -171,9 +171,13 @@ def with_stand_ins(graph: Graph) -> Graph:
             kind, kept, others = REPLACED[node["class_type"]]
             node["class_type"] = kind
             inputs = node["inputs"] = {kept[n]: value for n, value in inputs.items() if n in kept} | others
-        if node["class_type"] == "ImageBlur":  # one picture, not the batch with the photos
-            batch = graph.pop(node["inputs"]["image"][0])
-            node["inputs"]["image"] = batch["inputs"]["image1"]
+        if node["class_type"] == "ImageBlur":  # of the batch with the photos the first picture, as one answer
+            graph["104"] = {
+                "class_type": "ImageFromBatch",
+                "_meta": {"title": "The Crop Alone"},
+                "inputs": {"image": node["inputs"]["image"], "batch_index": 0, "length": 1},
+            }
+            node["inputs"]["image"] = ["104", 0]
         if node["class_type"] == "LoraLoaderModelOnly":
             graph.pop(key)
             for other in graph.values():

@@ -187,9 +187,10 @@ class Trainer:
         load_parts(state_file(self.work, "words", foundation), **parts)
         if stage == "compose" and variant.views:
             load_parts(self.file("views"), **parts)  # its UNet stays behind (sec. 3.1)
-        bank = ObjectBank(self.bank, "views" if stage == "views" else "compositions")
         if stage == "compose" and self.pairs:
             bank = ObjectBank(self.bank, "same_view", self.pairs)
+        else:
+            bank = ObjectBank(self.bank, "views" if stage == "views" else "compositions")
         trainee = new_trainee(encoder, adapter)
         state = fit_stage(trainee, stage_of(stage, variant.order), bank, run)
         if stage == "compose" and state["step"] >= run.steps:

@@ -116,7 +116,7 @@ def test_a_workflow_of_todays_models_paints_its_box_and_nothing_else(name, clien
         if node["class_type"] == "KSampler":
             node["inputs"]["steps"] = 2
     result = client.run(graph)
-    [picture] = result[TRANSFORMERS[name]].images
+    [picture] = result[TRANSFORMERS[name]].images  # one, however many photos there are
     picture = np.asarray(Image.open(io.BytesIO(picture)), dtype=int)
     background = next(
         node["inputs"]["image"]
