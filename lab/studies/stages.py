@@ -46,8 +46,8 @@ WAYS = {
     "joint": "two stages, joint",
     "reversed": "two stages, reversed",
 }
-EXAMPLES = {"objects": 16, "views": 4, "same_view": 1}  # shards of each kind that are made
-LENGTHS = {"words": 1600, "views": 192, "compose": 360}  # steps of the stages
+EXAMPLES = {"objects": 40, "views": 4, "same_view": 1}  # shards of each kind that are made
+LENGTHS = {"words": 3600, "views": 192, "compose": 360}  # steps of the stages
 TRUTH, CAPTION = "the truth", "the full caption"
 PHOTOS = {"new": "photo from another side", "same": "photo from the side to be painted"}
 AWAY = np.radians(100)  # least angle between the side that is shown and the one that is painted

@@ -1173,10 +1173,12 @@ def test_a_config_trains_an_edit_model_with_photos_captions_and_samples(fill_fol
     square = draw_strip({1: torch.zeros(8, 8, 3, dtype=torch.uint8)})
     with Image.open(path.with_suffix(".png")) as strip:
         assert strip.height > square.height + 20  # one prompt below the other, in the shape of the room
-    copy = load_file(path.with_name(f"{path.stem}_diffusers.safetensors"))
-    assert "transformer.single_transformer_blocks.0.proj_mlp.lora_A.weight" in copy
+    copy = path.with_name(f"{path.stem}_diffusers.safetensors")
+    assert "transformer.single_transformer_blocks.0.proj_mlp.lora_A.weight" in load_file(copy)
+    written = copy.stat().st_mtime_ns
     again = train(read_toml(file), SINGLE_PROCESS, lambda step, loss: pytest.fail("trained again"))
     assert again == (subject, path)
+    assert copy.stat().st_mtime_ns == written, "Windows would refuse to write a file that a host has open"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
