@@ -313,7 +313,8 @@ def test_gradients_are_the_finite_differences(name, opened):
             slope = sum(
                 float((g * d).sum()) for g, d in zip(gradients, directions, strict=True) if g is not None
             )
-            step = 1e-3  # the host gives predictions in float32
+            # the host gives predictions in float32: smaller steps show its rounding, larger ones the curve
+            step = 3e-3
             near, far = (moved(k * step) - moved(-k * step) for k in (1, 2))
             measured = (8 * near - far) / (12 * step)  # of fourth order
     assert slope == pytest.approx(measured, rel=1e-3, abs=1e-6)
