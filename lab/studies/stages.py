@@ -166,9 +166,10 @@ def seed_change(way: Sequence[Numbers], base: Sequence[Numbers], label: str) -> 
     gains -= np.array([values(found, SIMILARITY) for found in base])
     seeds, subjects = Mean.of(gains.mean(1).tolist()), Mean.of(gains.mean(0).tolist())
     each = ", ".join(f"{gain:+.3f}" for gain in gains.mean(1))
+    over_seeds = f" (by seed {each}), +- {seeds.error:.3f} over {len(gains)} seeds," if len(gains) > 1 else ""
     return (
-        f"{SIMILARITY}, {label}: {seeds.mean:+.3f} (by seed {each}), +- {seeds.error:.3f} over"
-        f" {len(gains)} seeds, +- {subjects.error:.3f} over {gains.shape[1]} subjects."
+        f"{SIMILARITY}, {label}: {seeds.mean:+.3f}{over_seeds} +- {subjects.error:.3f} over"
+        f" {gains.shape[1]} subjects."
     )
 
 
@@ -225,12 +226,12 @@ def measure_way(
 def how(options: argparse.Namespace, classifier: str) -> str:
     """The first note of the table."""
     sampler, scheduler, _, guidance = SAMPLING["unet"]
+    each = f", each the mean of {options.seeds} trainings" if options.seeds > 1 else ""
     return (
-        f"{options.subjects} subjects, one scene each, seed {HELD_OUT}; +- of rows over subjects, each the"
-        f" mean of {options.seeds} trainings. {options.views} steps of views and {options.compose} of"
-        f" compose, these on {options.pairs} pairs of one view. {sampler} {scheduler},"
-        f" {options.sampling_steps} steps, guidance {guidance:g}. Similarity to the true box by {classifier}."
-        f" {STEP}: in 1/255, less the truth's."
+        f"{options.subjects} subjects, one scene each, seed {HELD_OUT}; +- of rows over subjects{each}."
+        f" {options.views} steps of views and {options.compose} of compose, these on {options.pairs} pairs of"
+        f" one view. {sampler} {scheduler}, {options.sampling_steps} steps, guidance {guidance:g}. Similarity"
+        f" to the true box by {classifier}. {STEP}: in 1/255, less the truth's."
     )
 
 
