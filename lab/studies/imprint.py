@@ -33,12 +33,13 @@ from ..models.object_cache import MARGIN, SEEN
 from ..models.object_training import part_of
 from ..models.train_imprint import VARIANTS, is_ready, new_adapter, new_encoder, state_file
 from . import picture_grid as sheets
-from .quality import HELD_OUT, SAMPLING, Inpainter, edge_step, stacked
+from .quality import HELD_OUT, SAMPLING, Inpainter, Task, edge_step, stacked
 from .result_cache import cell, fingerprint, pictures_of
 from .study import change, study_folders, study_parser, write_table
 from .subjects import SIMILARITY, HeldOutSubject, held_out_subject, numbers_of
 
 CAPTION, WORDS = "caption", "words"
+STEP = "step at the edge"
 ROWS = {
     CAPTION: "the full caption",
     WORDS: "the picture's words alone",
@@ -120,11 +121,10 @@ class Row:
         ).cpu()
 
 
-def numbers(classifier: SceneClassifier, subject: HeldOutSubject, images: Tensor) -> dict[str, float]:
-    """`numbers_of`, and how hard the box's edge is against the true picture's."""
-    tasks = subject.tasks
+def numbers(classifier: SceneClassifier, tasks: list[Task], images: Tensor) -> dict[str, float]:
+    """`numbers_of` a subject's pictures, and how hard the box's edge is against the true picture's."""
     step = torch.tensor(edge_step(images, tasks)) - torch.tensor(edge_step(stacked(tasks, "truth"), tasks))
-    return numbers_of(classifier, images, tasks) | {"step at the edge": float(step.mean())}
+    return numbers_of(classifier, images, tasks) | {STEP: float(step.mean())}
 
 
 def cell_file(folder: Path, name: str, first: int, count: int) -> Path:
@@ -146,7 +146,7 @@ def run_row(painter, classifier, name, work, files_of, choices: ImprintChoices, 
             pictures = row.paint(subjects, holes, first, choices.steps)
             parts = pictures.split(choices.scenes)
             return {PICTURES: pictures}, [
-                numbers(classifier, s, part) for s, part in zip(subjects, parts, strict=True)
+                numbers(classifier, s.tasks, part) for s, part in zip(subjects, parts, strict=True)
             ]
 
         found += cell(cell_file(folder, name, first, len(indices)), choices, make)
@@ -257,7 +257,7 @@ def main():
     how = f"{a.subjects} subjects x {a.scenes} scenes, seed {HELD_OUT}, one photo each; errors over subjects."
     how += " {} {}, {} steps, guidance {:g}.".format(*SAMPLING["unet"][:2], a.steps, SAMPLING["unet"][3])
     subjects = [held_out_subject(index, a.scenes) for index in range(a.subjects)]
-    truth = [numbers(classifier, s, stacked(s.tasks, "truth")) for s in subjects]
+    truth = [numbers(classifier, s.tasks, stacked(s.tasks, "truth")) for s in subjects]
     write_table(imprint_table(results | {TRUTH: truth}, classifier.name, how), out, "imprint")
     imprint_sheet(folder, rows, min(CHUNK, a.subjects), a.scenes).save(out / "imprint.jpg", quality=88)
     if "two_stage" in rows:

@@ -33,12 +33,12 @@ from ..models.classifier import SceneClassifier, trained_classifier
 from ..models.image_conditioner import PICTURES, ImageConditioner, Numbers, loaded, with_change
 from ..models.object_cache import fill, shown, to_tensors
 from ..models.object_training import part_of
-from ..models.train_imprint import Trainer, is_ready, new_adapter, new_encoder
-from . import picture_grid
-from .quality import HELD_OUT, SAMPLING, Inpainter, Task, edge_step, stacked, task_of
+from ..models.train_imprint import Trainer, finish, new_adapter, new_encoder
+from . import imprint, picture_grid
+from .quality import HELD_OUT, SAMPLING, Inpainter, Task, stacked, task_of
 from .result_cache import cell, fingerprint, pictures_of
 from .study import study_folders, study_parser, write_table
-from .subjects import SIMILARITY, numbers_of
+from .subjects import SIMILARITY
 
 WAYS = {
     "single_stage": "one stage, as long as both",
@@ -51,7 +51,7 @@ LENGTHS = {"words": 3600, "views": 192, "compose": 360}  # steps of the stages
 TRUTH, CAPTION = "the truth", "the full caption"
 PHOTOS = {"new": "photo from another side", "same": "photo from the side to be painted"}
 AWAY = np.radians(100)  # least angle between the side that is shown and the one that is painted
-STEP, SHIPPED = "step at the edge", "two_stage"
+SHIPPED = "two_stage"
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,11 @@ def paint_captions(painter: Inpainter, subjects: Sequence[Subject], steps: int) 
 
 
 def numbers(classifier: SceneClassifier, tasks: Sequence[Task], pictures: Tensor) -> Numbers:
-    """Subject by subject: `numbers_of`, and how hard the box's edge is against the true picture's."""
-    found = []
-    for task, picture in zip(tasks, pictures, strict=True):
-        images, truth = picture[None], task.truth[None]
-        step = torch.tensor(edge_step(images, [task])) - torch.tensor(edge_step(truth, [task]))
-        found.append(numbers_of(classifier, images, [task]) | {STEP: float(step.mean())})
-    return found
+    """Subject by subject what `lab imprint` measures."""
+    return [
+        imprint.numbers(classifier, [task], picture[None])
+        for task, picture in zip(tasks, pictures, strict=True)
+    ]
 
 
 def stage_table(results: Mapping[str, Mapping[str, list[Numbers]]], rest: Mapping[str, Numbers]) -> Table:
@@ -231,7 +229,7 @@ def how(options: argparse.Namespace, classifier: str) -> str:
         f"{options.subjects} subjects, one scene each, seed {HELD_OUT}; +- of rows over subjects{each}."
         f" {options.views} steps of views and {options.compose} of compose, these on {options.pairs} pairs of"
         f" one view. {sampler} {scheduler}, {options.sampling_steps} steps, guidance {guidance:g}. Similarity"
-        f" to the true box by {classifier}. {STEP}: in 1/255, less the truth's."
+        f" to the true box by {classifier}. {imprint.STEP}: in 1/255, less the truth's."
     )
 
 
@@ -245,7 +243,7 @@ def main():
         fill(a.work, kind, shards, seed=1)
     seeds, end = range(a.seeds), time.time() + 60 * a.minutes
     trainers = [trainer_of(a, way, seed) for seed in seeds for way in a.ways]
-    if not all(is_ready(trainer, (end - time.time()) / 60) for trainer in trainers):
+    if not all(finish(trainer, (end - time.time()) / 60) for trainer in trainers):
         raise SystemExit("Not all is trained yet; the same command goes on.")
     subjects = [subject_of(index) for index in range(a.subjects)]
     tasks = [subject.task for subject in subjects]
@@ -264,8 +262,8 @@ def main():
     rest |= {TRUTH: numbers(classifier, tasks, stacked(tasks, "truth"))}
     table = stage_table(results, rest)
     write_table(replace(table, notes=[how(a, classifier.name), *table.notes]), out, "stages")
-    first = {way: pictures_of(folder / f"{way}-0-new-{a.subjects}.json")[PICTURES] for way in a.ways}
     if "new" in a.photos:
+        first = {way: pictures_of(folder / f"{way}-0-new-{a.subjects}.json")[PICTURES] for way in a.ways}
         stage_sheet(subjects[:8], first).save(out / "stages.jpg", quality=88)
 
 

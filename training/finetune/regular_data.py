@@ -103,7 +103,7 @@ def otsu(values: Tensor) -> float:
     return float((apart.argmax() + 1) / 256)
 
 
-IMAGE = re.compile(r"(.+)-image\.png", re.IGNORECASE)  # Windows finds "1-Image.PNG" too
+ENDING = "-image.png"
 # In a folder's name, on one system or another: not as it is, and not at all.
 UNFIT = re.compile(r'[<>:"/\\|?*_\x00-\x1f]|^\s|[\s.]$')
 FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
@@ -125,9 +125,9 @@ def list_regular(folder: Path) -> list[RegularFile]:
     Raises ValueError when there is nothing, or a picture without its mask.
     """
     found = []
-    for path in sorted(folder.glob("*/*-image.png")):
-        match = IMAGE.fullmatch(path.name)
-        mask = path.with_name(f"{match[1]}-mask.png") if match else path
+    for path in sorted(folder.glob(f"*/*{ENDING}")):
+        # by its length: Windows finds "1-Image.PNG", too
+        mask = path.with_name(path.name[: -len(ENDING)] + "-mask.png")
         if not mask.is_file():
             raise ValueError(f"regular data: '{path.parent.name}/{path.name}' has no mask; add {mask.name}.")
         found.append(RegularFile(_prompt_of(path.parent), path, mask))
